@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The whole job on the embedded sample of film reviews, from a fresh checkout: set-up, language model, classifier,
+# a generated text and two predictions. Needs Python 3.11 or newer; about five minutes on two CPU cores.
+# Trains on all GPUs there are, else on the CPU. Run again, it finds the finished runs and trains nothing anew;
+# delete runs/lm and runs/clf to start over.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+set_up
+cd "$root"
+
+# Shows a command as one would type it, then runs it.
+step() {
+    local word
+    printf '\n$'
+    for word in "$@"; do
+        case "$word" in *' '*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    printf '\n'
+    "$@"
+}
+
+# torch counts physical cores and heeds OMP_NUM_THREADS; the launchers would otherwise set one thread.
+read -r gpus threads < <(python -c 'import torch; print(torch.cuda.device_count(), torch.get_num_threads())')
+if [ "$gpus" -ge 2 ]; then
+    # The rows of the language model's batch, 64 by default, are dealt evenly.
+    while [ $((64 % gpus)) -ne 0 ]; do gpus=$((gpus - 1)); done
+    launch=(accelerate launch --config_file launch/multi_gpu.yaml --num_processes "$gpus")
+elif [ "$gpus" -eq 1 ]; then
+    launch=(accelerate launch --config_file launch/one_gpu.yaml)
+else
+    launch=(accelerate launch --config_file launch/cpu.yaml --num_cpu_threads_per_process "$threads")
+    # glibc returns large blocks to the system at every free and faults their pages in anew at the next step;
+    # these make it keep them. Other C libraries ignore them.
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
+    # Threads that spin while they wait take ten times as long when another program wants a core.
+    export OMP_WAIT_POLICY=PASSIVE
+fi
+
+step "${launch[@]}" train_lm.py --output-dir runs/lm
+step "${launch[@]}" train_clf.py --encoder runs/lm --output-dir runs/clf
+step python -m ulmfit generate --model runs/lm "I liked this movie because"
+step python -m ulmfit predict --model runs/clf \
+    "I thought I was never going to watch Transformers ever again, but I have to say, Bumblebee is an incredibly\
+ nice breath of fresh air compared to the previous Transformers movies directed by Michael Bay" \
+    "I am absolutely disgusted to learn about what Mark Zuckerberg did to create Facebook, but I have to say that\
+ the movie was brilliant."
+
+printf '\nCurves: %q --logdir %q\n' "$venv/bin/tensorboard" "$root/runs"
+python - <<'EOF'
+import json
+
+for run, metric in (("runs/lm", "perplexity"), ("runs/clf", "accuracy")):
+    with open(f"{run}/metrics.jsonl", encoding="utf-8") as lines:
+        evaluations = [event for event in map(json.loads, lines) if event["event"] == "eval"]
+    # The test split is scored once, at the end; a corpus without one leaves the last validation.
+    last = [event for event in evaluations if event["split"] == "test"] or evaluations
+    print(f"{run}: {last[-1]['split']} {metric} {last[-1][metric]:.3f}")
+EOF

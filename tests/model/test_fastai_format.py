@@ -1,0 +1,210 @@
+"""fastai's files of both versions, wrapped or not, and what must not be read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.fastai_format import fastai_state_dict, load_fastai, read_vocabulary
+from ulmfit.model.language_model import LanguageModelNet
+
+V, E, H, LAYERS, CLASSES = 50, 12, 20, 3, 3
+WORDS = [f"w{i}" for i in range(V)]
+
+
+def encoder_file(version, prefix=""):
+    torch.manual_seed(version)
+    embedding = torch.randn(V, E)
+    state = {f"{prefix}encoder.weight": embedding, f"{prefix}encoder_dp.emb.weight": embedding}
+    for i in range(LAYERS):
+        size, hidden = (E if i == 0 else H), (E if i == LAYERS - 1 else H)
+        layer = f"{prefix}rnns.{i}."
+        state[f"{layer}weight_hh_l0_raw"] = torch.randn(4 * hidden, hidden)
+        state[f"{layer}module.weight_ih_l0"] = torch.randn(4 * hidden, size)
+        if version == 1:  # the dropped copy of the last training step
+            state[f"{layer}module.weight_hh_l0"] = torch.zeros(4 * hidden, hidden)
+        state[f"{layer}module.bias_ih_l0"] = torch.randn(4 * hidden)
+        state[f"{layer}module.bias_hh_l0"] = torch.randn(4 * hidden)
+    return state
+
+
+def language_model_file(version):
+    state = encoder_file(version, "0.")
+    return state | {"1.decoder.weight": state["0.encoder.weight"], "1.decoder.bias": torch.randn(V)}
+
+
+def classifier_file(version, dropout=True):
+    """Dropout layers take a place in fastai's numbering when their probability is not 0."""
+    state = encoder_file(version, "0.module.")
+    places = {(1, True): ["0", "2", "4", "6"], (1, False): ["0", "1", "3", "4"],
+              (2, True): ["0.0", "0.2", "1.0", "1.2"], (2, False): ["0.0", "0.1", "1.0", "1.1"]}
+    norm1, linear1, norm2, linear2 = (f"1.layers.{place}." for place in places[version, dropout])
+    for norm, width in ((norm1, 3 * E), (norm2, 5)):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{norm}{name}"] = torch.rand(width)
+        state[f"{norm}num_batches_tracked"] = torch.tensor(7)
+    for linear, shape in ((linear1, (5, 3 * E)), (linear2, (CLASSES, 5))):
+        state[f"{linear}weight"] = torch.randn(shape)
+        if version == 1:
+            state[f"{linear}bias"] = torch.randn(shape[0])
+    return state
+
+
+def check_encoder(ours, theirs, prefix):
+    assert torch.equal(ours["encoder.embedding.weight"], theirs[f"{prefix}encoder.weight"])
+    for i in range(LAYERS):
+        ours_i, theirs_i = f"encoder.layers.{i}.", f"{prefix}rnns.{i}."
+        assert torch.equal(ours[f"{ours_i}weight_hh"], theirs[f"{theirs_i}weight_hh_l0_raw"])
+        for name in ("weight_ih", "bias_ih", "bias_hh"):
+            assert torch.equal(ours[ours_i + name], theirs[f"{theirs_i}module.{name}_l0"])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_language_model_and_encoder_files(version, wrapped):
+    theirs = language_model_file(version)
+    ours = fastai_state_dict({"model": theirs, "opt": {"state": {}}} if wrapped else theirs)
+    LanguageModelNet(AWDLSTMConfig(V, E, H, LAYERS)).load_state_dict(ours)
+    check_encoder(ours, theirs, "0.")
+    assert torch.equal(ours["decoder_bias"], theirs["1.decoder.bias"])
+    theirs = encoder_file(version)
+    ours = fastai_state_dict(theirs)
+    check_encoder(ours, theirs, "")
+    assert "decoder_bias" not in ours
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_classifier_files(version, dropout):
+    theirs = classifier_file(version, dropout)
+    ours = fastai_state_dict(theirs)
+    ClassifierNet(AWDLSTMConfig(V, E, H, LAYERS), CLASSES, head_hidden=5).load_state_dict(ours)
+    check_encoder(ours, theirs, "0.module.")
+    head = [tensor for name, tensor in theirs.items() if name.startswith("1.layers.")]
+    read = [tensor for name, tensor in ours.items() if name.startswith("head.")]
+    found = [tensor for tensor in head if any(torch.equal(tensor, other) for other in read)]
+    assert len(found) == len(head) == (14 if version == 1 else 12)
+    assert ours["head.linear2.bias"].any() == (version == 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_layouts_here_are_fastais(golden, version):
+    theirs = getattr(golden, f"json{version}")[f"clas_keys_v{version}"]
+    ours = classifier_file(version, dropout=False)
+    assert {name: list(tensor.shape) for name, tensor in ours.items()} == dict(theirs)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda state: state.pop("0.encoder.weight"), "no encoder.weight"),
+    (lambda state: [state.pop(name) for name in list(state) if ".rnns." in name], "no rnns.0"),
+    (lambda state: [state.pop(name) for name in list(state) if ".rnns.0" in name], "no rnns.0"),
+    (lambda state: state.pop("0.rnns.1.module.weight_ih_l0"), "lacks 0.rnns.1.module.weight_ih_l0"),
+    (lambda state: state.update({"0.rnns.0.module.weight_ih_l0_reverse": torch.zeros(1)}), "bidirectional"),
+    (lambda state: state.update({"1.decoder.weight": torch.zeros(V, E)}), "not tied"),
+    (lambda state: state.update({"epoch": 3}), "no state dict"),
+])
+def test_other_models_are_refused(change, words):
+    state = language_model_file(1)
+    change(state)
+    with pytest.raises(UserError, match=words):
+        fastai_state_dict(state)
+
+
+def test_another_head_is_refused():
+    state = classifier_file(1)
+    state |= {"1.layers.8.weight": torch.zeros(3), "1.layers.10.weight": torch.zeros(3, 3)}
+    with pytest.raises(UserError, match="head"):
+        fastai_state_dict(state)
+
+
+@pytest.mark.parametrize(("content", "kind"), [
+    (language_model_file, "language_model"), (encoder_file, "encoder"), (classifier_file, "classifier")])
+def test_load_fastai(tmp_path, content, kind):
+    torch.save(content(2), tmp_path / "model.pth")
+    (tmp_path / "itos.pkl").write_bytes(pickle.dumps(WORDS))
+    model = load_fastai(tmp_path / "model.pth", tmp_path / "itos.pkl")
+    assert model.config == AWDLSTMConfig(V, E, H, LAYERS)
+    assert model.vocab == WORDS and model.kind == kind
+    (tmp_path / "short.json").write_text(json.dumps(WORDS[1:]))
+    with pytest.raises(UserError, match="49 words but .* 50"):
+        load_fastai(tmp_path / "model.pth", tmp_path / "short.json")
+
+
+def test_a_file_with_fastai_2s_optimizer_is_read_without_fastcore(tmp_path, monkeypatch):
+    class L:  # pickles by name and __dict__, as fastcore's does
+        def __init__(self, items):
+            self.items = items
+
+    L.__module__, L.__qualname__ = "fastcore.foundation", "L"
+    module = types.ModuleType("fastcore.foundation")
+    module.L = L
+    for name, stub in (("fastcore", types.ModuleType("fastcore")), ("fastcore.foundation", module)):
+        monkeypatch.setitem(sys.modules, name, stub)
+    torch.save({"model": language_model_file(2), "opt": {"state": [], "hypers": L([{"lr": 0.1}])}},
+               tmp_path / "model.pth")
+    for name in ("fastcore.foundation", "fastcore"):
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "itos.txt").write_text("\n".join(WORDS) + "\n")
+    model = load_fastai(tmp_path / "model.pth", tmp_path / "itos.txt")
+    check_encoder(model.state, language_model_file(2), "0.")
+
+
+class Bomb:
+    exploded = False
+
+    @staticmethod
+    def explode():
+        Bomb.exploded = True
+        return []
+
+    def __reduce__(self):
+        return Bomb.explode, ()
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    torch.save({"model": language_model_file(1), "opt": Bomb()}, tmp_path / "model.pth")
+    (tmp_path / "itos.pkl").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match="not a file of plain weights"):
+        load_fastai(tmp_path / "model.pth", tmp_path / "itos.pkl")
+    with pytest.raises(UserError, match="no list of words.*it asks for"):
+        read_vocabulary(tmp_path / "itos.pkl")
+    assert not Bomb.exploded
+    pickle.loads((tmp_path / "itos.pkl").read_bytes())
+    assert Bomb.exploded  # the file was a live one
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("v.pkl", pickle.dumps(WORDS)), ("v.json", json.dumps(WORDS).encode()),
+    ("v.json", json.dumps({word: i for i, word in reversed(list(enumerate(WORDS)))}).encode()),
+    ("v.txt", "\n".join(WORDS).encode()), ("vocab", ("\n".join(WORDS) + "\n").encode())])
+def test_vocabulary_formats(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert read_vocabulary(tmp_path / name) == WORDS
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("v.pkl", b""), ("v.pkl", b"garbage"), ("v.pkl", pickle.dumps([1, 2])),
+    ("v.pkl", pickle.dumps(["a"])[:-3]), ("v.json", b"{"), ("v.json", b'{"a": 0, "b": 2}'), ("v.json", b"[]"),
+    ("v.json", b"3"), ("v.txt", b"\xff\xfe")])
+def test_bad_vocabularies_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="no list of words"):
+        read_vocabulary(tmp_path / name)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="weights.pth does not exist"):
+        load_fastai(tmp_path / "weights.pth", tmp_path / "v.pkl")
+    with pytest.raises(UserError, match="v.pkl cannot be read"):
+        read_vocabulary(tmp_path / "v.pkl")
+    (tmp_path / "weights.pth").write_bytes(b"not a torch file")
+    with pytest.raises(UserError, match="weights.pth is not a file of plain weights"):
+        load_fastai(tmp_path / "weights.pth", tmp_path / "v.pkl")

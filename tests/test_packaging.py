@@ -1,0 +1,175 @@
+"""What ships beside the package: scripts, pinned versions, project files."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import ulmfit
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "tests" / "run.sh", ROOT / ".ci" / "run"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def project_files() -> list[Path]:
+    """The text files that git tracks or would; all of the tree's where git is not there to ask."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )
+    if listing.returncode == 0:
+        names = [name for name in listing.stdout.split("\0") if name]
+    else:
+        names = [str(path.relative_to(ROOT)) for folder in ("ulmfit", "launch", "tests", "benchmarks", ".ci")
+                 for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def pinned() -> dict[str, str]:
+    """Name and version of every line of constraints.txt, which must all be exact."""
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, equals, version = line.partition("==")
+            assert equals and re.fullmatch(r"[0-9][0-9a-z.]*", version), f"not an exact pin: {line}"
+            assert canonicalize_name(name) not in pins, f"pinned twice: {line}"
+            pins[canonicalize_name(name)] = version
+    return pins
+
+
+def requirements(names: list[str]) -> dict[str, Requirement]:
+    """The named requirements and all that the installed distributions require in turn, by canonical name."""
+    found: dict[str, Requirement] = {}
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name not in found:
+            found[name] = requirement
+            required = [Requirement(line) for line in distribution(name).requires or []]
+            waiting += [r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_valid_and_executable(script):
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in script.read_text()
+    assert os.access(script, os.X_OK)
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_version_is_the_packages():
+    assert PROJECT["version"] == ulmfit.__version__
+
+
+def test_constraints_pin_everything_that_is_installed():
+    pins = pinned()
+    needed = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+    assert set(needed) <= set(pins), f"not pinned: {sorted(set(needed) - set(pins))}"
+    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        requirement = Requirement(line)
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{line} does not admit {version}"
+
+
+def test_imports_are_declared_dependencies():
+    """Whatever the package and the scripts import is in pyproject.toml, not merely installed by chance."""
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    optional = {canonicalize_name(Requirement(line).name)
+                for extra in ("deepspeed", "figures") for line in PROJECT["optional-dependencies"][extra]}
+    owners = packages_distributions()
+    for path in [*(ROOT / "ulmfit").rglob("*.py"), ROOT / "train_lm.py", ROOT / "train_clf.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            else:
+                continue
+            for module in {name.partition(".")[0] for name in modules} - sys.stdlib_module_names - {"ulmfit"}:
+                names = {canonicalize_name(name) for name in owners.get(module, [module])}
+                assert names & (declared | optional), f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_files_name_no_registry_and_no_path_of_a_machine():
+    # Spelled in pieces, since this file is among those searched.
+    registries = ["py" + "pi.org", "python" + "hosted.org", "deb." + "debian.org", "." + "pytorch.org/whl"]
+    index_options = ["--index" + "-url", "--extra-index" + "-url", "--find" + "-links"]
+    homes = ["/" + folder + "/" for folder in ("root", "work", "home", "Users")]
+    files = project_files()
+    assert ROOT / "pyproject.toml" in files or ROOT / "ulmfit" / "__init__.py" in files
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for bad in registries + index_options:
+            assert bad not in text, f"{path.relative_to(ROOT)}: {bad}"
+        for home in homes:
+            # Preceded by nothing of a path: a relative "framework/root/" is no concern.
+            found = re.search(rf"(?<![\w./~-]){re.escape(home)}\w", text)
+            assert not found, f"{path.relative_to(ROOT)}: {found.group()}"
+
+
+def test_git_ignores_what_the_scripts_make():
+    lines = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/.venv/", "/runs/", "__pycache__/", "*.egg-info/"} <= set(lines)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_the_launch_configs(path):
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    assert path.read_text().startswith("# "), "the first line says when to use it"
+    config = ClusterConfig.from_yaml_file(path)
+    assert config.mixed_precision == "no", "--precision alone decides"
+    assert set(yaml.safe_load(path.read_text())) <= set(ClusterConfig.__dataclass_fields__)
+    # A config for several processes on the CPU must not say use_cpu: accelerate would start one, silently.
+    several = config.num_processes != 1
+    assert several == (config.distributed_type.value == "MULTI_GPU")
+    assert config.use_cpu == (path.name == "cpu.yaml")
+
+
+def bare_python(folder: Path, name: str, body: str) -> dict[str, str]:
+    """An environment whose only Python is a shell script `name` with this body."""
+    script = folder / name
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    for tool in ("bash", "cat", "cksum", "sed", "grep", "dirname"):
+        found = subprocess.run(["which", tool], capture_output=True, text=True, check=True).stdout.strip()
+        (folder / tool).symlink_to(found)
+    return {"PATH": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "cure"),
+    [
+        # A Python that is new enough but, as on a bare Debian, cannot import ensurepip.
+        ("python3.11", 'case "$2" in *ensurepip*) exit 1;; *print*) echo python3.11; esac', "3.11-venv"),
+        # One that is too old.
+        ("python3", "exit 1", "No Python 3.11 or newer"),
+    ],
+    ids=["no venv module", "too old"],
+)
+def test_setup_says_what_is_missing(tmp_path, name, body, cure):
+    tree, tools = tmp_path / "a tree", tmp_path / "bin"
+    (tree / "launch").mkdir(parents=True)
+    tools.mkdir()
+    for file in ("constraints.txt", "pyproject.toml", "launch/setup.sh"):
+        (tree / file).write_bytes((ROOT / file).read_bytes())
+    done = subprocess.run(["bash", tree / "launch" / "setup.sh"], env=bare_python(tools, name, body),
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert cure in done.stderr and done.stderr.count("\n") == 1
+    assert not (tree / ".venv").exists()

@@ -1,0 +1,65 @@
+"""The recipes' numbers and what options do to them."""
+
+import pytest
+
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.errors import UserError
+from ulmfit.training.stages import DISCRIMINATIVE, lengthen_quick, recipe_for, share_steps
+
+
+def test_blog_recipe_has_the_posts_numbers():
+    lm = recipe_for(LMConfig(recipe="blog"), pretrained=True)
+    assert [(s.freeze_to, s.epochs, s.lr) for s in lm.stages] == [(-1, 1, 1e-2), (0, 2, 1e-3)]
+    assert (lm.batch_size, lm.drop_mult) == (48, 0.3)
+    clf = recipe_for(ClassifierConfig(recipe="blog"), pretrained=True)
+    assert [(s.freeze_to, s.epochs, s.lr) for s in clf.stages] == [
+        (-1, 1, 1.45e-3), (-2, 1, 1.45e-3), (-3, 1, 1e-3), (0, 2, 1e-3)]
+    assert [s.lr_divisor for s in clf.stages] == [1.0] + [DISCRIMINATIVE] * 3
+    assert (clf.batch_size, clf.drop_mult) == (48, 0.5)
+    assert all(s.momentum == (0.8, 0.7) and s.schedule == "one-cycle" for s in (*lm.stages, *clf.stages))
+
+
+def test_ulmfit_recipe_has_fastais_numbers():
+    lm = recipe_for(LMConfig(recipe="ulmfit"), pretrained=True)
+    assert [(s.epochs, s.lr) for s in lm.stages] == [(1, 2e-2), (10, 2e-3)]
+    assert (lm.batch_size, lm.drop_mult, lm.weight_decay, lm.clip) == (256, 1.0, 0.1, 0.1)
+    clf = recipe_for(ClassifierConfig(recipe="ulmfit"), pretrained=True)
+    assert [s.lr for s in clf.stages] == [0.1, 0.05, 0.025, 0.005]
+    assert (clf.batch_size, clf.drop_mult, clf.weight_decay) == (128, 0.5, 0.1)
+
+
+def test_options_override_and_earlier_rates_keep_their_ratio():
+    config = ClassifierConfig(recipe="ulmfit", lr=0.01, epochs=5, batch_size=7, clip=0.3, schedule="stlr")
+    recipe = recipe_for(config, pretrained=True)
+    assert [s.lr for s in recipe.stages] == pytest.approx([0.2, 0.1, 0.05, 0.01])
+    assert [s.epochs for s in recipe.stages] == [1, 1, 1, 5]
+    assert (recipe.batch_size, recipe.clip, recipe.drop_mult) == (7, 0.3, 0.5)
+    assert {s.schedule for s in recipe.stages} == {"stlr"}
+
+
+def test_random_weights_are_never_frozen():
+    for config in (LMConfig(recipe="blog"), ClassifierConfig(recipe="ulmfit"), ClassifierConfig()):
+        assert {s.freeze_to for s in recipe_for(config, pretrained=False).stages} == {0}
+
+
+def test_recipe_none_asks_for_what_it_needs():
+    with pytest.raises(UserError, match="--lr and --epochs"):
+        recipe_for(LMConfig(recipe="none"), pretrained=False)
+    recipe = recipe_for(LMConfig(recipe="none", lr=0.1, max_steps=5), pretrained=False)
+    assert [(s.lr, s.freeze_to) for s in recipe.stages] == [(0.1, 0)]
+
+
+def test_quick_is_longer_on_small_data_unless_told():
+    config = ClassifierConfig()
+    recipe = recipe_for(config, pretrained=True)
+    assert lengthen_quick(recipe, config, 10).stages[-1].epochs > recipe.stages[-1].epochs
+    assert lengthen_quick(recipe, config, 10_000) == recipe
+    told = ClassifierConfig(epochs=1)
+    assert lengthen_quick(recipe_for(told, pretrained=True), told, 10).stages[-1].epochs == 1
+
+
+@pytest.mark.parametrize("max_steps", [5, 17, 100, 101])
+def test_shared_steps_add_up(max_steps):
+    stages = recipe_for(ClassifierConfig(recipe="blog"), pretrained=True).stages
+    steps = share_steps(stages, max_steps)
+    assert sum(steps) == max_steps and min(steps) >= 1

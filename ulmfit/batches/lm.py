@@ -1,0 +1,161 @@
+"""Language-model batches: `batch_size` rows, each a long text read `bptt` tokens at a time.
+
+Row r of step t goes on where row r of step t - 1 stopped, so that the hidden state can be carried over
+(truncated back-propagation through time). The batch is global: which tokens row r reads at step t depends
+on (corpus, seed, batch_size, bptt, t) alone, and a rank asks for the `rows` that it holds. Two sources have
+one interface, `batches(state) -> (LMBatch, state)`: `CachedRows` reads a token cache, `StreamedRows` a
+corpus too large for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.order import generator, permutation
+from ulmfit.batches.position import LMBatch, check_identity, merge_states
+from ulmfit.batches.stream import StreamedRows
+from ulmfit.errors import UserError
+
+__all__ = ["CachedRows", "LMBatch", "StreamedRows", "merge_states"]
+
+IGNORED = -100  # the target that torch's losses leave out
+_JITTER = 1  # marks the generator of step lengths, apart from that of the documents' order
+
+
+class CachedRows:
+    """Rows cut from the shuffled corpus of a token cache.
+
+    Epoch e joins all documents in an order drawn by (seed, e). Its N tokens hold N - 1 pairs (token, next
+    token), which are cut into `batch_size` contiguous rows whose lengths differ by at most one. So a token
+    is input at most once and target exactly once, but for the first of the corpus. The last step is shorter,
+    and its last column is masked in the rows that are one shorter (input `pad_id`, target -100).
+
+    Args:
+        rows: the rows of the global batch that this rank reads, contiguous.
+        shuffle: False keeps the documents in the order of the corpus (validation).
+        backwards: reads the joined text from its end, document order included, as fastai v1.
+        jitter: step lengths vary around `bptt` (Merity et al. 2017, section 5), equally on all ranks.
+
+    Raises:
+        UserError: there are fewer pairs than rows.
+    """
+
+    def __init__(self, store: TokenStore, *, batch_size: int, bptt: int, seed: int, rows: range,
+                 shuffle: bool = True, backwards: bool = False, jitter: bool = False,
+                 pad_id: int = 1) -> None:
+        assert bptt >= 1 and rows.step == 1 and 0 <= rows.start < rows.stop <= batch_size
+        pairs = store.num_tokens - 1
+        if pairs < batch_size:
+            raise UserError(f"{store.num_tokens} tokens do not fill {batch_size} rows with 2 tokens each: "
+                            f"lower --batch-size to {max(1, pairs)} or less, or give more text.")
+        self.store, self.batch_size, self.bptt, self.seed, self.rows = store, batch_size, bptt, seed, rows
+        self.shuffle, self.backwards, self.jitter, self.pad_id = shuffle, backwards, jitter, pad_id
+        cuts = np.arange(batch_size + 1, dtype=np.int64) * pairs // batch_size
+        self._starts, self._sizes = cuts[:-1], np.diff(cuts)
+        self._longest = int(self._sizes.max())
+        self._identity = {"source": store.fingerprint, "batch_size": batch_size, "bptt": bptt, "seed": seed}
+
+    def steps_per_epoch(self, epoch: int = 0) -> int:
+        return len(self._step_ends(epoch))
+
+    def batches(self, state: dict[str, Any] | None = None) -> Iterator[tuple[LMBatch, dict[str, Any]]]:
+        """Batches of all epochs from 0 on, endlessly, each with the state to go on after it.
+
+        The state is small and JSON-able, and the same on all ranks. UserError if it is of another corpus,
+        tokenizer, batch size, bptt or seed.
+        """
+        check_identity(state, self._identity)
+        epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
+        while True:
+            last = self.steps_per_epoch(epoch) - 1
+            for batch in self.epoch_batches(epoch, step):
+                done = batch.step_in_epoch == last
+                following = {"epoch": epoch + done, "step": 0 if done else batch.step_in_epoch + 1}
+                yield batch, self._identity | following
+            epoch, step = epoch + 1, 0
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> Iterator[LMBatch]:
+        """Batches of one epoch from step `start` on. A seek costs no more than a start."""
+        ends = self._step_ends(epoch)
+        text = _JoinedText(self, epoch)
+        mine = slice(self.rows.start, self.rows.stop)
+        for step in range(start, len(ends)):
+            begin = int(ends[step - 1]) if step else 0
+            length = int(ends[step]) - begin
+            counts = np.clip(self._sizes - begin, 0, length)
+            grid, counts_here = text.read(self._starts[mine] + begin, counts[mine], length)
+            tokens, targets = grid[:, :-1].copy(), grid[:, 1:].copy()
+            if counts_here.min() < length:
+                masked = np.arange(length) >= counts_here[:, None]
+                tokens[masked], targets[masked] = self.pad_id, IGNORED
+            yield LMBatch(torch.from_numpy(tokens), torch.from_numpy(targets), num_targets=int(counts.sum()),
+                          fresh=step == 0, epoch=epoch, step_in_epoch=step,
+                          lr_scale=length / self.bptt if self.jitter else 1.0)
+
+    def _step_ends(self, epoch: int) -> np.ndarray:
+        """How far the longest row is after each step of an epoch, int64 [steps]."""
+        if not self.jitter:
+            return np.minimum(np.arange(self.bptt, self._longest + self.bptt, self.bptt), self._longest)
+        rng = generator(self.seed, epoch, _JITTER)
+        pieces, total = [], 0
+        while total < self._longest:
+            base = np.where(rng.random(1024) < 0.95, self.bptt, self.bptt / 2)
+            # At least 5 tokens, as Merity et al.; at most 5 deviations more than bptt, to bound memory.
+            lengths = np.clip(rng.normal(base, 5.0).astype(np.int64), 5, self.bptt + 25)
+            pieces.append(total + np.cumsum(lengths))
+            total = int(pieces[-1][-1])
+        ends = np.concatenate(pieces)
+        return np.minimum(ends[:int(np.searchsorted(ends, self._longest)) + 1], self._longest)
+
+
+class _JoinedText:
+    """The documents of one epoch in their order, as far as the rows of one rank need them."""
+
+    def __init__(self, source: CachedRows, epoch: int) -> None:
+        self.store, self.backwards = source.store, source.backwards
+        num_documents, self.total = self.store.num_documents, self.store.num_tokens
+        if source.shuffle:
+            order = permutation(num_documents, source.seed, epoch)
+        else:
+            order = np.arange(num_documents)
+        bounds = np.zeros(num_documents + 1, dtype=np.int64)
+        np.cumsum(self.store.lengths[order], out=bounds[1:])
+        # Keep only what this rank reads: at many ranks, a large corpus has more documents than fit nicely.
+        begin = int(source._starts[source.rows.start])
+        end = int(source._starts[source.rows[-1]] + source._sizes[source.rows[-1]]) + 1
+        if self.backwards:
+            begin, end = self.total - end, self.total - begin
+        first = int(np.searchsorted(bounds, begin, side="right")) - 1
+        last = int(np.searchsorted(bounds, end, side="left"))
+        self._bounds = bounds[first:last + 1].copy()
+        self._offsets = np.asarray(self.store.offsets[order[first:last]])
+
+    def read(self, begins: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """counts + 1 tokens from each of the places `begins`, as int64 [rows, length + 1] padded by 0."""
+        if self.backwards:
+            # Reading places from the last to the first and turning the result round reverses each row.
+            ids = self._gather((self.total - begins - counts - 1)[::-1], (self.total - begins)[::-1])[::-1]
+        else:
+            ids = self._gather(begins, begins + counts + 1)
+        if counts.min() == length:
+            return ids.reshape(len(begins), length + 1).astype(np.int64), counts
+        grid = np.zeros((len(begins), length + 1), dtype=np.int64)
+        grid[np.arange(length + 1) <= counts[:, None]] = ids
+        return grid, counts
+
+    def _gather(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The text from begins[k] to ends[k] for all k, one after another."""
+        first = np.searchsorted(self._bounds, begins, side="right") - 1
+        num_pieces = np.searchsorted(self._bounds, ends, side="left") - first
+        row = np.repeat(np.arange(len(begins)), num_pieces)
+        before = np.cumsum(num_pieces) - num_pieces
+        document = np.arange(len(row)) + np.repeat(first - before, num_pieces)
+        piece_begins = np.maximum(self._bounds[document], begins[row])
+        piece_ends = np.minimum(self._bounds[document + 1], ends[row])
+        starts = self._offsets[document] + piece_begins - self._bounds[document]
+        return self.store.gather(starts, piece_ends - piece_begins)

@@ -1,0 +1,244 @@
+"""The options behind both command lines, and every cross-check between them.
+
+A field's docstring is its line in `--help`. Fields that default to None are filled from the recipe
+(`ulmfit.training.stages`) or from the data; config.json of a run records what they became.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ulmfit.errors import UserError
+
+# What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
+# what they hold (fingerprints), not by name.
+OPERATION = frozenset({
+    "output_dir", "micro_batches", "save_every", "keep", "log_every", "eval_every", "resume", "max_time",
+    "samples", "config", "cache_dir", "threads", "lr_find", "data", "init", "encoder", "tokenizer",
+})
+
+
+@dataclass
+class TrainConfig:
+    """Options of both scripts."""
+
+    data: str | None = None
+    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    text_column: str | None = None
+    """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
+    label_column: str | None = None
+    """Column with the label (default: label)."""
+    valid: str | None = None
+    """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
+    output_dir: str = "runs/run"
+    """Run directory: config, checkpoints, model, metrics."""
+    preset: Literal["tiny", "small", "base", "blog", "wide"] | None = None
+    """Model size: tiny 64/128/2, small 200/512/2, base 400/1152/3, blog 400/1150/3, wide 512/1024/3
+    (default: tiny on the embedded sample, else base)."""
+    recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick"
+    """Stages of training: quick, blog (the 2019 post), ulmfit (fastai's best), none (one stage of your options)."""
+    batch_size: int | None = None
+    """Rows or documents of a step over all processes (default: the recipe's)."""
+    micro_batches: int = 1
+    """Cuts of a process's share of a step, to save memory; the result stays the same."""
+    bptt: int | None = None
+    """Tokens of a window of back-propagation through time (default: the recipe's, 70)."""
+    epochs: float | None = None
+    """Epochs of the recipe's last stage (default: the recipe's)."""
+    max_steps: int | None = None
+    """Length of the whole schedule in steps, shared over the stages in proportion."""
+    lr: float | None = None
+    """Peak learning rate of the last stage; earlier stages keep their ratio to it (default: the recipe's)."""
+    drop_mult: float | None = None
+    """Factor on all dropout probabilities (default: the recipe's)."""
+    schedule: Literal["one-cycle", "stlr", "constant"] | None = None
+    """Learning rate over a stage (default: the recipe's)."""
+    weight_decay: float | None = None
+    """Decoupled weight decay (default: the recipe's)."""
+    clip: float | None = None
+    """Largest gradient norm; 0 for no clipping (default: the recipe's)."""
+    adam_eps: float = 1e-8
+    """Epsilon of AdamW (fastai v1: 1e-8, v2: 1e-5)."""
+    decay_bias_norm: bool = True
+    """Decay biases and batch norm too, as fastai v1 does (v2 does not)."""
+    alpha: float = 2.0
+    """Activation regularisation (AR), Merity et al. 2017."""
+    beta: float = 1.0
+    """Temporal activation regularisation (TAR), Merity et al. 2017."""
+    seed: int = 0
+    """Seed of data order, dropout and initial weights."""
+    precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
+    """Arithmetic: fp16 needs a GPU; bf16 on CPU runs the recurrence in fp32."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest checkpoint; never: move the old directory aside and start afresh."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 for none but the last."""
+    keep: int = 2
+    """Checkpoints kept."""
+    backwards: bool = False
+    """Read every text from its end (for the backward half of an ensemble)."""
+    lr_find: bool = False
+    """Run the learning-rate finder on the first stage, print suggestions, and stop."""
+    streaming: bool = False
+    """Stream the corpus instead of keeping a local copy of it."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates at the end of every epoch."""
+    max_time: float | None = None
+    """Minutes after which to save a checkpoint and stop as preempted."""
+    samples: bool = True
+    """Write generated text to the log; --no-samples for private corpora."""
+    config: str | None = None
+    """Take all options from the config.json of a run; options given beside it win."""
+    cache_dir: str | None = None
+    """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
+    threads: int | None = None
+    """CPU threads of each process (default: torch's; restored on resume)."""
+
+    @property
+    def task(self) -> str:
+        raise TypeError("use LMConfig or ClassifierConfig")
+
+
+@dataclass
+class LMConfig(TrainConfig):
+    """Pretrain or fine-tune an AWD-LSTM language model."""
+
+    output_dir: str = "runs/lm"
+    """Run directory: config, checkpoints, model, metrics."""
+    init: str | None = None
+    """Model to start from: a run directory or its model/, or fastai weights (.pth) beside their vocabulary."""
+    tokenizer: str | None = None
+    """Use this tokenizer.json instead of training one on the corpus."""
+    vocab_size: int = 60_000
+    """Largest vocabulary."""
+    min_freq: int = 2
+    """Rarer words become xxunk."""
+    rules: Literal["fastai1", "fastai2"] = "fastai1"
+    """Text rules: fastai1 (the blog post's) or fastai2."""
+    subword: Literal["unigram", "bpe"] | None = None
+    """Split words further, for languages without white space."""
+    bptt_jitter: bool = False
+    """Vary the window as Merity et al. do, with the learning rate scaled alike."""
+
+    @property
+    def task(self) -> str:
+        return "lm"
+
+
+@dataclass
+class ClassifierConfig(TrainConfig):
+    """Train a text classifier on the encoder of a language model."""
+
+    output_dir: str = "runs/clf"
+    """Run directory: config, checkpoints, model, metrics."""
+    encoder: str | None = None
+    """Language model whose encoder to use: a run directory or its model/ (default: random weights)."""
+    vocab_size: int = 60_000
+    """Largest vocabulary, where there is no encoder."""
+    min_freq: int = 2
+    """Rarer words become xxunk, where there is no encoder."""
+    rules: Literal["fastai1", "fastai2"] = "fastai1"
+    """Text rules, where there is no encoder."""
+    subword: Literal["unigram", "bpe"] | None = None
+    """Split words further, where there is no encoder."""
+    max_len: int = 1400
+    """A document's last tokens that are pooled; earlier ones are read without gradient."""
+    gradient_window: int | None = None
+    """Back-propagate through the last tokens of a document only (default: through all that are pooled)."""
+    head_size: int = 50
+    """Width of the hidden layer of the head."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weigh the loss by the inverse frequency of a class."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+
+    @property
+    def task(self) -> str:
+        return "clf"
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError for an option out of range or for options that contradict each other."""
+    def need(ok: bool, sentence: str) -> None:
+        if not ok:
+            raise UserError(sentence)
+
+    for name in ("batch_size", "bptt", "max_steps", "threads", "gradient_window"):
+        value = getattr(config, name, None)
+        need(value is None or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
+    for name in ("micro_batches", "keep", "log_every", "vocab_size", "min_freq", "max_len", "head_size"):
+        value = getattr(config, name, 1)
+        need(value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
+    for name in ("save_every", "eval_every", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
+        value = getattr(config, name)
+        need(value is None or value >= 0, f"--{_flag(name)} is {value}; give 0 or more")
+    for name in ("lr", "epochs", "max_time", "adam_eps"):
+        value = getattr(config, name)
+        need(value is None or (value > 0 and math.isfinite(value)),
+             f"--{_flag(name)} is {value}; give a number above 0")
+    need(config.bptt is None or config.bptt >= 2, f"--bptt is {config.bptt}; give at least 2")
+    need(config.epochs is None or config.max_steps is None,
+         "--epochs and --max-steps both set the length of training; give one of them")
+    if isinstance(config, LMConfig):
+        need(not config.streaming or config.max_steps is not None,
+             "--streaming has no epochs to count; give --max-steps, the length of the whole schedule")
+        need(not (config.streaming and config.bptt_jitter),
+             "--bptt-jitter needs the token cache; leave out --streaming or the jitter")
+        need(config.init is None or config.tokenizer is None,
+             "--init brings the vocabulary to start from and --tokenizer another; give one of them")
+        need(config.subword is None or config.tokenizer is None,
+             "--subword trains a tokenizer and --tokenizer names a trained one; give one of them")
+    if isinstance(config, ClassifierConfig):
+        need(0 <= config.label_smoothing < 1, f"--label-smoothing is {config.label_smoothing}; give 0 to below 1")
+        need(config.encoder is None or config.subword is None,
+             "--encoder brings its own tokenizer; leave out --subword")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def options(config: TrainConfig) -> dict[str, Any]:
+    """Every option by its field name, JSON-able."""
+    return dataclasses.asdict(config)
+
+
+def identity(config: TrainConfig, **fingerprints: str | None) -> dict[str, Any]:
+    """Whatever changes the weights: the options outside OPERATION, and fingerprints of the inputs."""
+    fields = {name: value for name, value in options(config).items() if name not in OPERATION}
+    return fields | {f"{name} (content)": value for name, value in fingerprints.items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`name: old -> new` for each entry of two identities that differs."""
+    return [f"{_flag(name)}: {old.get(name)} -> {new.get(name)}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:
+    """The options in a run's config.json as the defaults of a new command line.
+
+    Raises:
+        UserError: the file is missing, is not a config.json, or belongs to the other script.
+    """
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stored = content["options"]
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--config {path} is not the config.json of a run") from None
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(stored.keys() - names):
+        raise UserError(f"--config {path} holds {', '.join(unknown)}, which this command does not know; "
+                        "use it with the script that wrote it")
+    return kind(**stored)

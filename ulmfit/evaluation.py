@@ -1,0 +1,73 @@
+"""Scores of a model on a whole split: equal at any number of processes, each token or document once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.documents import collate, evaluation_batches
+from ulmfit.batches.lm import CachedRows
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.training.runtime import Runtime
+
+EVALUATION_TOKENS = 32_768  # padded tokens of one batch of documents
+
+
+@torch.inference_mode()
+def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int,
+                         backwards: bool = False) -> dict[str, Any]:
+    """Loss (nats a token), perplexity and next-token accuracy over a store, read in order.
+
+    The store is cut into `num_rows` rows (fewer where it is short) at any world size, so that the figures
+    do not depend on it.
+    """
+    num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
+    rows = runtime.own_rows(num_rows)
+    sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
+    training = net.training
+    net.eval()
+    if len(rows):
+        source = CachedRows(store, batch_size=num_rows, bptt=bptt, seed=0, rows=rows, shuffle=False,
+                            backwards=backwards)
+        state = net.init_state(len(rows))
+        for batch in source.epoch_batches(0):
+            tokens, targets = batch.tokens.to(runtime.device), batch.targets.to(runtime.device)
+            with runtime.accelerator.autocast():
+                out = net(tokens, targets, state)
+            state = out.state
+            sums += torch.stack([out.ce_sum.double(), out.num_correct.double(), (targets >= 0).sum().double()])
+    net.train(training)
+    loss, correct, count = runtime.sum(sums).tolist()
+    return {"loss": loss / count, "perplexity": float(np.exp(loss / count)), "accuracy": correct / count}
+
+
+@torch.inference_mode()
+def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *, label_names: Sequence[str],
+                     pad_id: int, backwards: bool = False) -> dict[str, Any]:
+    """Loss, accuracy, macro F1 and confusion matrix (rows: truth) over a labelled store."""
+    device, classes = runtime.device, len(label_names)
+    sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
+    training = net.training
+    net.eval()
+    batches = evaluation_batches(store.lengths, token_budget=EVALUATION_TOKENS)
+    for indices in batches[runtime.rank::runtime.world_size]:
+        part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
+        labels = torch.as_tensor(store.labels[part.indices], dtype=torch.long, device=device)
+        with runtime.accelerator.autocast():
+            logits = net(part.tokens.to(device), part.lengths).float()
+        cells = labels * classes + logits.argmax(1)
+        sums[:-1] += torch.bincount(cells, minlength=classes * classes)
+        sums[-1] += F.cross_entropy(logits, labels, reduction="sum").double()
+    net.train(training)
+    sums = runtime.sum(sums)
+    confusion = sums[:-1].view(classes, classes)
+    hits, truths, guesses = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    f1 = 2 * hits / (truths + guesses).clamp(min=1)
+    return {"loss": (sums[-1] / truths.sum()).item(), "accuracy": (hits.sum() / truths.sum()).item(),
+            "f1": f1.mean().item(), "confusion": confusion.long().tolist(), "labels": list(label_names)}

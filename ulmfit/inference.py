@@ -1,0 +1,137 @@
+"""Using trained models: generation, prediction, and prediction over whole corpora."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+
+from ulmfit.batches.documents import evaluation_batches
+from ulmfit.errors import UserError
+from ulmfit.evaluation import EVALUATION_TOKENS
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.pretrained import load_model
+from ulmfit.text.tokenizer import Tokenizer
+
+
+class Prediction(NamedTuple):
+    """A text's class.
+
+    Attributes:
+        label: name of the likeliest class.
+        index: its index among the classes.
+        probabilities: float32 [C], in the order of the classes.
+    """
+
+    label: str
+    index: int
+    probabilities: np.ndarray
+
+
+def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device | None) -> tuple[Any, Tokenizer, dict]:
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    net, tokenizer, config = load_model(path, device=device)
+    if not isinstance(net, kind):
+        other = "TextClassifier" if wanted == "LanguageModel" else "LanguageModel"
+        raise UserError(f"the model in {path} is not one for {wanted}; load it with {other}.from_pretrained")
+    return net.eval(), tokenizer, config
+
+
+class LanguageModel:
+    """A trained language model with its tokenizer."""
+
+    def __init__(self, net: LanguageModelNet, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+        self.net, self.tokenizer, self.config = net, tokenizer, config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> LanguageModel:
+        """Load a run directory or its model/ (UserError: it is missing, damaged, or a classifier)."""
+        return cls(*_load(path, LanguageModelNet, "LanguageModel", device))
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+
+    def generate(self, prompt: str | Sequence[str], *, max_new_tokens: int = 40, temperature: float = 0.75,
+                 top_k: int | None = None, min_p: float | None = None, seed: int | None = None) -> str | list[str]:
+        """Continue a prompt, or each of several.
+
+        Args:
+            max_new_tokens: words (tokens) to add; special tokens count.
+            temperature: below 1 for likelier text, 0 for the likeliest word each time.
+            top_k: draw from the k likeliest words only.
+            min_p: leave out words less likely than min_p times the likeliest.
+            seed: the same text every time; None draws anew.
+
+        Returns:
+            Prompt and continuation as readable text, unknown words never chosen.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
+        generator = torch.Generator(self.net.decoder_bias.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        new = self.net.generate_ids(ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                                    min_p=min_p, banned=self.tokenizer.banned_ids, generator=generator)
+        texts = [self.tokenizer.decode(begin + more) for begin, more in zip(ids, new, strict=True)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+
+class TextClassifier:
+    """A trained classifier with its tokenizer and label names."""
+
+    def __init__(self, net: ClassifierNet, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+        self.net, self.tokenizer, self.config = net, tokenizer, config
+        self.label_names: list[str] = config["label_names"]
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> TextClassifier:
+        """Load a run directory or its model/ (UserError: it is missing, damaged, or a language model)."""
+        return cls(*_load(path, ClassifierNet, "TextClassifier", device))
+
+    @overload
+    def predict(self, texts: str) -> Prediction: ...
+    @overload
+    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
+
+    def predict(self, texts: str | Sequence[str]) -> Prediction | list[Prediction]:
+        """The class of a text, or of each of several.
+
+        A text's probabilities do not depend on the texts beside it.
+        """
+        rows = self.probabilities([texts] if isinstance(texts, str) else list(texts))
+        predictions = [Prediction(self.label_names[row.argmax()], int(row.argmax()), row) for row in rows]
+        return predictions[0] if isinstance(texts, str) else predictions
+
+    @torch.inference_mode()
+    def probabilities(self, texts: list[str]) -> np.ndarray:
+        """float32 [n, C], in the order of the texts. Read in batches of like length, without padding to speak of."""
+        documents = self.tokenizer.encode(texts)
+        lengths = np.array([len(document) for document in documents], dtype=np.int64)
+        result = np.empty((len(texts), len(self.label_names)), dtype=np.float32)
+        device = next(self.net.parameters()).device
+        for indices in evaluation_batches(lengths, token_budget=EVALUATION_TOKENS):
+            tokens = torch.full((len(indices), int(lengths[indices].max())), self.tokenizer.pad_id, dtype=torch.long)
+            for row, index in enumerate(indices):
+                ids = torch.from_numpy(documents[index].astype(np.int64))
+                tokens[row, :len(ids)] = ids.flip(0) if self.config.get("backwards") else ids
+            logits = self.net(tokens.to(device), torch.from_numpy(lengths[indices]))
+            result[indices] = logits.float().softmax(1).cpu().numpy()
+        return result
+
+    def predict_stream(self, texts: Iterable[str], *, chunk_size: int = 2048) -> Iterator[Prediction]:
+        """Predictions of any number of texts, in order, in the memory of `chunk_size` of them."""
+        chunk: list[str] = []
+        for text in texts:
+            chunk.append(text)
+            if len(chunk) == chunk_size:
+                yield from self.predict(chunk)
+                chunk = []
+        yield from self.predict(chunk)

@@ -1,0 +1,210 @@
+"""The text classifier: a document read in windows, concat pooling, and fastai's head.
+
+Padding does not exist for the model. Documents lie longest first, windows are counted from a document's
+start, and in each window only the documents that reach it are read; so what a document gives does not
+depend on what it is batched with, and memory is bounded for a document of any length.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State
+
+
+class ClassifierHead(nn.Module):
+    """BatchNorm, dropout, linear, ReLU, BatchNorm, dropout, linear (fastai v1's PoolingLinearClassifier)."""
+
+    def __init__(self, input_size: int, hidden_size: int, num_classes: int,
+                 dropouts: tuple[float, float]) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm1d(input_size)
+        self.linear1 = nn.Linear(input_size, hidden_size)
+        self.norm2 = nn.BatchNorm1d(hidden_size)
+        self.linear2 = nn.Linear(hidden_size, num_classes)
+        self.dropouts = dropouts
+
+    def forward(self, pooled: Tensor, masks: DropoutMasks | None = None,
+                update_statistics: bool = True) -> Tensor:
+        """Logits [n, C] of pooled [n, 3E], in the parameters' dtype.
+
+        With masks the head is in training: statistics of these rows, which go into the running ones unless
+        `update_statistics` is False (for when a step calls twice with the same rows). Without masks, and for
+        a single row, which has no variance, the running statistics are used.
+        """
+        with torch.autocast(pooled.device.type, enabled=False):
+            x = pooled.to(self.linear1.weight.dtype)
+            training = masks is not None and len(x) > 1
+            for i, (norm, linear) in enumerate(((self.norm1, self.linear1), (self.norm2, self.linear2))):
+                x = _batch_norm(norm, x, training, update_statistics)
+                mask = None if masks is None else masks.per_row(self.dropouts[i], x.shape[1], "head", i)
+                x = linear(x if mask is None else x * mask)
+                if i == 0:
+                    x = F.relu(x)
+        return x
+
+
+def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, training: bool, update: bool) -> Tensor:
+    mean, var = norm.running_mean, norm.running_var
+    if training:
+        if update:
+            norm.num_batches_tracked += 1
+        else:
+            mean = var = None
+    return F.batch_norm(x, mean, var, norm.weight, norm.bias, training, norm.momentum, norm.eps)
+
+
+class _RowsOf:
+    """The masks of some rows of a micro-batch."""
+
+    def __init__(self, masks: DropoutMasks, rows: Tensor) -> None:
+        self.shared = masks.shared
+        self._masks, self._rows = masks, rows
+
+    def per_row(self, p: float, width: int, *place: int | str) -> Tensor | None:
+        mask = self._masks.per_row(p, width, *place)
+        return None if mask is None else mask.index_select(0, self._rows)
+
+
+class ClassifierNet(nn.Module):
+    """AWD-LSTM encoder, concat pooling and head.
+
+    Args:
+        config: sizes and dropouts; its output_p is the first dropout of the head.
+        num_classes: width of the logits.
+        bptt: tokens of a window. Back-propagation ends at the borders of windows (BPT3C, Howard & Ruder 2018,
+            section 3.3, with fastai's truncation).
+        max_len: a document's last `max_len` tokens are pooled. Windows before them are read without gradient.
+        head_hidden, head_p: width and second dropout of the head.
+        gradient_window: if given, gradient flows only through the windows that hold some of a document's last
+            `gradient_window` tokens. Faster; another gradient, the same logits.
+    """
+
+    def __init__(self, config: AWDLSTMConfig, num_classes: int, *, bptt: int = 72, max_len: int = 1440,
+                 head_hidden: int = 50, head_p: float = 0.1, gradient_window: int | None = None) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("bptt", bptt), ("max_len", max_len),
+                            ("head_hidden", head_hidden), ("gradient_window", gradient_window)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: give a positive number.")
+        self.config, self.num_classes = config, num_classes
+        self.bptt, self.max_len, self.gradient_window = bptt, max_len, gradient_window
+        self.head_hidden, self.head_p = head_hidden, head_p
+        self.encoder = AWDLSTM(config)
+        self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes,
+                                   (config.output_p, head_p))
+
+    def forward(self, tokens: Tensor, lengths: Tensor | Sequence[int], masks: DropoutMasks | None = None,
+                combine: Callable[[Tensor], Tensor] | None = None, head_masks: DropoutMasks | None = None,
+                update_statistics: bool = True) -> Tensor:
+        """Logits [n, C] of documents; see `encode` and `ClassifierHead.forward`.
+
+        `combine` maps this process's pooled rows to those the head shall see (those of the whole global
+        batch, whose statistics its BatchNorm needs); `head_masks` are then the masks of those rows.
+        """
+        assert combine is None or (masks is None) == (head_masks is None), "masks of the combined rows"
+        pooled = self.encode(tokens, lengths, masks)
+        if combine is not None:
+            pooled = combine(pooled)
+        return self.head(pooled, masks if head_masks is None else head_masks, update_statistics)
+
+    def layer_groups(self) -> list[list[str]]:
+        """Parameter names by group, as fastai splits them: embedding, each LSTM layer, head."""
+        layers = [[f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
+                  for i, layer in enumerate(self.encoder.layers)]
+        head = [f"head.{name}" for name, _ in self.head.named_parameters()]
+        return [["encoder.embedding.weight"], *layers, head]
+
+    def encode(self, tokens: Tensor, lengths: Tensor | Sequence[int],
+               masks: DropoutMasks | None = None) -> Tensor:
+        """Pooled documents [n, 3E]: [last, maximum, mean] of the outputs at the last `max_len` tokens.
+
+        tokens [n, T] int64, anything after a document's length; lengths [n], each at least 1 (on the CPU,
+        else the host waits for the device). Rows of any order, fastest longest first; results in the order
+        given. The dtype is that of the parameters, under autocast too.
+        """
+        rows = tokens.shape[0]
+        if rows == 0:
+            return self.encoder.embedding.weight.new_zeros(0, 3 * self.config.embedding_size)
+        sizes = [int(length) for length in torch.as_tensor(lengths).tolist()]
+        assert len(sizes) == rows and min(sizes) >= 1 and max(sizes) <= tokens.shape[1]
+        order = sorted(range(rows), key=lambda i: -sizes[i])
+        index = torch.tensor(order, device=tokens.device)
+        if order == list(range(rows)):
+            return self._encode_sorted(tokens, sizes, masks, index)
+        pooled = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
+        return pooled[index.argsort()]
+
+    def _encode_sorted(self, tokens: Tensor, sizes: list[int], masks: DropoutMasks | None,
+                       index: Tensor) -> Tensor:
+        """`encode` for rows longest first; index[i] is the place of row i among the masks' rows."""
+        negated = [-size for size in sizes]  # ascending, for bisect
+
+        def longer_than(length: int) -> int:
+            return bisect_left(negated, -length)
+
+        reach = self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        weight = self.encoder.embedding.weight
+        tokens = tokens[:, :sizes[0]]
+        live, start = len(sizes), 0
+        state = self.encoder.init_state(live)
+        total = weight.new_zeros(live, self.config.embedding_size)
+        highest = torch.full_like(total, -torch.inf)
+        length = torch.tensor(sizes, device=tokens.device)
+        done: list[Tensor] = []
+        while live:
+            stop = start + self.bptt
+            without_gradient = min(longer_than(stop + reach - 1), live) if trains else 0
+            output, state = self._read_window(tokens[:live, start:stop], state, masks, index[:live],
+                                              start // self.bptt, without_gradient)
+            output = output.to(weight.dtype)
+            length, end = length[:live], start + output.shape[1]
+            if sizes[live - 1] - self.max_len < end:  # some row pools some of this window
+                inside = output
+                outside = None
+                if sizes[live - 1] < end or sizes[0] - self.max_len > start:
+                    position = torch.arange(start, end, device=tokens.device)
+                    first, past = (length - self.max_len).unsqueeze(1), length.unsqueeze(1)
+                    outside = ((position < first) | (position >= past)).unsqueeze(2)
+                    inside = output.masked_fill(outside, 0)
+                total = total + inside.sum(1)
+                peaks = output if outside is None else output.masked_fill(outside, -torch.inf)
+                highest = torch.maximum(highest, peaks.amax(1))
+            left = longer_than(end)
+            if left < live:  # rows left..live end here
+                size = length[left:]
+                last = output[torch.arange(left, live, device=tokens.device), size - 1 - start]
+                mean = total[left:] / size.clamp(max=self.max_len).unsqueeze(1)
+                done.append(torch.cat([last, highest[left:], mean], 1))
+                total, highest, state = total[:left], highest[:left], [(h[:left], c[:left]) for h, c in state]
+            live, start = left, stop
+        return torch.cat(done[::-1])
+
+    def _read_window(self, tokens: Tensor, state: State, masks: DropoutMasks | None, index: Tensor,
+                     window: int, without_gradient: int) -> tuple[Tensor, State]:
+        """One window of the live rows, the first `without_gradient` of them (the longest) without gradient.
+
+        They are read apart, so that the graph of a window holds just the rows that will use it: the memory
+        of a step is bounded by max_len tokens a document however the lengths are mixed.
+        """
+        def read(rows: slice) -> tuple[Tensor, State]:
+            some = None if masks is None else _RowsOf(masks, index[rows])
+            return self.encoder(tokens[rows], [(h[rows], c[rows]) for h, c in state], some, window)
+
+        if without_gradient == 0:
+            return read(slice(None))
+        with torch.no_grad():
+            early, early_state = read(slice(0, without_gradient))
+        if without_gradient == len(index):
+            return early, early_state
+        late, late_state = read(slice(without_gradient, None))
+        joined = [(torch.cat([h1, h2]), torch.cat([c1, c2]))
+                  for (h1, c1), (h2, c2) in zip(early_state, late_state, strict=True)]
+        return torch.cat([early, late]), joined

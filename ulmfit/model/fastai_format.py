@@ -1,0 +1,172 @@
+"""Reading fastai's files, language model, encoder and classifier of fastai 1 and 2, without running a pickle.
+
+Layouts (of state dicts saved by fastai 1.0.64 and 2.8): a language model is `0.encoder`, `0.rnns.{i}` and
+`1.decoder`; an encoder file the same without `0.`; a classifier has `0.module.` and a head `1.layers`.
+fastai 1 stores a second, dropped copy of the recurrent weight beside the raw one. Files that were saved with
+the optimizer are wrapped as `{'model': ..., 'opt': ...}`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+
+_VOCABULARY_CURE = "save the vocabulary as a list of strings, in .pkl, .json or .txt"
+
+
+@dataclass(frozen=True)
+class FastaiModel:
+    """What a fastai file holds: `state` in our names, the sizes, and the vocabulary in id order."""
+
+    state: dict[str, Tensor]
+    config: AWDLSTMConfig
+    vocab: list[str]
+    kind: Literal["language_model", "encoder", "classifier"]
+
+
+def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> FastaiModel:
+    """Read a fastai .pth file and its vocabulary (.pkl, .json or .txt). Nothing in them is executed.
+
+    Raises UserError if a file is missing, not of fastai, holds another architecture than AWD-LSTM, or if the
+    two do not belong together.
+    """
+    state = fastai_state_dict(_read_torch(Path(weights)))
+    vocab = read_vocabulary(vocabulary)
+    embedding = state["encoder.embedding.weight"]
+    if len(vocab) != len(embedding):
+        raise UserError(f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}: give the "
+                        "vocabulary that was saved with these weights.")
+    num_layers = sum(name.endswith("weight_hh") for name in state)
+    hidden = state["encoder.layers.0.weight_hh"].shape[1] if num_layers > 1 else embedding.shape[1]
+    config = AWDLSTMConfig(len(vocab), embedding.shape[1], hidden, num_layers)
+    kind = "language_model" if "decoder_bias" in state else "encoder"
+    if any(name.startswith("head.") for name in state):
+        kind = "classifier"
+    return FastaiModel(state, config, vocab, kind)
+
+
+def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """fastai's names to ours, for LM, encoder-only and classifier files of fastai 1 and 2, wrapped or not.
+
+    A classifier's linear layers without bias (fastai 2) get a bias of zeros. UserError for anything else.
+    """
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError("the file holds no state dict: save one by learn.save or learn.save_encoder.")
+    prefix = next((prefix for prefix in ("0.module.", "0.", "") if f"{prefix}encoder.weight" in state), None)
+    if prefix is None:
+        raise UserError("the file has no encoder.weight: it is not an AWD-LSTM saved by fastai.")
+    result = {"encoder.embedding.weight": state[f"{prefix}encoder.weight"]}
+    pattern = re.compile(rf"{re.escape(prefix)}rnns\.(\d+)\.")
+    layers = {int(match[1]) for name in state if (match := pattern.match(name))}
+    if not layers or layers != set(range(len(layers))):
+        raise UserError("the file has no rnns.0: it is not an AWD-LSTM saved by fastai.")
+    for i in range(len(layers)):
+        result |= {f"encoder.layers.{i}.{name}": tensor
+                   for name, tensor in _layer(state, f"{prefix}rnns.{i}.").items()}
+    if prefix == "0.module.":
+        result |= _head(state)
+    elif "1.decoder.weight" in state or "1.decoder.bias" in state:
+        embedding = result["encoder.embedding.weight"]
+        if not torch.equal(state.get("1.decoder.weight", embedding), embedding):
+            raise UserError("the decoder of the file is not tied to its embedding, as it must be.")
+        bias = state.get("1.decoder.bias")
+        result["decoder_bias"] = embedding.new_zeros(len(embedding)) if bias is None else bias
+    return {name: tensor.detach().clone().contiguous() for name, tensor in result.items()}
+
+
+def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """One LSTM layer. The raw recurrent weight counts: a copy without `_raw` has dropped entries."""
+    if any(name.startswith(prefix) and name.endswith("_reverse") for name in state):
+        raise UserError("the file holds a bidirectional LSTM: only AWD-LSTMs of one direction are read.")
+    places = {"weight_ih": ["module.weight_ih_l0"], "bias_ih": ["module.bias_ih_l0"],
+              "bias_hh": ["module.bias_hh_l0"],
+              "weight_hh": ["weight_hh_l0_raw", "module.weight_hh_l0_raw", "module.weight_hh_l0"]}
+    found = {ours: next((prefix + name for name in names if prefix + name in state), None)
+             for ours, names in places.items()}
+    for ours, name in found.items():
+        if name is None:
+            raise UserError(f"the file lacks {prefix}{places[ours][0]}: another model than AWD-LSTM.")
+    return {ours: state[name] for ours, name in found.items()}
+
+
+def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The classifier's head. Where a layer stands depends on version and dropout: order and rank tell it."""
+    layers: dict[tuple[int, ...], dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"1\.layers\.([\d.]+)\.(\w+)", name):
+            layers.setdefault(tuple(map(int, match[1].split("."))), {})[match[2]] = tensor
+    parts = [layers[place] for place in sorted(layers)]
+    if [part["weight"].dim() if "weight" in part else 0 for part in parts] != [1, 2, 1, 2]:
+        raise UserError("the head of the file is not fastai's default (one hidden layer), as it must be.")
+    result: dict[str, Tensor] = {}
+    for ours, part in zip(("norm1", "linear1", "norm2", "linear2"), parts, strict=True):
+        if ours.startswith("linear"):
+            part = {"bias": part["weight"].new_zeros(len(part["weight"])), **part}
+        result |= {f"head.{ours}.{name}": tensor for name, tensor in part.items()}
+    return result
+
+
+class _HyperParameters:
+    """Stands in for fastcore's list type, in which fastai 2 keeps the optimizer's settings; not looked at."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    """torch.load without arbitrary code: tensors and plain containers alone."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the .pth file that fastai saved.")
+    try:
+        with torch.serialization.safe_globals([(_HyperParameters, "fastcore.foundation.L")]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is not a file of plain weights ({reason}): save it in fastai with "
+                        "learn.save(name, with_opt=False) or learn.save_encoder.") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Lists and strings need no class, so none is allowed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("builtins", "list"), ("builtins", "str")):
+            return list if name == "list" else str
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_vocabulary(path: str | os.PathLike) -> list[str]:
+    """Words in id order from .pkl (fastai's itos), .json (a list, or word -> id) or text (one a line)."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        if path.suffix in (".pkl", ".pickle"):
+            words = _PlainUnpickler(io.BytesIO(content)).load()
+        elif path.suffix == ".json":
+            words = json.loads(content.decode("utf-8"))
+            if isinstance(words, dict) and sorted(words.values()) == list(range(len(words))):
+                words = sorted(words, key=words.__getitem__)
+        else:
+            words = content.decode("utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give the weights' vocabulary.") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(f"{path} is no list of words ({error}): {_VOCABULARY_CURE}.") from error
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{path} is no list of words: {_VOCABULARY_CURE}.")
+    return words

@@ -1,0 +1,169 @@
+"""The language model: AWD-LSTM with the output layer tied to its embedding, and generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State, apply_mask
+from ulmfit.model.loss import IGNORE, activation_regularization, linear_cross_entropy
+
+
+class LMOutput(NamedTuple):
+    """Sums over the counted positions of one call (0-d), to be divided by the counts of the global batch."""
+
+    ce_sum: Tensor
+    """Cross-entropy in nats."""
+    num_correct: Tensor
+    """int64: positions whose target had the largest logit."""
+    ar_sum: Tensor
+    """Squared activations after output dropout: AR = alpha * ar_sum / (positions * E)."""
+    tar_sum: Tensor
+    """Squared steps before output dropout: TAR = beta * tar_sum / (neighbouring pairs * E)."""
+    state: State
+
+
+class LanguageModelNet(nn.Module):
+    """AWD-LSTM language model; the embedding is also the output matrix (one parameter), with a bias."""
+
+    def __init__(self, config: AWDLSTMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = AWDLSTM(config)
+        self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def init_state(self, batch_size: int) -> State:
+        """The state before the first token: zeros."""
+        return self.encoder.init_state(batch_size)
+
+    def forward(self, tokens: Tensor, targets: Tensor, state: State,
+                masks: DropoutMasks | None = None) -> LMOutput:
+        """Loss sums of predicting targets [B, T] from tokens [B, T] (int64; target -100 does not count)."""
+        raw, state = self.encoder(tokens, state, masks)
+        mask = None
+        if masks is not None:
+            mask = masks.per_row(self.config.output_p, self.config.embedding_size, "output", 0)
+        dropped = apply_mask(raw, mask)
+        ce_sum, num_correct = linear_cross_entropy(
+            dropped.flatten(0, 1), self.encoder.embedding.weight, self.decoder_bias, targets.flatten())
+        ar_sum, tar_sum = activation_regularization(dropped, raw, targets != IGNORE)
+        return LMOutput(ce_sum, num_correct, ar_sum, tar_sum, state)
+
+    def layer_groups(self) -> list[list[str]]:
+        """Parameter names by group, as fastai splits them: each LSTM layer, then embedding and decoder."""
+        layers = [[f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
+                  for i, layer in enumerate(self.encoder.layers)]
+        return [*layers, ["encoder.embedding.weight", "decoder_bias"]]
+
+    def next_logits(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read tokens [B, T] on from `state`: logits [B, V] of the token after the last, and the state."""
+        output, state = self.encoder(tokens, state)
+        return self._logits(output[:, -1]), state
+
+    def _logits(self, output: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
+            weight = self.encoder.embedding.weight
+            return F.linear(output.to(weight.dtype), weight, self.decoder_bias)
+
+    @torch.inference_mode()
+    def generate_ids(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
+                     temperature: float = 0.75, top_k: int | None = None, min_p: float | None = None,
+                     banned: Collection[int] = (), stop: Collection[int] = (),
+                     generator: torch.Generator | None = None) -> list[list[int]]:
+        """Continue each prompt; the work is linear in the length, for the state is carried.
+
+        Args:
+            prompts: token ids, one non-empty sequence a prompt, of any lengths.
+            max_new_tokens: at most so many are added to each.
+            temperature: logits are divided by it; 0 takes the likeliest token.
+            top_k: sample among the k likeliest.
+            min_p: drop tokens less likely than min_p times the likeliest.
+            banned: ids never chosen (xxunk, xxpad, xxfake).
+            stop: ids that end a continuation and are not part of it.
+            generator: of the model's device; torch's default one if None.
+
+        Returns:
+            The new ids of each prompt, in the order given. Raises UserError for settings out of range.
+        """
+        _check_sampling(max_new_tokens, temperature, top_k, min_p, banned, self.config.vocab_size)
+        if not prompts:
+            return []
+        logits, state = self._read_prompts(prompts)
+        forbidden = torch.tensor(sorted(banned), dtype=torch.long, device=logits.device)
+        output: list[list[int]] = [[] for _ in prompts]
+        running = [True] * len(prompts)
+        for step in range(max_new_tokens):
+            chosen = _sample(logits, temperature, top_k, min_p, forbidden, generator)
+            for row, token in enumerate(chosen.tolist()):
+                running[row] = running[row] and token not in stop
+                if running[row]:
+                    output[row].append(token)
+            if not any(running) or step + 1 == max_new_tokens:
+                break
+            logits, state = self.next_logits(chosen.unsqueeze(1), state)
+        return output
+
+    def _read_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
+        """Logits after, and state at, the end of each prompt, in the order given.
+
+        Longest first, all rows that are as long are read together up to the end of the shortest of them, then
+        the rest goes on: no padding is ever read.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        assert min(lengths) > 0, "a prompt holds at least one token (xxbos)"
+        order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
+        device = self.decoder_bias.device
+        start, live = 0, len(prompts)
+        state = self.init_state(live)
+        finished: list[tuple[Tensor, State]] = []
+        while live:
+            stop = lengths[order[live - 1]]
+            tokens = torch.tensor([list(prompts[i][start:stop]) for i in order[:live]], device=device)
+            output, state = self.encoder(tokens, state)
+            longer = sum(lengths[i] > stop for i in order[:live])
+            finished.append((output[longer:, -1], [(h[longer:], c[longer:]) for h, c in state]))
+            state = [(h[:longer], c[:longer]) for h, c in state]
+            start, live = stop, longer
+        finished.reverse()
+        back = torch.tensor(order, device=device).argsort()
+        last = torch.cat([output for output, _ in finished])[back]
+        layers = zip(*(state for _, state in finished), strict=True)
+        state = [(torch.cat([h for h, _ in parts])[back], torch.cat([c for _, c in parts])[back])
+                 for parts in layers]
+        return self._logits(last), state
+
+
+def _sample(logits: Tensor, temperature: float, top_k: int | None, min_p: float | None, forbidden: Tensor,
+            generator: torch.Generator | None) -> Tensor:
+    """One token [B] from logits [B, V]."""
+    logits = logits.index_fill(1, forbidden, -math.inf)
+    if temperature == 0:
+        return logits.argmax(1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[1]:
+        least = logits.topk(top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if min_p:
+        least = logits.amax(1, keepdim=True) + math.log(min_p)
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+
+
+def _check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, min_p: float | None,
+                    banned: Collection[int], vocab_size: int) -> None:
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens is {max_new_tokens}: give 0 or more.")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise UserError(f"temperature is {temperature}: give 0 (always the likeliest word) or more.")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k is {top_k}: give 1 or more, or leave it out.")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise UserError(f"min_p is {min_p}: give a number from 0 to 1, or leave it out.")
+    if len(set(banned)) >= vocab_size:
+        raise UserError("every word of the vocabulary is banned: ban fewer.")

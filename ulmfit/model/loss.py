@@ -1,0 +1,186 @@
+"""The language model's loss: cross-entropy of a linear output layer without the logits, and AR/TAR.
+
+With 60,000 words the output layer is half of the arithmetic and its logits nearly all of the memory.
+Here the gradient of softmax cross-entropy is formed in the forward pass, a few hundred rows at a time, in
+one buffer that is used again: [rows x vocabulary] never exists, in training or in evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: A target that is not counted.
+IGNORE = -100
+
+#: Rows of logits held at a time. On CPU 128 to 512 measured alike; a GPU needs more rows to be busy.
+_CHUNK_CPU, _CHUNK_CUDA = 512, 2048
+
+#: Half-precision gradients are multiplied by this power of two before the matrix products and divided after:
+#: probabilities of rare words would vanish in float16, whose least number is 2^-24.
+_HALF_SCALE = 2.0 ** 15
+
+
+class _Result(NamedTuple):
+    loss: Tensor
+    num_correct: Tensor
+    grad_hidden: Tensor | None
+    grad_weight: Tensor | None
+    grad_bias: Tensor | None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *,
+                         chunk_size: int | None = None,
+                         compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropy of softmax(hidden @ weight.T + bias) over the rows that count.
+
+    Args:
+        hidden: [N, E]; weight: [V, E]; bias: [V] or None.
+        targets: [N] int64; -100 marks rows that do not count.
+        chunk_size: rows of logits held at a time; default 512 on CPU, 2048 on CUDA.
+        compute_dtype: of the operands of the matrix products. Default: autocast's dtype under CUDA autocast,
+            else the weight's. Softmax, sums and the stored gradients are float32 or float64 in any case.
+
+    Returns:
+        The sum, 0-d, float32 (float64 for a float64 weight), and how many rows have their target's logit as
+        the largest, 0-d int64.
+
+    The backward pass multiplies the stored gradients by the incoming one, so a loss scaler's scale acts on
+    float32 numbers. Gradients that nobody needs, and all under no_grad, are not computed.
+    """
+    if compute_dtype is None:
+        autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
+        compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
+    if chunk_size is None:
+        chunk_size = _CHUNK_CUDA if weight.is_cuda else _CHUNK_CPU
+    assert chunk_size > 0 and hidden.shape[0] == targets.shape[0]
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_size, compute_dtype)
+    with torch.no_grad():
+        result = _compute(hidden, weight, bias, targets, chunk_size, compute_dtype, (False, False, False))
+    return result.loss, result.num_correct
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, chunk_size, compute_dtype):
+        needs = ctx.needs_input_grad[:3]
+        result = _compute(hidden, weight, bias, targets, chunk_size, compute_dtype, needs)
+        # Saved, not kept as attributes: autograd lets saved tensors go as soon as backward has used them.
+        ctx.save_for_backward(result.grad_hidden, result.grad_weight, result.grad_bias)
+        ctx.mark_non_differentiable(result.num_correct)
+        return result.loss, result.num_correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, _):
+        grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
+        return *grads, None, None, None
+
+
+def _compute(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_size: int,
+             compute_dtype: torch.dtype, needs: tuple[bool, bool, bool]) -> _Result:
+    """Loss and gradients; runs without autograd and outside autocast, all dtypes are chosen here."""
+    num_rows, kept = hidden.shape[0], None
+    if not targets.is_cuda:
+        # Rows that do not count cost nothing. On a GPU finding them would make the host wait for the
+        # device, so there they are computed and weighted by zero.
+        kept = (targets != IGNORE).nonzero().squeeze(1)
+        if len(kept) == num_rows:
+            kept = None
+        else:
+            hidden, targets = hidden[kept], targets[kept]
+    with torch.autocast(weight.device.type, enabled=False):
+        result = _compute_chunks(hidden, weight, bias, targets, chunk_size, compute_dtype, needs)
+    if kept is not None and result.grad_hidden is not None:
+        grad_hidden = result.grad_hidden.new_zeros(num_rows, hidden.shape[1])
+        result = result._replace(grad_hidden=grad_hidden.index_copy_(0, kept, result.grad_hidden))
+    return result
+
+
+def _compute_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_size: int,
+                    compute_dtype: torch.dtype, needs: tuple[bool, bool, bool]) -> _Result:
+    num_rows, vocab_size = len(targets), weight.shape[0]
+    full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
+    half = compute_dtype.itemsize < 4
+    hidden, operand = hidden.to(compute_dtype), weight.to(compute_dtype)
+    bias_full = None if bias is None else bias.to(full)
+    grad_hidden = hidden.new_empty(hidden.shape, dtype=full) if needs[0] else None
+    grad_weight = weight.new_zeros(weight.shape, dtype=full) if needs[1] else None
+    grad_bias = weight.new_zeros(vocab_size, dtype=full) if needs[2] else None
+    losses = hidden.new_zeros(num_rows, dtype=full)
+    correct = torch.zeros(num_rows, dtype=torch.bool, device=hidden.device)
+
+    num_chunks = -(-num_rows // chunk_size)
+    size = -(-num_rows // max(num_chunks, 1))  # chunks of equal size: no small last product
+    buffer = hidden.new_empty((size, vocab_size), dtype=full)
+    index = torch.arange(size, device=hidden.device)
+    for start in range(0, num_rows, max(size, 1)):
+        rows = slice(start, min(start + size, num_rows))
+        h, target = hidden[rows], targets[rows]
+        logits, at = buffer[:len(target)], index[:len(target)]
+        counted = target != IGNORE
+        target = target.clamp(min=0)
+        _logits_into(logits, h, operand, bias_full)
+        top = logits.amax(1, keepdim=True)
+        target_logit = logits[at, target]
+        correct[rows] = (target_logit == top.squeeze(1)) & counted
+        exp = logits.sub_(top).exp_()
+        total = exp.sum(1)
+        losses[rows] = (total.log() + top.squeeze(1) - target_logit) * counted
+        if not any(needs):
+            continue
+        # With p = exp / total the gradient of the logits is p - one_hot = (exp - total * one_hot) / total.
+        # The division by row is left to the small operands: one pass less over [chunk, V].
+        exp[at, target] -= total
+        factor = (counted / total).unsqueeze(1)
+        if grad_bias is not None:
+            grad_bias += torch.mv(exp.t(), factor.squeeze(1))
+        if half:
+            scaled = torch.mul(exp, factor * _HALF_SCALE, out=torch.empty_like(exp, dtype=compute_dtype))
+            if grad_hidden is not None:
+                grad_hidden[rows] = _product(scaled, operand, full).div_(_HALF_SCALE)
+            if grad_weight is not None:
+                grad_weight.add_(_product(scaled.t(), h, full), alpha=1 / _HALF_SCALE)
+        else:
+            if grad_hidden is not None:
+                torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
+            if grad_weight is not None:
+                grad_weight.addmm_(exp.t(), h * factor)
+    return _Result(losses.sum(), correct.sum(), grad_hidden, grad_weight, grad_bias)
+
+
+def _logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """out = hidden @ weight.T + bias, in the dtype of out, which may be wider than the operands'."""
+    if hidden.dtype == out.dtype:
+        torch.mm(hidden, weight.t(), out=out)
+    else:
+        out.copy_(_product(hidden, weight.t(), out.dtype))
+    if bias is not None:
+        out.add_(bias)  # on CPU much cheaper than addmm, which spreads the bias over [chunk, V] first
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix product of half-precision operands in a wider dtype, as the accumulator holds it."""
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
+
+
+def activation_regularization(dropped: Tensor, raw: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums behind AR and TAR (Merity, McCann, Socher 2017, arXiv 1708.01009).
+
+    Args:
+        dropped: the last layer's output after output dropout, [B, T, E]; raw: before it.
+        counted: [B, T] bool, the positions that count.
+
+    Returns:
+        (sum of dropped^2 over counted positions, sum of (raw[t+1] - raw[t])^2 over neighbours of which both
+        count), 0-d, float32 or float64. Divided by the number of summed entries, times alpha and beta, they
+        are AR and TAR.
+    """
+    dtype = torch.promote_types(raw.dtype, torch.float32)
+    dropped, raw, weight = dropped.to(dtype), raw.to(dtype), counted.to(dtype).unsqueeze(2)
+    ar_sum = (dropped.square() * weight).sum()
+    pairs = weight[:, 1:] * weight[:, :-1]
+    return ar_sum, ((raw[:, 1:] - raw[:, :-1]).square() * pairs).sum()

@@ -1,0 +1,238 @@
+"""Models on disk: a folder with config.json, model.safetensors and tokenizer.json, and what is taken from it.
+
+No pickles. The bytes of model.safetensors are a function of the weights alone: no time, path or host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.text.tokenizer import Tokenizer
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+#: Raised when a reader of today's files could not read tomorrow's.
+FORMAT_VERSION = 1
+
+_CURE = "give the output directory of a finished train_lm.py or train_clf.py run, or train again"
+
+
+def save_model(folder: str | os.PathLike, net: LanguageModelNet | ClassifierNet, tokenizer: Tokenizer,
+               config: dict[str, Any] | None = None) -> None:
+    """Write config.json, model.safetensors and tokenizer.json into `folder`, each aside and then renamed.
+
+    `config` holds what the net does not know: `label_names` (needed for a classifier), `backwards`, and any
+    further JSON values worth keeping. The net's own settings win over keys of the same name.
+    """
+    folder = Path(folder)
+    assert len(tokenizer) == net.config.vocab_size, "the tokenizer is not this model's"
+    content = {"backwards": False, **(config or {}), "format_version": FORMAT_VERSION,
+               "architecture": asdict(net.config)}
+    if isinstance(net, ClassifierNet):
+        assert len(content["label_names"]) == net.num_classes
+        content |= {"task": "classifier", "bptt": net.bptt, "max_len": net.max_len,
+                    "gradient_window": net.gradient_window, "head_hidden": net.head_hidden,
+                    "head_p": net.head_p}
+    else:
+        content["task"] = "language_model"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_aside(folder / TOKENIZER, tokenizer.save)
+    _write_aside(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    _write_aside(folder / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path))
+
+
+def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    write(aside)
+    os.replace(aside, path)
+
+
+def load_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
+               ) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
+    """The net (on `device`, in evaluation as long as no masks are given), its tokenizer and its config.json.
+
+    `path` is a run directory or its model/. Raises UserError for anything missing, damaged or not fitting
+    together. Weights are float32, or float64 if they were saved so.
+    """
+    folder = find_model(path)
+    config = read_config(folder)
+    tokenizer = Tokenizer.from_file(folder / TOKENIZER)
+    vocab_size = config["architecture"]["vocab_size"]
+    if len(tokenizer) != vocab_size:
+        raise UserError(f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}: put "
+                        "the tokenizer.json back that was saved with the model.")
+    tensors = read_weights(folder)
+    with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
+        net = _build(config)
+    _check_tensors(tensors, net.state_dict(), folder)
+    net.load_state_dict(tensors, assign=True)
+    return net.to(device), tokenizer, config
+
+
+def load_encoder(net: ClassifierNet, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None) -> None:
+    """Copy the encoder of a saved language model (or classifier) into `net`.
+
+    Raises UserError if the architectures differ, or, when `tokenizer` is given, if it is not the one that the
+    encoder was trained with.
+    """
+    folder = find_model(path)
+    theirs, ours = _architecture(read_config(folder), folder / CONFIG), net.config
+    if tokenizer is not None and Tokenizer.from_file(folder / TOKENIZER).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"the encoder in {folder} was trained with another tokenizer: use its {TOKENIZER}.")
+    for name in ("vocab_size", "embedding_size", "hidden_size", "num_layers"):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise UserError(f"the encoder in {folder} has {name} {getattr(theirs, name)}, the classifier "
+                            f"{getattr(ours, name)}: choose the preset and the tokenizer of the encoder.")
+    prefix = "encoder."
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in read_weights(folder).items()
+               if name.startswith(prefix)}
+    _check_tensors(tensors, net.encoder.state_dict(), folder)
+    net.encoder.load_state_dict(tensors)
+
+
+def find_model(path: str | os.PathLike) -> Path:
+    """The folder that holds model.safetensors: `path` itself or its model/. UserError if there is none."""
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / WEIGHTS).is_file():
+            for name in (CONFIG, TOKENIZER):
+                if not (folder / name).is_file():
+                    raise UserError(f"{folder} holds {WEIGHTS} but no {name}: copy the whole folder.")
+            return folder
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {_CURE}.")
+    raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model: {_CURE}.")
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """config.json of a model folder, checked. Keys that are not known here are kept."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {_CURE}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object: {_CURE}.")
+    if _field(config, "format_version", int, path) > FORMAT_VERSION:
+        raise UserError(f"{path} has format version {config['format_version']} and this ulmfit reads up to "
+                        f"{FORMAT_VERSION}: update ulmfit.")
+    task = _field(config, "task", str, path)
+    if task not in ("language_model", "classifier"):
+        raise UserError(f"{path} has task {task!r}, which is neither language_model nor classifier: {_CURE}.")
+    _field(config, "backwards", bool, path)
+    _architecture(config, path)
+    if task == "classifier":
+        names = _field(config, "label_names", list, path)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(f"label_names in {path} is not a list of names: {_CURE}.")
+        for name in ("bptt", "max_len", "head_hidden"):
+            _field(config, name, int, path)
+        _field(config, "head_p", float, path)
+        if config.get("gradient_window") is not None:
+            _field(config, "gradient_window", int, path)
+    return config
+
+
+def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
+    value = config.get(name)
+    good = isinstance(value, (int, float) if kind is float else kind)
+    if not good or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{name} in {path} is {value!r}, not of type {kind.__name__}: {_CURE}.")
+    return value
+
+
+def _architecture(config: dict[str, Any], path: Path) -> AWDLSTMConfig:
+    architecture = _field(config, "architecture", dict, path)
+    kinds = {"int": int, "float": float}
+    return AWDLSTMConfig(**{field.name: _field(architecture, field.name, kinds[field.type], path)
+                            for field in fields(AWDLSTMConfig)})
+
+
+def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet:
+    architecture = _architecture(config, Path(CONFIG))
+    if config["task"] == "language_model":
+        return LanguageModelNet(architecture)
+    return ClassifierNet(architecture, len(config["label_names"]), bptt=config["bptt"],
+                         max_len=config["max_len"], head_hidden=config["head_hidden"],
+                         head_p=config["head_p"], gradient_window=config.get("gradient_window"))
+
+
+def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of model.safetensors on the CPU; half precision as float32, as the LSTM needs it there."""
+    path = Path(folder) / WEIGHTS
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {_CURE}.") from error
+    half = (torch.float16, torch.bfloat16)
+    # safetensors maps the file into memory: a copy, lest the model change with a file that is overwritten.
+    return {name: tensor.to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True)
+            for name, tensor in tensors.items()}
+
+
+def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: Path) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            what = "lacks" if name not in found else "has an unknown tensor"
+            raise UserError(f"{folder / WEIGHTS} {what} {name}, so it is not the model that {CONFIG} tells "
+                            f"of: {_CURE}.")
+        if found[name].shape != wanted[name].shape:
+            raise UserError(f"{name} in {folder / WEIGHTS} has shape {list(found[name].shape)} where "
+                            f"{CONFIG} tells of {list(wanted[name].shape)}: {_CURE}.")
+
+
+def transfer_vocabulary(old_weight: Tensor, old_bias: Tensor | None, old_vocab: Sequence[str],
+                        new_vocab: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    """Embedding [V', E] and decoder bias [V'] for a new vocabulary.
+
+    Rows of known words are copied, new words get the mean of all old rows (and the mean bias), as fastai's
+    convert_weights does.
+    """
+    assert len(old_vocab) == old_weight.shape[0]
+    place: dict[str, int] = {}
+    for i, word in enumerate(old_vocab):
+        place.setdefault(word, i)  # fillers (xxfake) stand several times
+    index = torch.tensor([place.get(word, -1) for word in new_vocab], device=old_weight.device)
+    known = index >= 0
+
+    def transfer(old: Tensor) -> Tensor:
+        new = old.mean(0, keepdim=True).expand(len(new_vocab), *old.shape[1:]).clone()
+        new[known] = old[index[known]]
+        return new
+
+    with torch.no_grad():
+        return transfer(old_weight), None if old_bias is None else transfer(old_bias)
+
+
+def init_language_model(net: LanguageModelNet, old: dict[str, Tensor], old_vocab: Sequence[str],
+                        new_vocab: Sequence[str]) -> None:
+    """Start `net`, whose vocabulary is `new_vocab`, from another model's state dict (our names).
+
+    Raises UserError if the sizes of the layers differ.
+    """
+    state = dict(old)
+    state["encoder.embedding.weight"], state["decoder_bias"] = transfer_vocabulary(
+        old["encoder.embedding.weight"], old["decoder_bias"], old_vocab, new_vocab)
+    for name, tensor in net.state_dict().items():
+        if name not in state or state[name].shape != tensor.shape:
+            shape = list(state[name].shape) if name in state else "missing"
+            raise UserError(f"the weights to start from do not fit: {name} is {shape} there and "
+                            f"{list(tensor.shape)} here, so choose the preset that they were trained with.")
+    net.load_state_dict({name: state[name] for name in net.state_dict()})

@@ -1,0 +1,257 @@
+"""train_classifier: a text classifier on a language model's encoder, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.documents import DocumentBatch, DocumentBatches, collate, deal
+from ulmfit.config import ClassifierConfig, identity, options
+from ulmfit.errors import UserError
+from ulmfit.evaluation import score_classifier
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.pretrained import save_model
+from ulmfit.training import prepare
+from ulmfit.training.loop import Loop, StepResult, plan_stages
+from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.prepare import Session
+from ulmfit.training.randomness import Masks
+from ulmfit.training.runtime import Runtime
+from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+from ulmfit.training.stop import StopRequest
+from ulmfit.training.tracking import Tracker
+
+
+def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Train as the options say, in config.output_dir.
+
+    Returns:
+        {"state": "done" | "preempted" | "found", "step": int, and the final metrics of the test split}.
+
+    Raises:
+        UserError: an option, file, column or model is at fault; nothing was written or overwritten.
+    """
+    with prepare.session(config, stop) as work:
+        return _train(config, work)
+
+
+def _train(config: ClassifierConfig, work: Session) -> dict[str, Any]:
+    runtime = work.runtime
+    pretrained = prepare.open_pretrained(config.encoder) if config.encoder else None
+    if pretrained is None:
+        work.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
+    elif pretrained.tokenizer is None:
+        raise UserError(f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
+                        "first with train_lm.py --init, then give that run here")
+    elif pretrained.backwards != config.backwards:
+        direction = "backwards" if pretrained.backwards else "forwards"
+        raise UserError(f"--encoder {config.encoder} reads {direction}; "
+                        f"{'add' if pretrained.backwards else 'leave out'} --backwards")
+    recipe = recipe_for(config, pretrained=pretrained is not None)
+    corpus = prepare.corpus_of(work)
+    tokenizer = pretrained.tokenizer if pretrained else prepare.tokenizer_of(work, corpus.splits["train"])
+    stores = {name: prepare.store_of(work, split, tokenizer, with_labels=True)
+              for name, split in corpus.splits.items()}
+    recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
+
+    torch.manual_seed(config.seed)
+    sizes = prepare.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    net = ClassifierNet(sizes.with_dropouts("clf", recipe.drop_mult), len(corpus.label_names), bptt=recipe.bptt,
+                        max_len=config.max_len, head_hidden=config.head_size, gradient_window=config.gradient_window)
+    if pretrained is not None:
+        net.encoder.load_state_dict(pretrained.encoder_state())
+    net = prepare.to_precision(net, config, runtime)
+    task = ClassifierTask(net, stores["train"], stores["valid"], corpus.label_names, config=config, recipe=recipe,
+                          runtime=runtime, pad_id=tokenizer.pad_id)
+    plan = plan_stages(task, recipe.stages, config.max_steps)
+    resolved = prepare.describe_recipe(recipe) | {
+        "labels": corpus.label_names, "vocabulary": len(tokenizer),
+        "parameters": sum(p.numel() for p in net.parameters()), "steps": [planned.num_steps for planned in plan]}
+    work.say(f"classifier: {len(corpus.label_names)} classes, {stores['train'].num_documents:,} documents, "
+             f"{resolved['parameters']:,} parameters, {sum(resolved['steps']):,} steps of {recipe.batch_size} "
+             f"documents, {runtime.world_size} process(es), {config.precision}")
+    if config.lr_find:
+        found = run_finder(task, recipe, config=config, runtime=runtime)
+        work.say(found.report())
+        return {"state": "found", "step": 0} | found.suggestions
+
+    who = identity(config, corpus=corpus.fingerprint, tokenizer=tokenizer.fingerprint,
+                   encoder=pretrained.fingerprint if pretrained else None)
+    directory = prepare.open_directory(work, who)
+    try:
+        if directory.finished:
+            return {"state": "done", "step": sum(resolved["steps"])}
+        start = directory.load_checkpoint()
+        directory.write_config(config, who, resolved)
+        if runtime.is_main:
+            tokenizer.save(directory.path / "tokenizer.json")
+        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=sum(resolved["steps"]),
+                          start_step=start["position"]["step"] if start else 0, log_every=config.log_every, task="clf")
+        tracker.log_hparams({"options": options(config), "resolved": resolved})
+        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
+                    directory=directory, start=start)
+        work.stop.watch(directory.path, config.max_time, work.started)
+        result: dict[str, Any] = {}
+
+        def train() -> str:
+            outcome = loop.run()
+            if outcome == "done":
+                if runtime.is_main:
+                    save_model(directory.path / "model", net, tokenizer,
+                               {"label_names": corpus.label_names, "backwards": config.backwards,
+                                "text_columns": corpus.text_columns})
+                if "test" in stores:
+                    result["test"] = task.evaluate(stores["test"])
+                    tracker.log_eval(loop.position.step, "test", **result["test"])
+            tracker.close()
+            return outcome
+
+        state = prepare.run_guarded(directory, lambda: loop.position.step, train)
+        return {"state": state, "step": loop.position.step} | result
+    finally:
+        directory.close()
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity with the gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+@dataclass
+class ClassifierBatch:
+    """One step's documents as this rank sees them.
+
+    Attributes:
+        indices: all documents of the global step.
+        parts: this rank's micro-batches.
+    """
+
+    indices: np.ndarray
+    parts: list[DocumentBatch]
+    epoch: int
+    step_in_epoch: int
+
+
+class ClassifierTask:
+    """The classifier for the loop.
+
+    BatchNorm and the loss see the whole global batch. A document's encoding is small (3 x embedding), so
+    every rank gathers all of them, runs the same tiny head on the whole batch, and back-propagates into
+    the encodings of its own documents. With several micro-batches the encodings are first computed
+    without gradient, then each micro-batch is encoded again with one and put in place of its rows.
+    """
+
+    name = "clf"
+
+    def __init__(self, net: ClassifierNet, train: TokenStore, valid: TokenStore, label_names: list[str], *,
+                 config: ClassifierConfig, recipe: Recipe, runtime: Runtime, pad_id: int) -> None:
+        self.net, self.groups = net, net.layer_groups()
+        self._train, self._valid, self._label_names = train, valid, label_names
+        self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
+        self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
+        self._class_weights = None
+        if config.class_weights == "balanced":
+            counts = np.bincount(train.labels, minlength=len(label_names))
+            weights = train.num_documents / (len(label_names) * np.maximum(counts, 1))
+            self._class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """ceil(documents / batch_size), every epoch."""
+        return self._batches.steps_per_epoch
+
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[ClassifierBatch, dict[str, Any]]]:
+        """Steps from a position on, without end, with this rank's documents collated."""
+        for indices, epoch, step, after in self._batches.batches(state):
+            shares = deal(self._train.lengths[indices], num_ranks=self._runtime.world_size,
+                          micro_batches=self._config.micro_batches)
+            parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
+            yield ClassifierBatch(indices, parts, epoch, step), after
+
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The position is the same on all ranks."""
+        return state
+
+    def _collate(self, store: TokenStore, indices: np.ndarray, positions: np.ndarray) -> DocumentBatch:
+        return collate(store, indices, positions, pad_id=self._pad_id, backwards=self._config.backwards)
+
+    def step(self, model: nn.Module, batch: ClassifierBatch, number: int) -> StepResult:
+        """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
+        runtime, device = self._runtime, self._runtime.device
+        size = len(batch.indices)
+        labels = torch.as_tensor(self._train.labels[batch.indices], dtype=torch.long, device=device)
+        everyone = Masks(self._config.seed, number, num_rows=size, rows=range(size), device=device)
+        num_passes = len(batch.parts)
+        cached = None
+        if num_passes > 1:
+            with torch.no_grad(), runtime.accelerator.autocast():
+                cached = self._gather(batch, torch.cat([
+                    self.net.encode(part.tokens.to(device), part.lengths,
+                                    everyone.for_rows(part.positions)) for part in batch.parts]))
+        for index, part in enumerate(batch.parts):
+            last = index == num_passes - 1
+            with runtime.accumulate(model, last=last):
+                logits = model(part.tokens.to(device), part.lengths, everyone.for_rows(part.positions),
+                               combine=self._combiner(batch, part, cached), head_masks=everyone,
+                               update_statistics=last)
+                loss = F.cross_entropy(logits, labels, weight=self._class_weights,
+                                       label_smoothing=self._config.label_smoothing)
+                # Every pass on every rank has the whole head's gradient: their mean is the head's.
+                runtime.accelerator.backward(loss / num_passes)
+        with torch.no_grad():
+            sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
+                                (logits.argmax(1) == labels).sum().double()])
+        return StepResult(sums / runtime.world_size, size, int(self._train.lengths[batch.indices].sum()))
+
+    def _combiner(self, batch: ClassifierBatch, part: DocumentBatch, cached: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Puts a micro-batch's encodings, with their gradient, among those of the whole global step.
+
+        The gradient is scaled up by what averaging over passes and ranks takes away: an encoding is
+        differentiated in one pass of one rank only.
+        """
+        factor = float(len(batch.parts) * self._runtime.world_size)
+
+        def combine(pooled: Tensor) -> Tensor:
+            whole = cached if cached is not None else self._gather(batch, pooled)
+            return whole.index_copy(0, part.positions.to(pooled.device), _ScaleGradient.apply(pooled, factor))
+
+        return combine
+
+    def _gather(self, batch: ClassifierBatch, own: Tensor) -> Tensor:
+        """All documents' encodings [size, 3E] in the order of the step, without gradient.
+
+        Each rank fills in its rows of zeros; the sum over ranks puts them together exactly.
+        """
+        whole = own.new_zeros(len(batch.indices), own.shape[1])
+        whole[torch.cat([part.positions for part in batch.parts]).to(own.device)] = own.detach()
+        return self._runtime.sum(whole)
+
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any]:
+        """Loss, accuracy, F1 and confusion matrix on a store (default: the validation split)."""
+        return score_classifier(self.net, store or self._valid, self._runtime, label_names=self._label_names,
+                                pad_id=self._pad_id, backwards=self._config.backwards)
+
+    def sample(self) -> None:
+        """A classifier generates no text."""
+        return None
+
+    def carried_state(self) -> dict[str, Any]:
+        """A classifier carries nothing from step to step."""
+        return {}
+
+    def load_carried_state(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""

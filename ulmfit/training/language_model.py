@@ -1,0 +1,214 @@
+"""train_language_model: pretrain or fine-tune the AWD-LSTM language model, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.lm import CachedRows, LMBatch, StreamedRows, merge_states
+from ulmfit.config import LMConfig, identity, options
+from ulmfit.errors import UserError
+from ulmfit.evaluation import score_language_model
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.pretrained import init_language_model, save_model
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training import prepare
+from ulmfit.training.loop import Loop, StepResult, plan_stages
+from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.prepare import Session
+from ulmfit.training.randomness import Masks, derive_seed
+from ulmfit.training.runtime import Runtime
+from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+from ulmfit.training.stop import StopRequest
+from ulmfit.training.tracking import Tracker
+
+SAMPLE_WORDS = 40
+PROMPT_WORDS = 6
+
+
+def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Train as the options say, in config.output_dir.
+
+    Returns:
+        {"state": "done" | "preempted" | "found", "step": int, and the final metrics of each split}.
+
+    Raises:
+        UserError: an option, file, column or model is at fault; nothing was written or overwritten.
+    """
+    with prepare.session(config, stop) as work:
+        return _train(config, work)
+
+
+def _train(config: LMConfig, work: Session) -> dict[str, Any]:
+    runtime = work.runtime
+    pretrained = prepare.open_pretrained(config.init) if config.init else None
+    recipe = recipe_for(config, pretrained=pretrained is not None)
+    if recipe.batch_size % (runtime.world_size * config.micro_batches):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
+            f"{config.micro_batches} micro-batches; give a multiple of {runtime.world_size * config.micro_batches}")
+
+    corpus = prepare.corpus_of(work, include_test=config.recipe == "blog")
+    if config.tokenizer:
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+    else:
+        tokenizer = prepare.tokenizer_of(work, corpus.splits["train"])
+
+    rows = runtime.own_rows(recipe.batch_size)
+    if config.streaming:
+        source = StreamedRows(corpus.splits["train"], tokenizer, batch_size=recipe.batch_size, bptt=recipe.bptt,
+                              seed=config.seed, rows=rows, backwards=config.backwards)
+    else:
+        store = prepare.store_of(work, corpus.splits["train"], tokenizer, with_labels=False)
+        source = CachedRows(store, batch_size=recipe.batch_size, bptt=recipe.bptt, seed=config.seed, rows=rows,
+                            backwards=config.backwards, jitter=config.bptt_jitter)
+        recipe = lengthen_quick(recipe, config, source.steps_per_epoch(0))
+    held_out = {name: prepare.store_of(work, split, tokenizer, with_labels=False)
+                for name, split in corpus.splits.items() if name != "train"}
+
+    torch.manual_seed(config.seed)
+    sizes = prepare.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    net = LanguageModelNet(sizes.with_dropouts("lm", recipe.drop_mult))
+    if pretrained is not None:
+        init_language_model(net, pretrained.state, pretrained.vocab, tokenizer.vocab)
+    net = prepare.to_precision(net, config, runtime)
+    task = LanguageModelTask(net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe,
+                             runtime=runtime, rows=rows)
+    plan = plan_stages(task, recipe.stages, config.max_steps)
+    resolved = prepare.describe_recipe(recipe) | {
+        "vocabulary": len(tokenizer), "parameters": sum(p.numel() for p in net.parameters()),
+        "steps": [planned.num_steps for planned in plan]}
+    work.say(f"language model: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, "
+             f"{sum(resolved['steps']):,} steps of {recipe.batch_size} x {recipe.bptt} tokens, "
+             f"{runtime.world_size} process(es), {config.precision}")
+    if config.lr_find:
+        found = run_finder(task, recipe, config=config, runtime=runtime)
+        work.say(found.report())
+        return {"state": "found", "step": 0} | found.suggestions
+
+    who = identity(config, corpus=corpus.fingerprint, tokenizer=tokenizer.fingerprint,
+                   init=pretrained.fingerprint if pretrained else None)
+    directory = prepare.open_directory(work, who)
+    try:
+        if directory.finished:
+            return {"state": "done", "step": sum(resolved["steps"])}
+        start = directory.load_checkpoint()
+        directory.write_config(config, who, resolved)
+        if runtime.is_main:
+            tokenizer.save(directory.path / "tokenizer.json")
+        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=sum(resolved["steps"]),
+                          start_step=start["position"]["step"] if start else 0, log_every=config.log_every, task="lm")
+        tracker.log_hparams({"options": options(config), "resolved": resolved})
+        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
+                    directory=directory, start=start)
+        work.stop.watch(directory.path, config.max_time, work.started)
+        result: dict[str, Any] = {}
+
+        def train() -> str:
+            outcome = loop.run()
+            if outcome == "done":
+                if runtime.is_main:
+                    save_model(directory.path / "model", net, tokenizer,
+                               {"backwards": config.backwards, "bptt": recipe.bptt})
+                if "test" in held_out:
+                    result["test"] = task.evaluate(held_out["test"])
+                    tracker.log_eval(loop.position.step, "test", **result["test"])
+            tracker.close()
+            return outcome
+
+        state = prepare.run_guarded(directory, lambda: loop.position.step, train)
+        return {"state": state, "step": loop.position.step} | result
+    finally:
+        directory.close()
+
+
+class LanguageModelTask:
+    """The language model for the loop: global rows, carried hidden state, AR and TAR.
+
+    A rank holds `rows` of the global batch and carries their hidden state; `--micro-batches` cuts them
+    further. Losses are summed and divided by the global number of targets, so that no cut changes them.
+    """
+
+    name = "lm"
+
+    def __init__(self, net: LanguageModelNet, source: CachedRows | StreamedRows, valid: TokenStore | None,
+                 tokenizer: Tokenizer, *, config: LMConfig, recipe: Recipe, runtime: Runtime, rows: range) -> None:
+        self.net, self.groups = net, net.layer_groups()
+        self._source, self._valid, self._tokenizer = source, valid, tokenizer
+        self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
+        self._state = net.init_state(len(rows))
+
+    def steps_in_epoch(self, epoch: int) -> int | None:
+        """Steps of an epoch of the cached corpus; None for a stream."""
+        return None if self._config.streaming else self._source.steps_per_epoch(epoch)
+
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[LMBatch, dict[str, Any]]]:
+        """Batches from a position on, without end."""
+        return self._source.batches(state)
+
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A position for all rows from every rank's (a collective)."""
+        return merge_states(self._runtime.gather_objects([state]))
+
+    def step(self, model: nn.Module, batch: LMBatch, number: int) -> StepResult:
+        """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
+        runtime, config, device = self._runtime, self._config, self._runtime.device
+        tokens, targets = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.targets))
+        if batch.fresh:
+            self._state = self.net.init_state(len(self._rows))
+        cuts = torch.arange(len(self._rows)).chunk(config.micro_batches)
+        masks = Masks(config.seed, number, num_rows=self._recipe.batch_size, rows=self._rows, device=device)
+        pairs = max(1, batch.num_targets - self._recipe.batch_size)  # neighbouring targets, for TAR
+        width = self.net.config.embedding_size
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        states = []
+        for index, cut in enumerate(cuts):
+            part = slice(int(cut[0]), int(cut[-1]) + 1)
+            with runtime.accumulate(model, last=index == len(cuts) - 1):
+                out = model(tokens[part], targets[part], [(h[part], c[part]) for h, c in self._state],
+                            masks.for_rows(self._rows[part]))
+                loss = (out.ce_sum / batch.num_targets + config.alpha * out.ar_sum / (batch.num_targets * width)
+                        + config.beta * out.tar_sum / (pairs * width))
+                # DDP averages over ranks; the loss is already a share of the global mean.
+                runtime.accelerator.backward(loss * runtime.world_size)
+            states.append(out.state)
+            sums += torch.stack([out.ce_sum.detach().double(), out.num_correct.double()])
+        self._state = [tuple(torch.cat(part) for part in zip(*layer, strict=True))
+                       for layer in zip(*states, strict=True)]
+        return StepResult(sums, batch.num_targets, batch.num_targets)
+
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
+        """Loss, perplexity and accuracy on a store (default: the validation split); None without one."""
+        store = store or self._valid
+        if store is None:
+            return None
+        return score_language_model(self.net, store, self._runtime, num_rows=self._recipe.batch_size,
+                                    bptt=self._recipe.bptt, backwards=self._config.backwards)
+
+    def sample(self) -> str | None:
+        """A generated continuation of the beginning of a validation text (rank 0, private data: --no-samples)."""
+        if self._config.backwards:
+            return None  # text written from its end reads as noise
+        store = self._valid
+        prompt = store.document(0)[:PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
+        seed = derive_seed(self._config.seed, "sample")
+        generator = torch.Generator(self._runtime.device).manual_seed(seed)
+        ids = self.net.generate_ids([prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids,
+                                    generator=generator)[0]
+        return self._tokenizer.decode(prompt + ids)
+
+    def carried_state(self) -> dict[str, Any]:
+        """The hidden state of every global row (a collective)."""
+        def whole(part: Tensor) -> Tensor:
+            return self._runtime.gather(part).flatten(0, 1).cpu()
+        return {"hidden": [[whole(h), whole(c)] for h, c in self._state]}
+
+    def load_carried_state(self, state: dict[str, Any]) -> None:
+        """Take this rank's rows of a hidden state, whatever number of ranks saved it."""
+        mine = slice(self._rows.start, self._rows.stop)
+        self._state = [(h[mine].to(self._runtime.device), c[mine].to(self._runtime.device))
+                       for h, c in state["hidden"]]

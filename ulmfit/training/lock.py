@@ -1,0 +1,169 @@
+"""One writer a run directory, and making room for another run.
+
+The lock is a file, `run.lock`, that names host, process and the process's start time. It is created
+exclusively, its modification time is a heartbeat, and it is removed on close. A killed process leaves it
+behind, so a lock is judged by its owner: dead on this host, it is taken over at once; on another host,
+where nobody can look, when the heartbeat has been silent for five minutes, or when it was an earlier
+start of this very SLURM job (a requeued job begins after all processes of the old one ended).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ulmfit.errors import UserError
+
+LOCK_FILE = "run.lock"
+HEARTBEAT = 30.0  # seconds between touches of the file
+SILENCE = 300.0  # seconds without one after which an owner that cannot be looked at counts as dead
+
+
+class DirectoryLock:
+    """Hold a run directory for this process until `close` (or the end of a `with` block).
+
+    Attributes:
+        path: the lock file.
+
+    Raises:
+        UserError: a living process holds it; the message names host, process and the cure.
+        OSError: the directory cannot be written.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        self.path = output_dir / LOCK_FILE
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "start": _process(os.getpid())[1]} | _job()
+        # The random part tells our lock from that of a process with our number and start on another host.
+        self._content = json.dumps(me | {"token": os.urandom(8).hex()}).encode()
+        while not self._try():
+            pass
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, name="lock heartbeat", daemon=True).start()
+
+    def _try(self) -> bool:
+        """Take the lock, or refuse; False when the file went away under us and all is to do again."""
+        created = True
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            created = False
+            try:
+                descriptor = os.open(self.path, os.O_RDWR)
+            except FileNotFoundError:
+                return False
+        try:
+            # Two processes that find the same dead lock must not both take it: judging and rewriting
+            # happen under a lock of the kernel. (Not every network file system has these.)
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                if os.stat(self.path).st_ino != os.fstat(descriptor).st_ino:
+                    return False
+            except FileNotFoundError:
+                return False
+            if not created:
+                self._judge(descriptor)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, self._content, 0)
+            return True
+        except OSError:
+            if created:  # a full disk: no empty lock is left to refuse the next start
+                self.path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _judge(self, descriptor: int) -> None:
+        age = time.time() - os.fstat(descriptor).st_mtime
+        try:
+            owner = json.loads(os.pread(descriptor, 4096, 0))
+            host, pid = str(owner["host"]), int(owner["pid"])
+            job, restart = owner.get("job"), int(owner.get("restart", 0))
+        except (ValueError, KeyError, TypeError):
+            if age < SILENCE:  # perhaps created a moment ago and not filled in yet
+                raise UserError(f"{self.path} was just written by another run that is starting; wait for it, "
+                                "or delete the file if there is none") from None
+            return
+        mine = _job()
+        if job is not None and job == mine.get("job") and restart < mine["restart"]:
+            return
+        if host == socket.gethostname():
+            if process_alive(pid, owner.get("start")):
+                raise UserError(f"{self.path.parent} is being written by process {pid} on {host}; stop that "
+                                "process, or name another --output-dir")
+        elif age < SILENCE:
+            raise UserError(f"{self.path.parent} is being written by process {pid} on {host}, which gave a "
+                            f"sign of life {max(0, age):.0f} s ago; stop that run or name another "
+                            f"--output-dir (if it is dead, delete {self.path} or wait five minutes)")
+
+    def _owned(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._content
+        except OSError:
+            return False
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT):
+            if self._owned():
+                with suppress(OSError):
+                    os.utime(self.path)
+
+    def close(self) -> None:
+        """Give the directory free. Harmless when done twice or when the directory has been moved."""
+        self._closed.set()
+        if self._owned():
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> DirectoryLock:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def rename_aside(output_dir: Path) -> Path:
+    """Rename NAME to NAME.1, or the first number that is free, and return the new path."""
+    output_dir = Path(os.path.abspath(output_dir))  # "runs/." has no name to add to
+    number = 1
+    while os.path.lexists(aside := output_dir.with_name(f"{output_dir.name}.{number}")):
+        number += 1
+    output_dir.rename(aside)
+    return aside
+
+
+def process_alive(pid: int, start: str | None = None) -> bool:
+    """Whether this machine runs process `pid`; with `start`, the one that began then and not a later one
+    that got the same number (in a container the numbers are the same at every start)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    state, now = _process(pid)
+    if state in ("Z", "X"):  # dead, but its parent has not looked yet
+        return False
+    return start is None or now is None or start == now
+
+
+def _job() -> dict[str, str | int]:
+    """The SLURM job and how often it was requeued, if there is one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))} if job else {}
+
+
+def _process(pid: int) -> tuple[str | None, str | None]:
+    """(state letter, start in clock ticks since boot) from Linux's /proc; Nones elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return None, None

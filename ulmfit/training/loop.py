@@ -1,0 +1,268 @@
+"""The one loop that trains the language model and the classifier.
+
+A task (language_model.py, classifier.py) knows its batches and what a step computes; this file knows
+stages, schedules, clipping, skipping, logging, evaluation, checkpoints and stopping. One step from text
+to weights: batches/ -> Task.step -> model/ -> `_update` here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.batches.prefetch import Prefetcher
+from ulmfit.config import TrainConfig
+from ulmfit.training import checkpoint, optim
+from ulmfit.training.directory import RunDirectory
+from ulmfit.training.runtime import Runtime
+from ulmfit.training.stages import Recipe, Stage, share_steps
+from ulmfit.training.stop import StopRequest
+from ulmfit.training.tracking import Tracker, memory_mib
+
+MAX_SKIPPED = 50  # steps in a row without a finite gradient before the run gives up
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on: the message says where and what to try."""
+
+
+class StepResult(NamedTuple):
+    """What a step leaves behind for the log, still on the device.
+
+    Attributes:
+        sums: float64 [2], this rank's part of the summed cross-entropy and of the correct predictions.
+        count: number of predictions in the global step.
+        tokens: number of tokens read in the global step.
+    """
+
+    sums: Tensor
+    count: float
+    tokens: int
+
+
+class Task(Protocol):
+    """What the loop needs of a trainer."""
+
+    net: nn.Module
+    groups: list[list[str]]
+    name: str
+
+    def steps_in_epoch(self, epoch: int) -> int | None: ...
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]: ...
+    def step(self, model: nn.Module, batch: Any, number: int) -> StepResult: ...
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
+    def evaluate(self) -> dict[str, Any] | None: ...
+    def sample(self) -> str | None: ...
+    def carried_state(self) -> dict[str, Any]: ...
+    def load_carried_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage and its length."""
+
+    stage: Stage
+    num_steps: int
+
+
+@dataclass
+class Position:
+    """Where the run stands: everything a checkpoint holds beside tensors."""
+
+    step: int = 0
+    stage: int = 0
+    step_in_stage: int = 0
+    tokens: int = 0
+    data: dict[str, Any] | None = None
+
+
+def plan_stages(task: Task, stages: tuple[Stage, ...], max_steps: int | None) -> list[PlannedStage]:
+    """How many steps each stage takes: `max_steps` shared out, or the steps of its epochs."""
+    if max_steps is not None:
+        return [PlannedStage(stage, steps) for stage, steps in zip(stages, share_steps(stages, max_steps), strict=True)]
+    plan, begun = [], 0.0
+    for stage in stages:
+        end = begun + stage.epochs
+        plan.append(PlannedStage(stage, max(1, _steps_until(task, end) - _steps_until(task, begun))))
+        begun = end
+    return plan
+
+
+def _steps_until(task: Task, epochs: float) -> int:
+    whole = math.floor(epochs)
+    steps = sum(task.steps_in_epoch(epoch) for epoch in range(whole))
+    return steps + round((epochs - whole) * task.steps_in_epoch(whole)) if epochs > whole else steps
+
+
+def update(optimizer: Any, inner: torch.optim.Optimizer, *, runtime: Runtime, clip: float) -> tuple[Tensor, Tensor]:
+    """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped.
+
+    A step without a finite gradient is skipped. That is decided on the device, without waiting for it: the
+    norm is equal on all ranks after the reduction.
+    """
+    parameters = [p for group in inner.param_groups for p in group["params"]]
+    norm = runtime.accelerator.clip_grad_norm_(parameters, clip or math.inf)
+    bad = (~torch.isfinite(norm)).float()
+    if runtime.accelerator.scaler is None:
+        inner.found_inf = bad  # the fused kernel leaves weights and moments alone where this is 1
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, bad
+
+
+class Loop:
+    """Training from a position to the end of the plan, or to a stop request.
+
+    Args:
+        task: the trainer.
+        plan: its stages.
+        recipe: weight decay and clipping.
+        start: the checkpoint to go on from, or None.
+    """
+
+    def __init__(self, task: Task, plan: list[PlannedStage], recipe: Recipe, *, config: TrainConfig, runtime: Runtime,
+                 stop: StopRequest, tracker: Tracker, directory: RunDirectory, start: dict[str, Any] | None) -> None:
+        self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
+        self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
+        self.total_steps = sum(planned.num_steps for planned in plan)
+        self.position = Position()
+        self._start = start
+        self._skipped = torch.zeros((), device=runtime.device)
+        self._skips_seen = 0.0
+        self._check_every = 1
+        self._reset_clock()
+        if start is not None:
+            self.position = Position(**start["position"])
+            task.net.load_state_dict(start["model"])
+            task.load_carried_state(start["carried"])
+
+    def run(self) -> str:
+        """Train. Returns "done", or "preempted" after a stop request, with a checkpoint written."""
+        position = self.position
+        with Prefetcher(self.task.batches(position.data)) as batches:
+            while position.stage < len(self.plan):
+                if not self._run_stage(self.plan[position.stage], batches):
+                    return "preempted"
+                position.stage += 1
+                position.step_in_stage = 0
+        return "done"
+
+    def _run_stage(self, planned: PlannedStage, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
+        position, stage, task = self.position, planned.stage, self.task
+        trained = optim.freeze(task.net, task.groups, stage.freeze_to)
+        rates = optim.discriminative_rates(stage.lr, stage.lr_divisor, len(task.groups))
+        inner = optim.build_optimizer(task.net, task.groups, trained, rates, weight_decay=self.recipe.weight_decay,
+                                      eps=self.config.adam_eps, decay_bias_norm=self.config.decay_bias_norm)
+        if self._start is not None:
+            optim.load_optimizer_state(inner, self._start["optimizer"])
+            if self.runtime.accelerator.scaler is not None:
+                self.runtime.accelerator.scaler.load_state_dict(self._start["scaler"])
+            self._skipped.fill_(self._start["skipped"])
+            self._start = None
+        model = self.runtime.wrap(task.net)
+        optimizer = self.runtime.wrap_optimizer(inner)
+        if position.step_in_stage == 0:
+            self.tracker.log_event("stage", step=position.step, name=stage.name, index=position.stage,
+                                   steps=planned.num_steps, lr=rates, trained_groups=trained)
+        model.train()
+        while position.step_in_stage < planned.num_steps:
+            waited = time.perf_counter()
+            batch, data_state = next(batches)
+            self._waited += time.perf_counter() - waited
+            factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
+            factor *= getattr(batch, "lr_scale", 1.0)
+            optim.set_hyperparameters(inner, factor, momentum)
+            result = task.step(model, batch, position.step)
+            norm, bad = update(optimizer, inner, runtime=self.runtime, clip=self.recipe.clip)
+            self._skipped = (self._skipped + bad) * bad
+            position.step += 1
+            position.step_in_stage += 1
+            position.tokens += result.tokens
+            position.data = data_state
+            self._steps += 1
+            self._tokens += result.tokens
+            self._after_step(planned, inner, batch, result, norm, factor, momentum)
+            if self._stop_agreed():
+                self.save(inner)
+                return False
+        if position.stage == len(self.plan) - 1:
+            self.save(inner)
+        return True
+
+    def _after_step(self, planned: PlannedStage, inner: torch.optim.Optimizer, batch: Any, result: StepResult,
+                    norm: Tensor, factor: float, momentum: float) -> None:
+        position, config = self.position, self.config
+        last = position.step == self.total_steps
+        if position.step % config.log_every == 0 or last:
+            self._log(planned, inner, batch, result, norm, momentum)
+        self.tracker.advance(position.step)
+        in_epoch = self.task.steps_in_epoch(batch.epoch)
+        ends_epoch = in_epoch is not None and batch.step_in_epoch + 1 == in_epoch
+        due = position.step % config.eval_every == 0 if config.eval_every else ends_epoch
+        if due or last:
+            self._evaluate()
+        if config.save_every and position.step % config.save_every == 0 and not last:
+            self.save(inner)
+
+    def _log(self, planned: PlannedStage, inner: torch.optim.Optimizer, batch: Any, result: StepResult, norm: Tensor,
+             momentum: float) -> None:
+        loss, correct = (self.runtime.sum(result.sums) / result.count).tolist()
+        elapsed = max(1e-9, time.perf_counter() - self._clock)
+        skipped = int(self._skipped.item())
+        in_epoch = self.task.steps_in_epoch(batch.epoch)
+        epoch = batch.epoch + (batch.step_in_epoch + 1) / in_epoch if in_epoch else float(batch.epoch)
+        rates = {f"group {group['layer_group']}": group["lr"] for group in inner.param_groups}
+        self.tracker.log_train(
+            self.position.step, stage=self.position.stage, epoch=round(epoch, 4), tokens=self.position.tokens,
+            loss=loss, accuracy=correct, lr=inner.param_groups[-1]["lr"], grad_norm=norm.item(),
+            tokens_per_second=self._tokens / elapsed, data_wait=self._waited / elapsed, memory=memory_mib(),
+            momentum=momentum, lrs=rates, skipped=skipped)
+        if skipped >= MAX_SKIPPED:
+            raise TrainingFailed(
+                f"no finite gradient in the last {skipped} steps, up to step {self.position.step} (stage "
+                f"'{planned.stage.name}', data position {self.position.data}); lower --lr or set --clip 0.25")
+        self._reset_clock()
+
+    def _reset_clock(self) -> None:
+        self._clock, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
+
+    def _evaluate(self) -> None:
+        begun = time.perf_counter()
+        self.task.net.eval()
+        metrics = self.task.evaluate()
+        if metrics is not None:
+            self.tracker.log_eval(self.position.step, "valid", **metrics)
+        if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
+            self.tracker.log_text(self.position.step, "samples", text)
+        self.task.net.train()
+        self._clock += time.perf_counter() - begun  # throughput is that of training
+
+    def _stop_agreed(self) -> bool:
+        """Whether any rank wants to stop. Asked about once a second, at steps equal on all ranks."""
+        if self.position.step % self._check_every:
+            return False
+        per_step = (time.perf_counter() - self._clock) / max(1, self._steps)
+        wanted, slowest = self.runtime.max([float(self.stop.requested()), per_step])
+        self._check_every = max(1, min(100, int(1 / max(slowest, 1e-3))))
+        return bool(wanted)
+
+    def save(self, inner: torch.optim.Optimizer) -> None:
+        """Write a checkpoint of this position (all ranks call it; rank 0 writes)."""
+        scaler = self.runtime.accelerator.scaler
+        state = {
+            "position": vars(self.position) | {"data": self.task.global_position(self.position.data)}, "model": dict(self.task.net.state_dict()),
+            "optimizer": optim.optimizer_state(inner), "carried": self.task.carried_state(),
+            "scaler": scaler.state_dict() if scaler is not None else None, "skipped": self._skipped.item(),
+        }
+        begun = time.perf_counter()
+        self.tracker.flush()
+        self.directory.guard(lambda: checkpoint.save(
+            self.directory.path / "checkpoints", self.position.step, state, is_main=self.runtime.is_main,
+            keep=self.config.keep))
+        self._clock += time.perf_counter() - begun

@@ -1,0 +1,120 @@
+"""Layer groups, discriminative learning rates, and schedules as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from ulmfit.training.stages import Stage
+
+ONE_CYCLE_DIV = 25.0  # fastai v1: the cycle starts at lr / 25 ...
+ONE_CYCLE_FINAL = 25.0 * 1e4  # ... and ends at lr / 250,000
+ONE_CYCLE_WARM = 0.3
+STLR_CUT, STLR_RATIO = 0.1, 32.0  # Howard & Ruder 2018, section 3.2
+
+
+def discriminative_rates(lr: float, divisor: float, num_groups: int) -> list[float]:
+    """Geometric rates from lr / divisor (first group) to lr (last), as fastai's slice(lr / divisor, lr)."""
+    if num_groups == 1:
+        return [lr]
+    return [lr / divisor ** (1 - group / (num_groups - 1)) for group in range(num_groups)]
+
+
+def _cosine(start: float, end: float, part: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+
+def one_cycle(step: int, num_steps: int, momentum: tuple[float, float] = (0.8, 0.7)) -> tuple[float, float]:
+    """Factor on the learning rate and momentum at `step` of `num_steps` (fastai v1 fit_one_cycle).
+
+    Cosine from 1/25 to 1 over the first 30 % of the steps and on to 1/250,000; momentum falls and rises
+    inversely. Smith 2018, "A disciplined approach to neural network hyper-parameters".
+    """
+    up = int(num_steps * ONE_CYCLE_WARM)
+    high, low = momentum
+    if step < up:
+        part = step / up
+        return _cosine(1 / ONE_CYCLE_DIV, 1.0, part), _cosine(high, low, part)
+    part = (step - up) / (num_steps - up)
+    return _cosine(1.0, 1 / ONE_CYCLE_FINAL, part), _cosine(low, high, part)
+
+
+def slanted_triangular(step: int, num_steps: int) -> float:
+    """Factor on the learning rate (Howard & Ruder 2018, equation 3): a short linear rise, a long fall."""
+    cut = max(1, math.floor(num_steps * STLR_CUT))
+    part = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / STLR_CUT - 1))
+    return (1 + max(0.0, part) * (STLR_RATIO - 1)) / STLR_RATIO
+
+
+def schedule(stage: Stage, step: int, num_steps: int) -> tuple[float, float]:
+    """Factor on the learning rate, and momentum (Adam's beta1), at `step` of the stage's `num_steps`."""
+    if stage.schedule == "one-cycle":
+        return one_cycle(step, num_steps, stage.momentum)
+    if stage.schedule == "stlr":
+        return slanted_triangular(step, num_steps), stage.momentum[0]
+    return 1.0, stage.momentum[0]
+
+
+def freeze(net: nn.Module, groups: Sequence[Sequence[str]], freeze_to: int) -> list[int]:
+    """Let only the groups from `freeze_to` on be trained; return their indices.
+
+    A depth beyond the model's (a tiny model has fewer groups than the recipe unfreezes) trains all.
+    """
+    first = freeze_to if freeze_to >= 0 else max(0, len(groups) + freeze_to)
+    parameters = dict(net.named_parameters())
+    for index, group in enumerate(groups):
+        for name in group:
+            parameters[name].requires_grad_(index >= first)
+    return list(range(first, len(groups)))
+
+
+def build_optimizer(net: nn.Module, groups: Sequence[Sequence[str]], trained: Iterable[int], rates: Sequence[float],
+                    *, weight_decay: float, eps: float, decay_bias_norm: bool) -> torch.optim.AdamW:
+    """AdamW over the trained layer groups; each torch group carries `names`, `layer_group` and `peak_lr`.
+
+    Decay is decoupled (Loshchilov & Hutter 2019) and by default on all parameters, as in fastai v1.
+    With `decay_bias_norm=False` biases and batch norm go without, as in v2.
+    """
+    parameters = dict(net.named_parameters())
+    torch_groups = []
+    for index in trained:
+        kept = {True: [], False: []}
+        for name in groups[index]:
+            is_matrix = parameters[name].ndim > 1
+            kept[decay_bias_norm or is_matrix].append(name)
+        for decayed, names in kept.items():
+            if names:
+                torch_groups.append({
+                    "params": [parameters[name] for name in names], "names": names, "layer_group": index,
+                    "peak_lr": rates[index], "lr": rates[index], "weight_decay": weight_decay if decayed else 0.0,
+                })
+    return torch.optim.AdamW(torch_groups, betas=(0.9, 0.99), eps=eps, fused=True)
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, factor: float, momentum: float) -> None:
+    """Put a step's learning rates (peak x factor) and momentum into the optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+        group["betas"] = (momentum, group["betas"][1])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """Moments and step counts by parameter name."""
+    named = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if optimizer.state.get(parameter):
+                named[name] = dict(optimizer.state[parameter])
+    return named
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, named: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Put back what `optimizer_state` gave, on each parameter's device."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in named:
+                optimizer.state[parameter] = {key: value.to(parameter.device).clone()
+                                              for key, value in named[name].items()}

@@ -1,0 +1,228 @@
+"""From options to opened inputs: what both trainers do before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.batches.cache import TokenStore, build_or_open
+from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
+from ulmfit.model.fastai_format import load_fastai
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.pretrained import find_model, load_model
+from ulmfit.text.corpus import Corpus, Split, open_corpus
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.directory import RunDirectory, check_output
+from ulmfit.training.runtime import Runtime
+from ulmfit.training.stages import Recipe
+from ulmfit.training.stop import StopRequest
+
+STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
+
+
+@dataclass
+class Session:
+    """A started run: options checked, processes met, nothing of the corpus read yet."""
+
+    config: TrainConfig
+    runtime: Runtime
+    stop: StopRequest
+    started: float
+
+    def say(self, sentence: str) -> None:
+        """A line for the user (rank 0)."""
+        if self.runtime.is_main:
+            print(sentence, flush=True)
+
+
+@contextmanager
+def session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
+    """Check the options, join the process group, and leave it at the end."""
+    started = time.monotonic()
+    check(config)
+    check_output(config.output_dir, resume=config.resume)
+    restore_threads(config)
+    runtime = Runtime(config)
+    try:
+        yield Session(config, runtime, stop or StopRequest(), started)
+    finally:
+        runtime.close()
+
+
+def restore_threads(config: TrainConfig) -> None:
+    """Go on with the thread count the run was begun with: sums are split by it, so it moves last bits."""
+    file = Path(config.output_dir) / "config.json"
+    if config.threads is not None or config.resume == "never" or not file.exists():
+        return
+    try:
+        config.threads = int(json.loads(file.read_text(encoding="utf-8"))["threads"])
+    except (ValueError, KeyError, TypeError):
+        return  # a damaged config.json is named when the directory is opened
+    if config.threads != torch.get_num_threads() and int(os.environ.get("RANK", 0)) == 0:
+        print(f"using {config.threads} CPU threads, as this run did when it began", flush=True)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A language model to start from.
+
+    Attributes:
+        state: tensors by our names (`encoder.*` and `decoder_bias`; no decoder_bias in an encoder-only file).
+        tokenizer: None where only a vocabulary came with the weights (fastai).
+        fingerprint: of the weights file.
+    """
+
+    config: AWDLSTMConfig
+    state: dict[str, Tensor]
+    vocab: list[str]
+    tokenizer: Tokenizer | None
+    backwards: bool
+    fingerprint: str
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The encoder's tensors, without prefix."""
+        return {name.removeprefix("encoder."): tensor for name, tensor in self.state.items()
+                if name.startswith("encoder.")}
+
+
+def open_pretrained(path: str) -> Pretrained:
+    """A run directory or its model/ of ours, or a fastai .pth with its vocabulary in the same folder.
+
+    Raises:
+        UserError: nothing usable is there; the message says what is missing.
+    """
+    if path.endswith(".pth"):
+        beside = [file for pattern in ("itos*.pkl", "*vocab*.pkl", "*itos*", "*vocab*")
+                  for file in sorted(Path(path).parent.glob(pattern))
+                  if file.suffix in (".pkl", ".json", ".txt") and file != Path(path)]
+        if not beside:
+            raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
+        model = load_fastai(path, beside[0])
+        return Pretrained(model.config, model.state, model.vocab, None, False, file_fingerprint(path))
+    folder = find_model(path)
+    net, tokenizer, saved = load_model(folder)
+    if not isinstance(net, LanguageModelNet):
+        raise UserError(f"{path} is a classifier; give the language model it was made from")
+    return Pretrained(net.config, net.state_dict(), tokenizer.vocab, tokenizer, saved["backwards"],
+                      file_fingerprint(folder / "model.safetensors"))
+
+
+def cache_directory(config: TrainConfig) -> Path:
+    """Where tokenised corpora are kept: --cache-dir, else $ULMFIT_CACHE, else ~/.cache/ulmfit."""
+    chosen = config.cache_dir or os.environ.get("ULMFIT_CACHE") or Path.home() / ".cache" / "ulmfit"
+    return Path(chosen).expanduser()
+
+
+def corpus_of(work: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
+    """Open the corpus on every rank, rank 0 first (it fills the reader's cache)."""
+    config = work.config
+    with work.runtime.accelerator.main_process_first():
+        return open_corpus(config.data, task=config.task, text_column=config.text_column,
+                           label_column=config.label_column, valid=config.valid, seed=config.seed,
+                           streaming=config.streaming, include_test=include_test, label_names=label_names)
+
+
+def tokenizer_of(work: Session, split: Split) -> Tokenizer:
+    """The tokenizer of the options: trained once on the training split, then kept in the cache."""
+    config = work.config
+    assert isinstance(config, LMConfig | ClassifierConfig)
+
+    def train() -> str:
+        key = (split.fingerprint, config.rules, config.vocab_size, config.min_freq, config.subword)
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        file = cache_directory(config) / "tokenizers" / f"{name}.json"
+        if file.exists():
+            return Tokenizer.from_file(file).to_str()
+        texts = (text for batch in split.batches() for text in batch.texts)
+        if config.streaming:
+            texts = islice(texts, STREAM_TOKENIZER_DOCUMENTS)
+        tokenizer = Tokenizer.train(texts, rules=config.rules, vocab_size=config.vocab_size,
+                                    min_freq=config.min_freq, subword=config.subword)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{os.getpid()}")
+        tokenizer.save(aside)
+        os.replace(aside, file)
+        return tokenizer.to_str()
+
+    return Tokenizer.from_str(work.runtime.on_main(train))
+
+
+def store_of(work: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
+    """The split as token ids, tokenised by whichever rank comes first."""
+    store = build_or_open(split, tokenizer, cache_directory(work.config), with_labels=with_labels)
+    work.runtime.barrier()
+    if store.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.skipped.items()))
+        work.say(f"{split.name}: skipped {reasons}")
+    return store
+
+
+def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig | None) -> AWDLSTMConfig:
+    """The encoder's sizes: the pretrained model's, else those of --preset.
+
+    Raises:
+        UserError: --preset names other sizes than the pretrained model has.
+    """
+    preset = config.preset or ("tiny" if config.data is None else "base")
+    if pretrained is None:
+        return AWDLSTMConfig(vocab_size, **PRESETS[preset])
+    sizes = {name: getattr(pretrained, name) for name in PRESETS[preset]}
+    if config.preset is not None and sizes != PRESETS[preset]:
+        asked, got = ("/".join(map(str, values.values())) for values in (PRESETS[preset], sizes))
+        raise UserError(f"--preset {preset} is {asked} but the pretrained model is {got}; leave out --preset")
+    return AWDLSTMConfig(vocab_size, **sizes)
+
+
+def to_precision(net: nn.Module, config: TrainConfig, runtime: Runtime) -> nn.Module:
+    """The model on its device, in fp64 where asked for (mixed precision keeps fp32 weights)."""
+    return net.to(runtime.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """16 hex digits of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def open_directory(work: Session, identity: dict[str, Any]) -> RunDirectory:
+    """Lock the run directory and find where to go on."""
+    directory = RunDirectory(work.config, identity, work.runtime, notice=work.say)
+    if directory.finished:
+        work.say(f"{directory.path} holds this run, finished; more epochs start from it by --init or --encoder, "
+                 "a second run by --resume never")
+    return directory
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it will run, for config.json."""
+    return {"batch_size": recipe.batch_size, "bptt": recipe.bptt, "drop_mult": recipe.drop_mult,
+            "weight_decay": recipe.weight_decay, "clip": recipe.clip,
+            "stages": [dict(vars(stage)) for stage in recipe.stages]}
+
+
+def run_guarded(directory: RunDirectory, position: Callable[[], int], train: Callable[[], str]) -> str:
+    """Run the training and leave its outcome in status.json, whatever happens."""
+    directory.status("running", position())
+    try:
+        outcome = train()
+    except BaseException as error:
+        directory.status("failed", position(), error=f"{type(error).__name__}: {error}")
+        raise
+    directory.status(outcome, position())
+    return outcome

@@ -1,0 +1,159 @@
+"""The process group, the device and what ranks say to each other. All of `torch.distributed` is here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import subprocess
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from ulmfit.config import TrainConfig
+from ulmfit.errors import UserError
+
+MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
+
+
+class Runtime:
+    """One process's view of the run: rank, world size, device and collectives.
+
+    Raises:
+        UserError: the launcher's world size and the process group's differ, or the precision is not to
+            be had on this device.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        on_gpu = torch.cuda.is_available()
+        if config.precision == "fp16" and not on_gpu:
+            raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.threads = torch.get_num_threads()
+        # Parameters that took no part in a step (frozen layers, a rank without documents) must not stall
+        # the reduction; and with unused-parameter search the buckets are never rebuilt, so that a resumed
+        # run sums in the same order as one that was never stopped. The buffers (BatchNorm statistics)
+        # are equal on all ranks by construction.
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False,
+                                            gradient_as_bucket_view=True)
+        group = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
+        self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
+                                       kwargs_handlers=[ddp, group])
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        announced = int(os.environ.get("WORLD_SIZE", 1))
+        if announced != self.world_size:
+            raise UserError(
+                f"the launcher started {announced} processes but the process group holds {self.world_size}, so each "
+                "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`")
+        seed_everything(config.seed)
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """The model ready for training: under autocast and, with several processes, DDP.
+
+        Called anew at each stage, because DDP fixes what it reduces when it is built.
+        """
+        self.accelerator._models.clear()
+        self.accelerator._optimizers.clear()
+        bare = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+        return self.accelerator.prepare_model(bare, device_placement=False)
+
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimizer with accelerate's loss scaler around its step."""
+        return self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+    def accumulate(self, model: nn.Module, *, last: bool) -> AbstractContextManager:
+        """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
+        return nullcontext() if last else self.accelerator.no_sync(model)
+
+    def own_rows(self, num_rows: int) -> range:
+        """The contiguous share of global rows that this rank holds; may be empty."""
+        return range(num_rows * self.rank // self.world_size, num_rows * (self.rank + 1) // self.world_size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over ranks (a new tensor, equal on all of them)."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def max(self, values: list[float]) -> list[float]:
+        """The element-wise largest over ranks of a few numbers."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Every rank's tensor (all of one shape), stacked along a new first dimension; no gradient."""
+        if self.world_size == 1:
+            return values.detach().unsqueeze(0)
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.detach().contiguous())
+        return torch.stack(parts)
+
+    def gather_objects(self, values: list[Any]) -> list[Any]:
+        """The ranks' lists of picklable objects, joined in the order of ranks, on every rank."""
+        return values if self.world_size == 1 else gather_object(values)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's object on every rank."""
+        if self.world_size == 1:
+            return value
+        holder = [value]
+        broadcast_object_list(holder, from_process=0)
+        return holder[0]
+
+    def on_main(self, action: Any) -> Any:
+        """Run `action()` on rank 0 and give its result to all; its UserError is raised on every rank."""
+        outcome: tuple[str, Any] = ("", None)
+        if self.is_main:
+            try:
+                outcome = ("ok", action())
+            except UserError as error:
+                outcome = ("user", str(error))
+        kind, value = self.broadcast(outcome)
+        if kind == "user":
+            raise UserError(value)
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator. Initial weights are the only thing that these decide; data order and
+    dropout derive their own seeds (randomness.py)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and commit, for config.json."""
+    packages = ("torch", "accelerate", "datasets", "tokenizers", "tensorboard", "numpy")
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
+                                text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+            "git_commit": commit}

@@ -1,0 +1,60 @@
+"""Requests to stop: signals, a stop file and a time limit. Imports no torch, so that a script can install
+the handlers first: a signal during a long import would otherwise kill the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_FILE = "stop"
+
+
+class StopRequest:
+    """A flag that signals set; the training loop reads it and agrees on it between ranks.
+
+    The second Ctrl-C leaves at once with exit code 130.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._interrupts = 0
+        self._deadline: float | None = None
+        self._file: Path | None = None
+
+    @classmethod
+    def install(cls) -> StopRequest:
+        """Handle SIGTERM, SIGINT and SIGUSR1 from now on."""
+        request = cls()
+        for number in SIGNALS:
+            signal.signal(number, request._on_signal)
+        return request
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                os._exit(130)
+            if int(os.environ.get("RANK", 0)) == 0:
+                sys.stderr.write("\nstopping after this step with a checkpoint; Ctrl-C again to leave at once\n")
+        self.reason = signal.Signals(number).name
+
+    def watch(self, directory: Path, max_minutes: float | None, started: float) -> None:
+        """Also stop for a file named `stop` in the run directory, or `max_minutes` after `started`.
+
+        A stop file left from before is removed by whoever creates the run directory's lock.
+        """
+        self._file = directory / STOP_FILE
+        self._deadline = None if max_minutes is None else started + 60 * max_minutes
+
+    def requested(self) -> bool:
+        """Whether this process has been asked to stop."""
+        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = "--max-time"
+        if self.reason is None and self._file is not None and self._file.exists():
+            self.reason = f"{STOP_FILE} file"
+        return self.reason is not None
