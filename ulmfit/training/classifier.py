@@ -217,7 +217,8 @@ class ClassifierTask:
                                 (logits.argmax(1) == labels).sum().double()])
         return StepResult(sums / runtime.world_size, size, int(self._train.lengths[batch.indices].sum()))
 
-    def _combiner(self, batch: ClassifierBatch, part: DocumentBatch, cached: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def _combiner(self, batch: ClassifierBatch, part: DocumentBatch,
+                  cached: Tensor | None) -> Callable[[Tensor], Tensor]:
         """Puts a micro-batch's encodings, with their gradient, among those of the whole global step.
 
         The gradient is scaled up by what averaging over passes and ranks takes away: an encoding is

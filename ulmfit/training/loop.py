@@ -255,8 +255,9 @@ class Loop:
     def save(self, inner: torch.optim.Optimizer) -> None:
         """Write a checkpoint of this position (all ranks call it; rank 0 writes)."""
         scaler = self.runtime.accelerator.scaler
+        position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
         state = {
-            "position": vars(self.position) | {"data": self.task.global_position(self.position.data)}, "model": dict(self.task.net.state_dict()),
+            "position": position, "model": dict(self.task.net.state_dict()),
             "optimizer": optim.optimizer_state(inner), "carried": self.task.carried_state(),
             "scaler": scaler.state_dict() if scaler is not None else None, "skipped": self._skipped.item(),
         }
