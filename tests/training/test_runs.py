@@ -1,0 +1,157 @@
+"""Whole runs: equal however the batch is cut and however often the run is interrupted."""
+
+import json
+
+import pytest
+import torch
+
+from tests.training import runs
+from ulmfit.errors import UserError
+from ulmfit.training.classifier import train_classifier
+from ulmfit.training.language_model import train_language_model
+from ulmfit.training.loop import Loop
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULMFIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def ask_at_every_step(monkeypatch):
+    """Stop requests are looked at about once a second of work; here at every step."""
+    def agreed(self):
+        return self.stop.requested()
+    monkeypatch.setattr(Loop, "_stop_agreed", agreed)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, cache):
+    """A language model of a few steps, in fp64."""
+    path = tmp_path_factory.mktemp("encoder") / "lm"
+    train_language_model(runs.lm_config(path, precision="fp64"))
+    return path
+
+
+def train(task, path, encoder, stop=None, **options):
+    if task == "lm":
+        return train_language_model(runs.lm_config(path, **options), stop)
+    return train_classifier(runs.clf_config(path, encoder=str(encoder), **options), stop)
+
+
+@pytest.mark.parametrize("task", ["lm", "clf"])
+def test_micro_batches_change_nothing(task, tmp_path, encoder):
+    train(task, tmp_path / "whole", encoder, precision="fp64")
+    train(task, tmp_path / "cut", encoder, precision="fp64", micro_batches=4)
+    assert runs.losses(tmp_path / "cut") == pytest.approx(runs.losses(tmp_path / "whole"), rel=1e-10)
+    assert runs.distance(runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")) < 1e-10
+
+
+@pytest.mark.parametrize("task", ["lm", "clf", "stream"])
+def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
+    options = {"streaming": True} if task == "stream" else {}
+    task = "lm" if task == "stream" else task
+    assert train(task, tmp_path / "straight", encoder, **options)["state"] == "done"
+    # Two stops: with the blog's four stages in 12 steps, in the middle of a stage and near its edge.
+    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(5), **options)["state"] == "preempted"
+    assert json.loads((tmp_path / "stopped" / "status.json").read_text())["state"] == "preempted"
+    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(4), **options)["state"] == "preempted"
+    assert train(task, tmp_path / "stopped", encoder, **options)["state"] == "done"
+    straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
+    assert all(torch.equal(straight[name], stopped[name]) for name in straight)
+    assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+def test_seed_and_dropout_matter(tmp_path, encoder):
+    train("lm", tmp_path / "a", encoder, max_steps=4)
+    train("lm", tmp_path / "b", encoder, max_steps=4, seed=1)
+    train("lm", tmp_path / "c", encoder, max_steps=4, drop_mult=0.0)
+    assert len({tuple(runs.losses(tmp_path / name)) for name in "abc"}) == 3
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path, encoder, capsys):
+    path = tmp_path / "run"
+    train("lm", path, encoder, max_steps=2)
+    before = runs.metrics(path)
+    assert train("lm", path, encoder, max_steps=2)["state"] == "done"
+    assert "finished" in capsys.readouterr().out and runs.metrics(path) == before
+    with pytest.raises(UserError, match="max-steps: 2 -> 3"):
+        train("lm", path, encoder, max_steps=3)
+    assert train("lm", path, encoder, max_steps=3, resume="never")["state"] == "done"
+    assert runs.metrics(path.with_name("run.1")) == before
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(tmp_path, encoder):
+    longer = tmp_path / "longer"
+    train("lm", longer, encoder, max_steps=60, precision="fp64", lr=2e-2)
+    train("lm", tmp_path / "tuned", encoder, init=str(longer), max_steps=2, precision="fp64")
+    train("lm", tmp_path / "fresh", encoder, max_steps=2, precision="fp64")
+    assert runs.losses(tmp_path / "tuned")[0] < runs.losses(tmp_path / "fresh")[0] - 0.5
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert [stage["freeze_to"] for stage in config["resolved"]["stages"]] == [-1, 0]
+
+
+def test_frozen_layers_stay_as_they_were(tmp_path, encoder):
+    train("clf", tmp_path / "head", encoder, recipe="none", lr=1e-2, max_steps=1)
+    # The recipe's first stage trains the head alone: stopped inside it, the encoder is the language model's.
+    train("clf", tmp_path / "run", encoder, runs.StopAtCall(2), recipe="blog", max_steps=40)
+    from ulmfit.training import checkpoint
+    model = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))["model"]
+    language_model = runs.weights(encoder)
+    trained = runs.weights(tmp_path / "head")
+    for name, tensor in language_model.items():
+        if name.startswith("encoder."):
+            assert torch.equal(model[name], tensor.float()), name
+            assert not torch.equal(trained[name], tensor.float()), name
+
+
+@pytest.mark.parametrize("task", ["lm", "clf"])
+def test_learning_rate_finder_suggests_and_writes_nothing(task, tmp_path, encoder):
+    found = train(task, tmp_path / "run", encoder, lr_find=True)
+    assert found["state"] == "found" and 1e-7 < found["valley"] < 10
+    assert not (tmp_path / "run").exists()
+
+
+def test_backwards_and_jitter_train(tmp_path, encoder):
+    train("lm", tmp_path / "lm", encoder, max_steps=3, backwards=True, bptt_jitter=True)
+    with pytest.raises(UserError, match="--backwards"):
+        train("clf", tmp_path / "clf", tmp_path / "lm", max_steps=3)
+    assert train("clf", tmp_path / "clf", tmp_path / "lm", max_steps=3, backwards=True)["state"] == "done"
+
+
+def test_a_run_without_a_finite_gradient_stops_and_says_where(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr("ulmfit.training.loop.MAX_SKIPPED", 3)
+    monkeypatch.setattr("ulmfit.training.language_model.LanguageModelTask.step", poisoned)
+    with pytest.raises(RuntimeError, match="no finite gradient in the last 3 steps, up to step 3"):
+        train("lm", tmp_path / "run", encoder)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+
+
+def poisoned(self, model, batch, number):
+    from ulmfit.training.loop import StepResult
+    for parameter in self.net.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    return StepResult(torch.zeros(2, dtype=torch.float64), 1, 1)
+
+
+def test_a_skipped_step_leaves_weights_and_moments(encoder):
+    from ulmfit.training import optim
+    from ulmfit.training.loop import update
+    from ulmfit.training.runtime import Runtime
+
+    runtime = Runtime(runs.lm_config("unused"))
+    net = torch.nn.Linear(3, 2)
+    inner = optim.build_optimizer(net, [["weight", "bias"]], [0], [0.1], weight_decay=0.1, eps=1e-8,
+                                  decay_bias_norm=True)
+    optimizer = runtime.wrap_optimizer(inner)
+    before = net.weight.detach().clone()
+    for value, skipped in ((float("inf"), 1.0), (1.0, 0.0)):
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        _, bad = update(optimizer, inner, runtime=runtime, clip=1.0)
+        assert bad.item() == skipped
+        assert torch.equal(net.weight, before) == bool(skipped)
+        assert torch.isfinite(net.weight).all()
