@@ -7,15 +7,19 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ulmfit.errors import UserError
 
+if TYPE_CHECKING:
+    from ulmfit.text.splits import Split
+
 CHUNK = 2048  # texts that one process predicts at a time
+LM_WINDOW = 70  # tokens at a time of a language model that does not tell its own
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,58 +29,82 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Adds the default to an option's help, where the help does not tell it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        silent = action.default in (None, argparse.SUPPRESS) or not action.option_strings
+        return (action.help or "") + ("" if silent else " (default: %(default)s)")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} is too small, give a number of at least {least}")
+        return number
+    return whole_number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ulmfit", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about,
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(name, help=about, description=about, formatter_class=_Formatter)
         sub.set_defaults(run=run)
         return sub
 
-    def corpus(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--data", help="file, glob, folder or hub name (default: the embedded sample)")
-        sub.add_argument("--text-column", help="column with the text, or several joined by commas")
+    def corpus(sub: argparse.ArgumentParser, default: str = "the embedded sample") -> None:
+        sub.add_argument("--data", help=f"file, glob, folder or hub name (default: {default})")
+        sub.add_argument("--text-column", help="column with the text, or several joined by commas (default: text, "
+                                               "else the only one)")
 
     sub = command("tokenizer", tokenizer, "train a tokenizer on a corpus's training split and save it")
     corpus(sub)
     sub.add_argument("--output", default="tokenizer.json", help="file to write")
     sub.add_argument("--rules", choices=("fastai1", "fastai2"), default="fastai1", help="text rules")
-    sub.add_argument("--vocab-size", type=int, default=60_000, help="largest vocabulary")
-    sub.add_argument("--min-freq", type=int, default=2, help="rarer words become xxunk")
-    sub.add_argument("--subword", choices=("unigram", "bpe"), help="split words further")
+    sub.add_argument("--vocab-size", type=_at_least(10), default=60_000, help="largest vocabulary")
+    sub.add_argument("--min-freq", type=_at_least(1), default=2, help="rarer words become xxunk")
+    sub.add_argument("--subword", choices=("unigram", "bpe"), help="split words further (default: whole words)")
 
-    sub = command("show", show, "what a batch looks like, in words")
+    sub = command("show", show, "what the first batch looks like, in words")
     corpus(sub)
-    sub.add_argument("--label-column", help="column with the label")
+    sub.add_argument("--label-column", help="column with the label (default: label)")
     sub.add_argument("--tokenizer", required=True, help="tokenizer.json, run directory or model")
     sub.add_argument("--task", choices=("lm", "clf"), default="lm", help="batches of which trainer")
-    sub.add_argument("--rows", type=int, default=5, help="rows to show")
-    sub.add_argument("--bptt", type=int, default=70, help="tokens of a row to show")
+    sub.add_argument("--rows", type=_at_least(1), default=5, help="rows or documents to show")
+    sub.add_argument("--steps", type=_at_least(1), default=2, help="batches to show")
+    sub.add_argument("--batch-size", type=_at_least(1), help="rows or documents of a batch (default: lm 64, clf 32)")
+    sub.add_argument("--bptt", type=_at_least(2), default=70, help="tokens of a row; of a document, those shown")
+    sub.add_argument("--seed", type=_at_least(0), default=0, help="seed of the order")
 
     sub = command("predict", predict, "label and probability of texts or of a corpus, a line each; "
                                       "under accelerate launch, on all processes")
     sub.add_argument("--model", required=True, help="run directory of a classifier, or its model/")
     sub.add_argument("text", nargs="*", metavar="TEXT", help="texts to classify")
-    corpus(sub)
-    sub.add_argument("--output", help="write there instead of the terminal (.jsonl and .csv have all probabilities)")
+    corpus(sub, "the texts on the command line")
+    sub.add_argument("--output", help="write there instead of the terminal; .jsonl and .csv have the row's number "
+                                      "and all probabilities (default: the terminal)")
 
     sub = command("generate", generate, "continue prompts with a language model")
     sub.add_argument("--model", required=True, help="run directory of a language model, or its model/")
     sub.add_argument("prompt", nargs="+", metavar="PROMPT", help="beginnings of texts")
-    sub.add_argument("--max-new-tokens", type=int, default=40, help="tokens to add")
+    sub.add_argument("--max-new-tokens", type=_at_least(0), default=40, help="tokens to add")
     sub.add_argument("--temperature", type=float, default=0.75, help="below 1 for likelier text")
-    sub.add_argument("--top-k", type=int, help="draw from the k likeliest words only")
-    sub.add_argument("--min-p", type=float, help="leave out words below min_p times the likeliest")
-    sub.add_argument("--seed", type=int, help="the same text every time")
+    sub.add_argument("--top-k", type=_at_least(1), help="draw from the k likeliest words only (default: all)")
+    sub.add_argument("--min-p", type=float, help="leave out words below min_p times the likeliest (default: none)")
+    sub.add_argument("--seed", type=_at_least(0), help="the same text every time (default: another each time)")
 
     sub = command("evaluate", evaluate, "loss and accuracy of a model on a corpus")
     sub.add_argument("--model", required=True, help="run directory, or its model/")
     corpus(sub)
-    sub.add_argument("--label-column", help="column with the label")
-    sub.add_argument("--split", default="test", help="split to score; 'all' for every row of --data")
-    sub.add_argument("--batch-size", type=int, default=64, help="rows a language model is read in")
+    sub.add_argument("--label-column", help="column with the label (default: label)")
+    sub.add_argument("--split", help="split to score; 'all' for every row (default: test, else valid, else all)")
+    sub.add_argument("--valid", help="what training held out of data without a valid split, with --split valid "
+                                     "(default: the column is_valid, else 0.1)")
+    sub.add_argument("--seed", type=_at_least(0), default=0, help="training's seed, which chose a held-out fraction")
+    sub.add_argument("--batch-size", type=_at_least(1), default=64, help="rows a language model is read in")
     return parser
 
 
@@ -86,8 +114,7 @@ def tokenizer(args: argparse.Namespace) -> None:
     from ulmfit.text.tokenizer import Tokenizer
 
     output = Path(args.output)
-    if output.exists():
-        raise UserError(f"--output {output} exists; name another file or remove it")
+    _check_output(output)
     split = open_corpus(args.data, task="lm", text_column=args.text_column).splits["train"]
     texts = (text for batch in split.batches() for text in batch.texts)
     trained = Tokenizer.train(texts, rules=args.rules, vocab_size=args.vocab_size, min_freq=args.min_freq,
@@ -96,48 +123,91 @@ def tokenizer(args: argparse.Namespace) -> None:
         trained.save(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}); name another file") from None
+    _tell_skipped(split.skipped)
     print(f"{output}: {len(trained):,} tokens, fingerprint {trained.fingerprint}, begins with "
           f"{' '.join(trained.vocab[:16])}")
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print rows of a batch as tokens."""
+    """Print the first batches of a trainer as words."""
+    from ulmfit.batches.cache import build_or_open
+    from ulmfit.batches.documents import DocumentBatches
+    from ulmfit.batches.lm import CachedRows
+    from ulmfit.config import LMConfig
     from ulmfit.text.corpus import open_corpus
     from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.training.prepare import cache_directory
 
     path = Path(args.tokenizer)
     tok = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
-    corpus = open_corpus(args.data, task=args.task, text_column=args.text_column, label_column=args.label_column)
-    known = set(tok.vocab)
-    batch = next(iter(corpus.splits["train"].batches(max(args.rows, 1))))
-    for row, tokens in enumerate(tok.tokenize(batch.texts)):
-        words = [token if token in known else f"xxunk({token})" for token in tokens]
-        tail = f" ... ({len(words)} tokens)" if len(words) > args.bptt else ""
-        label = f"[{corpus.label_names[batch.labels[row]]}] " if args.task == "clf" else ""
-        print(label + " ".join(repr(w)[1:-1] for w in words[:args.bptt]) + tail)
+    is_clf = args.task == "clf"
+    corpus = open_corpus(args.data, task=args.task, text_column=args.text_column, label_column=args.label_column,
+                         seed=args.seed)
+    store = build_or_open(corpus.splits["train"], tok, cache_directory(LMConfig()), with_labels=is_clf)
+    _tell_skipped(store.skipped)
+    size = args.batch_size or (32 if is_clf else 64)
+
+    def words(ids: Any) -> str:
+        return " ".join(repr(tok.vocab[token])[1:-1] for token in ids)
+
+    if is_clf:
+        source = DocumentBatches(store.lengths, batch_size=size, seed=args.seed)
+        for indices, epoch, step, _ in islice(source.batches(None), args.steps):
+            print(f"epoch {epoch} step {step}: {len(indices)} documents of {store.lengths[indices].min()} to "
+                  f"{store.lengths[indices].max()} tokens")
+            for index in indices[:args.rows]:
+                ids = store.document(index)
+                more = f" ... ({len(ids)} tokens)" if len(ids) > args.bptt else ""
+                print(f"  [{corpus.label_names[store.labels[index]]}] {words(ids[:args.bptt])}{more}")
+        return
+    source = CachedRows(store, batch_size=size, bptt=args.bptt, seed=args.seed, rows=range(min(args.rows, size)))
+    for batch, _ in islice(source.batches(None), args.steps):
+        print(f"epoch {batch.epoch} step {batch.step_in_epoch}: {size} rows of {batch.tokens.shape[1]} tokens")
+        for row, (ids, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
+            print(f"  row {row}: {words(ids[targets >= 0])}")
 
 
 def predict(args: argparse.Namespace) -> None:
     """Classify texts, or a corpus in chunks that are dealt to the processes."""
     from ulmfit.config import ClassifierConfig
     from ulmfit.inference import TextClassifier
-    from ulmfit.text.corpus import read_texts
+    from ulmfit.text.corpus import open_rows
     from ulmfit.training.runtime import Runtime
 
     if bool(args.text) == bool(args.data):
         raise UserError("give either texts or --data, one of them")
-    runtime = Runtime(ClassifierConfig())
-    model = TextClassifier.from_pretrained(args.model, device=runtime.device)
-    texts = iter(args.text) if args.text else (
-        text for batch in read_texts(args.data, args.text_column) for text in batch.texts)
-    with _writer(args.output if runtime.is_main else os.devnull, model.label_names) as write:
-        while chunk := list(islice(texts, CHUNK * runtime.world_size)):
-            mine = runtime.own_rows(len(chunk))
-            rows = runtime.gather_objects(list(model.probabilities(chunk[mine.start:mine.stop])))
-            if runtime.is_main:
-                for row in rows:
-                    write(model.label_names[row.argmax()], row)
-    runtime.close()
+    with closing(Runtime(ClassifierConfig())) as runtime:
+        if args.output:
+            runtime.on_main(lambda: _check_output(Path(args.output)))
+        model = TextClassifier.from_pretrained(args.model, device=runtime.device)
+        split = open_rows(args.data, args.text_column) if args.data else None
+        texts = enumerate(args.text) if split is None else (
+            pair for batch in split.batches() for pair in zip(batch.rows, batch.texts, strict=True))
+        with _writer(args.output if runtime.is_main else os.devnull, model.label_names) as write:
+            while chunk := list(islice(texts, CHUNK * runtime.world_size)):
+                mine = runtime.own_rows(len(chunk))
+                share = [text for _, text in chunk[mine.start:mine.stop]]
+                rows = runtime.gather_objects(list(model.probabilities(share)))
+                for (number, _), row in zip(chunk, rows, strict=True):
+                    write(number, model.label_names[row.argmax()], row)
+        if split is not None and runtime.is_main:
+            _tell_skipped(split.skipped)
+
+
+def _tell_skipped(skipped: Mapping[str, int]) -> None:
+    """Say how many rows were left out and why."""
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        print(f"skipped rows: {reasons}", file=sys.stderr)
+
+
+def _check_output(path: Path) -> None:
+    """Refuse a file that is there, or cannot come to be, before the work."""
+    if path.exists():
+        raise UserError(f"--output {path} exists; name another file or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path} cannot be written, for {path.parent} is no folder; make it, or name "
+                        "another file")
 
 
 @contextmanager
@@ -145,23 +215,22 @@ def _writer(output: str | None, labels: Sequence[str]) -> Iterator[Callable[[str
     """A function that writes one prediction; a file appears under its name once it is whole."""
     if output is None or output == os.devnull:
         with open(os.devnull, "w") if output else _same(sys.stdout) as file:
-            yield lambda label, row: print(f"{label}\t{row.max():.4f}", file=file)
+            yield lambda number, label, row: print(f"{label}\t{row.max():.4f}", file=file)
         return
     path = Path(output)
-    if path.exists():
-        raise UserError(f"--output {path} exists; name another file or remove it")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "w", encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
-                yield lambda label, row: file.write(json.dumps(
-                    {"label": label, "probabilities": dict(zip(labels, map(float, row), strict=True))}) + "\n")
+                yield lambda number, label, row: print(json.dumps({
+                    "row": number, "label": label,
+                    "probabilities": dict(zip(labels, map(float, row), strict=True))}), file=file)
             elif path.suffix == ".csv":
                 table = csv.writer(file)
-                table.writerow(["label", *labels])
-                yield lambda label, row: table.writerow([label, *(f"{p:.6f}" for p in row)])
+                table.writerow(["row", "label", *labels])
+                yield lambda number, label, row: table.writerow([number, label, *(f"{p:.6f}" for p in row)])
             else:
-                yield lambda label, row: print(f"{label}\t{row.max():.4f}", file=file)
+                yield lambda number, label, row: print(f"{label}\t{row.max():.4f}", file=file)
         os.replace(aside, path)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
@@ -191,32 +260,47 @@ def evaluate(args: argparse.Namespace) -> None:
     from ulmfit.evaluation import score_classifier, score_language_model
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.pretrained import load_model
-    from ulmfit.text.corpus import open_corpus
     from ulmfit.training.prepare import cache_directory
     from ulmfit.training.runtime import Runtime
 
-    config = ClassifierConfig()
-    runtime = Runtime(config)
-    net, tok, saved = load_model(args.model, device=runtime.device)
-    is_classifier = isinstance(net, ClassifierNet)
-    config = config if is_classifier else LMConfig()
-    corpus = open_corpus(args.data, task=config.task, text_column=args.text_column,
-                         label_column=args.label_column, label_names=saved.get("label_names"),
-                         whole=args.split == "all")
-    if args.split not in corpus.splits:
-        raise UserError(f"there is no split {args.split}; --split takes {', '.join(corpus.splits)} or all")
-    store = build_or_open(corpus.splits[args.split], tok, cache_directory(config), with_labels=is_classifier)
-    runtime.barrier()
-    backwards = saved.get("backwards", False)
-    if is_classifier:
-        metrics = score_classifier(net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id,
-                                   backwards=backwards)
-    else:
-        metrics = score_language_model(net, store, runtime, num_rows=args.batch_size, bptt=saved["bptt"],
-                                       backwards=backwards)
-    if runtime.is_main:
-        print(json.dumps({"split": args.split, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
-    runtime.close()
+    with closing(Runtime(ClassifierConfig())) as runtime:
+        net, tok, saved = load_model(args.model, device=runtime.device)
+        is_classifier = isinstance(net, ClassifierNet)
+        config = ClassifierConfig() if is_classifier else LMConfig()
+        with runtime.accelerator.main_process_first():
+            name, split = _split_to_score(args, saved.get("label_names"))
+        store = build_or_open(split, tok, cache_directory(config), with_labels=is_classifier)
+        runtime.barrier()
+        if is_classifier:
+            metrics = score_classifier(net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id,
+                                       backwards=saved["backwards"])
+        else:
+            metrics = score_language_model(net, store, runtime, num_rows=args.batch_size,
+                                           bptt=saved.get("bptt", LM_WINDOW), backwards=saved["backwards"])
+        if runtime.is_main:
+            _tell_skipped(store.skipped)
+            print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
+
+
+def _split_to_score(args: argparse.Namespace, label_names: list[str] | None) -> tuple[str, Split]:
+    """The name and rows of --split; by default test, else what is marked as validation, else all."""
+    from ulmfit.text.corpus import open_corpus, open_rows
+    from ulmfit.text.sources import SPLIT_NAMES, find
+
+    found = find(args.data)
+    marked = "valid" in found or ("train" in found and "is_valid" in found["train"].columns)
+    name = args.split or ("test" if "test" in found else "valid" if marked or args.valid else "all")
+    name = SPLIT_NAMES.get(name, name)
+    if args.valid and name != "valid":
+        raise UserError(f"--valid chooses rows of --split valid and not of {name}; leave it out")
+    if name == "valid" and "train" in found and (args.valid or "valid" not in found):
+        task = "clf" if label_names else "lm"
+        corpus = open_corpus(args.data, task=task, text_column=args.text_column, label_column=args.label_column,
+                             valid=args.valid, seed=args.seed, label_names=label_names)
+        return name, corpus.splits["valid"]
+    return name, open_rows(args.data, args.text_column, label_column=args.label_column, label_names=label_names,
+                           split=None if name == "all" else name, keep_unlabelled=label_names is None,
+                           streaming=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import redirect_stderr
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -26,7 +29,7 @@ def parse(kind: type[Config], argv: Sequence[str]) -> Config:
     Raises:
         UserError: an option is unknown or its value does not fit.
     """
-    default = None
+    default = kind()
     names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)}
     names |= {f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(kind) if field.type == "bool"}
     for index, argument in enumerate(argv):
@@ -40,11 +43,57 @@ def parse(kind: type[Config], argv: Sequence[str]) -> Config:
                 raise UserError("--config needs a file; give a run's config.json")
             default = load_options(value or argv[index + 1], kind)
     try:
-        return tyro.cli(kind, args=list(argv), default=default)
+        with redirect_stderr(io.StringIO()):  # its report of a mistake is a page long; ours is a sentence
+            return tyro.cli(kind, args=list(argv), default=default)
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
-        raise UserError("an option's value does not fit (see above); --help lists what each takes") from None
+        raise UserError(_misfit(kind, argv)) from None
+
+
+def _misfit(kind: type[TrainConfig], argv: Sequence[str]) -> str:
+    """A sentence on the first word of a command line that does not fit."""
+    hints = get_type_hints(kind)
+    rest = list(argv)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("--"):
+            cure = "see --help" if flag.startswith("-") else f"to train on a file, write --data {flag}"
+            return f"{flag} belongs to no option; {cure}"
+        name = flag[2:].replace("-", "_")
+        hint = hints.get(name, bool)
+        if hint is bool:
+            if equals:
+                return f"{flag} takes no value; write {flag} alone, or --no-{flag[2:]} for the opposite"
+            continue
+        if not equals and (not rest or rest[0].startswith("--")):
+            return f"{flag} needs a value: {_takes(hint)}"
+        value = value if equals else rest.pop(0)
+        if not _readable(value, hint):
+            return f"{flag} {value} does not fit; it takes {_takes(hint)}"
+    return "the options do not fit together; --help lists what each takes"
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(member for member in members if member is not type(None))
+
+
+def _takes(hint: Any) -> str:
+    (member,) = _members(hint)
+    return {int: "a whole number", float: "a number", str: "a text"}.get(member) or (
+        "one of " + ", ".join(map(str, get_args(member))))
+
+
+def _readable(value: str, hint: Any) -> bool:
+    (member,) = _members(hint)
+    if get_origin(member) is Literal:
+        return value in get_args(member)
+    try:
+        member(value)
+    except ValueError:
+        return False
+    return True
 
 
 def run_script(kind: type[Config], train: Callable[[Config, StopRequest], dict[str, Any]],

@@ -232,7 +232,7 @@ def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:
     path = path / "config.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        stored = content["options"]
+        stored = dict(content["options"])
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.json") from None
     except (ValueError, KeyError, TypeError):

@@ -69,8 +69,14 @@ class LanguageModel:
             seed: the same text every time; None draws anew.
 
         Returns:
-            Prompt and continuation as readable text, unknown words never chosen.
+            The prompt as it was written, and its continuation as readable text; unknown words are never chosen.
+
+        Raises:
+            UserError: a setting is out of range, or the model reads texts from their end.
         """
+        if self.config.get("backwards"):
+            raise UserError("this language model reads texts backwards and cannot continue one; "
+                            "give a model that was trained without --backwards")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)
@@ -80,8 +86,13 @@ class LanguageModel:
             generator.manual_seed(seed)
         new = self.net.generate_ids(ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                                     min_p=min_p, banned=self.tokenizer.banned_ids, generator=generator)
-        texts = [self.tokenizer.decode(begin + more) for begin, more in zip(ids, new, strict=True)]
+        texts = [written + self._continuation(*parts) for written, *parts in zip(prompts, ids, new, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
+
+    def _continuation(self, ids: list[int], new: list[int]) -> str:
+        """What follows the prompt's text: decoded with the prompt, on which spaces and capitals depend."""
+        head, whole = self.tokenizer.decode(ids), self.tokenizer.decode(ids + new)
+        return whole[len(head):] if whole.startswith(head) else " " + self.tokenizer.decode(new)
 
 
 class TextClassifier:

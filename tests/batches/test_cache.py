@@ -203,4 +203,4 @@ def test_the_embedded_sample_with_the_real_tokenizer(tmp_path):
     ids = set(np.concatenate([store.document(n) for n in range(len(texts))]).tolist())
     for source in (CachedRows(store, **options), StreamedRows(split, tokenizer, **options)):
         seen = torch.cat([batch.tokens.flatten() for batch, _ in itertools.islice(source.batches(), 600)])
-        assert set(seen.unique().tolist()) <= ids and (seen == tokenizer.bos_id).sum() > 200
+        assert set(seen.unique().tolist()) <= ids | {tokenizer.pad_id} and (seen == tokenizer.bos_id).sum() > 200

@@ -5,6 +5,7 @@ No pickles. The bytes of model.safetensors are a function of the weights alone: 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def save_model(folder: str | os.PathLike, net: LanguageModelNet | ClassifierNet,
     folder = Path(folder)
     assert len(tokenizer) == net.config.vocab_size, "the tokenizer is not this model's"
     content = {"backwards": False, **(config or {}), "format_version": FORMAT_VERSION,
-               "architecture": asdict(net.config)}
+               "architecture": asdict(net.config), "vocabulary": _vocabulary_fingerprint(tokenizer)}
     if isinstance(net, ClassifierNet):
         assert len(content["label_names"]) == net.num_classes
         content |= {"task": "classifier", "bptt": net.bptt, "max_len": net.max_len,
@@ -56,6 +57,11 @@ def save_model(folder: str | os.PathLike, net: LanguageModelNet | ClassifierNet,
     _write_aside(folder / TOKENIZER, tokenizer.save)
     _write_aside(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     _write_aside(folder / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path))
+
+
+def _vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
+    """16 hex digits of the words in their order: what decides which row of the embedding a word gets."""
+    return hashlib.sha256("\n".join(tokenizer.vocab).encode()).hexdigest()[:16]
 
 
 def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,6 +84,9 @@ def load_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
     if len(tokenizer) != vocab_size:
         raise UserError(f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}: put "
                         "the tokenizer.json back that was saved with the model.")
+    if config.get("vocabulary", _vocabulary_fingerprint(tokenizer)) != _vocabulary_fingerprint(tokenizer):
+        raise UserError(f"{folder / TOKENIZER} has other words than the model was trained with: put the "
+                        "tokenizer.json back that was saved with the model.")
     tensors = read_weights(folder)
     with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
         net = _build(config)

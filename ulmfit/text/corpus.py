@@ -92,19 +92,23 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
 
 
 def open_rows(data: str | None, text_column: str | None = None, *, label_column: str | None = None,
-              label_names: list[str] | None = None, split: str | None = None, streaming: bool = True) -> Split:
+              label_names: list[str] | None = None, split: str | None = None, keep_unlabelled: bool = True,
+              streaming: bool = True) -> Split:
     """All rows of a corpus as one split in their order (train, valid, test, unsup), or those of one `split`.
 
     Labels are read where `label_names` are given and the column (default `label`) is there; unlabelled rows then
-    have -1. Raises UserError.
+    have -1. Without `keep_unlabelled` they are faults, unsup is left out, and the column must be there. Raises
+    UserError.
     """
     found = find(data, streaming=streaming)
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
         raise UserError(f"{data or 'the embedded sample'} has no split {split}, only {', '.join(found)}")
-    order = ("train", "valid", "test", "unsup")
-    parts = [found[name] for name in (*order, *sorted(set(found) - set(order))) if name in found]
+    order = ("train", "valid", "test", *(["unsup"] if keep_unlabelled else []))
+    parts = [found[name] for name in (*order, *sorted(set(found) - {*order, "unsup"})) if name in found]
     if split is not None:
         parts = [found[SPLIT_NAMES.get(split, split)]]
+    if not parts:
+        raise UserError(f"{data} holds unlabelled texts only: label them or give another corpus")
     labels = label_column or "label"
     if label_column and not any(label_column in part.columns for part in parts):
         raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {', '.join(parts[0].columns)}")
@@ -112,9 +116,13 @@ def open_rows(data: str | None, text_column: str | None = None, *, label_column:
     for part in parts:
         if not set(texts) <= set(part.columns):
             raise UserError(f"{part.what} has no column {', '.join(texts)}; its columns are {', '.join(part.columns)}")
+    for part in parts:
+        if not keep_unlabelled and labels not in part.columns:
+            raise UserError(f"{part.what} has no column {labels}: choose one of {', '.join(part.columns)} "
+                            "by --label-column")  # fmt: skip
     known = label_names is not None and any(labels in part.columns for part in parts)
     return Split(split or "whole", parts, texts, label_column=labels if known else None,
-                 label_names=label_names if known else None, keep_unlabelled=True)  # fmt: skip
+                 label_names=label_names if known else None, keep_unlabelled=keep_unlabelled)  # fmt: skip
 
 
 def read_texts(data: str | None, text_column: str | None = None, **options: Any) -> Iterator[TextBatch]:

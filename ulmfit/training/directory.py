@@ -26,11 +26,16 @@ def check_output(path: str | Path, *, resume: str) -> None:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file; name a directory")
-    if resume == "auto" and path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+    # A start that was killed before config.json was there leaves the lock and perhaps a part of the file.
+    left = {lock.LOCK_FILE, "config.json.tmp"}
+    if (resume == "auto" and path.is_dir() and not (path / "config.json").exists()
+            and any(entry.name not in left for entry in path.iterdir())):
         raise UserError(f"--output-dir {path} holds files that are not a run's; name an empty or a new directory")
     parent = path
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"--output-dir {path} cannot be written, for {parent} is a file; name another directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"--output-dir {path} cannot be written; name a directory you may write to")
 

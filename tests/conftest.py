@@ -1,0 +1,63 @@
+"""A place of its own for all that tests write, and two trained runs that tests may read but not change."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+# Before torch and datasets are imported, and seen by the processes that tests start.
+_SCRATCH = tempfile.TemporaryDirectory(prefix="ulmfit-tests-")
+os.environ["ULMFIT_CACHE"] = os.path.join(_SCRATCH.name, "cache")
+os.environ["HF_DATASETS_CACHE"] = os.path.join(_SCRATCH.name, "datasets")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+NUM_REVIEWS = 120
+
+
+def pytest_unconfigure() -> None:
+    _SCRATCH.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch):
+    """Whatever a test makes of the environment, the next one finds the cache of the tests."""
+    monkeypatch.setenv("ULMFIT_CACHE", os.path.join(_SCRATCH.name, "cache"))
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+    """A small slice of the embedded sample as a CSV file: columns text and label (neg, pos)."""
+    from ulmfit.text import sample
+
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for row in islice(sample.generate("train"), NUM_REVIEWS):
+            table.writerow([row["text"], sample.LABELS[row["label"]]])
+    return path
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, reviews) -> SimpleNamespace:
+    """Finished run directories: .lm, a language model, and .clf, a classifier on its encoder (tiny, 6 steps)."""
+    from ulmfit.command import parse
+    from ulmfit.config import ClassifierConfig, LMConfig
+    from ulmfit.training.classifier import train_classifier
+    from ulmfit.training.language_model import train_language_model
+
+    folder = tmp_path_factory.mktemp("runs")
+    common = ["--data", str(reviews), "--max-steps", "6", "--batch-size", "8", "--bptt", "20"]
+    result = train_language_model(parse(LMConfig, [
+        *common, "--preset", "tiny", "--output-dir", str(folder / "lm")]))
+    assert result["state"] == "done"
+    result = train_classifier(parse(ClassifierConfig, [
+        *common, "--encoder", str(folder / "lm"), "--output-dir", str(folder / "clf")]))
+    assert result["state"] == "done"
+    return SimpleNamespace(lm=folder / "lm", clf=folder / "clf")

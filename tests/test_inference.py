@@ -1,0 +1,163 @@
+"""Prediction and generation through the classes that users import."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+import ulmfit
+from ulmfit.errors import UserError
+
+TEXTS = ["bad", "A good film. " * 200, "", "It was not bad at all<br />but long", "THE END " * 30, "a\n\nb", "\u4e2d\u6587"]
+PROMPT = "I liked  this MOVIE because \"zyzzyva"  # a double space, an unknown word and an open quote
+
+
+@pytest.fixture(scope="module")
+def classifier(runs):
+    return ulmfit.TextClassifier.from_pretrained(runs.clf)
+
+
+@pytest.fixture(scope="module")
+def language_model(runs):
+    return ulmfit.LanguageModel.from_pretrained(runs.lm)
+
+
+def test_a_text_gets_a_prediction(classifier):
+    prediction = classifier.predict("a good film")
+    label, index, probabilities = prediction
+    assert label == prediction.label == classifier.label_names[index] == ["neg", "pos"][index]
+    assert isinstance(index, int) and index == probabilities.argmax()
+    assert probabilities.dtype == np.float32 and probabilities.shape == (2,)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-6) and (probabilities > 0).all()
+
+
+def test_a_list_gets_a_list(classifier):
+    assert classifier.predict([]) == []
+    assert [type(prediction).__name__ for prediction in classifier.predict(["one"])] == ["Prediction"]
+    assert len(classifier.predict(tuple(TEXTS))) == len(TEXTS)
+
+
+def test_a_prediction_does_not_depend_on_the_texts_beside_it(classifier):
+    together = classifier.predict(TEXTS)
+    for text, prediction in zip(TEXTS, together, strict=True):
+        alone = classifier.predict(text)
+        np.testing.assert_allclose(prediction.probabilities, alone.probabilities, atol=1e-5)
+    assert len({prediction.probabilities.tobytes() for prediction in together}) > 3  # the texts do tell apart
+
+
+def test_a_stream_is_predicted_in_order(classifier):
+    wanted = classifier.predict(TEXTS)
+    found = list(classifier.predict_stream(iter(TEXTS), chunk_size=3))
+    assert [prediction.label for prediction in found] == [prediction.label for prediction in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+
+
+def test_prediction_draws_no_random_numbers(classifier):
+    one, other = classifier.predict(TEXTS), classifier.predict(TEXTS)
+    assert all((a.probabilities == b.probabilities).all() for a, b in zip(one, other, strict=True))
+
+
+def test_a_text_must_be_a_string(classifier):
+    with pytest.raises(UserError, match="NoneType"):
+        classifier.predict(["good", None])
+
+
+def test_generation_goes_on_from_the_prompt_as_it_was_written(language_model):
+    text = language_model.generate(PROMPT, seed=0)
+    assert text.startswith(PROMPT) and len(text) > len(PROMPT) + 40
+    assert language_model.generate(PROMPT, max_new_tokens=0) == PROMPT
+
+
+@pytest.mark.parametrize("prompt", ("", "The", "THE", "so (", "it's \"", "well ...", "a\n", "what???", " "))
+def test_any_beginning_is_kept(language_model, prompt):
+    for seed in range(3):
+        text = language_model.generate(prompt, max_new_tokens=5, seed=seed)
+        assert text.startswith(prompt) and len(text) > len(prompt)
+
+
+def test_unknown_words_are_never_chosen(language_model):
+    texts = language_model.generate([PROMPT, "The film"] * 4, temperature=2.0, max_new_tokens=60, seed=3)
+    assert not any(mark in text for text in texts for mark in ("xxunk", "xxpad", "xxfake"))
+
+
+def test_a_seed_gives_the_same_text_every_time(language_model):
+    first = language_model.generate("The film", temperature=1.0, seed=1)
+    assert language_model.generate("The film", temperature=1.0, seed=1) == first
+    assert language_model.generate("The film", temperature=1.0, seed=2) != first
+    assert language_model.generate("The film", temperature=1.0) != language_model.generate("The film", temperature=1.0)
+
+
+def test_the_likeliest_words_need_no_seed(language_model):
+    greedy = language_model.generate("The film", temperature=0)
+    assert greedy == language_model.generate("The film", temperature=0)
+    assert greedy == language_model.generate("The film", temperature=1.0, top_k=1, seed=5)
+    assert greedy == language_model.generate("The film", temperature=1.0, min_p=1.0, seed=5)
+
+
+def test_prompts_in_a_list_are_continued_in_order(language_model):
+    assert language_model.generate([]) == []
+    prompts = ["The", "I watched this long film twice because", "Not"]
+    texts = language_model.generate(prompts, temperature=0, max_new_tokens=6)
+    assert texts == [language_model.generate(prompt, temperature=0, max_new_tokens=6) for prompt in prompts]
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"temperature": -1}, "temperature is -1"), ({"temperature": float("nan")}, "temperature is nan"),
+    ({"top_k": 0}, "top_k is 0"), ({"min_p": 2}, "min_p is 2"), ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(language_model, options, words):
+    with pytest.raises(UserError, match=words):
+        language_model.generate("The", **options)
+
+
+def test_a_backward_model_continues_nothing(language_model):
+    backward = ulmfit.LanguageModel(language_model.net, language_model.tokenizer,
+                                    language_model.config | {"backwards": True})
+    with pytest.raises(UserError, match="--backwards"):
+        backward.generate("The")
+
+
+def test_a_backward_classifier_reads_from_the_end(classifier):
+    backward = ulmfit.TextClassifier(classifier.net, classifier.tokenizer, classifier.config | {"backwards": True})
+    ids = classifier.tokenizer.encode(["not bad but far too long"])[0]
+
+    class Reversed:
+        pad_id = classifier.tokenizer.pad_id
+
+        def encode(self, texts):
+            return [ids[::-1].copy() for _ in texts]
+
+    flipped = ulmfit.TextClassifier(classifier.net, Reversed(), classifier.config)
+    expected = flipped.predict("ignored").probabilities
+    np.testing.assert_allclose(backward.predict("not bad but far too long").probabilities, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", (".", "model"))
+def test_a_run_directory_or_its_model_is_loaded(runs, classifier, place):
+    again = ulmfit.TextClassifier.from_pretrained(str(runs.clf / place))
+    assert (again.predict("good").probabilities == classifier.predict("good").probabilities).all()
+    assert ulmfit.LanguageModel.from_pretrained(runs.lm / place, device="cpu").generate("The", seed=1).startswith("The")
+
+
+def test_a_model_can_be_moved(runs, classifier, tmp_path):
+    shutil.copytree(runs.clf / "model", tmp_path / "elsewhere")
+    moved = ulmfit.TextClassifier.from_pretrained(tmp_path / "elsewhere")
+    assert (moved.predict("good").probabilities == classifier.predict("good").probabilities).all()
+
+
+def test_the_other_kind_of_model_is_refused(runs):
+    with pytest.raises(UserError, match="load it with LanguageModel"):
+        ulmfit.TextClassifier.from_pretrained(runs.lm)
+    with pytest.raises(UserError, match="load it with TextClassifier"):
+        ulmfit.LanguageModel.from_pretrained(runs.clf)
+
+
+def test_a_text_of_two_million_characters_is_read(classifier):
+    long = ("interminably" * 20 + " ") * 8_300 + "a bad film"
+    assert len(long) > 1_990_000
+    short, longest = classifier.predict(["a bad film", long])
+    assert longest.probabilities.shape == (2,) and np.isfinite(longest.probabilities).all()
+    assert (short.probabilities != longest.probabilities).any()
