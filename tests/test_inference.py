@@ -10,7 +10,8 @@ import pytest
 import ulmfit
 from ulmfit.errors import UserError
 
-TEXTS = ["bad", "A good film. " * 200, "", "It was not bad at all<br />but long", "THE END " * 30, "a\n\nb", "\u4e2d\u6587"]
+TEXTS = ["bad", "A good film. " * 200, "", "It was not bad at all<br />but long", "THE END " * 30, "a\n\nb",
+         "\u4e2d\u6587"]
 PROMPT = "I liked  this MOVIE because \"zyzzyva"  # a double space, an unknown word and an open quote
 
 
@@ -156,8 +157,9 @@ def test_the_other_kind_of_model_is_refused(runs):
 
 
 def test_a_text_of_two_million_characters_is_read(classifier):
-    long = ("interminably" * 20 + " ") * 8_300 + "a bad film"
-    assert len(long) > 1_990_000
+    words = ("interminably" * 20 + "abcdefg"[number % 7] for number in range(8_300))  # none repeated
+    long = " ".join(words) + " a bad film"
+    assert len(long) > 2_000_000 and len(classifier.tokenizer.encode([long])[0]) > 8_300
     short, longest = classifier.predict(["a bad film", long])
     assert longest.probabilities.shape == (2,) and np.isfinite(longest.probabilities).all()
     assert (short.probabilities != longest.probabilities).any()

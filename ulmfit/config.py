@@ -11,9 +11,15 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from ulmfit.errors import UserError
+
+Value = TypeVar("Value")
+# An option whose help tells in words what becomes of it when it is left out.
+OrElse = Annotated[Value | None, tyro.conf.arg(help_behavior_hint="")]
 
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.
@@ -27,40 +33,41 @@ OPERATION = frozenset({
 class TrainConfig:
     """Options of both scripts."""
 
-    data: str | None = None
+    data: OrElse[str] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
-    text_column: str | None = None
+    text_column: OrElse[str] = None
     """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
-    label_column: str | None = None
+    label_column: OrElse[str] = None
     """Column with the label (default: label)."""
-    valid: str | None = None
+    valid: OrElse[str] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
     output_dir: str = "runs/run"
     """Run directory: config, checkpoints, model, metrics."""
-    preset: Literal["tiny", "small", "base", "blog", "wide"] | None = None
+    preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
     """Model size: tiny 64/128/2, small 200/512/2, base 400/1152/3, blog 400/1150/3, wide 512/1024/3
     (default: tiny on the embedded sample, else base)."""
     recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick"
     """Stages of training: quick, blog (the 2019 post), ulmfit (fastai's best), none (one stage of your options)."""
-    batch_size: int | None = None
+    batch_size: OrElse[int] = None
     """Rows or documents of a step over all processes (default: the recipe's)."""
     micro_batches: int = 1
     """Cuts of a process's share of a step, to save memory; the result stays the same."""
-    bptt: int | None = None
+    bptt: OrElse[int] = None
     """Tokens of a window of back-propagation through time (default: the recipe's, 70)."""
-    epochs: float | None = None
+    epochs: OrElse[float] = None
     """Epochs of the recipe's last stage (default: the recipe's)."""
-    max_steps: int | None = None
-    """Length of the whole schedule in steps, shared over the stages in proportion."""
-    lr: float | None = None
+    max_steps: OrElse[int] = None
+    """Length of the whole schedule in steps, shared over the stages in proportion
+    (default: that of the epochs)."""
+    lr: OrElse[float] = None
     """Peak learning rate of the last stage; earlier stages keep their ratio to it (default: the recipe's)."""
-    drop_mult: float | None = None
+    drop_mult: OrElse[float] = None
     """Factor on all dropout probabilities (default: the recipe's)."""
-    schedule: Literal["one-cycle", "stlr", "constant"] | None = None
+    schedule: OrElse[Literal["one-cycle", "stlr", "constant"]] = None
     """Learning rate over a stage (default: the recipe's)."""
-    weight_decay: float | None = None
+    weight_decay: OrElse[float] = None
     """Decoupled weight decay (default: the recipe's)."""
-    clip: float | None = None
+    clip: OrElse[float] = None
     """Largest gradient norm; 0 for no clipping (default: the recipe's)."""
     adam_eps: float = 1e-8
     """Epsilon of AdamW (fastai v1: 1e-8, v2: 1e-5)."""
@@ -90,15 +97,15 @@ class TrainConfig:
     """Steps between lines of metrics."""
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates at the end of every epoch."""
-    max_time: float | None = None
-    """Minutes after which to save a checkpoint and stop as preempted."""
+    max_time: OrElse[float] = None
+    """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
     samples: bool = True
     """Write generated text to the log; --no-samples for private corpora."""
-    config: str | None = None
-    """Take all options from the config.json of a run; options given beside it win."""
-    cache_dir: str | None = None
+    config: OrElse[str] = None
+    """Take all options from the config.json of a run; options given beside it win (default: none)."""
+    cache_dir: OrElse[str] = None
     """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
-    threads: int | None = None
+    threads: OrElse[int] = None
     """CPU threads of each process (default: torch's; restored on resume)."""
 
     @property
@@ -112,18 +119,19 @@ class LMConfig(TrainConfig):
 
     output_dir: str = "runs/lm"
     """Run directory: config, checkpoints, model, metrics."""
-    init: str | None = None
-    """Model to start from: a run directory or its model/, or fastai weights (.pth) beside their vocabulary."""
-    tokenizer: str | None = None
-    """Use this tokenizer.json instead of training one on the corpus."""
+    init: OrElse[str] = None
+    """Model to start from: a run directory or its model/, or fastai weights (.pth) beside their vocabulary
+    (default: random weights)."""
+    tokenizer: OrElse[str] = None
+    """Use this tokenizer.json (default: train one on the corpus)."""
     vocab_size: int = 60_000
     """Largest vocabulary."""
     min_freq: int = 2
     """Rarer words become xxunk."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
     """Text rules: fastai1 (the blog post's) or fastai2."""
-    subword: Literal["unigram", "bpe"] | None = None
-    """Split words further, for languages without white space."""
+    subword: OrElse[Literal["unigram", "bpe"]] = None
+    """Split words further, for languages without white space (default: whole words)."""
     bptt_jitter: bool = False
     """Vary the window as Merity et al. do, with the learning rate scaled alike."""
 
@@ -138,7 +146,7 @@ class ClassifierConfig(TrainConfig):
 
     output_dir: str = "runs/clf"
     """Run directory: config, checkpoints, model, metrics."""
-    encoder: str | None = None
+    encoder: OrElse[str] = None
     """Language model whose encoder to use: a run directory or its model/ (default: random weights)."""
     vocab_size: int = 60_000
     """Largest vocabulary, where there is no encoder."""
@@ -146,11 +154,11 @@ class ClassifierConfig(TrainConfig):
     """Rarer words become xxunk, where there is no encoder."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
     """Text rules, where there is no encoder."""
-    subword: Literal["unigram", "bpe"] | None = None
-    """Split words further, where there is no encoder."""
+    subword: OrElse[Literal["unigram", "bpe"]] = None
+    """Split words further, where there is no encoder (default: whole words)."""
     max_len: int = 1400
     """A document's last tokens that are pooled; earlier ones are read without gradient."""
-    gradient_window: int | None = None
+    gradient_window: OrElse[int] = None
     """Back-propagate through the last tokens of a document only (default: through all that are pooled)."""
     head_size: int = 50
     """Width of the hidden layer of the head."""
@@ -178,11 +186,12 @@ def check(config: TrainConfig) -> None:
         need(value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
     for name in ("save_every", "eval_every", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
         value = getattr(config, name)
-        need(value is None or value >= 0, f"--{_flag(name)} is {value}; give 0 or more")
+        need(value is None or 0 <= value < math.inf, f"--{_flag(name)} is {value}; give 0 or more")
     for name in ("lr", "epochs", "max_time", "adam_eps"):
         value = getattr(config, name)
         need(value is None or (value > 0 and math.isfinite(value)),
              f"--{_flag(name)} is {value}; give a number above 0")
+    need(config.seed < 2**63, f"--seed is {config.seed}; give a number below 2**63")
     need(config.bptt is None or config.bptt >= 2, f"--bptt is {config.bptt}; give at least 2")
     need(config.epochs is None or config.max_steps is None,
          "--epochs and --max-steps both set the length of training; give one of them")

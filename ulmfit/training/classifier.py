@@ -50,10 +50,8 @@ def _train(config: ClassifierConfig, work: Session) -> dict[str, Any]:
     elif pretrained.tokenizer is None:
         raise UserError(f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
                         "first with train_lm.py --init, then give that run here")
-    elif pretrained.backwards != config.backwards:
-        direction = "backwards" if pretrained.backwards else "forwards"
-        raise UserError(f"--encoder {config.encoder} reads {direction}; "
-                        f"{'add' if pretrained.backwards else 'leave out'} --backwards")
+    else:
+        prepare.check_direction(pretrained, config, f"--encoder {config.encoder}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     corpus = prepare.corpus_of(work)
     tokenizer = pretrained.tokenizer if pretrained else prepare.tokenizer_of(work, corpus.splits["train"])

@@ -46,6 +46,8 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> d
 def _train(config: LMConfig, work: Session) -> dict[str, Any]:
     runtime = work.runtime
     pretrained = prepare.open_pretrained(config.init) if config.init else None
+    if pretrained is not None:
+        prepare.check_direction(pretrained, config, f"--init {config.init}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     if recipe.batch_size % (runtime.world_size * config.micro_batches):
         raise UserError(

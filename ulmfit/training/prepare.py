@@ -120,6 +120,13 @@ def open_pretrained(path: str) -> Pretrained:
                       file_fingerprint(folder / "model.safetensors"))
 
 
+def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> None:
+    """Refuse a model that reads the other way (UserError naming `flag`); fastai's files do not tell theirs."""
+    if pretrained.tokenizer is not None and pretrained.backwards != config.backwards:
+        direction, cure = ("backwards", "add") if pretrained.backwards else ("forwards", "leave out")
+        raise UserError(f"{flag} reads {direction}; {cure} --backwards")
+
+
 def cache_directory(config: TrainConfig) -> Path:
     """Where tokenised corpora are kept: --cache-dir, else $ULMFIT_CACHE, else ~/.cache/ulmfit."""
     chosen = config.cache_dir or os.environ.get("ULMFIT_CACHE") or Path.home() / ".cache" / "ulmfit"

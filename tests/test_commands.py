@@ -1,0 +1,356 @@
+"""python -m ulmfit COMMAND, in this process but for one."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import ulmfit
+from ulmfit import __main__ as program
+from ulmfit.command import parse
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.training.runtime import Runtime
+
+COMMANDS = ("tokenizer", "show", "predict", "generate", "evaluate")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command that must succeed; gives its lines of output."""
+
+    def run(*argv):
+        code = program.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        run.err = err
+        return out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs a command that must end with 2; gives the sentence that it ends with."""
+
+    def run(*argv):
+        assert program.main([str(word) for word in argv]) == 2
+        last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert last.startswith("error: ")
+        return last
+
+    return run
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# tokenizer
+
+
+def test_tokenizer_is_trained_on_the_training_split(command, runs, reviews):
+    (line,) = command("tokenizer", "--data", reviews, "--output", "t.json")
+    trained = ulmfit.Tokenizer.from_file("t.json")
+    assert trained.fingerprint == ulmfit.Tokenizer.from_file(runs.lm / "tokenizer.json").fingerprint
+    assert f"{len(trained):,} tokens" in line and trained.fingerprint in line
+
+
+def test_tokenizer_options(command, reviews):
+    command("tokenizer", "--data", reviews, "--output", "t.json", "--rules", "fastai2", "--vocab-size", 100,
+            "--subword", "bpe")
+    trained = ulmfit.Tokenizer.from_file("t.json")
+    assert (len(trained), trained.rules, trained.subword) == (100, "fastai2", "bpe")
+
+
+def test_tokenizer_overwrites_nothing(mistake, reviews, tmp_path):
+    (tmp_path / "t.json").write_text("mine")
+    assert "t.json exists" in mistake("tokenizer", "--data", reviews, "--output", "t.json")
+    assert (tmp_path / "t.json").read_text() == "mine"
+    assert "no/t.json cannot be written" in mistake("tokenizer", "--data", reviews, "--output", "no/t.json")
+    assert "--min-freq" in mistake("tokenizer", "--data", reviews, "--min-freq", 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
+# show
+
+
+def test_show_reads_language_model_rows_that_go_on(command, runs, reviews):
+    lines = command("show", "--data", reviews, "--tokenizer", runs.lm, "--rows", 2, "--bptt", 7, "--batch-size", 4)
+    assert len(lines) == 6
+    assert lines[0] == "epoch 0 step 0: 4 rows of 7 tokens" and lines[3] == "epoch 0 step 1: 4 rows of 7 tokens"
+    rows = [line.split(": ", 1)[1].split(" ") for line in lines if line.startswith("  row")]
+    assert [len(row) for row in rows] == [7] * 4 and rows[0][0] == "xxbos"
+    tok = ulmfit.Tokenizer.from_file(runs.lm / "tokenizer.json")
+    with open(reviews, encoding="utf-8", newline="") as file:
+        documents = [" ".join(word if word in tok.vocab else "xxunk" for word in tok.tokenize([row["text"]])[0])
+                     for row in csv.DictReader(file)]
+    opening = " ".join(rows[0] + rows[2])  # the first row of both steps: 14 tokens of one document or two
+    assert any(document.startswith(opening[:60]) for document in documents)
+
+
+def test_show_reads_documents_with_their_labels(command, runs, reviews):
+    lines = command("show", "--data", reviews, "--tokenizer", runs.clf / "model", "--task", "clf", "--rows", 3,
+                    "--steps", 1, "--bptt", 1000)
+    assert lines[0].startswith("epoch 0 step 0: ") and "documents of" in lines[0] and len(lines) == 4
+    tok = ulmfit.Tokenizer.from_file(runs.lm / "tokenizer.json")
+    truth = {}
+    for row in rows_of(reviews):
+        words = [word if word in tok.vocab else "xxunk" for word in tok.tokenize([row["text"]])[0]]
+        truth[" ".join(repr(word)[1:-1] for word in words)] = row["label"]
+    for line in lines[1:]:
+        label, text = line.strip().removeprefix("[").split("] ", 1)
+        assert truth[text] == label
+
+
+def test_show_names_its_mistakes(mistake, runs, reviews):
+    assert "no column class" in mistake("show", "--data", reviews, "--tokenizer", runs.lm, "--task", "clf",
+                                        "--label-column", "class")
+    assert "absent" in mistake("show", "--data", reviews, "--tokenizer", "absent")
+    assert "lower --batch-size" in mistake("show", "--data", reviews, "--tokenizer", runs.lm, "--batch-size", 10**6)
+    assert "--rows" in mistake("show", "--tokenizer", runs.lm, "--rows", 0)
+
+
+# predict
+
+
+def test_predict_texts(command, runs):
+    classifier = ulmfit.TextClassifier.from_pretrained(runs.clf)
+    texts = ["a good film", "a bad film, and long", ""]
+    lines = command("predict", "--model", runs.clf, *texts)
+    assert lines == [f"{label}\t{row.max():.4f}" for label, _, row in classifier.predict(texts)]
+
+
+@pytest.mark.parametrize("chunk", (7, 2048))
+def test_predict_a_corpus_in_each_format(command, runs, reviews, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(program, "CHUNK", chunk)
+    wanted = ulmfit.TextClassifier.from_pretrained(runs.clf).predict([row["text"] for row in rows_of(reviews)])
+    for name in ("p.jsonl", "p.csv", "p.tsv"):
+        assert command("predict", "--model", runs.clf, "--data", reviews, "--output", name) == []
+    json_rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    csv_rows = rows_of("p.csv")
+    tsv_rows = [line.split("\t") for line in (tmp_path / "p.tsv").read_text().splitlines()]
+    assert len(json_rows) == len(csv_rows) == len(tsv_rows) == len(wanted)
+    for number, (prediction, a, b, c) in enumerate(zip(wanted, json_rows, csv_rows, tsv_rows, strict=True)):
+        assert a["row"] == int(b["row"]) == number
+        assert a["label"] == b["label"] == c[0] == prediction.label
+        np.testing.assert_allclose(list(a["probabilities"].values()), prediction.probabilities, atol=1e-5)
+        np.testing.assert_allclose([float(b["neg"]), float(b["pos"])], prediction.probabilities, atol=1e-5)
+        assert float(c[1]) == pytest.approx(prediction.probabilities.max(), abs=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.jsonl", "p.tsv"]
+
+
+def test_predict_counts_the_rows_it_leaves_out(command, runs, tmp_path):
+    rows = [{"text": f"film {number}"} for number in range(60)]
+    rows[7] = {"text": ""}
+    rows[9] = {"text": None}
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command("predict", "--model", runs.clf, "--data", "new.jsonl", "--output", "p.csv")
+    assert command.err.strip() == "skipped rows: 1 empty, 1 no text"
+    assert [int(row["row"]) for row in rows_of("p.csv")] == [n for n in range(60) if n not in (7, 9)]
+
+
+def test_predict_leaves_nothing_behind_a_mistake(mistake, runs, reviews, tmp_path):
+    (tmp_path / "p.csv").write_text("mine")
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n' + '{"text": ""}\n' * 5)
+    assert "p.csv exists" in mistake("predict", "--model", runs.clf, "--data", reviews, "--output", "p.csv")
+    assert "5 rows at fault" in mistake("predict", "--model", runs.clf, "--data", "bad.jsonl", "--output", "q.csv")
+    assert "either texts or --data" in mistake("predict", "--model", runs.clf)
+    assert "either texts or --data" in mistake("predict", "--model", runs.clf, "text", "--data", reviews)
+    assert "LanguageModel" in mistake("predict", "--model", runs.lm, "text")
+    assert "no column 'body'" in mistake("predict", "--model", runs.clf, "--data", reviews, "--text-column", "body")
+    assert "--model" in mistake("predict", "text")
+    assert (tmp_path / "p.csv").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "p.csv"]
+
+
+@pytest.mark.parametrize("world_size", (1, 2, 3, 8))
+@pytest.mark.parametrize("num_rows", (0, 1, 5, 16))
+def test_shares_of_the_processes_joined_by_rank_are_the_whole(world_size, num_rows):
+    shares = [Runtime.own_rows(SimpleNamespace(rank=rank, world_size=world_size), num_rows)
+              for rank in range(world_size)]
+    assert [row for share in shares for row in share] == list(range(num_rows))
+
+
+# generate
+
+
+def test_generate(command, runs):
+    options = ("--seed", 3, "--max-new-tokens", 6, "--temperature", 0.9, "--top-k", 50, "--min-p", 0.01)
+    lines = command("generate", "--model", runs.lm, "I liked  this", "The", *options)
+    model = ulmfit.LanguageModel.from_pretrained(runs.lm)
+    texts = model.generate(["I liked  this", "The"], seed=3, max_new_tokens=6, temperature=0.9, top_k=50, min_p=0.01)
+    assert lines == "\n".join(texts).split("\n")  # a text may hold new lines
+
+
+def test_generate_names_its_mistakes(mistake, runs):
+    assert "TextClassifier" in mistake("generate", "--model", runs.clf, "The")
+    assert "temperature is -1" in mistake("generate", "--model", runs.lm, "The", "--temperature", -1)
+    assert "--top-k" in mistake("generate", "--model", runs.lm, "The", "--top-k", 0)
+    assert "absent does not exist" in mistake("generate", "--model", "absent", "The")
+
+
+# evaluate
+
+
+def last_metrics(run, split):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("event") == "eval" and line["split"] == split][-1]
+
+
+def test_evaluate_scores_what_training_scored(command, runs, reviews):
+    for run in (runs.lm, runs.clf):
+        (line,) = command("evaluate", "--model", run, "--data", reviews, "--split", "valid", "--batch-size", 8)
+        scores, trained = json.loads(line), last_metrics(run, "valid")
+        assert scores["split"] == "valid" and 0 < scores["documents"] < 40
+        assert scores["loss"] == pytest.approx(trained["loss"], rel=1e-5)
+        assert scores["accuracy"] == pytest.approx(trained["accuracy"], rel=1e-5)
+
+
+def test_evaluate_a_file_without_splits_scores_every_row(command, runs, reviews):
+    rows = rows_of(reviews)
+    (line,) = command("evaluate", "--model", runs.clf, "--data", reviews)
+    scores = json.loads(line)
+    predicted = ulmfit.TextClassifier.from_pretrained(runs.clf).predict([row["text"] for row in rows])
+    hits = sum(prediction.label == row["label"] for prediction, row in zip(predicted, rows, strict=True))
+    loss = -np.mean([np.log(prediction.probabilities[["neg", "pos"].index(row["label"])])
+                     for prediction, row in zip(predicted, rows, strict=True)])
+    assert scores["split"] == "all" and scores["documents"] == len(rows)
+    assert scores["accuracy"] == pytest.approx(hits / len(rows))
+    assert scores["loss"] == pytest.approx(loss, rel=1e-4)
+    assert sum(map(sum, scores["confusion"])) == len(rows) and scores["labels"] == ["neg", "pos"]
+
+
+def split_folder(tmp_path, reviews, **splits):
+    """A folder of one file a split: name=(first row, last row)."""
+    rows = rows_of(reviews)
+    (tmp_path / "corpus").mkdir()
+    for name, (first, last) in splits.items():
+        with open(tmp_path / "corpus" / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, ["text", "label"])
+            table.writeheader()
+            table.writerows(rows[first:last])
+    return "corpus"
+
+
+def test_evaluate_takes_test_then_valid(command, mistake, runs, reviews, tmp_path):
+    data = split_folder(tmp_path, reviews, train=(0, 50), valid=(50, 70), test=(70, 100))
+    documents = {}
+    for split in (None, "train", "validation", "test", "all"):
+        (line,) = command("evaluate", "--model", runs.clf, "--data", data, *(["--split", split] if split else []))
+        documents[split] = (json.loads(line)["split"], json.loads(line)["documents"])
+    assert documents == {None: ("test", 30), "train": ("train", 50), "validation": ("valid", 20), "test": ("test", 30),
+                         "all": ("all", 100)}
+    assert "no split trial, only" in mistake("evaluate", "--model", runs.clf, "--data", data, "--split", "trial")
+    assert "--valid" in mistake("evaluate", "--model", runs.clf, "--data", data, "--valid", "0.1")
+    os.remove("corpus/test.csv")
+    (line,) = command("evaluate", "--model", runs.lm, "--data", data)
+    assert (json.loads(line)["split"], json.loads(line)["documents"]) == ("valid", 20)
+
+
+def test_evaluate_the_rows_that_a_column_marks(command, runs, reviews, tmp_path):
+    rows = rows_of(reviews)
+    with open(tmp_path / "marked.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, ["text", "label", "is_valid"])
+        table.writeheader()
+        table.writerows(row | {"is_valid": number % 4 == 0} for number, row in enumerate(rows))
+    (line,) = command("evaluate", "--model", runs.clf, "--data", "marked.csv")
+    assert (json.loads(line)["split"], json.loads(line)["documents"]) == ("valid", len(rows) // 4)
+
+
+def test_evaluate_refuses_labels_that_the_model_does_not_know(mistake, runs, tmp_path):
+    (tmp_path / "new.csv").write_text("text,label\n" + "one film,pos\n" * 5 + "another,meh\n")
+    sentence = mistake("evaluate", "--model", runs.clf, "--data", "new.csv")
+    assert "'meh'" in sentence and "new.csv" in sentence and "neg, pos" in sentence
+
+
+def test_evaluate_needs_labels_for_a_classifier_alone(command, mistake, runs, tmp_path):
+    (tmp_path / "new.csv").write_text("text,sentiment\n" + "one film was good,pos\n" * 5)
+    assert "no column label: choose one of text, sentiment" in mistake(
+        "evaluate", "--model", runs.clf, "--data", "new.csv")
+    (line,) = command("evaluate", "--model", runs.clf, "--data", "new.csv", "--label-column", "sentiment")
+    assert json.loads(line)["documents"] == 5
+    (line,) = command("evaluate", "--model", runs.lm, "--data", "new.csv", "--text-column", "text")
+    assert json.loads(line)["perplexity"] == pytest.approx(np.exp(json.loads(line)["loss"]))
+
+
+def test_evaluate_leaves_unlabelled_rows_out_and_says_so(command, mistake, runs, tmp_path):
+    (tmp_path / "new.csv").write_text("text,label\n" + "one film,pos\n" * 39 + "another,\n")
+    (line,) = command("evaluate", "--model", runs.clf, "--data", "new.csv")
+    assert json.loads(line)["documents"] == 39 and command.err.strip() == "skipped rows: 1 unlabelled"
+    (tmp_path / "worse.csv").write_text("text,label\n" + "one film,pos\n" * 5 + "another,\n")
+    assert "1 rows at fault" in mistake("evaluate", "--model", runs.clf, "--data", "worse.csv")
+
+
+# Help and the command line itself
+
+
+def _metavar(action):
+    return "{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_each_option_with_its_default(capsys, name):
+    with pytest.raises(SystemExit) as leaving:
+        program.main([name, "--help"])
+    assert leaving.value.code == 0
+    text = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    (choices,) = (action for action in program._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    options = [action for action in choices.choices[name]._actions if action.option_strings]
+    assert len(options) > 3
+    for action in options:
+        assert action.option_strings[-1] in text
+        if action.option_strings[-1] != "--help" and not action.required:
+            own = text.partition(f"{action.option_strings[-1]} {_metavar(action)} ")[2]
+            own = re.split(r"(?<=\)) --", own)[0]
+            assert own.count("(default: ") == 1, own
+            assert "None" not in own
+            if action.default is not None:
+                assert f"(default: {action.default})" in own
+
+
+@pytest.mark.parametrize("kind", (LMConfig, ClassifierConfig))
+def test_help_of_the_scripts_lists_each_option(capsys, kind):
+    with pytest.raises(SystemExit) as leaving:
+        parse(kind, ["--help"])
+    assert leaving.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    for field in dataclasses.fields(kind):
+        assert f"--{field.name.replace('_', '-')} " in text.replace(",", " ")
+    assert text.count("(default: ") == len(dataclasses.fields(kind))  # each once
+    assert "(default: None)" not in text
+
+
+def test_commands_that_do_not_exist(mistake):
+    assert "invalid choice: 'predictt'" in mistake("predictt")
+    assert "COMMAND" in mistake()
+    assert "--colour" in mistake("generate", "--model", "x", "The", "--colour", "red")
+
+
+def test_the_real_command(runs):
+    def run(*argv):
+        return subprocess.run([sys.executable, "-m", "ulmfit", *argv], capture_output=True, text=True, timeout=120,
+                              env=os.environ | {"PYTHONPATH": str(Path(ulmfit.__file__).parents[1])})
+
+    done = run("predict", "--model", runs.clf, "good", "bad")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[0] in ("neg", "pos") for line in done.stdout.splitlines()] == [True, True]
+    done = run("predict", "--model", "absent", "good")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: absent does not exist") and done.stderr.count("\n") == 1
