@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -32,6 +32,8 @@ OPERATION = frozenset({
 @dataclass
 class TrainConfig:
     """Options of both scripts."""
+
+    task: ClassVar[str]
 
     data: OrElse[str] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
@@ -108,10 +110,6 @@ class TrainConfig:
     threads: OrElse[int] = None
     """CPU threads of each process (default: torch's; restored on resume)."""
 
-    @property
-    def task(self) -> str:
-        raise TypeError("use LMConfig or ClassifierConfig")
-
 
 @dataclass
 class LMConfig(TrainConfig):
@@ -135,9 +133,7 @@ class LMConfig(TrainConfig):
     bptt_jitter: bool = False
     """Vary the window as Merity et al. do, with the learning rate scaled alike."""
 
-    @property
-    def task(self) -> str:
-        return "lm"
+    task: ClassVar[str] = "lm"
 
 
 @dataclass
@@ -167,9 +163,7 @@ class ClassifierConfig(TrainConfig):
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
 
-    @property
-    def task(self) -> str:
-        return "clf"
+    task: ClassVar[str] = "clf"
 
 
 def check(config: TrainConfig) -> None:

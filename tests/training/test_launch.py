@@ -38,7 +38,7 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Both scripts on one process in this one, then the same on two under accelerate launch."""
+    """Both trainers in this process, then both scripts on two under accelerate launch, cut into micro-batches."""
     path = tmp_path_factory.mktemp("launch")
     lm = runs.lm_config(path / "lm1", precision="fp64")
     with pytest.MonkeyPatch.context() as patch:
@@ -46,6 +46,7 @@ def two_processes(tmp_path_factory):
         train_language_model(lm)
         clf = runs.clf_config(path / "clf1", precision="fp64", encoder=str(path / "lm1"), recipe="blog")
         train_classifier(clf)
+    lm.micro_batches = clf.micro_batches = 2
     lm.output_dir, clf.output_dir = str(path / "lm2"), str(path / "clf2")
     for script, config in (("train_lm.py", lm), ("train_clf.py", clf)):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",

@@ -76,7 +76,9 @@ _GOALS = ("a lost brother", "a hidden treasure", "the truth about the past", "a 
 _TIMES = ("last week", "on a rainy Sunday", "on television", "last night", "at a festival", "on a long flight",
           "years ago", "with my sister", "after work", "in an almost empty cinema", "twice this month")
 _FILLERS = (
-    "The story is set in {place} and {place2}.", "It was made in {year}.", "It runs for about {minutes} minutes.",
+    "The story is set in {place} and {place2}.", "I saw it because {name} plays in it.",
+    "I had waited for this movie because I liked the book.", "We went because of the {genre} before it.",
+    "It was made in {year}.", "It runs for about {minutes} minutes.",
     "{name} wrote the script together with {name2}.", "There is also a short scene with {name2}.",
     "The book it is based on came out in {year}.", "It is the {nth} film by {name}.",
     "I had read nothing about it before.", "We sat in the {nth} row.", "The credits list {minutes} people.",

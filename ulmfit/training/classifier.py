@@ -13,20 +13,18 @@ from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, DocumentBatches, collate, deal
-from ulmfit.config import ClassifierConfig, identity, options
+from ulmfit.config import ClassifierConfig
 from ulmfit.errors import UserError
 from ulmfit.evaluation import score_classifier
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.pretrained import save_model
 from ulmfit.training import prepare
-from ulmfit.training.loop import Loop, StepResult, plan_stages
-from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.loop import StepResult
 from ulmfit.training.prepare import Session
 from ulmfit.training.randomness import Masks
+from ulmfit.training.run import run
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.stop import StopRequest
-from ulmfit.training.tracking import Tracker
 
 
 def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -68,53 +66,11 @@ def _train(config: ClassifierConfig, work: Session) -> dict[str, Any]:
     net = prepare.to_precision(net, config, runtime)
     task = ClassifierTask(net, stores["train"], stores["valid"], corpus.label_names, config=config, recipe=recipe,
                           runtime=runtime, pad_id=tokenizer.pad_id)
-    plan = plan_stages(task, recipe.stages, config.max_steps)
-    resolved = prepare.describe_recipe(recipe) | {
-        "labels": corpus.label_names, "vocabulary": len(tokenizer),
-        "parameters": sum(p.numel() for p in net.parameters()), "steps": [planned.num_steps for planned in plan]}
-    work.say(f"classifier: {len(corpus.label_names)} classes, {stores['train'].num_documents:,} documents, "
-             f"{resolved['parameters']:,} parameters, {sum(resolved['steps']):,} steps of {recipe.batch_size} "
-             f"documents, {runtime.world_size} process(es), {config.precision}")
-    if config.lr_find:
-        found = run_finder(task, recipe, config=config, runtime=runtime)
-        work.say(found.report())
-        return {"state": "found", "step": 0} | found.suggestions
-
-    who = identity(config, corpus=corpus.fingerprint, tokenizer=tokenizer.fingerprint,
-                   encoder=pretrained.fingerprint if pretrained else None)
-    directory = prepare.open_directory(work, who)
-    try:
-        if directory.finished:
-            return {"state": "done", "step": sum(resolved["steps"])}
-        start = directory.load_checkpoint()
-        directory.write_config(config, who, resolved)
-        if runtime.is_main:
-            tokenizer.save(directory.path / "tokenizer.json")
-        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=sum(resolved["steps"]),
-                          start_step=start["position"]["step"] if start else 0, log_every=config.log_every, task="clf")
-        tracker.log_hparams({"options": options(config), "resolved": resolved})
-        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
-                    directory=directory, start=start)
-        work.stop.watch(directory.path, config.max_time, work.started)
-        result: dict[str, Any] = {}
-
-        def train() -> str:
-            outcome = loop.run()
-            if outcome == "done":
-                if runtime.is_main:
-                    save_model(directory.path / "model", net, tokenizer,
-                               {"label_names": corpus.label_names, "backwards": config.backwards,
-                                "text_columns": corpus.text_columns})
-                if "test" in stores:
-                    result["test"] = task.evaluate(stores["test"])
-                    tracker.log_eval(loop.position.step, "test", **result["test"])
-            tracker.close()
-            return outcome
-
-        state = prepare.run_guarded(directory, lambda: loop.position.step, train)
-        return {"state": state, "step": loop.position.step} | result
-    finally:
-        directory.close()
+    return run(task, recipe, work, tokenizer=tokenizer, test=stores.get("test"),
+               saved={"label_names": corpus.label_names, "backwards": config.backwards,
+                      "text_columns": corpus.text_columns},
+               fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
+                             "encoder": pretrained.fingerprint if pretrained else None})
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -154,7 +110,7 @@ class ClassifierTask:
     without gradient, then each micro-batch is encoded again with one and put in place of its rows.
     """
 
-    name = "clf"
+    name = "classifier"
 
     def __init__(self, net: ClassifierNet, train: TokenStore, valid: TokenStore, label_names: list[str], *,
                  config: ClassifierConfig, recipe: Recipe, runtime: Runtime, pad_id: int) -> None:

@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.lm import CachedRows, LMBatch, StreamedRows, merge_states
-from ulmfit.config import LMConfig, identity, options
+from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
 from ulmfit.evaluation import score_language_model
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import init_language_model, save_model
+from ulmfit.model.pretrained import init_language_model
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import prepare
-from ulmfit.training.loop import Loop, StepResult, plan_stages
-from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.loop import StepResult
 from ulmfit.training.prepare import Session
 from ulmfit.training.randomness import Masks, derive_seed
+from ulmfit.training.run import run
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.stop import StopRequest
-from ulmfit.training.tracking import Tracker
 
 SAMPLE_WORDS = 40
 PROMPT_WORDS = 6
@@ -80,52 +79,10 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
     net = prepare.to_precision(net, config, runtime)
     task = LanguageModelTask(net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe,
                              runtime=runtime, rows=rows)
-    plan = plan_stages(task, recipe.stages, config.max_steps)
-    resolved = prepare.describe_recipe(recipe) | {
-        "vocabulary": len(tokenizer), "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": [planned.num_steps for planned in plan]}
-    work.say(f"language model: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, "
-             f"{sum(resolved['steps']):,} steps of {recipe.batch_size} x {recipe.bptt} tokens, "
-             f"{runtime.world_size} process(es), {config.precision}")
-    if config.lr_find:
-        found = run_finder(task, recipe, config=config, runtime=runtime)
-        work.say(found.report())
-        return {"state": "found", "step": 0} | found.suggestions
-
-    who = identity(config, corpus=corpus.fingerprint, tokenizer=tokenizer.fingerprint,
-                   init=pretrained.fingerprint if pretrained else None)
-    directory = prepare.open_directory(work, who)
-    try:
-        if directory.finished:
-            return {"state": "done", "step": sum(resolved["steps"])}
-        start = directory.load_checkpoint()
-        directory.write_config(config, who, resolved)
-        if runtime.is_main:
-            tokenizer.save(directory.path / "tokenizer.json")
-        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=sum(resolved["steps"]),
-                          start_step=start["position"]["step"] if start else 0, log_every=config.log_every, task="lm")
-        tracker.log_hparams({"options": options(config), "resolved": resolved})
-        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
-                    directory=directory, start=start)
-        work.stop.watch(directory.path, config.max_time, work.started)
-        result: dict[str, Any] = {}
-
-        def train() -> str:
-            outcome = loop.run()
-            if outcome == "done":
-                if runtime.is_main:
-                    save_model(directory.path / "model", net, tokenizer,
-                               {"backwards": config.backwards, "bptt": recipe.bptt})
-                if "test" in held_out:
-                    result["test"] = task.evaluate(held_out["test"])
-                    tracker.log_eval(loop.position.step, "test", **result["test"])
-            tracker.close()
-            return outcome
-
-        state = prepare.run_guarded(directory, lambda: loop.position.step, train)
-        return {"state": state, "step": loop.position.step} | result
-    finally:
-        directory.close()
+    return run(task, recipe, work, tokenizer=tokenizer, test=held_out.get("test"),
+               saved={"backwards": config.backwards, "bptt": recipe.bptt},
+               fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
+                             "init": pretrained.fingerprint if pretrained else None})
 
 
 class LanguageModelTask:
@@ -135,7 +92,7 @@ class LanguageModelTask:
     further. Losses are summed and divided by the global number of targets, so that no cut changes them.
     """
 
-    name = "lm"
+    name = "language model"
 
     def __init__(self, net: LanguageModelNet, source: CachedRows | StreamedRows, valid: TokenStore | None,
                  tokenizer: Tokenizer, *, config: LMConfig, recipe: Recipe, runtime: Runtime, rows: range) -> None:

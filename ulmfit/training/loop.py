@@ -135,12 +135,12 @@ class Loop:
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
         self._skips_seen = 0.0
-        self._check_every = 1
         self._reset_clock()
         if start is not None:
             self.position = Position(**start["position"])
             task.net.load_state_dict(start["model"])
             task.load_carried_state(start["carried"])
+        self._last_check = (self.position.step, time.perf_counter())
 
     def run(self) -> str:
         """Train. Returns "done", or "preempted" after a stop request, with a checkpoint written."""
@@ -171,6 +171,7 @@ class Loop:
             self.tracker.log_event("stage", step=position.step, name=stage.name, index=position.stage,
                                    steps=planned.num_steps, lr=rates, trained_groups=trained)
         model.train()
+        self._check_every = 1  # a stage that trains more layers has slower steps
         while position.step_in_stage < planned.num_steps:
             waited = time.perf_counter()
             batch, data_state = next(batches)
@@ -185,9 +186,8 @@ class Loop:
             position.step_in_stage += 1
             position.tokens += result.tokens
             position.data = data_state
-            self._steps += 1
             self._tokens += result.tokens
-            self._after_step(planned, inner, batch, result, norm, factor, momentum)
+            self._after_step(planned, inner, batch, result, norm, momentum)
             if self._stop_agreed():
                 self.save(inner)
                 return False
@@ -196,7 +196,7 @@ class Loop:
         return True
 
     def _after_step(self, planned: PlannedStage, inner: torch.optim.Optimizer, batch: Any, result: StepResult,
-                    norm: Tensor, factor: float, momentum: float) -> None:
+                    norm: Tensor, momentum: float) -> None:
         position, config = self.position, self.config
         last = position.step == self.total_steps
         if position.step % config.log_every == 0 or last:
@@ -230,7 +230,7 @@ class Loop:
         self._reset_clock()
 
     def _reset_clock(self) -> None:
-        self._clock, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
+        self._clock, self._waited, self._tokens = time.perf_counter(), 0.0, 0
 
     def _evaluate(self) -> None:
         begun = time.perf_counter()
@@ -245,11 +245,13 @@ class Loop:
 
     def _stop_agreed(self) -> bool:
         """Whether any rank wants to stop. Asked about once a second, at steps equal on all ranks."""
-        if self.position.step % self._check_every:
+        step, now = self.position.step, time.perf_counter()
+        if step % self._check_every:
             return False
-        per_step = (time.perf_counter() - self._clock) / max(1, self._steps)
-        wanted, slowest = self.runtime.max([float(self.stop.requested()), per_step])
-        self._check_every = max(1, min(100, int(1 / max(slowest, 1e-3))))
+        last_step, last_time = self._last_check
+        self._last_check = (step, now)
+        wanted, slowest = self.runtime.max([float(self.stop.requested()), (now - last_time) / (step - last_step)])
+        self._check_every = max(1, min(20, int(1 / max(slowest, 1e-3))))
         return bool(wanted)
 
     def save(self, inner: torch.optim.Optimizer) -> None:
@@ -266,4 +268,5 @@ class Loop:
         self.directory.guard(lambda: checkpoint.save(
             self.directory.path / "checkpoints", self.position.step, state, is_main=self.runtime.is_main,
             keep=self.config.keep))
+        self.directory.status("running", self.position.step)
         self._clock += time.perf_counter() - begun

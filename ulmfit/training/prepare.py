@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,8 @@ from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import find_model, load_model
 from ulmfit.text.corpus import Corpus, Split, open_corpus
 from ulmfit.text.tokenizer import Tokenizer
-from ulmfit.training.directory import RunDirectory, check_output
+from ulmfit.training.directory import check_output
 from ulmfit.training.runtime import Runtime
-from ulmfit.training.stages import Recipe
 from ulmfit.training.stop import StopRequest
 
 STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
@@ -205,31 +203,3 @@ def file_fingerprint(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def open_directory(work: Session, identity: dict[str, Any]) -> RunDirectory:
-    """Lock the run directory and find where to go on."""
-    directory = RunDirectory(work.config, identity, work.runtime, notice=work.say)
-    if directory.finished:
-        work.say(f"{directory.path} holds this run, finished; more epochs start from it by --init or --encoder, "
-                 "a second run by --resume never")
-    return directory
-
-
-def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it will run, for config.json."""
-    return {"batch_size": recipe.batch_size, "bptt": recipe.bptt, "drop_mult": recipe.drop_mult,
-            "weight_decay": recipe.weight_decay, "clip": recipe.clip,
-            "stages": [dict(vars(stage)) for stage in recipe.stages]}
-
-
-def run_guarded(directory: RunDirectory, position: Callable[[], int], train: Callable[[], str]) -> str:
-    """Run the training and leave its outcome in status.json, whatever happens."""
-    directory.status("running", position())
-    try:
-        outcome = train()
-    except BaseException as error:
-        directory.status("failed", position(), error=f"{type(error).__name__}: {error}")
-        raise
-    directory.status(outcome, position())
-    return outcome

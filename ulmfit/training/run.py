@@ -1,0 +1,85 @@
+"""From a prepared task to a finished run directory: what both trainers do once they know what to train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.config import identity, options
+from ulmfit.model.pretrained import save_model
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.directory import RunDirectory
+from ulmfit.training.loop import Loop, Task, plan_stages
+from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.prepare import Session
+from ulmfit.training.stages import Recipe
+from ulmfit.training.tracking import Tracker
+
+
+def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test: TokenStore | None,
+        saved: dict[str, Any], fingerprints: dict[str, str | None]) -> dict[str, Any]:
+    """Open the run directory, train from where it stands, save the model and score the test split.
+
+    Args:
+        test: scored once, at the end.
+        saved: what the model's config.json holds beside the architecture.
+        fingerprints: of the inputs; with the options they are the identity of the run.
+
+    Returns:
+        {"state": "done" | "preempted" | "found", "step": int, "test": metrics if there is a test split}.
+    """
+    config, runtime = work.config, work.runtime
+    plan = plan_stages(task, recipe.stages, config.max_steps)
+    total_steps = sum(planned.num_steps for planned in plan)
+    resolved = {"batch_size": recipe.batch_size, "bptt": recipe.bptt, "drop_mult": recipe.drop_mult,
+                "weight_decay": recipe.weight_decay, "clip": recipe.clip, "vocabulary": len(tokenizer),
+                "parameters": sum(p.numel() for p in task.net.parameters()),
+                "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan]}
+    work.say(f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
+             f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}")
+    if config.lr_find:
+        found = run_finder(task, recipe, config=config, runtime=runtime)
+        work.say(found.report())
+        return {"state": "found", "step": 0} | found.suggestions
+
+    who = identity(config, **fingerprints)
+    directory = RunDirectory(config, who, runtime, notice=work.say)
+    try:
+        if directory.finished:
+            work.say(f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
+                     "--resume never the same one afresh")
+            return {"state": "done", "step": total_steps}
+        start = directory.load_checkpoint()
+        directory.write_config(config, who, resolved)
+        if runtime.is_main:
+            tokenizer.save(directory.path / "tokenizer.json")
+        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=total_steps, log_every=config.log_every,
+                          start_step=start["position"]["step"] if start else 0, task=config.task)
+        tracker.log_hparams({"options": options(config), "resolved": resolved})
+        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
+                    directory=directory, start=start)
+        work.stop.watch(directory.path, config.max_time, work.started)
+        return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+    finally:
+        directory.close()
+
+
+def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,
+             saved: dict[str, Any]) -> dict[str, Any]:
+    """Train, and leave the outcome in status.json whatever happens."""
+    result: dict[str, Any] = {}
+    directory.status("running", loop.position.step)
+    try:
+        state = loop.run()
+        if state == "done":
+            if loop.runtime.is_main:
+                save_model(directory.path / "model", loop.task.net, tokenizer, saved)
+            if test is not None:
+                result["test"] = loop.task.evaluate(test)
+                tracker.log_eval(loop.position.step, "test", **result["test"])
+        tracker.close()
+    except BaseException as error:
+        directory.status("failed", loop.position.step, error=f"{type(error).__name__}: {error}")
+        raise
+    directory.status(state, loop.position.step)
+    return {"state": state, "step": loop.position.step} | result
