@@ -134,7 +134,6 @@ class Loop:
         self.position = Position()
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
-        self._skips_seen = 0.0
         self._reset_clock()
         if start is not None:
             self.position = Position(**start["position"])
@@ -199,7 +198,7 @@ class Loop:
                     norm: Tensor, momentum: float) -> None:
         position, config = self.position, self.config
         last = position.step == self.total_steps
-        if position.step % config.log_every == 0 or last:
+        if self.tracker.due(position.step):
             self._log(planned, inner, batch, result, norm, momentum)
         self.tracker.advance(position.step)
         in_epoch = self.task.steps_in_epoch(batch.epoch)
