@@ -130,7 +130,7 @@ def test_a_run_without_a_finite_gradient_stops_and_says_where(tmp_path, encoder,
     assert status["state"] == "failed"
 
 
-def poisoned(self, model, batch, number):
+def poisoned(self, engine, batch, number):
     from ulmfit.training.loop import StepResult
     for parameter in self.net.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
@@ -139,19 +139,19 @@ def poisoned(self, model, batch, number):
 
 def test_a_skipped_step_leaves_weights_and_moments(encoder):
     from ulmfit.training import optim
-    from ulmfit.training.loop import update
+    from ulmfit.training.engine import PlainEngine
     from ulmfit.training.runtime import Runtime
 
-    runtime = Runtime(runs.lm_config("unused"))
+    engine = PlainEngine(Runtime(runs.lm_config("unused")))
     net = torch.nn.Linear(3, 2)
     inner = optim.build_optimizer(net, [["weight", "bias"]], [0], [0.1], weight_decay=0.1, eps=1e-8,
                                   decay_bias_norm=True)
-    optimizer = runtime.wrap_optimizer(inner)
+    engine.begin_stage(net, inner)
     before = net.weight.detach().clone()
     for value, skipped in ((float("inf"), 1.0), (1.0, 0.0)):
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, value)
-        _, bad = update(optimizer, inner, runtime=runtime, clip=1.0)
+        _, bad = engine.update(1.0)
         assert bad.item() == skipped
         assert torch.equal(net.weight, before) == bool(skipped)
         assert torch.isfinite(net.weight).all()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
@@ -18,6 +18,7 @@ from ulmfit.errors import UserError
 from ulmfit.evaluation import score_classifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.training import prepare
+from ulmfit.training.engine import PlainEngine
 from ulmfit.training.loop import StepResult
 from ulmfit.training.prepare import Session
 from ulmfit.training.randomness import Masks
@@ -143,7 +144,7 @@ class ClassifierTask:
     def _collate(self, store: TokenStore, indices: np.ndarray, positions: np.ndarray) -> DocumentBatch:
         return collate(store, indices, positions, pad_id=self._pad_id, backwards=self._config.backwards)
 
-    def step(self, model: nn.Module, batch: ClassifierBatch, number: int) -> StepResult:
+    def step(self, engine: PlainEngine, batch: ClassifierBatch, number: int) -> StepResult:
         """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
         runtime, device = self._runtime, self._runtime.device
         size = len(batch.indices)
@@ -158,14 +159,14 @@ class ClassifierTask:
                                     everyone.for_rows(part.positions)) for part in batch.parts]))
         for index, part in enumerate(batch.parts):
             last = index == num_passes - 1
-            with runtime.accumulate(model, last=last):
-                logits = model(part.tokens.to(device), part.lengths, everyone.for_rows(part.positions),
-                               combine=self._combiner(batch, part, cached), head_masks=everyone,
-                               update_statistics=last)
+            with engine.accumulate(last=last):
+                logits = engine.model(part.tokens.to(device), part.lengths, everyone.for_rows(part.positions),
+                                      combine=self._combiner(batch, part, cached), head_masks=everyone,
+                                      update_statistics=last)
                 loss = F.cross_entropy(logits, labels, weight=self._class_weights,
                                        label_smoothing=self._config.label_smoothing)
                 # Every pass on every rank has the whole head's gradient: their mean is the head's.
-                runtime.accelerator.backward(loss / num_passes)
+                engine.backward(loss / num_passes)
         with torch.no_grad():
             sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
                                 (logits.argmax(1) == labels).sum().double()])

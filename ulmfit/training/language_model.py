@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.lm import CachedRows, LMBatch, StreamedRows, merge_states
@@ -17,6 +17,7 @@ from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import init_language_model
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import prepare
+from ulmfit.training.engine import PlainEngine
 from ulmfit.training.loop import StepResult
 from ulmfit.training.prepare import Session
 from ulmfit.training.randomness import Masks, derive_seed
@@ -113,7 +114,7 @@ class LanguageModelTask:
         """A position for all rows from every rank's (a collective)."""
         return merge_states(self._runtime.gather_objects([state]))
 
-    def step(self, model: nn.Module, batch: LMBatch, number: int) -> StepResult:
+    def step(self, engine: PlainEngine, batch: LMBatch, number: int) -> StepResult:
         """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         tokens, targets = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.targets))
@@ -127,13 +128,13 @@ class LanguageModelTask:
         states = []
         for index, cut in enumerate(cuts):
             part = slice(int(cut[0]), int(cut[-1]) + 1)
-            with runtime.accumulate(model, last=index == len(cuts) - 1):
-                out = model(tokens[part], targets[part], [(h[part], c[part]) for h, c in self._state],
-                            masks.for_rows(self._rows[part]))
+            with engine.accumulate(last=index == len(cuts) - 1):
+                out = engine.model(tokens[part], targets[part], [(h[part], c[part]) for h, c in self._state],
+                                   masks.for_rows(self._rows[part]))
                 loss = (out.ce_sum / batch.num_targets + config.alpha * out.ar_sum / (batch.num_targets * width)
                         + config.beta * out.tar_sum / (pairs * width))
                 # DDP averages over ranks; the loss is already a share of the global mean.
-                runtime.accelerator.backward(loss * runtime.world_size)
+                engine.backward(loss * runtime.world_size)
             states.append(out.state)
             sums += torch.stack([out.ce_sum.detach().double(), out.num_correct.double()])
         self._state = [tuple(torch.cat(part) for part in zip(*layer, strict=True))

@@ -2,7 +2,7 @@
 
 A task (language_model.py, classifier.py) knows its batches and what a step computes; this file knows
 stages, schedules, clipping, skipping, logging, evaluation, checkpoints and stopping. One step from text
-to weights: batches/ -> Task.step -> model/ -> `_update` here.
+to weights: batches/ -> Task.step -> model/ -> engine.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
 from ulmfit.training import checkpoint, optim
 from ulmfit.training.directory import RunDirectory
+from ulmfit.training.engine import PlainEngine
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, Stage, share_steps
 from ulmfit.training.stop import StopRequest
@@ -55,7 +56,7 @@ class Task(Protocol):
 
     def steps_in_epoch(self, epoch: int) -> int | None: ...
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]: ...
-    def step(self, model: nn.Module, batch: Any, number: int) -> StepResult: ...
+    def step(self, engine: PlainEngine, batch: Any, number: int) -> StepResult: ...
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
     def evaluate(self) -> dict[str, Any] | None: ...
     def sample(self) -> str | None: ...
@@ -100,22 +101,6 @@ def _steps_until(task: Task, epochs: float) -> int:
     return steps + round((epochs - whole) * task.steps_in_epoch(whole)) if epochs > whole else steps
 
 
-def update(optimizer: Any, inner: torch.optim.Optimizer, *, runtime: Runtime, clip: float) -> tuple[Tensor, Tensor]:
-    """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped.
-
-    A step without a finite gradient is skipped. That is decided on the device, without waiting for it: the
-    norm is equal on all ranks after the reduction.
-    """
-    parameters = [p for group in inner.param_groups for p in group["params"]]
-    norm = runtime.accelerator.clip_grad_norm_(parameters, clip or math.inf)
-    bad = (~torch.isfinite(norm)).float()
-    if runtime.accelerator.scaler is None:
-        inner.found_inf = bad  # the fused kernel leaves weights and moments alone where this is 1
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, bad
-
-
 class Loop:
     """Training from a position to the end of the plan, or to a stop request.
 
@@ -131,6 +116,7 @@ class Loop:
         self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
         self.total_steps = sum(planned.num_steps for planned in plan)
+        self.engine = PlainEngine(runtime)
         self.position = Position()
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
@@ -158,18 +144,15 @@ class Loop:
         rates = optim.discriminative_rates(stage.lr, stage.lr_divisor, len(task.groups))
         inner = optim.build_optimizer(task.net, task.groups, trained, rates, weight_decay=self.recipe.weight_decay,
                                       eps=self.config.adam_eps, decay_bias_norm=self.config.decay_bias_norm)
+        self.engine.begin_stage(task.net, inner)
         if self._start is not None:
-            optim.load_optimizer_state(inner, self._start["optimizer"])
-            if self.runtime.accelerator.scaler is not None:
-                self.runtime.accelerator.scaler.load_state_dict(self._start["scaler"])
+            self.engine.load_state(self._start["engine"])
             self._skipped.fill_(self._start["skipped"])
             self._start = None
-        model = self.runtime.wrap(task.net)
-        optimizer = self.runtime.wrap_optimizer(inner)
         if position.step_in_stage == 0:
             self.tracker.log_event("stage", step=position.step, name=stage.name, index=position.stage,
                                    steps=planned.num_steps, lr=rates, trained_groups=trained)
-        model.train()
+        self.engine.model.train()
         self._check_every = 1  # a stage that trains more layers has slower steps
         while position.step_in_stage < planned.num_steps:
             waited = time.perf_counter()
@@ -178,28 +161,28 @@ class Loop:
             factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
             factor *= getattr(batch, "lr_scale", 1.0)
             optim.set_hyperparameters(inner, factor, momentum)
-            result = task.step(model, batch, position.step)
-            norm, bad = update(optimizer, inner, runtime=self.runtime, clip=self.recipe.clip)
+            result = task.step(self.engine, batch, position.step)
+            norm, bad = self.engine.update(self.recipe.clip)
             self._skipped = (self._skipped + bad) * bad
             position.step += 1
             position.step_in_stage += 1
             position.tokens += result.tokens
             position.data = data_state
             self._tokens += result.tokens
-            self._after_step(planned, inner, batch, result, norm, momentum)
+            self._after_step(planned, batch, result, norm, momentum)
             if self._stop_agreed():
-                self.save(inner)
+                self.save()
                 return False
         if position.stage == len(self.plan) - 1:
-            self.save(inner)
+            self.save()
         return True
 
-    def _after_step(self, planned: PlannedStage, inner: torch.optim.Optimizer, batch: Any, result: StepResult,
-                    norm: Tensor, momentum: float) -> None:
+    def _after_step(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor,
+                    momentum: float) -> None:
         position, config = self.position, self.config
         last = position.step == self.total_steps
         if self.tracker.due(position.step):
-            self._log(planned, inner, batch, result, norm, momentum)
+            self._log(planned, batch, result, norm, momentum)
         self.tracker.advance(position.step)
         in_epoch = self.task.steps_in_epoch(batch.epoch)
         ends_epoch = in_epoch is not None and batch.step_in_epoch + 1 == in_epoch
@@ -207,19 +190,19 @@ class Loop:
         if due or last:
             self._evaluate()
         if config.save_every and position.step % config.save_every == 0 and not last:
-            self.save(inner)
+            self.save()
 
-    def _log(self, planned: PlannedStage, inner: torch.optim.Optimizer, batch: Any, result: StepResult, norm: Tensor,
-             momentum: float) -> None:
+    def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
         loss, correct = (self.runtime.sum(result.sums) / result.count).tolist()
         elapsed = max(1e-9, time.perf_counter() - self._clock)
         skipped = int(self._skipped.item())
         in_epoch = self.task.steps_in_epoch(batch.epoch)
         epoch = batch.epoch + (batch.step_in_epoch + 1) / in_epoch if in_epoch else float(batch.epoch)
-        rates = {f"group {group['layer_group']}": group["lr"] for group in inner.param_groups}
+        torch_groups = self.engine.optimizer.param_groups
+        rates = {f"group {group['layer_group']}": group["lr"] for group in torch_groups}
         self.tracker.log_train(
             self.position.step, stage=self.position.stage, epoch=round(epoch, 4), tokens=self.position.tokens,
-            loss=loss, accuracy=correct, lr=inner.param_groups[-1]["lr"], grad_norm=norm.item(),
+            loss=loss, accuracy=correct, lr=torch_groups[-1]["lr"], grad_norm=norm.item(),
             tokens_per_second=self._tokens / elapsed, data_wait=self._waited / elapsed, memory=memory_mib(),
             momentum=momentum, lrs=rates, skipped=skipped)
         if skipped >= MAX_SKIPPED:
@@ -234,11 +217,12 @@ class Loop:
     def _evaluate(self) -> None:
         begun = time.perf_counter()
         self.task.net.eval()
-        metrics = self.task.evaluate()
-        if metrics is not None:
-            self.tracker.log_eval(self.position.step, "valid", **metrics)
-        if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
-            self.tracker.log_text(self.position.step, "samples", text)
+        with self.engine.whole():
+            metrics = self.task.evaluate()
+            if metrics is not None:
+                self.tracker.log_eval(self.position.step, "valid", **metrics)
+            if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
+                self.tracker.log_text(self.position.step, "samples", text)
         self.task.net.train()
         self._clock += time.perf_counter() - begun  # throughput is that of training
 
@@ -253,14 +237,12 @@ class Loop:
         self._check_every = max(1, min(20, int(1 / max(slowest, 1e-3))))
         return bool(wanted)
 
-    def save(self, inner: torch.optim.Optimizer) -> None:
+    def save(self) -> None:
         """Write a checkpoint of this position (all ranks call it; rank 0 writes)."""
-        scaler = self.runtime.accelerator.scaler
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
         state = {
             "position": position, "model": dict(self.task.net.state_dict()),
-            "optimizer": optim.optimizer_state(inner), "carried": self.task.carried_state(),
-            "scaler": scaler.state_dict() if scaler is not None else None, "skipped": self._skipped.item(),
+            "engine": self.engine.state(), "carried": self.task.carried_state(), "skipped": self._skipped.item(),
         }
         begun = time.perf_counter()
         self.tracker.flush()

@@ -16,7 +16,8 @@ from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.training import optim
-from ulmfit.training.loop import Task, update
+from ulmfit.training.engine import PlainEngine
+from ulmfit.training.loop import Task
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe
 
@@ -93,12 +94,13 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
     inner = optim.build_optimizer(task.net, task.groups, trained, rates, weight_decay=recipe.weight_decay,
                                   eps=config.adam_eps, decay_bias_norm=config.decay_bias_norm)
-    model, optimizer = runtime.wrap(task.net), runtime.wrap_optimizer(inner)
+    engine = PlainEngine(runtime)
+    engine.begin_stage(task.net, inner)
     with Prefetcher(task.batches(None)) as batches:
         for number, (batch, _) in enumerate(batches):
             optim.set_hyperparameters(inner, test.next_rate, stage.momentum[0])
-            result = task.step(model, batch, number)
-            update(optimizer, inner, runtime=runtime, clip=recipe.clip)
+            result = task.step(engine, batch, number)
+            engine.update(recipe.clip)
             if not test.record(runtime.sum(result.sums)[0].item() / result.count):
                 return test
     raise AssertionError("batches go on without end")

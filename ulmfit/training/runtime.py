@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import subprocess
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
@@ -57,24 +56,6 @@ class Runtime:
                 f"the launcher started {announced} processes but the process group holds {self.world_size}, so each "
                 "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`")
         seed_everything(config.seed)
-
-    def wrap(self, net: nn.Module) -> nn.Module:
-        """The model ready for training: under autocast and, with several processes, DDP.
-
-        Called anew at each stage, because DDP fixes what it reduces when it is built.
-        """
-        self.accelerator._models.clear()
-        self.accelerator._optimizers.clear()
-        bare = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
-        return self.accelerator.prepare_model(bare, device_placement=False)
-
-    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The optimizer with accelerate's loss scaler around its step."""
-        return self.accelerator.prepare_optimizer(optimizer, device_placement=False)
-
-    def accumulate(self, model: nn.Module, *, last: bool) -> AbstractContextManager:
-        """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
-        return nullcontext() if last else self.accelerator.no_sync(model)
 
     def own_rows(self, num_rows: int) -> range:
         """The contiguous share of global rows that this rank holds; may be empty."""

@@ -1,0 +1,84 @@
+"""What stands between a model's loss and its updated weights: wrapping, backward, clipping, stepping, state.
+
+The loop speaks to an engine alone. `PlainEngine` is one process, or DDP by accelerate; it gives the same
+model on any number of ranks and the same bits after an interruption.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.training import optim
+from ulmfit.training.runtime import Runtime
+
+
+class PlainEngine:
+    """One process, or data-parallel copies whose gradients are averaged (DDP).
+
+    Attributes:
+        model: the network of the current stage, ready to be called for training.
+        optimizer: torch's optimizer of the current stage.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self._accelerator = runtime, runtime.accelerator
+        self.model: nn.Module
+        self.optimizer: torch.optim.Optimizer
+
+    def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the network and a stage's fresh optimizer.
+
+        Wrapped anew at each stage, because DDP fixes what it reduces when it is built.
+        """
+        accelerator = self._accelerator
+        accelerator._models.clear()
+        accelerator._optimizers.clear()
+        bare = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+        self.model = accelerator.prepare_model(bare, device_placement=False)
+        self.optimizer = optimizer
+        # accelerate's wrapper puts the loss scaler of fp16 around the step.
+        self._stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager:
+        """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
+        return nullcontext() if last else self._accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        self._accelerator.backward(loss)
+
+    def update(self, clip: float) -> tuple[Tensor, Tensor]:
+        """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped.
+
+        A step without a finite gradient is skipped. That is decided on the device, without waiting for it:
+        the norm is equal on all ranks after the reduction.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
+        bad = (~torch.isfinite(norm)).float()
+        if self._accelerator.scaler is None:
+            self.optimizer.found_inf = bad  # the fused kernel leaves weights and moments alone where this is 1
+        self._stepper.step()
+        self._stepper.zero_grad(set_to_none=True)
+        return norm, bad
+
+    def whole(self) -> AbstractContextManager:
+        """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
+        return nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the current stage beside the model: moments and loss scale."""
+        scaler = self._accelerator.scaler
+        return {"optimizer": optim.optimizer_state(self.optimizer),
+                "scaler": scaler.state_dict() if scaler is not None else None}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` gave, after `begin_stage`."""
+        optim.load_optimizer_state(self.optimizer, state["optimizer"])
+        if self._accelerator.scaler is not None and state["scaler"] is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
