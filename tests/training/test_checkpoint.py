@@ -23,8 +23,8 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int
 
 
 def save(directory: Path, step: int, state: dict | None = None, *, keep: int = 3, **options) -> Path:
-    return checkpoint.save(directory, step, state or {"step": step, "w": torch.full((8,), float(step))},
-                           is_main=True, keep=keep, **options)
+    state = state or {"step": step, "w": torch.full((8,), float(step))}
+    return checkpoint.write(directory, step, checkpoint.snapshot(state), keep=keep, **options)
 
 
 def steps(directory: Path) -> list[int]:
@@ -102,9 +102,12 @@ def test_what_cannot_be_exact_is_refused(tmp_path, state):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_ranks_write_nothing(tmp_path):
-    path = checkpoint.save(tmp_path / "c", 12, {"step": 12}, is_main=False, keep=1)
-    assert path == tmp_path / "c" / "step-00000012" and not path.parent.exists()
+def test_a_snapshot_is_not_reached_by_later_changes(tmp_path):
+    weights = torch.ones(4)
+    taken = checkpoint.snapshot({"w": weights, "again": weights})
+    weights.zero_()
+    state = checkpoint.load(checkpoint.write(tmp_path, 1, taken, keep=1))
+    assert torch.equal(state["w"], torch.ones(4)) and state["again"] is state["w"]
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -246,10 +249,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
         directory = Path(sys.argv[1])
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
-        checkpoint.save(directory, 1, {"w": torch.ones(1000)}, is_main=True, keep=1)
+        checkpoint.write(directory, 1, checkpoint.snapshot({"w": torch.ones(1000)}), keep=1)
         for state in ({"w": torch.ones(1 << 20)}, {"w": torch.ones(1), "text": "x" * (4 << 20)}):
             try:
-                checkpoint.save(directory, 2, state, is_main=True, keep=1)
+                checkpoint.write(directory, 2, checkpoint.snapshot(state), keep=1)
             except OSError as error:
                 assert error.errno == errno.EFBIG, error
                 print(error)
@@ -280,8 +283,8 @@ def test_killed_while_saving(tmp_path):
         for module, name in ((os, "fsync"), (os, "mkdir"), (os, "rename"), (os, "rmdir"), (os, "unlink")):
             setattr(module, name, dying(getattr(module, name)))
         state = {"step": 3, "w": torch.arange(1000)}
-        checkpoint.save(Path(sys.argv[1]), 3, state, is_main=True, keep=2)
-        checkpoint.save(Path(sys.argv[1]), 3, state | {"again": True}, is_main=True, keep=2)
+        checkpoint.write(Path(sys.argv[1]), 3, checkpoint.snapshot(state), keep=2)
+        checkpoint.write(Path(sys.argv[1]), 3, checkpoint.snapshot(state | {"again": True}), keep=2)
         """
     script = textwrap.dedent(code)
     # All numbers at once, each in a directory of its own, in forks of one process that has imported torch.
@@ -309,7 +312,7 @@ def test_killed_while_saving(tmp_path):
                 assert torch.equal(state["w"], torch.arange(1000))
             else:
                 assert state == {{"step": 2, "old": True}}, state
-            checkpoint.save(directory, 4, {{"step": 4}}, is_main=True, keep=2)
+            checkpoint.write(directory, 4, checkpoint.snapshot({{"step": 4}}), keep=2)
             assert len(list(directory.iterdir())) <= 2, list(directory.iterdir())
             number += 1
         print(number)

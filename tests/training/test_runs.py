@@ -1,5 +1,6 @@
 """Whole runs: equal however the batch is cut and however often the run is interrupted."""
 
+import errno
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from tests.training import runs
 from ulmfit.errors import UserError
+from ulmfit.training import checkpoint
 from ulmfit.training.classifier import train_classifier
 from ulmfit.training.language_model import train_language_model
 from ulmfit.training.loop import Loop
@@ -97,7 +99,6 @@ def test_frozen_layers_stay_as_they_were(tmp_path, encoder):
     train("clf", tmp_path / "head", encoder, recipe="none", lr=1e-2, max_steps=1)
     # The recipe's first stage trains the head alone: stopped inside it, the encoder is the language model's.
     train("clf", tmp_path / "run", encoder, runs.StopAtCall(2), recipe="blog", max_steps=40)
-    from ulmfit.training import checkpoint
     model = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))["model"]
     language_model = runs.weights(encoder)
     trained = runs.weights(tmp_path / "head")
@@ -155,3 +156,26 @@ def test_a_skipped_step_leaves_weights_and_moments(encoder):
         assert bad.item() == skipped
         assert torch.equal(net.weight, before) == bool(skipped)
         assert torch.isfinite(net.weight).all()
+
+
+def test_a_full_disk_fails_the_run_and_the_same_command_goes_on(tmp_path, encoder, monkeypatch):
+    train("lm", tmp_path / "straight", encoder)
+    write, calls = checkpoint.save_file, []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    path = tmp_path / "run"
+    with pytest.raises(OSError, match="step 8 could not be written"):
+        train("lm", path, encoder, save_every=4)
+    status = json.loads((path / "status.json").read_text())
+    assert status["state"] == "failed" and "No space left" in status["error"]
+    assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["step-00000004"]
+    assert train("lm", path, encoder, save_every=4)["state"] == "done"
+    straight, resumed = runs.weights(tmp_path / "straight"), runs.weights(path)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert runs.metrics(path) == runs.metrics(tmp_path / "straight")

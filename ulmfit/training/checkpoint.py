@@ -6,7 +6,7 @@
         manifest.json          size and SHA-256 of every other file; written last
 
 A process may be killed between any two instructions here. What it leaves is a folder whose name starts
-with a dot, which nothing but the next `save` looks at, or a complete checkpoint. One writer a run
+with a dot, which nothing but the next `write` looks at, or a complete checkpoint. One writer a run
 directory (`DirectoryLock` of lock.py) and rank 0 alone is assumed.
 """
 
@@ -22,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -44,18 +44,37 @@ def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------- the public five
+# ---------------------------------------------------------------- the public six
 
 
-def save(directory: Path, step: int, state: dict[str, Any], *, is_main: bool, keep: int,
-         warn: Callable[[str], None] = _to_stderr) -> Path:
-    """Write `state` as the checkpoint of `step` and keep the newest `keep`. Returns its path.
+class Snapshot(NamedTuple):
+    """A state at one moment: later changes of the tensors that it was taken from do not reach it.
+
+    Attributes:
+        tree: JSON-able, with {"$tensor": name} in place of tensors.
+        tensors: contiguous CPU tensors by name.
+    """
+
+    tree: Any
+    tensors: dict[str, Tensor]
+
+
+def snapshot(state: dict[str, Any]) -> Snapshot:
+    """A copy of `state` for `write`.
+
+    Args:
+        state: a nest of dicts with string keys, lists, tuples, tensors (any device, dense), int, float
+            (nan and infinities too), str, bool and None. Anything else is an AssertionError.
+    """
+    return _flatten(state)
+
+
+def write(directory: Path, step: int, snapshot: Snapshot, *, keep: int,
+          warn: Callable[[str], None] = _to_stderr) -> Path:
+    """Write the checkpoint of `step` and keep the newest `keep`. Returns its path.
 
     Args:
         directory: the run's `checkpoints` folder; made if missing.
-        state: a nest of dicts with string keys, lists, tuples, tensors (any device, dense), int, float
-            (nan and infinities too), str, bool and None. Anything else is an AssertionError.
-        is_main: other processes only get the path. The caller meets them at a barrier afterwards.
         keep: at least 1. Older checkpoints go only after the new one is in place.
         warn: told about an old checkpoint that could not be deleted, which is no reason to stop.
 
@@ -65,17 +84,14 @@ def save(directory: Path, step: int, state: dict[str, Any], *, is_main: bool, ke
     """
     assert keep >= 1, "the newest checkpoint is always kept"
     path = directory / f"step-{step:08d}"
-    if not is_main:
-        return path
-    tree, tensors = _flatten(state)
     aside = directory / f".{path.name}.tmp-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir()
-        save_file(tensors, aside / TENSORS)
-        (aside / STATE).write_text(json.dumps(tree, allow_nan=False))
+        save_file(snapshot.tensors, aside / TENSORS)
+        (aside / STATE).write_text(json.dumps(snapshot.tree, allow_nan=False))
         _seal(aside, step)
         _publish(aside, path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -171,12 +187,10 @@ def write_atomically(path: Path, text: str) -> None:
 # ---------------------------------------------------------------- state <-> json and tensors
 
 
-def _flatten(state: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """(JSON tree with {"$tensor": name} in place of tensors, name -> contiguous CPU tensor)."""
+def _flatten(state: dict[str, Any]) -> Snapshot:
     assert isinstance(state, dict), "the state is a dict"
     tensors: dict[str, Tensor] = {}
     names: dict[tuple, str] = {}  # the very same view of the same memory -> its name
-    storages: set[int] = set()
 
     def pack_tensor(value: Tensor, name: str) -> dict[str, str]:
         assert value.layout == torch.strided and not value.is_quantized and value.device.type != "meta", (
@@ -188,12 +202,8 @@ def _flatten(state: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         while name in tensors or name == "__metadata__":  # {"a/b": x, "a": {"b": y}}; safetensors' own
             name += "'"
         names[view] = name
-        value = value.cpu().contiguous()
-        if value.untyped_storage().data_ptr() in storages:  # an overlapping view: safetensors wants none
-            value = value.clone()
-        if value.numel():
-            storages.add(value.untyped_storage().data_ptr())
-        tensors[name] = value
+        # A copy in any case: training goes on with the tensor while this one is being written.
+        tensors[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
         return {"$tensor": name}
 
     def pack(value: Any, name: str) -> Any:
@@ -211,7 +221,7 @@ def _flatten(state: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
             assert isinstance(key, str) and not key.startswith("$"), f"{name}: key {key!r} is no plain string"
         return {key: pack(item, f"{name}/{key}" if name else key) for key, item in value.items()}
 
-    return pack(state, ""), tensors
+    return Snapshot(pack(state, ""), tensors)
 
 
 def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
-from ulmfit.training import checkpoint, optim
+from ulmfit.training import optim
 from ulmfit.training.directory import RunDirectory
 from ulmfit.training.engine import PlainEngine
 from ulmfit.training.runtime import Runtime
+from ulmfit.training.saver import Saver
 from ulmfit.training.stages import Recipe, Stage, share_steps
 from ulmfit.training.stop import StopRequest
 from ulmfit.training.tracking import Tracker, memory_mib
@@ -117,6 +118,7 @@ class Loop:
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
         self.total_steps = sum(planned.num_steps for planned in plan)
         self.engine = PlainEngine(runtime)
+        self.saver = Saver(directory.path / "checkpoints", keep=config.keep, before=tracker.flush)
         self.position = Position()
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
@@ -125,6 +127,7 @@ class Loop:
             self.position = Position(**start["position"])
             task.net.load_state_dict(start["model"])
             task.load_carried_state(start["carried"])
+        self._saved = self.position.step if start is not None else None
         self._last_check = (self.position.step, time.perf_counter())
 
     def run(self) -> str:
@@ -133,9 +136,14 @@ class Loop:
         with Prefetcher(self.task.batches(position.data)) as batches:
             while position.stage < len(self.plan):
                 if not self._run_stage(self.plan[position.stage], batches):
+                    self.save()
+                    self.finish_saving()
                     return "preempted"
+                if position.stage == len(self.plan) - 1:
+                    self.save()
                 position.stage += 1
                 position.step_in_stage = 0
+        self.finish_saving()
         return "done"
 
     def _run_stage(self, planned: PlannedStage, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
@@ -171,10 +179,7 @@ class Loop:
             self._tokens += result.tokens
             self._after_step(planned, batch, result, norm, momentum)
             if self._stop_agreed():
-                self.save()
                 return False
-        if position.stage == len(self.plan) - 1:
-            self.save()
         return True
 
     def _after_step(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor,
@@ -227,27 +232,48 @@ class Loop:
         self._clock += time.perf_counter() - begun  # throughput is that of training
 
     def _stop_agreed(self) -> bool:
-        """Whether any rank wants to stop. Asked about once a second, at steps equal on all ranks."""
+        """Whether any rank wants to stop. Asked about once a second, at steps equal on all ranks.
+
+        Raises:
+            OSError: a checkpoint could not be written.
+        """
         step, now = self.position.step, time.perf_counter()
         if step % self._check_every:
             return False
         last_step, last_time = self._last_check
         self._last_check = (step, now)
-        wanted, slowest = self.runtime.max([float(self.stop.requested()), (now - last_time) / (step - last_step)])
+        pace = (now - last_time) / (step - last_step)
+        wanted, failed, slowest = self.runtime.max([self.stop.requested(), self.saver.failed, pace])
+        if failed:
+            self.finish_saving()
+        if (written := self.saver.written()) is not None:
+            self.directory.status("running", written)
         self._check_every = max(1, min(20, int(1 / max(slowest, 1e-3))))
         return bool(wanted)
 
     def save(self) -> None:
-        """Write a checkpoint of this position (all ranks call it; rank 0 writes)."""
-        position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
-        state = {
-            "position": position, "model": dict(self.task.net.state_dict()),
-            "engine": self.engine.state(), "carried": self.task.carried_state(), "skipped": self._skipped.item(),
-        }
+        """Begin to write a checkpoint of this position (all ranks call it; rank 0 writes, in the background).
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
+        if self._saved == self.position.step:
+            return
+        self._saved = self.position.step
         begun = time.perf_counter()
-        self.tracker.flush()
-        self.directory.guard(lambda: checkpoint.save(
-            self.directory.path / "checkpoints", self.position.step, state, is_main=self.runtime.is_main,
-            keep=self.config.keep))
-        self.directory.status("running", self.position.step)
+        position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
+        with self.engine.whole():
+            state = {
+                "position": position, "model": dict(self.task.net.state_dict()), "engine": self.engine.state(),
+                "carried": self.task.carried_state(), "skipped": self._skipped.item(),
+            }
+            self.directory.guard(lambda: self.saver.start(self.position.step, state))
         self._clock += time.perf_counter() - begun
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is in place, on all ranks.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.directory.guard(self.saver.wait)

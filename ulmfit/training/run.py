@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from ulmfit.batches.cache import TokenStore
@@ -72,14 +73,18 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     try:
         state = loop.run()
         if state == "done":
-            if loop.runtime.is_main:
-                save_model(directory.path / "model", loop.task.net, tokenizer, saved)
-            if test is not None:
-                result["test"] = loop.task.evaluate(test)
-                tracker.log_eval(loop.position.step, "test", **result["test"])
+            with loop.engine.whole():
+                if loop.runtime.is_main:
+                    save_model(directory.path / "model", loop.task.net, tokenizer, saved)
+                if test is not None:
+                    result["test"] = loop.task.evaluate(test)
+                    tracker.log_eval(loop.position.step, "test", **result["test"])
         tracker.close()
     except BaseException as error:
-        directory.status("failed", loop.position.step, error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
+            loop.saver.wait()
+        with suppress(OSError):
+            directory.status("failed", loop.position.step, error=f"{type(error).__name__}: {error}")
         raise
     directory.status(state, loop.position.step)
     return {"state": state, "step": loop.position.step} | result

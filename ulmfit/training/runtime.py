@@ -72,7 +72,7 @@ class Runtime:
     def max(self, values: list[float]) -> list[float]:
         """The element-wise largest over ranks of a few numbers."""
         if self.world_size == 1:
-            return values
+            return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
