@@ -25,7 +25,7 @@ OrElse = Annotated[Value | None, tyro.conf.arg(help_behavior_hint="")]
 # what they hold (fingerprints), not by name.
 OPERATION = frozenset({
     "output_dir", "micro_batches", "save_every", "keep", "log_every", "eval_every", "resume", "max_time",
-    "samples", "config", "cache_dir", "threads", "lr_find", "data", "init", "encoder", "tokenizer",
+    "samples", "watchdog", "config", "cache_dir", "threads", "lr_find", "data", "init", "encoder", "tokenizer",
 })
 
 
@@ -101,6 +101,10 @@ class TrainConfig:
     """Steps between evaluations; 0 evaluates at the end of every epoch."""
     max_time: OrElse[float] = None
     """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
+    watchdog: float = 15.0
+    """Minutes without a finished step after which the run says which process hangs and ends; 0 for never."""
+    deterministic: bool = False
+    """On a GPU, use only algorithms that give the same bits every time (slower; no TF32)."""
     samples: bool = True
     """Write generated text to the log; --no-samples for private corpora."""
     config: OrElse[str] = None
@@ -178,7 +182,7 @@ def check(config: TrainConfig) -> None:
     for name in ("micro_batches", "keep", "log_every", "vocab_size", "min_freq", "max_len", "head_size"):
         value = getattr(config, name, 1)
         need(value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
-    for name in ("save_every", "eval_every", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
+    for name in ("save_every", "eval_every", "watchdog", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
         value = getattr(config, name)
         need(value is None or 0 <= value < math.inf, f"--{_flag(name)} is {value}; give 0 or more")
     for name in ("lr", "epochs", "max_time", "adam_eps"):

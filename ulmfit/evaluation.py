@@ -37,6 +37,7 @@ def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runt
                             backwards=backwards)
         state = net.init_state(len(rows))
         for batch in source.epoch_batches(0):
+            runtime.progress.now("evaluating")
             tokens, targets = batch.tokens.to(runtime.device), batch.targets.to(runtime.device)
             with runtime.accelerator.autocast():
                 out = net(tokens, targets, state)
@@ -57,6 +58,7 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     net.eval()
     batches = evaluation_batches(store.lengths, token_budget=EVALUATION_TOKENS)
     for indices in batches[runtime.rank::runtime.world_size]:
+        runtime.progress.now("evaluating")
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
         labels = torch.as_tensor(store.labels[part.indices], dtype=torch.long, device=device)
         with runtime.accelerator.autocast():

@@ -13,7 +13,7 @@ from ulmfit.training.stop import StopRequest
 
 LM = {"max_steps": 12, "batch_size": 16, "bptt": 12, "log_every": 1, "save_every": 0, "samples": False, "threads": 1}
 CLF = {"max_steps": 12, "batch_size": 8, "bptt": 24, "log_every": 1, "save_every": 0, "samples": False, "threads": 1}
-TIMINGS = {"tokens_per_second", "data_wait", "memory"}
+TIMINGS = {"tokens_per_second", "data_wait", "memory", "time"}
 
 
 def lm_config(output_dir: Path, **options) -> LMConfig:

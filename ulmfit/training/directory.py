@@ -135,6 +135,13 @@ class RunDirectory:
         if self._runtime.is_main:
             write_status(self.path, state, step, **fields)
 
+    def failed(self, step: int, error: str) -> None:
+        """Write into status.json why this rank failed, unless another has failed before: the first reason is
+        the cause, and a broken connection what it leads to on the others."""
+        status = read_status(self.path)
+        if not (status and status.get("state") == "failed"):
+            write_status(self.path, "failed", step, error=error, rank=self._runtime.rank)
+
     def close(self) -> None:
         """Give up the lock."""
         if self._lock is not None:

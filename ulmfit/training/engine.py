@@ -29,6 +29,7 @@ class PlainEngine:
         self._runtime, self._accelerator = runtime, runtime.accelerator
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
+        self._reduces = False
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take the network and a stage's fresh optimizer.
@@ -46,10 +47,13 @@ class PlainEngine:
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
         """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
+        self._reduces = last
         return nullcontext() if last else self._accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        if self._reduces:
+            self._runtime.progress.waits()
         self._accelerator.backward(loss)
 
     def update(self, clip: float) -> tuple[Tensor, Tensor]:

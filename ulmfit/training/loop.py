@@ -164,7 +164,9 @@ class Loop:
         self._check_every = 1  # a stage that trains more layers has slower steps
         while position.step_in_stage < planned.num_steps:
             waited = time.perf_counter()
+            self.runtime.progress.begin_step(position.step)
             batch, data_state = next(batches)
+            self.runtime.progress.now("computing")
             self._waited += time.perf_counter() - waited
             factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
             factor *= getattr(batch, "lr_scale", 1.0)
@@ -177,6 +179,7 @@ class Loop:
             position.tokens += result.tokens
             position.data = data_state
             self._tokens += result.tokens
+            self._steps += 1
             self._after_step(planned, batch, result, norm, momentum)
             if self._stop_agreed():
                 return False
@@ -199,8 +202,8 @@ class Loop:
 
     def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
         loss, correct = (self.runtime.sum(result.sums) / result.count).tolist()
-        elapsed = max(1e-9, time.perf_counter() - self._clock)
         skipped = int(self._skipped.item())
+        pace = self._pace()
         in_epoch = self.task.steps_in_epoch(batch.epoch)
         epoch = batch.epoch + (batch.step_in_epoch + 1) / in_epoch if in_epoch else float(batch.epoch)
         torch_groups = self.engine.optimizer.param_groups
@@ -208,16 +211,28 @@ class Loop:
         self.tracker.log_train(
             self.position.step, stage=self.position.stage, epoch=round(epoch, 4), tokens=self.position.tokens,
             loss=loss, accuracy=correct, lr=torch_groups[-1]["lr"], grad_norm=norm.item(),
-            tokens_per_second=self._tokens / elapsed, data_wait=self._waited / elapsed, memory=memory_mib(),
-            momentum=momentum, lrs=rates, skipped=skipped)
+            momentum=momentum, lrs=rates, skipped=skipped, **pace)
         if skipped >= MAX_SKIPPED:
             raise TrainingFailed(
                 f"no finite gradient in the last {skipped} steps, up to step {self.position.step} (stage "
                 f"'{planned.stage.name}', data position {self.position.data}); lower --lr or set --clip 0.25")
         self._reset_clock()
 
+    def _pace(self) -> dict[str, Any]:
+        """What was measured in time since the last logged step, over all ranks (a collective)."""
+        elapsed = max(1e-9, time.perf_counter() - self._clock)
+        own = torch.tensor([self.runtime.progress.own_work() / self._steps, self._waited / elapsed, memory_mib()],
+                           dtype=torch.float64, device=self.runtime.device)
+        work, waited, memory = self.runtime.gather(own).unbind(1)
+        timing = {"step": elapsed / self._steps}
+        if len(work) > 1:
+            timing |= {"work": work.max().item(), "spread": (work.max() - work.min()).item(),
+                       "slowest_rank": int(work.argmax())}
+        return {"tokens_per_second": self._tokens / elapsed, "data_wait": waited.max().item(),
+                "memory": memory.max().item(), "timing": timing}
+
     def _reset_clock(self) -> None:
-        self._clock, self._waited, self._tokens = time.perf_counter(), 0.0, 0
+        self._clock, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
 
     def _evaluate(self) -> None:
         begun = time.perf_counter()

@@ -14,7 +14,8 @@ from ulmfit.training.loop import Loop, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
 from ulmfit.training.prepare import Session
 from ulmfit.training.stages import Recipe
-from ulmfit.training.tracking import Tracker
+from ulmfit.training.tracking import Tracker, write_status
+from ulmfit.training.watchdog import Watchdog
 
 
 def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test: TokenStore | None,
@@ -69,12 +70,19 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
              saved: dict[str, Any]) -> dict[str, Any]:
     """Train, and leave the outcome in status.json whatever happens."""
     result: dict[str, Any] = {}
+    runtime, limit = loop.runtime, 60 * loop.config.watchdog
     directory.status("running", loop.position.step)
+
+    def tell(sentence: str) -> None:
+        write_status(directory.path, "failed", loop.position.step, error=sentence)
+
+    watchdog = Watchdog(runtime.progress, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(),
+                        limit=limit, tell=tell) if limit else None
     try:
         state = loop.run()
         if state == "done":
             with loop.engine.whole():
-                if loop.runtime.is_main:
+                if runtime.is_main:
                     save_model(directory.path / "model", loop.task.net, tokenizer, saved)
                 if test is not None:
                     result["test"] = loop.task.evaluate(test)
@@ -84,7 +92,10 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
         with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
             loop.saver.wait()
         with suppress(OSError):
-            directory.status("failed", loop.position.step, error=f"{type(error).__name__}: {error}")
+            directory.failed(loop.position.step, f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if watchdog is not None:
+            watchdog.close()
     directory.status(state, loop.position.step)
     return {"state": state, "step": loop.position.step} | result

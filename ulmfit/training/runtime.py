@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
+from ulmfit.training.progress import Progress
 
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
 
@@ -39,6 +40,10 @@ class Runtime:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
         # Parameters that took no part in a step (frozen layers, a rank without documents) must not stall
         # the reduction; and with unused-parameter search the buckets are never rebuilt, so that a resumed
         # run sums in the same order as one that was never stopped. The buffers (BatchNorm statistics)
@@ -50,6 +55,7 @@ class Runtime:
                                        kwargs_handlers=[ddp, group])
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.progress = Progress(self.device)
         announced = int(os.environ.get("WORLD_SIZE", 1))
         if announced != self.world_size:
             raise UserError(
@@ -66,6 +72,7 @@ class Runtime:
         if self.world_size == 1:
             return values
         total = values.clone()
+        self.progress.waits()
         dist.all_reduce(total)
         return total
 
@@ -74,6 +81,7 @@ class Runtime:
         if self.world_size == 1:
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        self.progress.waits()
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
@@ -82,18 +90,23 @@ class Runtime:
         if self.world_size == 1:
             return values.detach().unsqueeze(0)
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        self.progress.waits()
         dist.all_gather(parts, values.detach().contiguous())
         return torch.stack(parts)
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
         """The ranks' lists of picklable objects, joined in the order of ranks, on every rank."""
-        return values if self.world_size == 1 else gather_object(values)
+        if self.world_size == 1:
+            return values
+        self.progress.waits()
+        return gather_object(values)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's object on every rank."""
         if self.world_size == 1:
             return value
         holder = [value]
+        self.progress.waits()
         broadcast_object_list(holder, from_process=0)
         return holder[0]
 
@@ -110,8 +123,13 @@ class Runtime:
             raise UserError(value)
         return value
 
+    def store(self) -> Any:
+        """The key-value store that the ranks met in; None for a single process."""
+        return dist.distributed_c10d._get_default_store() if self.world_size > 1 else None
+
     def barrier(self) -> None:
         """Wait for all ranks."""
+        self.progress.waits()
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:

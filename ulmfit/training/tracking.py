@@ -71,7 +71,8 @@ class Tracker:
 
     def log_train(self, step: int, *, stage: int | str, epoch: float, tokens: int, loss: float, lr: float,
                   grad_norm: float, tokens_per_second: float, data_wait: float, memory: float,
-                  momentum: float | None = None, lrs: dict[str, float] | None = None, **extra: float) -> None:
+                  timing: dict[str, float] | None = None, momentum: float | None = None,
+                  lrs: dict[str, float] | None = None, **extra: float) -> None:
         """One logged training step.
 
         Args:
@@ -79,8 +80,11 @@ class Tracker:
             loss: the step's global cross-entropy a token (or a document), without AR and TAR.
             lr: the highest rate; `lrs` those of the layer groups by name. They and `momentum` go to
                 TensorBoard only, being functions of the step.
-            data_wait: part of the time since the last logged step that was spent waiting for data, 0 to 1.
-            memory: MiB (`memory_mib`).
+            data_wait: part of the time since the last logged step that was spent waiting for data, 0 to 1, on
+                the rank that waited most.
+            memory: MiB (`memory_mib`), on the rank that uses most.
+            timing: seconds by name, under "time" in metrics.jsonl: `step`, and with several ranks the own
+                `work` a step of the slowest (`slowest_rank`) and its `spread`, slowest minus fastest.
             extra: further numbers, for metrics.jsonl and TensorBoard.
         """
         if not self.is_main:
@@ -89,6 +93,9 @@ class Tracker:
                 "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": tokens_per_second,
                 "data_wait": data_wait, "memory": memory} | extra
         scalars = {name: value for name, value in line.items() if name not in ("event", "step", "stage")}
+        if timing:
+            line["time"] = timing
+            scalars |= {f"{name}_seconds" if name != "slowest_rank" else name: value for name, value in timing.items()}
         if self.task == "lm":
             scalars["perplexity"] = _exp(loss)
         if momentum is not None:
