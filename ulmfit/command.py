@@ -80,20 +80,25 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _takes(hint: Any) -> str:
-    (member,) = _members(hint)
-    return {int: "a whole number", float: "a number", str: "a text"}.get(member) or (
-        "one of " + ", ".join(map(str, get_args(member))))
+    kinds = {int: "a whole number", float: "a number", str: "a text"}
+    words = [kinds.get(member) or ", ".join(map(str, get_args(member))) for member in _members(hint)]
+    if len(words) == 1 and get_args(_members(hint)[0]):
+        return f"one of {words[0]}"
+    return " or ".join(words)
 
 
 def _readable(value: str, hint: Any) -> bool:
-    (member,) = _members(hint)
-    if get_origin(member) is Literal:
-        return value in get_args(member)
-    try:
-        member(value)
-    except ValueError:
-        return False
-    return True
+    for member in _members(hint):
+        if get_origin(member) is Literal:
+            if value in get_args(member):
+                return True
+            continue
+        try:
+            member(value)
+            return True
+        except ValueError:
+            continue
+    return False
 
 
 def run_script(kind: type[Config], train: Callable[[Config, StopRequest], dict[str, Any]],

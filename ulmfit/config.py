@@ -52,8 +52,9 @@ class TrainConfig:
     """Stages of training: quick, blog (the 2019 post), ulmfit (fastai's best), none (one stage of your options)."""
     batch_size: OrElse[int] = None
     """Rows or documents of a step over all processes (default: the recipe's)."""
-    micro_batches: int = 1
-    """Cuts of a process's share of a step, to save memory; the result stays the same."""
+    micro_batches: int | Literal["auto"] = 1
+    """Cuts of a process's share of a step, to save memory; the result stays the same. auto: as few as fit on the
+    GPU."""
     bptt: OrElse[int] = None
     """Tokens of a window of back-propagation through time (default: the recipe's, 70)."""
     epochs: OrElse[float] = None
@@ -181,7 +182,7 @@ def check(config: TrainConfig) -> None:
         need(value is None or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
     for name in ("micro_batches", "keep", "log_every", "vocab_size", "min_freq", "max_len", "head_size"):
         value = getattr(config, name, 1)
-        need(value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
+        need(value == "auto" or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
     for name in ("save_every", "eval_every", "watchdog", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
         value = getattr(config, name)
         need(value is None or 0 <= value < math.inf, f"--{_flag(name)} is {value}; give 0 or more")

@@ -24,6 +24,7 @@ from ulmfit.errors import UserError
 __all__ = ["CachedRows", "LMBatch", "StreamedRows", "merge_states"]
 
 IGNORED = -100  # the target that torch's losses leave out
+MOST_JITTER = 25  # tokens that a jittered step may have more than bptt
 _JITTER = 1  # marks the generator of step lengths, apart from that of the documents' order
 
 
@@ -105,8 +106,9 @@ class CachedRows:
         pieces, total = [], 0
         while total < self._longest:
             base = np.where(rng.random(1024) < 0.95, self.bptt, self.bptt / 2)
-            # At least 5 tokens, as Merity et al.; at most 5 deviations more than bptt, to bound memory.
-            lengths = np.clip(rng.normal(base, 5.0).astype(np.int64), 5, self.bptt + 25)
+            # At least 5 tokens, as Merity et al.; at most 5 deviations more than
+            # bptt, to bound memory.
+            lengths = np.clip(rng.normal(base, 5.0).astype(np.int64), 5, self.bptt + MOST_JITTER)
             pieces.append(total + np.cumsum(lengths))
             total = int(pieces[-1][-1])
         ends = np.concatenate(pieces)

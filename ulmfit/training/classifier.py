@@ -119,6 +119,8 @@ class ClassifierTask:
         self._train, self._valid, self._label_names = train, valid, label_names
         self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
         self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
+        self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+        self.most_micro_batches = recipe.batch_size
         self._class_weights = None
         if config.class_weights == "balanced":
             counts = np.bincount(train.labels, minlength=len(label_names))
@@ -132,10 +134,20 @@ class ClassifierTask:
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[ClassifierBatch, dict[str, Any]]]:
         """Steps from a position on, without end, with this rank's documents collated."""
         for indices, epoch, step, after in self._batches.batches(state):
-            shares = deal(self._train.lengths[indices], num_ranks=self._runtime.world_size,
-                          micro_batches=self._config.micro_batches)
-            parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
-            yield ClassifierBatch(indices, parts, epoch, step), after
+            yield self._deal(indices, epoch, step), after
+
+    def largest_batch(self) -> ClassifierBatch:
+        """A step that takes as much memory as any: that of the longest documents."""
+        return self._deal(np.argsort(-self._train.lengths, kind="stable")[:self._recipe.batch_size], 0, 0)
+
+    def forget(self) -> None:
+        """A classifier carries nothing from step to step."""
+
+    def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
+        shares = deal(self._train.lengths[indices], num_ranks=self._runtime.world_size,
+                      micro_batches=self.micro_batches)
+        parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
+        return ClassifierBatch(indices, parts, epoch, step)
 
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
         """The position is the same on all ranks."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.lm import CachedRows, LMBatch, StreamedRows, merge_states
+from ulmfit.batches.lm import MOST_JITTER, CachedRows, LMBatch, StreamedRows, merge_states
 from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
 from ulmfit.evaluation import score_language_model
@@ -49,10 +49,11 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
     if pretrained is not None:
         prepare.check_direction(pretrained, config, f"--init {config.init}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
-    if recipe.batch_size % (runtime.world_size * config.micro_batches):
+    micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+    if recipe.batch_size % (runtime.world_size * micro_batches):
         raise UserError(
             f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
-            f"{config.micro_batches} micro-batches; give a multiple of {runtime.world_size * config.micro_batches}")
+            f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}")
 
     corpus = prepare.corpus_of(work, include_test=config.recipe == "blog")
     if config.tokenizer:
@@ -100,7 +101,23 @@ class LanguageModelTask:
         self.net, self.groups = net, net.layer_groups()
         self._source, self._valid, self._tokenizer = source, valid, tokenizer
         self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
-        self._state = net.init_state(len(rows))
+        self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+        self.forget()
+
+    @property
+    def most_micro_batches(self) -> int:
+        """The finest cut: the largest power of two that divides this rank's rows."""
+        return len(self._rows) & -len(self._rows)
+
+    def largest_batch(self) -> LMBatch:
+        """A step that takes as much memory as any (its tokens mean nothing)."""
+        length = self._recipe.bptt + (MOST_JITTER if self._config.bptt_jitter else 0)
+        tokens = torch.zeros(len(self._rows), length, dtype=torch.long)
+        return LMBatch(tokens, tokens, tokens.numel(), True, 0, 0)
+
+    def forget(self) -> None:
+        """Start from an empty hidden state."""
+        self._state = self.net.init_state(len(self._rows))
 
     def steps_in_epoch(self, epoch: int) -> int | None:
         """Steps of an epoch of the cached corpus; None for a stream."""
@@ -119,8 +136,8 @@ class LanguageModelTask:
         runtime, config, device = self._runtime, self._config, self._runtime.device
         tokens, targets = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.targets))
         if batch.fresh:
-            self._state = self.net.init_state(len(self._rows))
-        cuts = torch.arange(len(self._rows)).chunk(config.micro_batches)
+            self.forget()
+        cuts = torch.arange(len(self._rows)).chunk(self.micro_batches)
         masks = Masks(config.seed, number, num_rows=self._recipe.batch_size, rows=self._rows, device=device)
         pairs = max(1, batch.num_targets - self._recipe.batch_size)  # neighbouring targets, for TAR
         width = self.net.config.embedding_size

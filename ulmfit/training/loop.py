@@ -21,6 +21,7 @@ from ulmfit.config import TrainConfig
 from ulmfit.training import optim
 from ulmfit.training.directory import RunDirectory
 from ulmfit.training.engine import PlainEngine
+from ulmfit.training.memory import advice, is_out_of_memory
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.saver import Saver
 from ulmfit.training.stages import Recipe, Stage, share_steps
@@ -54,10 +55,14 @@ class Task(Protocol):
     net: nn.Module
     groups: list[list[str]]
     name: str
+    micro_batches: int
+    most_micro_batches: int
 
     def steps_in_epoch(self, epoch: int) -> int | None: ...
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]: ...
     def step(self, engine: PlainEngine, batch: Any, number: int) -> StepResult: ...
+    def largest_batch(self) -> Any: ...
+    def forget(self) -> None: ...
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
     def evaluate(self) -> dict[str, Any] | None: ...
     def sample(self) -> str | None: ...
@@ -171,8 +176,7 @@ class Loop:
             factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
             factor *= getattr(batch, "lr_scale", 1.0)
             optim.set_hyperparameters(inner, factor, momentum)
-            result = task.step(self.engine, batch, position.step)
-            norm, bad = self.engine.update(self.recipe.clip)
+            result, norm, bad = self._step(batch)
             self._skipped = (self._skipped + bad) * bad
             position.step += 1
             position.step_in_stage += 1
@@ -184,6 +188,16 @@ class Loop:
             if self._stop_agreed():
                 return False
         return True
+
+    def _step(self, batch: Any) -> tuple[StepResult, Tensor, Tensor]:
+        try:
+            result = self.task.step(self.engine, batch, self.position.step)
+            return result, *self.engine.update(self.recipe.clip)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingFailed(f"out of memory at step {self.position.step + 1} on rank {self.runtime.rank}: "
+                                 f"{advice(self.task.micro_batches, self.task.most_micro_batches)}") from error
 
     def _after_step(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor,
                     momentum: float) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import identity, options
+from ulmfit.errors import UserError
 from ulmfit.model.pretrained import save_model
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.directory import RunDirectory
 from ulmfit.training.loop import Loop, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.memory import advice, fit_micro_batches
 from ulmfit.training.prepare import Session
 from ulmfit.training.stages import Recipe
 from ulmfit.training.tracking import Tracker, write_status
@@ -51,6 +55,8 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
             work.say(f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
                      "--resume never the same one afresh")
             return {"state": "done", "step": total_steps}
+        if config.micro_batches == "auto":
+            _choose_micro_batches(task, work)
         start = directory.load_checkpoint()
         directory.write_config(config, who, resolved)
         if runtime.is_main:
@@ -64,6 +70,17 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
     finally:
         directory.close()
+
+
+def _choose_micro_batches(task: Task, work: Session) -> None:
+    if work.runtime.device.type != "cuda":
+        work.say("--micro-batches auto: no GPU here, so 1")
+        return
+    try:
+        chosen = fit_micro_batches(task, work.runtime)
+    except torch.OutOfMemoryError:
+        raise UserError(f"a step of --batch-size does not fit the GPU's memory: {advice(1, 1)}") from None
+    work.say(f"--micro-batches auto: {chosen} micro-batch(es) a process fit")
 
 
 def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,

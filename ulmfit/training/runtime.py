@@ -6,6 +6,8 @@ import os
 import platform
 import random
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -66,6 +68,15 @@ class Runtime:
     def own_rows(self, num_rows: int) -> range:
         """The contiguous share of global rows that this rank holds; may be empty."""
         return range(num_rows * self.rank // self.world_size, num_rows * (self.rank + 1) // self.world_size)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it this process meets no other: what would be summed or gathered over ranks is its own."""
+        world_size, self.world_size = self.world_size, 1
+        try:
+            yield
+        finally:
+            self.world_size = world_size
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over ranks (a new tensor, equal on all of them)."""
