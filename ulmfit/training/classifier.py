@@ -140,6 +140,16 @@ class ClassifierTask:
         """A step that takes as much memory as any: that of the longest documents."""
         return self._deal(np.argsort(-self._train.lengths, kind="stable")[:self._recipe.batch_size], 0, 0)
 
+    def mean_tokens(self) -> float:
+        """Tokens of a global step, on average."""
+        return self._recipe.batch_size * float(self._train.lengths.mean())
+
+    def largest_tokens(self) -> float:
+        """Tokens of the largest micro-batch of this rank whose activations are kept."""
+        longest = np.sort(self._train.lengths)[-self._recipe.batch_size:]
+        kept = np.minimum(longest, self._config.max_len).sum()
+        return float(kept) / (self._runtime.world_size * self.micro_batches)
+
     def forget(self) -> None:
         """A classifier carries nothing from step to step."""
 

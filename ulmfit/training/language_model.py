@@ -115,6 +115,14 @@ class LanguageModelTask:
         tokens = torch.zeros(len(self._rows), length, dtype=torch.long)
         return LMBatch(tokens, tokens, tokens.numel(), True, 0, 0)
 
+    def mean_tokens(self) -> float:
+        """Tokens of a global step."""
+        return self._recipe.batch_size * self._recipe.bptt
+
+    def largest_tokens(self) -> float:
+        """Tokens of a micro-batch of this rank whose activations are kept."""
+        return len(self._rows) * self._recipe.bptt / self.micro_batches
+
     def forget(self) -> None:
         """Start from an empty hidden state."""
         self._state = self.net.init_state(len(self._rows))

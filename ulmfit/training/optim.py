@@ -58,12 +58,15 @@ def schedule(stage: Stage, step: int, num_steps: int) -> tuple[float, float]:
     return 1.0, stage.momentum[0]
 
 
-def freeze(net: nn.Module, groups: Sequence[Sequence[str]], freeze_to: int) -> list[int]:
-    """Let only the groups from `freeze_to` on be trained; return their indices.
+def first_group(freeze_to: int, groups: Sequence[Sequence[str]]) -> int:
+    """The first trained group. A depth beyond the model's (a tiny model has fewer groups than the recipe
+    unfreezes) trains all."""
+    return freeze_to if freeze_to >= 0 else max(0, len(groups) + freeze_to)
 
-    A depth beyond the model's (a tiny model has fewer groups than the recipe unfreezes) trains all.
-    """
-    first = freeze_to if freeze_to >= 0 else max(0, len(groups) + freeze_to)
+
+def freeze(net: nn.Module, groups: Sequence[Sequence[str]], freeze_to: int) -> list[int]:
+    """Let only the groups from `freeze_to` on be trained; return their indices."""
+    first = first_group(freeze_to, groups)
     parameters = dict(net.named_parameters())
     for index, group in enumerate(groups):
         for name in group:

@@ -13,6 +13,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.pretrained import save_model
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.directory import RunDirectory
+from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
 from ulmfit.training.memory import advice, fit_micro_batches
@@ -64,6 +65,10 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
         tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=total_steps, log_every=config.log_every,
                           start_step=start["position"]["step"] if start else 0, task=config.task)
         tracker.log_hparams({"options": options(config), "resolved": resolved})
+        if runtime.device.type == "cpu" and start is None:
+            needs = estimate(task, plan, config=config, runtime=runtime)
+            for sentence in sentences(needs, world_size=runtime.world_size):
+                work.say(sentence)
         loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
                     directory=directory, start=start)
         work.stop.watch(directory.path, config.max_time, work.started)

@@ -1,0 +1,129 @@
+"""What a run on the CPU will need, said before its first step: memory, disk and time.
+
+Arithmetic from the sizes of the model, with the machine's speed taken from one matrix product. Meant to
+tell an hour from a week and 2 GiB from 20: expect the memory within a quarter and the time within a factor
+of two, on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from ulmfit.config import TrainConfig
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.training.optim import first_group
+from ulmfit.training.runtime import Runtime
+
+GIB = 2**30
+# Share of a large matrix product's speed that a whole training step reaches (the recurrence is a chain of
+# small products).
+STEP_EFFICIENCY = 0.6
+
+
+class Estimate(NamedTuple):
+    """Bytes and seconds.
+
+    Attributes:
+        memory: of one process at its peak.
+        memory_free: what the machine has left for all of its processes, this process's share included.
+        disk: of the checkpoints that are kept, one more while it is being written, and the model.
+        disk_free: where the run directory lies.
+        step: seconds of a step, on average over the stages.
+        whole: seconds of the whole run, without evaluations.
+    """
+
+    memory: float
+    memory_free: float
+    disk: float
+    disk_free: float
+    step: float
+    whole: float
+
+
+def flops_per_token(sizes: AWDLSTMConfig, *, output_words: int, first_trained: int) -> float:
+    """Floating-point operations of a training step for one token: 2 a weight forwards; backwards as many for
+    the weights' gradients and again for the inputs', down to the first trained group (0: the embedding).
+
+    Args:
+        output_words: width of the output layer, 0 for a classifier.
+    """
+    e, h, layers = sizes.embedding_size, sizes.hidden_size, sizes.num_layers
+    widths = [e, *[h] * (layers - 1), e]
+    total = 2.0 * e * output_words * 3
+    for layer, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True), 1):
+        forward = 2 * 4 * out * (into + out)
+        total += forward * (3 if layer >= first_trained else 1)
+    return total
+
+
+def bytes_per_token(sizes: AWDLSTMConfig, itemsize: int) -> float:
+    """What one token's forward pass keeps for the backward pass: gates, states, inputs and masked outputs."""
+    e, h, layers = sizes.embedding_size, sizes.hidden_size, sizes.num_layers
+    outputs = [h] * (layers - 1) + [e]
+    return itemsize * (4 * e + sum(9 * out for out in outputs))
+
+
+def matrix_speed(dtype: torch.dtype, rounds: int = 6) -> float:
+    """Floating-point operations a second of a large matrix product on this process's threads, the best of a
+    few rounds: other programs only take away."""
+    a, b = torch.rand(512, 1024, dtype=dtype), torch.rand(1024, 1024, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        a @ b
+        fastest = min(fastest, time.perf_counter() - begun)
+    return 2 * 512 * 1024 * 1024 / fastest
+
+
+def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Runtime) -> Estimate:
+    """What the run of `plan` needs, each process on its share of the cores."""
+    sizes, parameters = task.net.config, list(task.net.parameters())
+    itemsize, dtype = parameters[0].element_size(), parameters[0].dtype
+    weights = sum(p.numel() for p in parameters) * itemsize
+    output_words = sizes.vocab_size if config.task == "lm" else 0
+    # Loss: rows of logits and their exponentials; a gradient of the tied weights beside the embedding's.
+    loss = itemsize * output_words * (3 * 512 + sizes.embedding_size)
+    masks = 2 * itemsize * 4 * sizes.hidden_size**2 * sizes.num_layers
+    activations = task.largest_tokens() * bytes_per_token(sizes, itemsize)
+    # The process as it is holds the weights; gradients, two moments, and while saving a copy of all but the
+    # gradients come on top.
+    memory = psutil.Process().memory_info().rss + (3 + 3 * runtime.is_main) * weights + loss + masks + activations
+    speed = matrix_speed(dtype) * STEP_EFFICIENCY * runtime.world_size
+    steps = [planned.num_steps for planned in plan]
+    work = [task.mean_tokens() * flops_per_token(sizes, output_words=output_words,
+                                                 first_trained=first_group(planned.stage.freeze_to, task.groups))
+            for planned in plan]
+    whole = sum(flops * count for flops, count in zip(work, steps, strict=True)) / speed
+    place = Path(config.output_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    return Estimate(memory, psutil.virtual_memory().available, weights * (3 * (config.keep + 1) + 1),
+                    shutil.disk_usage(place).free, whole / max(1, sum(steps)), whole)
+
+
+def sentences(needs: Estimate, *, world_size: int) -> list[str]:
+    """The estimate for the user, with a warning where it does not fit."""
+    each = " a process" if world_size > 1 else ""
+    lines = [f"needs about {needs.memory / GIB:.1f} GiB of memory{each}, {needs.disk / GIB:.1f} GiB of disk and "
+             f"{_duration(needs.whole)} ({needs.step:.2g} s a step) besides evaluations"]
+    if needs.memory * world_size > needs.memory_free:
+        lines.append(f"warning: only {needs.memory_free / GIB:.1f} GiB of memory are free; --micro-batches cuts a "
+                     "step without changing what is trained")
+    if needs.disk > needs.disk_free:
+        lines.append(f"warning: only {needs.disk_free / GIB:.1f} GiB of disk are free; name another --output-dir, or "
+                     "--keep 1")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
