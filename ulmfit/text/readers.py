@@ -34,6 +34,7 @@ from ulmfit.text.shards import (
 
 _SMALL = 256 * 2**20  # bytes up to which a corpus is fingerprinted by its content
 _MANY = 10_000  # files up to which it is
+_STREAM_ROWS = 1000  # at a time from a stream of `datasets`, whose state counts batches of one size
 Batches = Iterator[tuple[Columns, Any]]
 
 
@@ -199,8 +200,8 @@ def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 def _rows(view: Any, wanted: list[str], batch_size: int, place: int | None) -> Batches:
     row = place or 0
-    for table in view.select(range(row, view.num_rows)).iter(batch_size):
-        for part in slices(table):
+    for start in range(row, view.num_rows, batch_size):
+        for part in slices(view[start : start + batch_size], batch_size):
             row += part.num_rows
             yield {name: values(part.column(name)) for name in wanted}, row
 
@@ -209,13 +210,13 @@ def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batche
     state, skip = place or (None, 0)
     # Also where there is none: the view still has that of the try before.
     view.load_state_dict(state)
-    for table in view.iter(batch_size):
-        row = skip
-        for part in slices(table.slice(skip)):
+    for table in view.iter(_STREAM_ROWS):
+        row, after = skip, view.state_dict()
+        for part in slices(table.slice(skip), batch_size):
             row += part.num_rows
-            after = [state, row] if row < table.num_rows else [view.state_dict(), 0]
-            yield {name: values(part.column(name)) for name in wanted}, after
-        state, skip = view.state_dict(), 0
+            yield {name: values(part.column(name)) for name in wanted}, (
+                [state, row] if row < table.num_rows else [after, 0])
+        state, skip = after, 0
 
 
 def _shard(view: Any, what: str, files: list[str]) -> str:

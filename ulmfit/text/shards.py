@@ -31,7 +31,7 @@ Columns = dict[str, list[Any]]
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a plain or compressed file for reading; all can seek forwards."""
+    """Opens a plain or compressed file for reading."""
     suffix = Path(path).suffix.lower()
     if suffix == ".gz":
         import gzip as module
@@ -41,9 +41,12 @@ def open_bytes(path: str) -> IO[bytes]:
         import bz2 as module
     elif suffix == ".zst":
         try:
-            import zstandard as module
+            import zstandard
         except ImportError:
             raise UserError(f"{path}: .zst needs the package zstandard (pip install zstandard)") from None
+        # Its own `open` ends after the first frame, and has no readline.
+        frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
+        return io.BufferedReader(frames)
     else:
         return open(path, "rb")
     return module.open(path, "rb")
@@ -61,7 +64,10 @@ def read_lines(path: str, batch_size: int, place: list[int] | None) -> Iterator[
     """
     offset, skip = place or (0, 0)
     with open_bytes(path) as file:
-        file.seek(offset)
+        if file.seekable():
+            file.seek(offset)
+        else:
+            _read_over(file, offset)
         while chunk := file.read(CHUNK):
             if not chunk.endswith(b"\n"):
                 chunk += file.readline()
@@ -72,6 +78,11 @@ def read_lines(path: str, batch_size: int, place: list[int] | None) -> Iterator[
                 yield lines[start:stop], [offset, stop] if stop < len(lines) else [after, 0]
             # A decompressor may give less than it was asked for, and another time more.
             offset, skip = after, max(0, skip - len(lines))
+
+
+def _read_over(file: IO[bytes], size: int) -> None:
+    while size and (read := len(file.read(min(size, CHUNK)))):
+        size -= read
 
 
 def _lines(chunk: bytes, *, first: bool) -> list[str]:
@@ -102,16 +113,16 @@ def read_parquet(path: str, columns: list[str], batch_size: int, place: list[int
                 start, row = max(skip, row), row + batch.num_rows
                 if start >= row:
                     continue
-                for part in slices(batch.slice(start - row + batch.num_rows)):
+                for part in slices(batch.slice(start - row + batch.num_rows), batch_size):
                     start += part.num_rows
                     after = [number, start] if start < num_rows else [number + 1, 0]
                     yield {name: values(part.column(name)) for name in columns}, after
             skip = 0
 
 
-def slices(table: Any) -> Iterator[Any]:
-    """An Arrow table or record batch cut so that its Python values take bounded memory; nothing where it is empty."""
-    step = max(1, table.num_rows * SLICE_BYTES // max(SLICE_BYTES, table.nbytes))
+def slices(table: Any, num_rows: int) -> Iterator[Any]:
+    """An Arrow table or record batch cut so that its Python values take bounded memory, and to `num_rows` at most."""
+    step = max(1, min(num_rows, table.num_rows * SLICE_BYTES // max(SLICE_BYTES, table.nbytes)))
     for start in range(0, table.num_rows, step):
         yield table.slice(start, step)
 
