@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from ulmfit.batches.lm import StreamedRows, merge_states
+from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.errors import UserError
 from ulmfit.text.corpus import open_corpus
 
@@ -189,6 +191,16 @@ def test_a_shard_that_fails_for_a_while_changes_no_batch(stream, monkeypatch, ca
     for (batch, state), (other, other_state) in zip(expected, source.batches(), strict=False):
         assert torch.equal(batch.tokens, other.tokens) and state == other_state
     assert waited == [1, 2, 4] and capsys.readouterr().err.count("000.parquet cannot be read") == 3
+
+
+def test_reading_ends_at_once_when_a_run_stops(stream):
+    write_corpus("parquet", 3)
+    for _ in range(3):
+        with Prefetcher(stream().batches()) as batches:
+            next(batches)
+            thread = batches._thread
+            begin = time.monotonic()
+        assert not thread.is_alive() and time.monotonic() - begin < 2
 
 
 def resident():
