@@ -34,6 +34,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("ulmfit.text.shards.CHUNK", 64)
     monkeypatch.setattr("ulmfit.text.shards.SLICE_BYTES", 200)
     monkeypatch.setattr("ulmfit.text.readers.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.text.readers._STREAM_ROWS", 5)
 
 
 @pytest.fixture
@@ -162,6 +163,22 @@ def test_a_stream_of_the_hub_goes_on_from_a_place(kind, monkeypatch):
         done += len(batch.texts)
         after = json.loads(json.dumps(batch.after))
         assert rest(split, after, 5) == (whole[0][done:], whole[1][done:], *whole[2:])
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl"])
+def test_passes_side_by_side_keep_their_places(kind):
+    write(kind)
+    (source,) = open_whole(kind).parts
+    whole = [text for columns in source.read(["text"]) for text in columns["text"]]
+    counts, places, passes = [0, 0], [None, None], [source.read_from(None, ["text"], 4) for _ in range(2)]
+    for turn in range(36):
+        which = turn % 3 % 2  # the first goes twice as fast
+        columns, places[which] = next(passes[which], ({"text": []}, places[which]))
+        counts[which] += len(columns["text"])
+    assert len(whole) > counts[0] > NUM_ROWS + 5 and counts[0] > counts[1] > 10
+    for count, place in zip(counts, places, strict=True):
+        rest = [text for columns, _ in source.read_from(place, ["text"], 6) for text in columns["text"]]
+        assert rest == whole[count:]
 
 
 def test_streams_read_lines_as_the_cached_reader_does():

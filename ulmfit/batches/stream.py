@@ -30,8 +30,8 @@ class StreamedRows:
     Position: for each row the document that it reads and how many of its tokens it has read, and the place of
     the oldest window that a row still needs. Resuming goes to that place (what a seek costs: `text.shards`) and
     reads on from there to where the fastest row was; it tokenises again only what the rows still need. Rows
-    drift apart as the square root of the documents read (see Memory): after a million short documents some ten
-    thousand are read again, which takes a second or two.
+    drift apart as the square root of the documents read (see Memory): after a million short documents some
+    thirty thousand are read again, which takes a few seconds.
 
     Memory: rows advance at the same number of tokens a step but unequal numbers of documents, so documents
     wait for the rows that are behind, about as the square root of the documents read. When more than
