@@ -7,6 +7,7 @@ the shard. `datasets` is imported late: it takes seconds, and the embedded sampl
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import glob
@@ -182,11 +183,16 @@ def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], fi
     columns = columns or list(features)
     if not columns:
         raise UserError(f"{what} is empty: it holds no rows")
+    streamed = not hasattr(dataset, "num_rows")
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        view = dataset.select_columns(wanted).with_format("arrow")
-        read = _rows if hasattr(dataset, "num_rows") else _stream
-        return retried(lambda place: read(view, wanted, batch_size, place), place, lambda: _shard(view, what, files))
+        if not streamed:
+            view = dataset.select_columns(wanted).with_format("arrow")
+            return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
+        # A copy, because views share the object that counts the shards, and passes side by side would mix them.
+        view = copy.deepcopy(dataset).select_columns(wanted).with_format("arrow")
+        name = functools.partial(_shard, view, what, files)
+        return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
 
     return Source(what, columns, fingerprint, files, *_types(features), batches)
 
@@ -220,11 +226,12 @@ def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batche
 
 
 def _shard(view: Any, what: str, files: list[str]) -> str:
-    """The name of the shard that `_stream` is reading, as far as the state of `datasets` tells."""
-    state = view.state_dict() if files and not hasattr(view, "num_rows") else None
-    while state and "shard_idx" not in state:
-        state = state.get("examples_iterable")
-    return files[state["shard_idx"]] if state and state["shard_idx"] < len(files) else what
+    """The one of `files` that a view of a stream is reading; `what` where that is not known."""
+    reader = view._ex_iterable  # the state of the view itself is behind after a resume
+    while hasattr(reader, "ex_iterable"):
+        reader = reader.ex_iterable
+    number = (reader._state_dict or {}).get("shard_idx", len(files))
+    return files[number] if number < len(files) else what
 
 
 def _without_blank_lines(lines: Source) -> Source:
