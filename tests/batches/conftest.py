@@ -9,7 +9,7 @@ import pytest
 
 from ulmfit.batches.cache import build_or_open
 
-TextBatch = namedtuple("TextBatch", "texts labels rows")
+TextBatch = namedtuple("TextBatch", "texts labels rows after")
 
 
 class FakeTokenizer:
@@ -36,14 +36,16 @@ class FakeSplit:
         self.fingerprint = str(hash(tuple(map(tuple, documents))))
         self.skipped = Counter()
         self.passes = self.checks = 0
+        self.starts = []  # where each pass began
 
-    def batches(self, batch_size=None):
+    def batches(self, batch_size=None, start=None):
         self.passes += 1
-        for start in range(0, len(self.documents), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        self.starts.append(start)
+        for first in range(start or 0, len(self.documents), self.batch_size):
+            part = slice(first, first + self.batch_size)
             texts = [" ".join(map(str, document)) for document in self.documents[part]]
             yield TextBatch(texts, self.labels[part] if self.labels else None,
-                            list(range(2 * start, 2 * (start + len(texts)), 2)))
+                            list(range(2 * first, 2 * (first + len(texts)), 2)), first + len(texts))
 
     def check(self):
         self.checks += 1

@@ -12,6 +12,7 @@ import torch
 
 from ulmfit.batches.lm import CachedRows, StreamedRows, merge_states
 from ulmfit.batches.order import permutation
+from ulmfit.batches.stream import OVERHEAD
 from ulmfit.errors import UserError
 
 DEALINGS = (1, 2, 4)
@@ -288,6 +289,19 @@ def test_what_waits_is_bounded(fakes):
             largest = max(largest, sum(row.available for row in rows))
         waiting[limit] = largest
     assert waiting[2**26] > 1000 and waiting[100] <= 100 + 60 * 4
+
+
+def test_what_short_documents_take_beside_their_tokens_is_bounded_too(fakes):
+    split = fakes[1]([[7] * (90 if n % 4 == 0 else 1) for n in range(400)])
+    most = {}
+    for limit in (2**26, 50 * OVERHEAD):
+        batches = StreamedRows(split, fakes[0](), batch_size=4, bptt=4, seed=0, rows=range(4), window=1,
+                               max_waiting=limit).batches()
+        most[limit] = 0
+        for _ in range(150):
+            next(batches)
+            most[limit] = max(most[limit], sum(len(row.waiting) for row in batches.gi_frame.f_locals["rows"]))
+    assert most[2**26] > 200 and most[50 * OVERHEAD] <= 55
 
 
 def test_a_rank_tokenises_only_its_own_rows(fakes):

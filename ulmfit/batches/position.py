@@ -1,7 +1,8 @@
 """A language-model batch, and what a position in the data is.
 
 A position is a small JSON-able dict that a checkpoint holds. It names what it belongs to (corpus and
-tokenizer, batch size, bptt, seed) beside the place itself, so that it is never applied to other data.
+tokenizer, batch size, bptt, seed, and the direction of a stream) beside the place itself, so that it is
+never applied to other data.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         merged["rows"] = [merged["rows"][0], state["rows"][1]]
         merged["positions"] = merged["positions"] + state["positions"]
         merged["num_documents"] = merged["num_documents"] or state["num_documents"]
+        merged["place"] = min(merged["place"], state["place"], key=lambda place: place["number"])
     return merged
 
 

@@ -1,36 +1,42 @@
-"""Opens what `sources` has found, by `datasets` for everything that lies on a disk, as columns of Python values.
+"""Opens what `sources` has found and reads it from any place, as columns of Python values.
 
-`datasets` is imported late: it takes seconds, and the embedded sample does not need it.
+`datasets` reads what comes from the hub, .csv and .tsv, and whatever is read more than once (its Arrow cache). Other
+local files of a stream are read by `shards`, because there a seek is cheap and in `datasets` it is a re-reading of
+the shard. `datasets` is imported late: it takes seconds, and the embedded sample does not need it.
 """
 
 from __future__ import annotations
 
-import codecs
+import copy
 import csv
-import errno
 import functools
 import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ulmfit.errors import UserError
 from ulmfit.text import sample
-
-# Bytes that are no UTF-8 become this noncharacter, which no text legitimately holds, so that the readers of
-# `datasets` go on and the rows can be counted.
-UNDECODABLE = "\ufdd0"
-codecs.register_error("ulmfit-mark", lambda error: (UNDECODABLE, error.end))
+from ulmfit.text.faults import faults_of, retried
+from ulmfit.text.shards import (
+    SLICE_BYTES,
+    UNDECODABLE,
+    Columns,
+    open_text,
+    read_lines,
+    read_parquet,
+    slices,
+    values,
+)
 
 _SMALL = 256 * 2**20  # bytes up to which a corpus is fingerprinted by its content
-_SLICE_BYTES = 32 * 2**20  # bytes of text turned into Python strings at a time
-Columns = dict[str, list[Any]]
-
+_MANY = 10_000  # files up to which it is
+_STREAM_ROWS = 1000  # at a time from a stream of `datasets`, whose state counts batches of one size
+Batches = Iterator[tuple[Columns, Any]]
 
 
 @dataclass
@@ -43,23 +49,34 @@ class Source:
     files: list[str] = field(default_factory=list)
     classes: dict[str, list[str]] = field(default_factory=dict)  # names behind integer (ClassLabel) columns
     types: dict[str, str] = field(default_factory=dict)  # Arrow types where the format has them
-    _batches: Callable[[list[str], int], Iterator[Columns]] = None  # type: ignore[assignment]
+    _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
         """Yields {column: values} of the wanted columns, in the order of the rows.
 
         A value is what the format holds (str, int, float, bool, None); text that is no UTF-8 contains `UNDECODABLE`.
-        Raises UserError where the file cannot be read.
+        A read that fails for a reason that may pass is tried again (see `faults.retried`). Raises UserError where a
+        file is damaged, OSError where the last try failed.
         """
-        with faults_of(self.what):
-            yield from self._batches(columns, batch_size)
+        return (batch for batch, _ in self.read_from(None, columns, batch_size))
+
+    def read_from(self, place: Any, columns: list[str], batch_size: int = 1000) -> Batches:
+        """As `read`, from a place in the source on (None: from its beginning), each batch with the place after it.
+
+        A place survives JSON and takes some hundred bytes. Going there opens no file before that of the place; inside
+        of it it costs what `shards` says; for .csv and .tsv, and for a shard of the hub, parsing it up to there.
+        """
+        return self._batches(columns, batch_size, place)
 
 
 def _fingerprint(kind: str, files: list[str]) -> str:
-    """Of the content where that is quick to read, so that a copied corpus is the same; else of name, size and time."""
+    """Of the content where that is quick to read, so that a copied corpus is the same; else of name, size and time.
+
+    So it costs the reading of 256 MiB at most, and the status of every file.
+    """
     digest = hashlib.sha256(kind.encode())
     stats = [os.stat(path) for path in files]
-    small = sum(stat.st_size for stat in stats) <= _SMALL and len(files) <= 10_000
+    small = sum(stat.st_size for stat in stats) <= _SMALL and len(files) <= _MANY
     for path, stat in zip(files, stats, strict=True):
         name = "/".join(Path(path).parts[-2:] if kind == "documents" else Path(path).parts[-1:])  # the folder: a class
         digest.update(f"\n{name} {stat.st_size} ".encode("utf-8", "replace"))
@@ -71,71 +88,68 @@ def _fingerprint(kind: str, files: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_text(path: str) -> IO[str]:
-    """Opens a plain or compressed UTF-8 file for reading; undecodable bytes become `UNDECODABLE`."""
-    suffix = Path(path).suffix.lower()
-    mode = {"mode": "rt", "encoding": "utf-8-sig", "errors": "ulmfit-mark", "newline": ""}
-    if suffix == ".gz":
-        import gzip as module
-    elif suffix == ".xz":
-        import lzma as module
-    elif suffix == ".bz2":
-        import bz2 as module
-    elif suffix == ".zst":
-        try:
-            import zstandard as module
-        except ImportError:
-            raise UserError(f"{path}: .zst needs the package zstandard (pip install zstandard)") from None
-    else:
-        return open(path, **mode)
-    return module.open(path, **mode)
-
-
-@contextmanager
-def faults_of(what: str) -> Iterator[None]:
-    """Turns what the readers raise on a file at fault into a UserError; a full disk or no memory is none."""
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        if isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE):
-            raise
-        reason = (str(root).strip() or type(root).__name__).splitlines()[0].rstrip(".")
-        if "corresponds to no data" in reason:
-            reason = "it holds no rows"
-        raise UserError(f"{what} cannot be read: {reason}") from error
-
-
 def open_files(files: list[str], kind: str, what: str, streaming: bool) -> Source:
     """Files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the order given."""
     for path in files:
         if os.path.getsize(path) == 0:
             raise UserError(f"{path} is empty: it holds no rows")
+    with faults_of(what):
+        if streaming and kind == "parquet":
+            return _parquet(files, what)
+        if kind in ("text", "jsonl"):
+            lines = _line_reader(files) if streaming else _load_files(files, kind, what, False)._batches
+            source = Source(what, ["text"], _fingerprint(kind, files), files, {}, {"text": "string"}, lines)
+            return _as_json(source) if kind == "jsonl" else _without_blank_lines(source)
+        return _load_files(files, kind, what, streaming)
+
+
+def _load_files(files: list[str], kind: str, what: str, streaming: bool) -> Source:
+    from datasets import Features, Value
+
     options: dict[str, Any] = {}
     columns: list[str] = []
-    with faults_of(what):
-        from datasets import Features, Value
+    if kind in ("csv", "tsv"):
+        separator = "\t" if kind == "tsv" else ","
+        columns = _header(files[0], separator)
+        # All columns are read as strings: nothing is guessed from the first rows ("007" stays, "NA" is a word).
+        options = {"features": Features({name: Value("string") for name in columns}), "sep": separator,
+                   "keep_default_na": False, "encoding": "utf-8", "encoding_errors": "ulmfit-mark"}
+    elif kind in ("text", "jsonl"):
+        options = {"features": Features({"text": Value("string")}), "encoding": "utf-8-sig",
+                   "encoding_errors": "ulmfit-mark"}
+    builder = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(kind, "text")
+    dataset = load(builder, data_files=[glob.escape(os.path.abspath(path)) for path in files], split="train",
+                   streaming=streaming, **options)  # fmt: skip
+    return of_dataset(dataset, what, _fingerprint(kind, files), columns, files)
 
-        if kind in ("csv", "tsv"):
-            separator = "\t" if kind == "tsv" else ","
-            columns = _header(files[0], separator)
-            # All columns are read as strings: nothing is guessed from the first rows ("007" stays, "NA" is a word).
-            options = {"features": Features({name: Value("string") for name in columns}), "sep": separator,
-                       "keep_default_na": False, "encoding": "utf-8", "encoding_errors": "ulmfit-mark"}
-        elif kind in ("text", "jsonl"):
-            options = {"features": Features({"text": Value("string")}), "encoding": "utf-8-sig",
-                       "encoding_errors": "ulmfit-mark"}
-        builder = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(kind, "text")
-        dataset = load(builder, data_files=[glob.escape(os.path.abspath(path)) for path in files], split="train",
-                        streaming=streaming, **options)  # fmt: skip
-        source = of_dataset(dataset, what, _fingerprint(kind, files), columns, files)
-        if kind == "jsonl":
-            return _as_json(source, files[0])
-        return _without_blank_lines(source) if kind == "text" else source
+
+def _parquet(files: list[str], what: str) -> Source:
+    import pyarrow.parquet
+    from datasets import Features
+
+    features = Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
+    return Source(what, list(features), _fingerprint("parquet", files), files, *_types(features),
+                  lambda columns, batch_size, place: _over_files(
+                      files, place, lambda path, inside: read_parquet(path, columns, batch_size, inside)))  # fmt: skip
+
+
+def _line_reader(files: list[str]) -> Callable[[list[str], int, Any], Batches]:
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for lines, after in _over_files(files, place, lambda path, inside: read_lines(path, batch_size, inside)):
+            yield {"text": lines}, after
+
+    return batches
+
+
+def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterator[tuple[Any, Any]]]) -> (
+        Iterator[tuple[Any, Any]]):  # fmt: skip
+    """One file after another from [file number, place inside of it] on; none before it is opened."""
+    first, inside = place or (0, None)
+    for number in range(first, len(files)):
+        path = files[number]
+        for batch, after in retried(functools.partial(read, path), inside, lambda path=path: path):
+            yield batch, [number, after]
+        inside = None
 
 
 def load(*args: Any, **options: Any) -> Any:
@@ -164,50 +178,74 @@ def _header(path: str, separator: str) -> list[str]:
 
 
 def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str]) -> Source:
-    """A source over a Dataset or an IterableDataset."""
-    from datasets import ClassLabel
-
+    """A source over a Dataset (a place is a row) or an IterableDataset (a place is its state, and rows after it)."""
     features = dataset.features or dataset._resolve_features().features or {}
     columns = columns or list(features)
     if not columns:
         raise UserError(f"{what} is empty: it holds no rows")
+    streamed = not hasattr(dataset, "num_rows")
 
-    def batches(wanted: list[str], batch_size: int) -> Iterator[Columns]:
-        for table in dataset.select_columns(wanted).with_format("arrow").iter(batch_size):
-            step = max(1, min(table.num_rows, table.num_rows * _SLICE_BYTES // max(1, table.nbytes)))
-            for start in range(0, table.num_rows, step):
-                part = table.slice(start, step)
-                yield {name: _values(part.column(name)) for name in wanted}
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        if not streamed:
+            view = dataset.select_columns(wanted).with_format("arrow")
+            return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
+        # A copy, because views share the object that counts the shards, and passes side by side would mix them.
+        view = copy.deepcopy(dataset).select_columns(wanted).with_format("arrow")
+        name = functools.partial(_shard, view, what, files)
+        return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
 
-    return Source(
-        what, columns, fingerprint, files,
-        {name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
-        {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()},
-        batches,
-    )  # fmt: skip
+    return Source(what, columns, fingerprint, files, *_types(features), batches)
 
 
-def _values(column: Any) -> list[Any]:
-    """Python values of an Arrow column, also where its bytes are no UTF-8 (nothing checks them on writing)."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        raw = column.cast("large_binary").to_pylist()
-        return [None if value is None else value.decode("utf-8", "ulmfit-mark") for value in raw]
+def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
+    from datasets import ClassLabel
+
+    return ({name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
+            {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()})
+
+
+def _rows(view: Any, wanted: list[str], batch_size: int, place: int | None) -> Batches:
+    row = place or 0
+    for start in range(row, view.num_rows, batch_size):
+        for part in slices(view[start : start + batch_size], batch_size):
+            row += part.num_rows
+            yield {name: values(part.column(name)) for name in wanted}, row
+
+
+def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batches:
+    state, skip = place or (None, 0)
+    # Also where there is none: the view still has that of the try before.
+    view.load_state_dict(state)
+    for table in view.iter(_STREAM_ROWS):
+        row, after = skip, view.state_dict()
+        for part in slices(table.slice(skip), batch_size):
+            row += part.num_rows
+            yield {name: values(part.column(name)) for name in wanted}, (
+                [state, row] if row < table.num_rows else [after, 0])
+        state, skip = after, 0
+
+
+def _shard(view: Any, what: str, files: list[str]) -> str:
+    """The one of `files` that a view of a stream is reading; `what` where that is not known."""
+    reader = view._ex_iterable  # the state of the view itself is behind after a resume
+    while hasattr(reader, "ex_iterable"):
+        reader = reader.ex_iterable
+    number = (reader._state_dict or {}).get("shard_idx", len(files))
+    return files[number] if number < len(files) else what
 
 
 def _without_blank_lines(lines: Source) -> Source:
     inner = lines._batches
 
-    def batches(wanted: list[str], batch_size: int) -> Iterator[Columns]:
-        for batch in inner(wanted, batch_size):
-            yield {"text": [line for line in batch["text"] if line.strip()]} if wanted else batch
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for batch, after in inner(["text"], batch_size, place):
+            yield {"text": [line for line in batch["text"] if line.strip()]} if wanted else batch, after
 
     lines._batches = batches
     return lines
 
 
-def _as_json(lines: Source, path: str) -> Source:
+def _as_json(lines: Source) -> Source:
     """Lines of JSON, parsed here so that one broken line is one row at fault and no types are guessed."""
 
     def parse(line: str) -> dict[str, Any] | None:
@@ -217,42 +255,64 @@ def _as_json(lines: Source, path: str) -> Source:
             return None
         return row if isinstance(row, dict) else None
 
-    def batches(wanted: list[str], batch_size: int) -> Iterator[Columns]:
-        for batch in lines._batches(["text"], batch_size):
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for batch, after in lines._batches(["text"], batch_size, place):
             rows = [parse(line) for line in batch["text"] if line.strip()]
-            yield {name: [UNDECODABLE if row is None else row.get(name) for row in rows] for name in wanted}
+            yield {name: [UNDECODABLE if row is None else row.get(name) for row in rows] for name in wanted}, after
 
-    head = next(lines._batches(["text"], 100), {"text": []})["text"]
+    head = next(lines.read(["text"], 100), {"text": []})["text"]
     rows = [parse(line) for line in head if line.strip()]
     columns = list(dict.fromkeys(name for row in rows if row for name in row))
     if not columns:
-        raise UserError(f"{path} does not hold one JSON object a line")
+        raise UserError(f"{lines.files[0]} does not hold one JSON object a line")
     return Source(lines.what, columns, lines.fingerprint, lines.files, {}, {}, batches)
 
 
-def read_documents(paths: list[str], labels: list[str] | None) -> Iterator[dict[str, str]]:
-    """Rows of a folder of documents: {"text", "label"}, the latter only where the folders are classes."""
-    for place, path in enumerate(paths):
-        with open_text(path) as file:
-            row = {"text": file.read()}
-        yield row if labels is None else row | {"label": labels[place]}
-
-
 def open_documents(paths: list[str], labels: list[str] | None, what: str, streaming: bool) -> Source:
+    """A folder of documents, one a file: columns text and, where the folders are classes, label."""
+    names = ["text"] if labels is None else ["text", "label"]
+    fingerprint = _fingerprint("documents", paths)
+
+    def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
+        columns: Columns = {name: [] for name in names}
+        length = 0
+        for number in range(place or 0, len(paths)):
+            path = paths[number]
+            for text, _ in retried(lambda _, path=path: _document(path), None, lambda path=path: path):
+                columns["text"].append(text)
+                length += len(text)
+            if labels is not None:
+                columns["label"].append(labels[number])
+            if len(columns["text"]) == batch_size or length > SLICE_BYTES:
+                yield {name: columns[name] for name in wanted}, number + 1
+                columns, length = {name: [] for name in names}, 0
+        if columns["text"]:
+            yield {name: columns[name] for name in wanted}, len(paths)
+
+    source = Source(what, names, fingerprint, paths, {}, dict.fromkeys(names, "string"), batches)
+    if streaming:
+        return source
     with faults_of(what):
         import datasets
 
         datasets.disable_progress_bars()
-        names = ["text"] if labels is None else ["text", "label"]
         features = datasets.Features({name: datasets.Value("string") for name in names})
-        fingerprint = _fingerprint("documents", paths)
-        arguments = {"paths": [os.path.abspath(path) for path in paths], "labels": labels}
-        if streaming:
-            dataset = datasets.IterableDataset.from_generator(read_documents, features=features, gen_kwargs=arguments)
-        else:
-            dataset = datasets.Dataset.from_generator(read_documents, features=features, gen_kwargs=arguments,
-                                                      fingerprint=fingerprint)  # fmt: skip
+        dataset = datasets.Dataset.from_generator(
+            _document_rows, features=features, fingerprint=fingerprint,
+            gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels})
         return of_dataset(dataset, what, fingerprint, names, paths)
+
+
+def _document(path: str) -> Iterator[tuple[str, None]]:
+    with open_text(path) as file:
+        text = file.read()
+    yield text, None
+
+
+def _document_rows(paths: list[str], labels: list[str] | None) -> Iterator[dict[str, str]]:
+    for place, path in enumerate(paths):
+        row = {"text": next(_document(path))[0]}
+        yield row if labels is None else row | {"label": labels[place]}
 
 
 @functools.cache  # both passes over it and its fingerprint; two megabytes in all
@@ -264,9 +324,10 @@ def open_sample(split: str) -> Source:
     """A split of the embedded sample."""
     rows = _sample_rows(split)
 
-    def batches(wanted: list[str], batch_size: int) -> Iterator[Columns]:
-        for start in range(0, len(rows), batch_size):
-            yield {name: [row[name] for row in rows[start : start + batch_size]] for name in wanted}  # type: ignore
+    def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
+        for start in range(place or 0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            yield {name: [row[name] for row in part] for name in wanted}, start + len(part)  # type: ignore
 
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
     return Source(f"the embedded sample ({split})", ["text", "label"], digest, [], {"label": list(sample.LABELS)},

@@ -29,6 +29,7 @@ class TextBatch(NamedTuple):
     texts: list[str]
     labels: list[int] | None  # indices into the corpus's label_names; None where labels are not asked for
     rows: list[int]  # row numbers in the source, from 0; they go on over the parts of a split
+    after: dict[str, Any]  # where the next batch begins, for `Split.batches`
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,26 @@ class Split:
                     self.label_names, self.choice, self.keep_unlabelled)  # fmt: skip
         return hashlib.sha256(repr(identity).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
-    def batches(self, batch_size: int = 1000) -> Iterator[TextBatch]:
+    def batches(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[TextBatch]:
         """Yields the rows in batches of at most `batch_size` (fewer where texts are long or rows are left out).
 
-        Raises UserError for a label that is not among the label names, for a file that cannot be read and, at the
-        end, as `check` does.
+        `start` is the `after` of a batch of an earlier pass, perhaps of another process: what follows it is read, at
+        the cost that `Source.read_from` tells. `after` survives JSON, takes some hundred bytes and carries the counts
+        of rows, so that `skipped` and `check` are those of the whole pass also when it was read in pieces.
+
+        Raises UserError for a label that is not among the label names, for a damaged file and, at the end, as
+        `check` does; OSError for one that cannot be read though it was tried again.
         """
-        self.skipped = Counter()
-        self.num_rows = 0
+        self.skipped = Counter(start["skipped"] if start else {})
+        self.num_rows = start["num_rows"] if start else 0
         index = {name: place for place, name in enumerate(self.label_names or [])}
         if index and (self.keep_unlabelled or all(map(is_integer, index))):
             index.setdefault(UNLABELLED, -1)
-        for part, columns, first_row in self._read(self.text_columns, batch_size):
+        for part, columns, first_row, after in self._read(self.text_columns, batch_size, start):
             joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
             taken = self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
             labels = columns.get(str(self.label_column), [None] * len(joined))
-            batch = TextBatch([], [] if self.label_column else None, [])
+            batch = TextBatch([], [] if self.label_column else None, [], after)
             for place, ((text, fault), take, value) in enumerate(zip(joined, taken, labels, strict=True)):
                 if not take:
                     continue
@@ -103,6 +108,7 @@ class Split:
                 batch.rows.append(first_row + place)
                 if batch.labels is not None:
                     batch.labels.append(label)
+            after |= {"num_rows": self.num_rows, "skipped": dict(self.skipped)}
             if batch.texts:
                 yield batch
         self.check()
@@ -128,7 +134,7 @@ class Split:
         """Label names as the data has them and their counts; reads the label column (and what the choice needs)."""
         counts: Counter[str] = Counter()
         hashed = self.choice is not None and self.choice.column is None
-        for part, columns, _ in self._read(self.text_columns if hashed else [], 10_000):
+        for part, columns, _, _ in self._read(self.text_columns if hashed else [], 10_000):
             names = [_label_name(part, self.label_column, value) for value in columns[self.label_column]]
             if self.choice:
                 rows = zip(*(columns[name] for name in self.text_columns), strict=True) if hashed else names
@@ -137,14 +143,18 @@ class Split:
             counts.update(name for name in names if name is not None)
         return counts
 
-    def _read(self, text_columns: list[str], batch_size: int) -> Iterator[tuple[Source, Columns, int]]:
-        row = 0
+    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None) -> (
+            Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
+        """(part, values, number of their first row, the place after them)."""
+        first, place, row = (start["part"], start["place"], start["row"]) if start else (0, None, 0)
         column = self.choice.column if self.choice else None
-        for part in self.parts:
+        for number, part in enumerate(self.parts[first:], first):
             wanted = text_columns + [name for name in (self.label_column, column) if name in part.columns]
-            for columns in part.read(list(dict.fromkeys(wanted)), batch_size):
-                yield part, columns, row
-                row += len(next(iter(columns.values())))
+            for columns, after in part.read_from(place, list(dict.fromkeys(wanted)), batch_size):
+                size = len(next(iter(columns.values())))
+                yield part, columns, row, {"part": number, "place": after, "row": row + size}
+                row += size
+            place = None
 
     def _label(self, part: Source, value: Any, index: dict[str, int]) -> int:
         """The index of a label, -1 for an unlabelled row."""

@@ -1,0 +1,136 @@
+"""Local files read from any place in them: what a resumed stream needs, so that it need not start at their beginning.
+
+Each reader yields (values, place after them). A place is None for the beginning, else a few integers that survive
+JSON; `read(place)` yields exactly what follows it. What going to a place costs:
+
+* lines (.txt, .jsonl): a seek and at most `CHUNK` bytes; where the file is compressed, decompressing up to there;
+* .parquet: the rows before it in its row group (by the writer's choice some thousands to a million) are decoded again;
+* a folder of documents: nothing, a place is the number of a file.
+
+`readers` has the other formats, which `datasets` reads.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ulmfit.errors import UserError
+
+# Bytes that are no UTF-8 become this noncharacter, which no text legitimately holds, so that the readers of
+# `datasets` go on and the rows can be counted.
+UNDECODABLE = "\ufdd0"
+codecs.register_error("ulmfit-mark", lambda error: (UNDECODABLE, error.end))
+
+CHUNK = 2**20  # bytes of lines read at a time
+SLICE_BYTES = 32 * 2**20  # bytes of Arrow text turned into Python strings at a time
+Columns = dict[str, list[Any]]
+
+
+def open_bytes(path: str) -> IO[bytes]:
+    """Opens a plain or compressed file for reading."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".gz":
+        import gzip as module
+    elif suffix == ".xz":
+        import lzma as module
+    elif suffix == ".bz2":
+        import bz2 as module
+    elif suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"{path}: .zst needs the package zstandard (pip install zstandard)") from None
+        # Its own `open` ends after the first frame, and has no readline.
+        frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
+        return io.BufferedReader(frames)
+    else:
+        return open(path, "rb")
+    return module.open(path, "rb")
+
+
+def open_text(path: str) -> IO[str]:
+    """Opens a plain or compressed UTF-8 file for reading; undecodable bytes become `UNDECODABLE`."""
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="ulmfit-mark", newline="")
+
+
+def read_lines(path: str, batch_size: int, place: list[int] | None) -> Iterator[tuple[list[str], list[int]]]:
+    """Lines of a text file without their ends (LF, CRLF or CR), blank ones included.
+
+    place: [byte offset (of the decompressed text) where a line begins, lines after it].
+    """
+    offset, skip = place or (0, 0)
+    with open_bytes(path) as file:
+        if file.seekable():
+            file.seek(offset)
+        else:
+            _read_over(file, offset)
+        while chunk := file.read(CHUNK):
+            if not chunk.endswith(b"\n"):
+                chunk += file.readline()
+            lines = _lines(chunk, first=offset == 0)
+            after = offset + len(chunk)
+            for start in range(skip, len(lines), batch_size):
+                stop = start + batch_size
+                yield lines[start:stop], [offset, stop] if stop < len(lines) else [after, 0]
+            # A decompressor may give less than it was asked for, and another time more.
+            offset, skip = after, max(0, skip - len(lines))
+
+
+def _read_over(file: IO[bytes], size: int) -> None:
+    while size and (read := len(file.read(min(size, CHUNK)))):
+        size -= read
+
+
+def _lines(chunk: bytes, *, first: bool) -> list[str]:
+    text = chunk.decode("utf-8", "ulmfit-mark")
+    if first:
+        text = text.removeprefix("\ufeff")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n").split("\n")
+
+
+def read_parquet(path: str, columns: list[str], batch_size: int, place: list[int] | None) -> (
+        Iterator[tuple[Columns, list[int]]]):  # fmt: skip
+    """Rows of the wanted columns as Python values. place: [row group, rows of it].
+
+    Raises UserError where the file lacks a column.
+    """
+    import pyarrow.parquet
+
+    group, skip = place or (0, 0)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for name in columns:
+            if name not in file.schema_arrow.names:
+                raise UserError(f"{path} has no column {name}; its columns are {', '.join(file.schema_arrow.names)}")
+        for number in range(group, file.num_row_groups):
+            row, num_rows = 0, file.metadata.row_group(number).num_rows
+            for batch in file.iter_batches(batch_size, row_groups=[number], columns=columns, use_threads=False):
+                start, row = max(skip, row), row + batch.num_rows
+                if start >= row:
+                    continue
+                for part in slices(batch.slice(start - row + batch.num_rows), batch_size):
+                    start += part.num_rows
+                    after = [number, start] if start < num_rows else [number + 1, 0]
+                    yield {name: values(part.column(name)) for name in columns}, after
+            skip = 0
+
+
+def slices(table: Any, num_rows: int) -> Iterator[Any]:
+    """An Arrow table or record batch cut so that its Python values take bounded memory, and to `num_rows` at most."""
+    step = max(1, min(num_rows, table.num_rows * SLICE_BYTES // max(SLICE_BYTES, table.nbytes)))
+    for start in range(0, table.num_rows, step):
+        yield table.slice(start, step)
+
+
+def values(column: Any) -> list[Any]:
+    """Python values of an Arrow column, also where its bytes are no UTF-8 (nothing checks them on writing)."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raw = column.cast("large_binary").to_pylist()
+        return [None if value is None else value.decode("utf-8", "ulmfit-mark") for value in raw]
