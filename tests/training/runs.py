@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.text import sample
 from ulmfit.training.stop import StopRequest
 
@@ -35,6 +35,18 @@ def lm_config(output_dir: Path, **options) -> LMConfig:
 
 def clf_config(output_dir: Path, **options) -> ClassifierConfig:
     return ClassifierConfig(output_dir=str(output_dir), **(CLF | options))
+
+
+def arguments(config: TrainConfig) -> list[str]:
+    """A configuration as command-line options."""
+    given = type(config)()
+    result = []
+    for name, value in vars(config).items():
+        flag = name.replace("_", "-")
+        if value != getattr(given, name):
+            switch = {True: [f"--{flag}"], False: [f"--no-{flag}"]}
+            result += switch[value] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return result
 
 
 def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **options) -> tuple[str, dict]:

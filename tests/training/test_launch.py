@@ -20,17 +20,6 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def arguments(config) -> list[str]:
-    """A configuration as command-line options."""
-    given = type(config)()
-    result = []
-    for name, value in vars(config).items():
-        flag = name.replace("_", "-")
-        if value != getattr(given, name):
-            result += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
-    return result
-
-
 def environment(cache: Path, **more: str) -> dict[str, str]:
     return os.environ | ENVIRONMENT | {"ULMFIT_CACHE": str(cache)} | more
 
@@ -41,7 +30,7 @@ def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_pa
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     one, two = tmp_path / "one", tmp_path / "two"
     train_language_model(runs.lm_config(one, precision="fp64"))
-    options = arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
+    options = runs.arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
                str(ROOT / "train_lm.py"), *options]
@@ -69,7 +58,7 @@ def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     path = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train_lm.py"), *arguments(runs.lm_config(path, max_steps=400))]
+    command = [sys.executable, str(ROOT / "train_lm.py"), *runs.arguments(runs.lm_config(path, max_steps=400))]
     process = subprocess.Popen(command, env=environment(tmp_path / "cache"), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -145,8 +145,7 @@ def test_a_resume_with_another_global_batch_is_refused(given, capsys, monkeypatc
     stopped = a_job(given, "lm", "refused", 1, stop_at=3)
     world.train(stopped)
     before = runs.metrics(given / "refused")
-    words = [word for name, value in stopped["options"].items() if not isinstance(value, bool)
-             for word in (f"--{name.replace('_', '-')}", str(value))] + ["--no-samples", "--bptt-jitter"]
+    words = runs.arguments(LMConfig(**stopped["options"]))
     monkeypatch.setattr(sys, "argv", ["train_lm.py", *words, "--batch-size", "32"])
     assert run_script(LMConfig, train_language_model, stop=None) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
