@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
@@ -93,10 +94,10 @@ def largest_relative_difference(a: list[float], b: list[float]) -> float:
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest relative difference of a tensor by its norm."""
+    """The largest relative difference of a tensor by its norm; nan if there is one anywhere."""
     assert a.keys() == b.keys()
-    return max(((a[name].double() - b[name].double()).norm() / a[name].double().norm().clamp(min=1e-30)).item()
-               for name in a)
+    return torch.stack([(a[name].double() - b[name].double()).norm() / a[name].double().norm().clamp(min=1e-30)
+                        for name in a]).max().item()
 
 
 class StopAtCall(StopRequest):
