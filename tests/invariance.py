@@ -19,7 +19,6 @@ import tempfile
 from pathlib import Path
 
 from tests.training import runs, world
-from ulmfit.training.language_model import train_language_model
 
 WORLDS, CUTS = (1, 2, 4), (1, 2, 4)
 TASKS = {"lm": "lm", "stream": "lm --streaming", "clf": "clf"}
@@ -38,11 +37,11 @@ def main() -> int:
 def compare(folder: Path, precisions: list[str], tasks: list[str]) -> int:
     data = runs.write_reviews(folder / "reviews.csv", 120)
     cache = str(folder / "cache")
-    train_language_model(runs.lm_config(folder / "pretrained", data=str(data), preset="tiny", max_steps=30, lr=1e-2,
-                                        cache_dir=cache))
+    pretrained = runs.lm_config(folder / "pretrained", data=str(data), preset="tiny", max_steps=30, lr=1e-2,
+                                cache_dir=cache)
     cells = [(precision, task, number, cuts) for precision in precisions for task in tasks
              for number in WORLDS for cuts in CUTS]
-    jobs = []
+    jobs = [world.job("lm", vars(pretrained), world=1)]
     for precision, task, number, cuts in cells:
         steps = {"max_steps": 50} if precision == "fp32" else {}
         trainer, options = runs.whole_recipe(

@@ -6,7 +6,7 @@
 Kinds of kill, each some time after the first step of a start:
 
     all    every process at once, the launcher first, as when a node goes away
-    save   the same, when the folder of an unfinished checkpoint shows up
+    save   the same, while the folder of an unfinished checkpoint is there (processes are stopped to make sure)
     rank   one process of several; the others and the launcher have to end by themselves
 
 A run is killed until it is done, or until its share of kills is used up and it is left to finish; then another
@@ -21,6 +21,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,18 +91,25 @@ def finish(run: Run) -> None:
 def start_and_kill(run: Run, kind: str, rng: random.Random) -> bool:
     """Start the command and kill it; False if it was done before it could be."""
     begin = run.log.stat().st_size if run.log.exists() else 0
+    stale = unfinished(run)  # what an earlier kill left goes with the next checkpoint
     process = start(run)
     if not wait_for(lambda: b"\nstep " in read_from(run.log, begin), process, pause=0.01):
         assert process.returncode == 0, f"{run.path.name} ended by itself, its log with\n{tail(run)}"
         return False
     time.sleep(rng.uniform(0, LONGEST_WAIT))
-    if kind == "save" and wait_for(lambda: unfinished(run), process, pause=0.0005):
-        time.sleep(rng.uniform(0, 0.01))  # not always in the first of the files
     try:
         others = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         others = []
-    kill([rng.choice(others)] if kind == "rank" and others else [process, *others])
+    if kind == "save":
+        while wait_for(lambda: unfinished(run) - stale, process, pause=0.0005):
+            time.sleep(rng.uniform(0, 0.005))  # not always in the first of the files
+            send(signal.SIGSTOP, [process, *others])
+            time.sleep(0.002)  # a system call in progress ends first
+            if unfinished(run) - stale:
+                break
+            send(signal.SIGCONT, [process, *others])  # too late for this one
+    send(signal.SIGKILL, [rng.choice(others)] if kind == "rank" and others else [process, *others])
     try:
         code = process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
@@ -111,15 +119,15 @@ def start_and_kill(run: Run, kind: str, rng: random.Random) -> bool:
     if code == 0:
         return False
     run.kills.append(kind)
-    if unfinished(run):
+    if unfinished(run) - stale:
         run.in_save.append(kind)
     return True
 
 
-def kill(processes: list[subprocess.Popen | psutil.Process]) -> None:
+def send(number: int, processes: list[subprocess.Popen | psutil.Process]) -> None:
     for process in processes:
         try:
-            process.kill()
+            process.send_signal(number)
         except psutil.NoSuchProcess:
             pass
 
@@ -145,12 +153,12 @@ def tail(run: Run) -> str:
     return read_from(run.log, 0)[-3000:].decode(errors="replace")
 
 
-def unfinished(run: Run) -> list[str]:
+def unfinished(run: Run) -> set[str]:
     """Folders of checkpoints that are being written, or were when their writer died."""
     try:
-        return [name for name in os.listdir(run.path / "checkpoints") if name.startswith(".step-") and ".tmp-" in name]
+        return {name for name in os.listdir(run.path / "checkpoints") if name.startswith(".step-") and ".tmp-" in name}
     except FileNotFoundError:
-        return []
+        return set()
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
