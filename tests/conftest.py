@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import tempfile
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,15 +31,9 @@ def _own_cache(monkeypatch):
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory) -> Path:
     """A small slice of the embedded sample as a CSV file: columns text and label (neg, pos)."""
-    from ulmfit.text import sample
+    from tests.training.runs import write_reviews
 
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "label"])
-        for row in islice(sample.generate("train"), NUM_REVIEWS):
-            table.writerow([row["text"], sample.LABELS[row["label"]]])
-    return path
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", NUM_REVIEWS)
 
 
 @pytest.fixture(scope="session")

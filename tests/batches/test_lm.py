@@ -259,6 +259,7 @@ class TestStreamedRows:
             assert merged["positions"] == state["positions"] and merged["rows"] == [0, batch_size]
         for done in range(1, STEPS - 4, 3):
             state = json.loads(json.dumps(merge_states([part[done - 1][1] for part in parts])))
+            assert merge_states([state] * num_ranks) == state  # saved again before any step
             for other_ranks in DEALINGS:
                 resumed = [source(rows).batches(state) for rows in deal_rows(batch_size, other_ranks)]
                 for batch, state_after in whole[done:done + 4]:

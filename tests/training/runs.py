@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from itertools import islice
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
+from ulmfit.text import sample
 from ulmfit.training.stop import StopRequest
 
 LM = {"max_steps": 12, "batch_size": 16, "bptt": 12, "log_every": 1, "save_every": 0, "samples": False, "threads": 1}
 CLF = {"max_steps": 12, "batch_size": 8, "bptt": 24, "log_every": 1, "save_every": 0, "samples": False, "threads": 1}
 TIMINGS = {"tokens_per_second", "data_wait", "memory", "time"}
+
+
+def write_reviews(path: Path, number: int) -> Path:
+    """The first reviews of the embedded sample as a CSV file: columns text and label (neg, pos)."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for row in islice(sample.generate("train"), number):
+            table.writerow([row["text"], sample.LABELS[row["label"]]])
+    return path
 
 
 def lm_config(output_dir: Path, **options) -> LMConfig:
@@ -22,6 +36,39 @@ def lm_config(output_dir: Path, **options) -> LMConfig:
 
 def clf_config(output_dir: Path, **options) -> ClassifierConfig:
     return ClassifierConfig(output_dir=str(output_dir), **(CLF | options))
+
+
+def arguments(config: TrainConfig) -> list[str]:
+    """A configuration as command-line options."""
+    given = type(config)()
+    result = []
+    for name, value in vars(config).items():
+        flag = name.replace("_", "-")
+        if value != getattr(given, name):
+            switch = {True: [f"--{flag}"], False: [f"--no-{flag}"]}
+            result += switch[value] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return result
+
+
+def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **options) -> tuple[str, dict]:
+    """A run of lm, stream or clf with all that could depend on the number of processes: (trainer, its options).
+
+    The whole blog recipe with its stages and every dropout at full strength, fine-tuned from `pretrained`; AR and
+    TAR; clipping that acts at nearly every step; an epoch that ends inside a stage; bptt jitter; for the classifier
+    documents longer than what is pooled, label smoothing, class weights and steps smaller than 4 ranks x 4
+    micro-batches.
+    """
+    shared = {"data": str(data), "recipe": "blog", "drop_mult": 1.0, "threads": 1, "log_every": 1, "eval_every": 20,
+              "save_every": 0, "samples": False, "output_dir": str(output_dir)}
+    lm = {"init": str(pretrained), "max_steps": 66, "batch_size": 16, "bptt": 12, "lr": 4e-3, "clip": 0.2}
+    own = {
+        "lm": ("lm", lm | {"bptt_jitter": True}),
+        "stream": ("lm", lm | {"streaming": True}),
+        "clf": ("clf", {"encoder": str(pretrained), "batch_size": 8, "bptt": 40, "max_len": 60, "clip": 4.0,
+                        "label_smoothing": 0.1, "class_weights": "balanced"}),
+    }
+    trainer, more = own[task]
+    return trainer, shared | more | options
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -34,15 +81,23 @@ def metrics(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
+def events(run: Path, event: str) -> list[dict]:
+    return [line for line in metrics(run) if line["event"] == event]
+
+
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in metrics(run) if line["event"] == "train"]
+    return [line["loss"] for line in events(run, "train")]
+
+
+def largest_relative_difference(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest relative difference of a tensor by its norm."""
+    """The largest relative difference of a tensor by its norm; nan if there is one anywhere."""
     assert a.keys() == b.keys()
-    return max(((a[name].double() - b[name].double()).norm() / a[name].double().norm().clamp(min=1e-30)).item()
-               for name in a)
+    return torch.stack([(a[name].double() - b[name].double()).norm() / a[name].double().norm().clamp(min=1e-30)
+                        for name in a]).max().item()
 
 
 class StopAtCall(StopRequest):

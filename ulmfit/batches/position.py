@@ -39,11 +39,13 @@ class LMBatch:
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One state for the whole batch from those of all ranks at one step, in any order.
 
-    Any rank of any dealing of the rows can go on from it.
+    Any rank of any dealing of the rows can go on from it. States that are all the same are given back: those of
+    `CachedRows`, and one that was merged before and from which no step has been taken yet (a run that was stopped
+    after its last step, say).
     """
-    if "positions" not in states[0]:
-        assert all(state == states[0] for state in states), "ranks are at different steps"
+    if all(state == states[0] for state in states):
         return states[0]
+    assert "positions" in states[0], "ranks are at different steps"
     states = sorted(states, key=lambda state: state["rows"])
     merged = dict(states[0])
     for state in states[1:]:
