@@ -91,18 +91,22 @@ up() {
     cannot "the nodes did not come up within 20 s, see the logs in $folder"
 }
 
-# Processes, other than this script, that were started with our SLURM_CONF: daemons, jobs, and workers in sessions
-# of their own. Everything else on the machine is left alone.
+# Processes that were started with our SLURM_CONF: daemons, jobs, and workers in sessions of their own. Everything else
+# on the machine is left alone, and so are this script and those who called it.
 ours() {
-    local environment pid
+    local environment pid callers=" " parent=$BASHPID
+    while [ "$parent" -gt 1 ]; do
+        callers+="$parent "
+        parent="$(awk '/^PPid:/ {print $2}' "/proc/$parent/status")"
+    done
     for environment in /proc/[0-9]*/environ; do
         pid="${environment#/proc/}"
         pid="${pid%/environ}"
-        if [ "$pid" != "$$" ] && [ "$pid" != "$BASHPID" ] &&
-            tr '\0' '\n' <"$environment" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
+        if [[ "$callers" != *" $pid "* ]] &&
+            tr '\0' '\n' 2>/dev/null <"$environment" | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
             echo "$pid"
         fi
-    done
+    done 2>/dev/null
 }
 
 down() {
