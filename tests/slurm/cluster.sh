@@ -18,7 +18,8 @@ install_packages() {
     command -v apt-get >/dev/null || cannot "slurm-wlm and munge are missing and there is no apt-get"
     echo "installing slurm-wlm and munge"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        slurm-wlm munge; } >"$folder/apt.log" 2>&1 || cannot "apt-get install slurm-wlm munge: $(tail -1 "$folder/apt.log")"
+        slurm-wlm munge; } >"$folder/apt.log" 2>&1 ||
+        cannot "apt-get install slurm-wlm munge: $(tail -1 "$folder/apt.log")"
 }
 
 # The port numbers belong to the folder, so that two clusters on one machine rarely meet.

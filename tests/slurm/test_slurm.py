@@ -109,7 +109,7 @@ def status(run: Path) -> dict:
 
 def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
     straight, run = cluster.folder / "straight", cluster.folder / "run"
-    steps = {"max_steps": 4000, "save_every": 0} if REAL_LIMIT else {"max_steps": 200}
+    steps = {"max_steps": 4000, "save_every": 0} if REAL_LIMIT else {"max_steps": 500}
     whole = subprocess.run(["bash", ROOT / "launch" / "two_nodes.sh", "train_lm.py",
                             *arguments(runs.lm_config(straight, **steps))], env=cluster.environment, cwd=ROOT,
                            capture_output=True, text=True, timeout=600)

@@ -17,9 +17,12 @@ from tests.training import runs
 from tests.training.test_launch import ROOT, arguments, environment
 from ulmfit.training import checkpoint
 
-STEPS = 150
-ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu_2_processes.yaml")]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+pytestmark = pytest.mark.timeout(900)
+STEPS = 600  # a stop takes up to 40 fast steps: they ask each other every 20
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+              str(ROOT / "launch" / "cpu_2_processes.yaml")]
+TWO_NODES = ["bash", str(ROOT / "launch" / "two_nodes.sh")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def start(launcher: list[str], run: Path, *options: str, protect: bool = False, **config) -> subprocess.Popen:
@@ -27,13 +30,13 @@ def start(launcher: list[str], run: Path, *options: str, protect: bool = False, 
 
     `protect` starts the launcher deaf to SIGUSR1, which would kill it and leave its workers without the signal.
     """
-    command = [sys.executable, *launcher, str(ROOT / "train_lm.py"),
+    command = [*launcher, str(ROOT / "train_lm.py"),
                *arguments(runs.lm_config(run, max_steps=STEPS, **config)), *options]
     if protect:
         command = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash", *command]
     with open(run.parent / "log", "a") as log:
-        return subprocess.Popen(command, env=environment(run.parent / "cache"), stdout=log, stderr=log,
-                                start_new_session=True)
+        return subprocess.Popen(command, env=environment(run.parent / "cache", ULMFIT_PYTHON=sys.executable),
+                                stdout=log, stderr=log, start_new_session=True)
 
 
 def events(run: Path) -> int:
@@ -120,6 +123,11 @@ def test_one_run_stopped_in_every_way(straight, tmp_path):
     (run / "stop").touch()
     step = check_preempted(run, process, after=step)
     assert process.returncode == 0
+
+    process = start(TWO_NODES, run)  # Ctrl-C, which reaches the script and not the launchers
+    wait_for_steps(process, run)
+    os.killpg(process.pid, signal.SIGINT)
+    step = check_preempted(run, process, after=step)
 
     process = start(TORCHRUN, run, "--max-time", "0.001")
     step = check_preempted(run, process, after=step)
