@@ -5,7 +5,7 @@
 #   launch/two_nodes.sh [-n PROCESSES_PER_NODE] train_lm.py --output-dir runs/two --batch-size 64
 # Ctrl-C, or SIGTERM, stops both with a checkpoint; a second Ctrl-C at once, without. status.json of the run directory
 # tells how the run ended, for the launchers return 1 after a signal in any case.
-set -uo pipefail
+set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${ULMFIT_PYTHON:-$root/.venv/bin/python}"
 fail() { echo "error: $1" >&2; exit 2; }
@@ -44,11 +44,11 @@ stop() {
     local launcher
     for launcher in "${launchers[@]}"; do
         if [ "$requests" -eq 1 ]; then
-            kill -TERM "$launcher" 2>/dev/null
+            kill -TERM "$launcher" 2>/dev/null || true
         else
             # Workers first: their launchers would wait for them.
-            pkill -KILL --parent "$launcher"
-            kill -KILL "$launcher" 2>/dev/null
+            pkill -KILL --parent "$launcher" || true
+            kill -KILL "$launcher" 2>/dev/null || true
         fi
     done
 }
@@ -58,7 +58,7 @@ trap stop TERM
 code=0
 for launcher in "${launchers[@]}"; do
     # A signal interrupts the wait and not the launcher.
-    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; done
+    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || true; done
     wait "$launcher" || code=$?
 done
 [ "$requests" -lt 2 ] || code=130
