@@ -59,9 +59,13 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=20
 KillWait=30
+GresTypes=gpu
 CONF
+    # GPUs to ask for and to be given, though there are none.
+    echo "Name=gpu File=/dev/null,/dev/zero" >"$folder/gres.conf"
     for node in $(seq "$nodes"); do
-        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=2 RealMemory=4000"
+        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=2 RealMemory=4000" \
+            "Gres=gpu:2"
     done >>"$SLURM_CONF"
     echo "PartitionName=test Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP" >>"$SLURM_CONF"
 }

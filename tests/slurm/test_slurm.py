@@ -174,12 +174,14 @@ def is_launcher(pid: int, job: str, *, node: int) -> bool:
 def test_a_mistake_ends_the_job(cluster):
     run = cluster.folder / "mistake"
     options = arguments(runs.lm_config(run))
-    jobs = {"misspelt": (cluster.submit("launch/slurm.sbatch", "train_lm.py", *options, "--epoch", "3"), "--epochs"),
-            "no file": (cluster.submit("launch/slurm.sbatch", "train_lm.py", *options, "--data", "nowhere.csv"),
-                        "nowhere.csv"),
-            "no trainer": (cluster.submit("launch/slurm.sbatch", "train_it.py", nodes=1), "train_it.py")}
-    for job, named in jobs.values():
+    trainer = ["launch/slurm.sbatch", "train_lm.py", *options]
+    misspelt = cluster.submit(*trainer, "--epoch", "3")
+    no_trainer = cluster.submit("launch/slurm.sbatch", "train_it.py", nodes=1)
+    # Found by the trainer itself, after the launch of a process for each GPU of the job.
+    no_file = cluster.submit("--gpus-per-node=2", *trainer, "--data", "nowhere.csv", nodes=1)
+    for job, named in ((misspelt, "--epochs"), (no_trainer, "train_it.py"), (no_file, "nowhere.csv")):
         ended = cluster.finish(job, 90)
         assert ended["JobState"] == "FAILED" and ended["ExitCode"] == "2:0" and ended["Restarts"] == "0"
         assert named in cluster.log(job) and "error: " in cluster.log(job)
+    assert "1 node(s) with 2 process(es)" in cluster.log(no_file)
     assert not run.exists()
