@@ -107,6 +107,7 @@ def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
     straight, run = cluster.folder / "straight", cluster.folder / "run"
     steps = {"max_steps": 4000, "save_every": 0} if REAL_LIMIT else {"max_steps": 500}
@@ -140,6 +141,7 @@ def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
                 "tensors bit-equal (torch.equal), metrics.jsonl equal but for timings")
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_is_requeued_and_a_cancelled_job_is_not(cluster):
     run = cluster.folder / "killed"
     job = cluster.submit("launch/slurm.sbatch", "train_lm.py",
@@ -171,6 +173,7 @@ def is_launcher(pid: int, job: str, *, node: int) -> bool:
             and words[words.index(b"--machine_rank") + 1] == str(node).encode() and words[0] != b"srun")
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_job(cluster):
     run = cluster.folder / "mistake"
     options = arguments(runs.lm_config(run))

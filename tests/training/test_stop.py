@@ -157,6 +157,17 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_with_the_same_bits(straight
     check_same_bits(straight, run)
 
 
+@pytest.mark.slow
+def test_one_process_notices_that_its_launcher_was_terminated(tmp_path):
+    """accelerate's launcher of one process dies of a SIGTERM without handing it on."""
+    run = tmp_path / "run"
+    process = start([*ACCELERATE[:-1], str(ROOT / "launch" / "cpu.yaml")], run)
+    wait_for_steps(process, run)
+    process.terminate()
+    check_preempted(run, process, after=0)
+    assert process.returncode == -signal.SIGTERM
+
+
 def handles(pid: int, number: signal.Signals) -> bool:
     """Whether the process has a handler for the signal."""
     (caught,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
