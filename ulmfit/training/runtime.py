@@ -19,12 +19,14 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.training.progress import Progress
 
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
+GROUP_TIMEOUT = timedelta(minutes=30)
 
 
 class Runtime:
@@ -52,7 +54,8 @@ class Runtime:
         # are equal on all ranks by construction.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False,
                                             gradient_as_bucket_view=True)
-        group = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
+        group = InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)
+        join_after_restart("nccl" if on_gpu else "gloo")
         self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
                                        kwargs_handlers=[ddp, group])
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -147,6 +150,21 @@ class Runtime:
         """Leave the process group."""
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def join_after_restart(backend: str) -> None:
+    """Join the process group ourselves where a launcher has restarted its workers (`--max_restarts`).
+
+    The launcher's store outlives its workers, and what the dead ones wrote there about themselves misleads the new
+    ones in half of the restarts, for ever (pytorch#135712). A prefix of the attempt's own keeps them apart;
+    accelerate uses the group that it finds.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return
+    store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank,
+                            world_size=world_size, timeout=GROUP_TIMEOUT)
 
 
 def seed_everything(seed: int) -> None:

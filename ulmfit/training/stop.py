@@ -1,5 +1,5 @@
-"""Requests to stop: signals, a stop file and a time limit. Imports no torch, so that a script can install
-the handlers first: a signal during a long import would otherwise kill the process."""
+"""Requests to stop: signals, a stop file, a time limit and the death of the launcher. Imports no torch, so that a
+script can install the handlers first: a signal during a long import would otherwise kill the process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE = "stop"
+# Set for their workers by torchrun (and accelerate's launchers of several processes) and by accelerate's of one.
+LAUNCHER_MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 
 
 class StopRequest:
@@ -23,6 +25,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._interrupts = 0
+        # Workers are in sessions of their own and outlive a launcher that is killed. Without a launcher the
+        # parent is a shell, which one may leave while the run goes on.
+        self._launcher = os.getppid() if any(mark in os.environ for mark in LAUNCHER_MARKS) else None
         self._deadline: float | None = None
         self._file: Path | None = None
 
@@ -57,4 +62,6 @@ class StopRequest:
             self.reason = "--max-time"
         if self.reason is None and self._file is not None and self._file.exists():
             self.reason = f"{STOP_FILE} file"
+        if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
+            self.reason = "the launcher's death"
         return self.reason is not None

@@ -1,0 +1,190 @@
+"""launch/slurm.sbatch on a real SLURM of two virtual nodes, which cluster.sh brings up in a folder of its own.
+
+    ULMFIT_TRANSCRIPT=out.txt python -m pytest tests/slurm      what SLURM and the jobs said, into a file
+    ULMFIT_TIME_LIMIT=1 python -m pytest tests/slurm -k same    two real one-minute limits in place of signals
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import runs
+from tests.training.test_launch import ENVIRONMENT, ROOT, arguments
+
+pytestmark = pytest.mark.timeout(1800)
+SCRIPT = Path(__file__).parent / "cluster.sh"
+REAL_LIMIT = "ULMFIT_TIME_LIMIT" in os.environ
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+
+
+class Cluster:
+    """The scratch SLURM: commands, their transcript, and the state of jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | ENVIRONMENT | {
+            "SLURM_CONF": str(folder / "slurm" / "slurm.conf"), "ULMFIT_PYTHON": sys.executable,
+            "ULMFIT_CACHE": str(folder / "cache"), "SLURM_WAIT": "3"}
+        self.transcript = Path(os.environ.get("ULMFIT_TRANSCRIPT", folder / "transcript.txt"))
+
+    def run(self, *command: str, show: bool = False) -> str:
+        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        if show:
+            self.say(f"$ {' '.join(command)}\n{done.stdout}")
+        return done.stdout
+
+    def say(self, text: str) -> None:
+        neutral = text.replace(sys.executable, "python").replace(str(self.folder), "DIR").replace(str(ROOT), ".")
+        with open(self.transcript, "a", encoding="utf-8") as file:
+            file.write(f"[{time.strftime('%H:%M:%S')}] {neutral.rstrip()}\n")
+
+    def submit(self, *words: str, nodes: int = 2) -> str:
+        output = self.folder / "slurm-%j.out"
+        return self.run("sbatch", "--parsable", f"--nodes={nodes}", f"--output={output}", *words, show=True).strip()
+
+    def job(self, job: str) -> dict[str, str]:
+        words = self.run("scontrol", "show", "job", "-o", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def log(self, job: str) -> str:
+        return (self.folder / f"slurm-{job}.out").read_text()
+
+    def wait(self, job: str, reached: Callable[[dict[str, str]], bool], seconds: float) -> dict[str, str]:
+        deadline = time.monotonic() + seconds
+        while not reached(now := self.job(job)):
+            assert time.monotonic() < deadline, f"{now}\n{self.log(job)[-4000:]}"
+            time.sleep(0.2)
+        return now
+
+    def finish(self, job: str, seconds: float) -> dict[str, str]:
+        """Wait for a job's end, and put its end and its log into the transcript."""
+        ended = self.wait(job, lambda now: now["JobState"] in ENDED, seconds)
+        self.say(f"job {job}: " + " ".join(f"{key}={ended[key]}" for key in ("JobState", "ExitCode", "Restarts")))
+        self.say(f"$ cat slurm-{job}.out\n{shortened(self.log(job))}")
+        return ended
+
+
+def shortened(log: str) -> str:
+    """A job's log without all but a few of the lines of steps, and without the warnings of libraries."""
+    lines = [line for line in log.splitlines()
+             if not line.startswith(("step", "[rank")) and "Warning" not in line and "**kwargs" not in line]
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    up = subprocess.run(["bash", SCRIPT, "up", folder / "slurm"], capture_output=True, text=True, timeout=300)
+    if up.returncode == 3:
+        subprocess.run(["bash", SCRIPT, "down", folder / "slurm"], timeout=60)
+        pytest.skip(up.stderr.strip())
+    assert up.returncode == 0, up.stderr
+    yield Cluster(folder)
+    subprocess.run(["bash", SCRIPT, "down", folder / "slurm"], check=True, timeout=60)
+
+
+def step_of(run: Path) -> int:
+    """The last step in metrics.jsonl."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return max((json.loads(line)["step"] for line in lines), default=0)
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
+    straight, run = cluster.folder / "straight", cluster.folder / "run"
+    steps = {"max_steps": 4000, "save_every": 0} if REAL_LIMIT else {"max_steps": 500}
+    whole = subprocess.run(["bash", ROOT / "launch" / "two_nodes.sh", "train_lm.py",
+                            *arguments(runs.lm_config(straight, **steps))], env=cluster.environment, cwd=ROOT,
+                           capture_output=True, text=True, timeout=600)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    limit = ["--time=1", "--signal=B:USR1@20"] if REAL_LIMIT else []
+    job = cluster.submit(*limit, "launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, **steps)))
+    for start in range(2):
+        if not REAL_LIMIT:
+            begun = status(run)["step"] if start else 0
+            cluster.wait(job, lambda now, begun=begun: step_of(run) > begun + 20, 90)
+            cluster.run("squeue", show=True)
+            cluster.run("scancel", "--batch", "--signal=USR1", job, show=True)
+        cluster.wait(job, lambda now, start=start: int(now["Restarts"]) > start, 180)
+        assert status(run)["state"] == "preempted"
+        cluster.say(f"status.json: {(run / 'status.json').read_text()}")
+        cluster.run("squeue", show=True)
+    if REAL_LIMIT:
+        cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30", show=True)
+    ended = cluster.finish(job, 900 if REAL_LIMIT else 120)
+    assert ended["JobState"] == "COMPLETED" and ended["ExitCode"] == "0:0" and ended["Restarts"] == "2"
+    assert status(run) == {"state": "done", "step": steps["max_steps"]}
+    assert cluster.log(job).count("requeued, to go on from step") == 2
+    assert json.loads((run / "config.json").read_text())["world_size"] == 2
+    a, b = runs.weights(straight), runs.weights(run)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert runs.metrics(straight) == runs.metrics(run)
+    cluster.say(f"model.safetensors of the job, stopped twice, and of a run never stopped: {len(a)} of {len(a)} "
+                "tensors bit-equal (torch.equal), metrics.jsonl equal but for timings")
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_is_requeued_and_a_cancelled_job_is_not(cluster):
+    run = cluster.folder / "killed"
+    job = cluster.submit("launch/slurm.sbatch", "train_lm.py",
+                         *arguments(runs.lm_config(run, max_steps=20000, save_every=20)))
+    cluster.wait(job, lambda now: step_of(run) > 60, 90)
+    (pid,) = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_launcher(pid, job, node=1)]
+    os.kill(pid, signal.SIGKILL)
+    cluster.say("kill -KILL the launcher of node 1")
+    cluster.wait(job, lambda now: int(now["Restarts"]) == 1, 90)
+    begun = status(run)["step"]
+    assert begun >= 60
+    cluster.wait(job, lambda now: step_of(run) > begun + 25, 90)
+    cluster.run("scancel", job, show=True)
+    ended = cluster.finish(job, 90)
+    assert ended["JobState"] == "CANCELLED" and ended["Restarts"] == "1"
+    assert "not requeued" in cluster.log(job)
+    left = status(run)
+    assert left["state"] == "preempted" and left["step"] > begun
+    assert (run / "checkpoints" / f"step-{left['step']:08d}").is_dir()
+
+
+def is_launcher(pid: int, job: str, *, node: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return (f"SLURM_JOB_ID={job}".encode() in variables and b"--machine_rank" in words
+            and words[words.index(b"--machine_rank") + 1] == str(node).encode() and words[0] != b"srun")
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_the_job(cluster):
+    run = cluster.folder / "mistake"
+    options = arguments(runs.lm_config(run))
+    trainer = ["launch/slurm.sbatch", "train_lm.py", *options]
+    misspelt = cluster.submit(*trainer, "--epoch", "3")
+    no_trainer = cluster.submit("launch/slurm.sbatch", "train_it.py", nodes=1)
+    # Found by the trainer itself, after the launch of a process for each GPU of the job.
+    no_file = cluster.submit("--gpus-per-node=2", *trainer, "--data", "nowhere.csv", nodes=1)
+    for job, named in ((misspelt, "--epochs"), (no_trainer, "train_it.py"), (no_file, "nowhere.csv")):
+        ended = cluster.finish(job, 90)
+        assert ended["JobState"] == "FAILED" and ended["ExitCode"] == "2:0" and ended["Restarts"] == "0"
+        assert named in cluster.log(job) and "error: " in cluster.log(job)
+    assert "1 node(s) with 2 process(es)" in cluster.log(no_file)
+    assert not run.exists()
