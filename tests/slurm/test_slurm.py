@@ -46,7 +46,8 @@ class Cluster:
 
     def say(self, text: str) -> None:
         neutral = text
-        for path, name in ((sys.executable, "python"), (sys.prefix, "VENV"), (str(self.folder), "DIR"), (str(ROOT), ".")):
+        names = {sys.executable: "python", sys.prefix: "VENV", str(self.folder): "DIR", str(ROOT): "."}
+        for path, name in names.items():
             neutral = neutral.replace(path, name)
         with open(self.transcript, "a", encoding="utf-8") as file:
             file.write(f"[{time.strftime('%H:%M:%S')}] {neutral.rstrip()}\n")
