@@ -45,7 +45,10 @@ class Cluster:
         return done.stdout
 
     def say(self, text: str) -> None:
-        neutral = text.replace(sys.executable, "python").replace(str(self.folder), "DIR").replace(str(ROOT), ".")
+        neutral = text
+        names = {sys.executable: "python", sys.prefix: "VENV", str(self.folder): "DIR", str(ROOT): "."}
+        for path, name in names.items():
+            neutral = neutral.replace(path, name)
         with open(self.transcript, "a", encoding="utf-8") as file:
             file.write(f"[{time.strftime('%H:%M:%S')}] {neutral.rstrip()}\n")
 
@@ -86,12 +89,13 @@ def shortened(log: str) -> str:
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     up = subprocess.run(["bash", SCRIPT, "up", folder / "slurm"], capture_output=True, text=True, timeout=300)
-    if up.returncode == 3:
-        subprocess.run(["bash", SCRIPT, "down", folder / "slurm"], timeout=60)
-        pytest.skip(up.stderr.strip())
-    assert up.returncode == 0, up.stderr
-    yield Cluster(folder)
-    subprocess.run(["bash", SCRIPT, "down", folder / "slurm"], check=True, timeout=60)
+    try:
+        if up.returncode == 3:
+            pytest.skip(up.stderr.strip())
+        assert up.returncode == 0, up.stderr
+        yield Cluster(folder)
+    finally:
+        subprocess.run(["bash", SCRIPT, "down", folder / "slurm"], check=True, timeout=60)
 
 
 def step_of(run: Path) -> int:
