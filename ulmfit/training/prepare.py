@@ -132,12 +132,19 @@ def cache_directory(config: TrainConfig) -> Path:
 
 
 def corpus_of(work: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
-    """Open the corpus on every rank, rank 0 first (it fills the reader's cache)."""
+    """Open the corpus on every rank, rank 0 first (it fills the reader's cache, and a mistake is found once)."""
     config = work.config
-    with work.runtime.accelerator.main_process_first():
-        return open_corpus(config.data, task=config.task, text_column=config.text_column,
-                           label_column=config.label_column, valid=config.valid, seed=config.seed,
-                           streaming=config.streaming, include_test=include_test, label_names=label_names)
+    opened: list[Corpus] = []
+
+    def read() -> None:
+        opened.append(open_corpus(config.data, task=config.task, text_column=config.text_column,
+                                  label_column=config.label_column, valid=config.valid, seed=config.seed,
+                                  streaming=config.streaming, include_test=include_test, label_names=label_names))
+
+    work.runtime.on_main(read)
+    if not opened:
+        read()
+    return opened[0]
 
 
 def tokenizer_of(work: Session, split: Split) -> Tokenizer:

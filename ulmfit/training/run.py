@@ -119,5 +119,6 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     finally:
         if watchdog is not None:
             watchdog.close()
-    directory.status(state, loop.position.step)
+    reason = {"reason": loop.stop.reason or "asked of another rank"} if state == "preempted" else {}
+    directory.status(state, loop.position.step, **reason)
     return {"state": state, "step": loop.position.step} | result

@@ -54,6 +54,11 @@ class Saver:
             raise error
 
     @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def failed(self) -> bool:
         """Whether a checkpoint could not be written; `wait` raises the reason."""
         return self._error is not None
