@@ -33,7 +33,8 @@ import psutil
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training import runs
-from tests.training.world import ENVIRONMENT, LAUNCHERS, ROOT
+from tests.training.runs import ENVIRONMENT, ROOT
+from tests.training.world import LAUNCHERS
 from ulmfit.config import ClassifierConfig, LMConfig
 
 KINDS = ("all", "save", "rank")

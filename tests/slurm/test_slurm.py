@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.training import runs
-from tests.training.test_launch import ENVIRONMENT, ROOT, arguments
+from tests.training.runs import ENVIRONMENT, ROOT, arguments
 
 pytestmark = pytest.mark.timeout(1800)
 SCRIPT = Path(__file__).parent / "cluster.sh"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.text import sample
 from ulmfit.training.stop import StopRequest
 
+ROOT = Path(__file__).parents[2]
+# Of real processes: threads that spin are many times slower where another program wants a core.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 LM = {"max_steps": 12, "batch_size": 16, "bptt": 12, "log_every": 1, "save_every": 0, "samples": False, "threads": 1}
 CLF = {"max_steps": 12, "batch_size": 8, "bptt": 24, "log_every": 1, "save_every": 0, "samples": False, "threads": 1}
 TIMINGS = {"tokens_per_second", "data_wait", "memory", "time"}
@@ -28,6 +32,11 @@ def write_reviews(path: Path, number: int) -> Path:
         for row in islice(sample.generate("train"), number):
             table.writerow([row["text"], sample.LABELS[row["label"]]])
     return path
+
+
+def environment(cache: Path, **more: str) -> dict[str, str]:
+    """That of this process, for a command with a token cache of its own."""
+    return os.environ | ENVIRONMENT | {"ULMFIT_CACHE": str(cache)} | more
 
 
 def lm_config(output_dir: Path, **options) -> LMConfig:

@@ -1,12 +1,10 @@
 """The commands under real launchers, with real signals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,13 +13,6 @@ from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
 from ulmfit.training import runtime
 from ulmfit.training.language_model import train_language_model
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def environment(cache: Path, **more: str) -> dict[str, str]:
-    return os.environ | ENVIRONMENT | {"ULMFIT_CACHE": str(cache)} | more
 
 
 @pytest.mark.slow
@@ -33,8 +24,9 @@ def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_pa
     options = runs.arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(ROOT / "train_lm.py"), *options]
-    done = subprocess.run(command, env=environment(tmp_path / "cache"), capture_output=True, text=True, timeout=280)
+               str(runs.ROOT / "train_lm.py"), *options]
+    done = subprocess.run(command, env=runs.environment(tmp_path / "cache"), capture_output=True, text=True,
+                          timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((two / "config.json").read_text())["world_size"] == 2
     assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-10)
@@ -58,8 +50,8 @@ def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     path = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train_lm.py"), *runs.arguments(runs.lm_config(path, max_steps=400))]
-    process = subprocess.Popen(command, env=environment(tmp_path / "cache"), stdout=subprocess.PIPE,
+    command = [sys.executable, str(runs.ROOT / "train_lm.py"), *runs.arguments(runs.lm_config(path, max_steps=400))]
+    process = subprocess.Popen(command, env=runs.environment(tmp_path / "cache"), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or '"step": 3,' not in (path / "metrics.jsonl").read_text():
@@ -71,7 +63,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     status = json.loads((path / "status.json").read_text())
     assert status["state"] == "preempted" and 0 < status["step"] < 400
     # Going on to the end would take a while: a run that resumes says so first.
-    process = subprocess.Popen(command, env=environment(tmp_path / "cache"), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=runs.environment(tmp_path / "cache"), stdout=subprocess.PIPE, text=True)
     assert any(f"step-{status['step']:08d}" in line for line in process.stdout)
     process.kill()
     process.wait()

@@ -14,14 +14,13 @@ import pytest
 import torch
 
 from tests.training import runs
-from tests.training.test_launch import ROOT, arguments, environment
 from ulmfit.training import checkpoint
 
 pytestmark = pytest.mark.timeout(900)
 STEPS = 600  # a stop takes up to 40 fast steps: they ask each other every 20
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-              str(ROOT / "launch" / "cpu_2_processes.yaml")]
-TWO_NODES = ["bash", str(ROOT / "launch" / "two_nodes.sh")]
+              str(runs.ROOT / "launch" / "cpu_2_processes.yaml")]
+TWO_NODES = ["bash", str(runs.ROOT / "launch" / "two_nodes.sh")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -30,12 +29,12 @@ def start(launcher: list[str], run: Path, *options: str, protect: bool = False, 
 
     `protect` starts the launcher deaf to SIGUSR1, which would kill it and leave its workers without the signal.
     """
-    command = [*launcher, str(ROOT / "train_lm.py"),
-               *arguments(runs.lm_config(run, max_steps=STEPS, **config)), *options]
+    command = [*launcher, str(runs.ROOT / "train_lm.py"),
+               *runs.arguments(runs.lm_config(run, max_steps=STEPS, **config)), *options]
     if protect:
         command = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash", *command]
     with open(run.parent / "log", "a") as log:
-        return subprocess.Popen(command, env=environment(run.parent / "cache", ULMFIT_PYTHON=sys.executable),
+        return subprocess.Popen(command, env=runs.environment(run.parent / "cache", ULMFIT_PYTHON=sys.executable),
                                 stdout=log, stderr=log, start_new_session=True)
 
 
@@ -161,7 +160,7 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_with_the_same_bits(straight
 def test_one_process_notices_that_its_launcher_was_terminated(tmp_path):
     """accelerate's launcher of one process dies of a SIGTERM without handing it on."""
     run = tmp_path / "run"
-    process = start([*ACCELERATE[:-1], str(ROOT / "launch" / "cpu.yaml")], run)
+    process = start([*ACCELERATE[:-1], str(runs.ROOT / "launch" / "cpu.yaml")], run)
     wait_for_steps(process, run)
     process.terminate()
     check_preempted(run, process, after=0)
@@ -177,8 +176,8 @@ def handles(pid: int, number: signal.Signals) -> bool:
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     """While torch is being imported, which takes longer than anything else that cannot be interrupted."""
     run = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train_lm.py"), *arguments(runs.lm_config(run, max_steps=STEPS))]
-    process = subprocess.Popen(command, env=environment(tmp_path / "cache"), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(runs.ROOT / "train_lm.py"), *runs.arguments(runs.lm_config(run, max_steps=STEPS))]
+    process = subprocess.Popen(command, env=runs.environment(tmp_path / "cache"), stderr=subprocess.PIPE, text=True)
     while not handles(process.pid, signal.SIGUSR1):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)

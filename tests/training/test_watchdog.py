@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.training import runs
 from ulmfit.training.progress import WAITING, Progress
 from ulmfit.training.watchdog import Watchdog, describe
-
-ROOT = Path(__file__).parents[2]
 
 
 def state(step, doing, rank=0):
@@ -98,8 +96,7 @@ def test_a_hanging_rank_of_two_ends_the_run_and_is_named(tmp_path):
     script.write_text(HANG)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
                str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ULMFIT_CACHE": str(tmp_path / "cache"),
-                                "OMP_NUM_THREADS": "1"}
+    environment = runs.environment(tmp_path / "cache", PYTHONPATH=str(runs.ROOT))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "at step 5, reading data; the other ranks wait for it" in done.stderr and "rank 1" in done.stderr

@@ -26,13 +26,12 @@ from unittest import mock
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
+from tests.training.runs import ENVIRONMENT, ROOT
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.training.classifier import train_classifier
 from ulmfit.training.language_model import train_language_model
 from ulmfit.training.loop import Loop
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node"],
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",

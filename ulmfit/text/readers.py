@@ -184,13 +184,16 @@ def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], fi
     if not columns:
         raise UserError(f"{what} is empty: it holds no rows")
     streamed = not hasattr(dataset, "num_rows")
+    from huggingface_hub import HfFileSystem
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
         if not streamed:
             view = dataset.select_columns(wanted).with_format("arrow")
             return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
-        # A copy, because views share the object that counts the shards, and passes side by side would mix them.
-        view = copy.deepcopy(dataset).select_columns(wanted).with_format("arrow")
+        # A copy, because views share the object that counts the shards, and passes side by side would mix them. All
+        # but the file systems that every dataset holds: to copy one in another thread adds to their cache meanwhile.
+        shared = {id(HfFileSystem._cache): HfFileSystem._cache}
+        view = copy.deepcopy(dataset, shared).select_columns(wanted).with_format("arrow")
         name = functools.partial(_shard, view, what, files)
         return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
 

@@ -20,7 +20,7 @@ class Progress:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._on_gpu = torch.device(device).type == "cuda"
         self.step, self.doing, self.count = 0, "starting", 0
         self._began: Any = None
         self._works: list[tuple[Any, Any]] = []

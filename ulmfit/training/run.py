@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -113,6 +114,8 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     except BaseException as error:
         with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
             loop.saver.wait()
+        if isinstance(error, UserError) and not runtime.is_main:  # of this rank alone: a shard that only it reads
+            print(f"error on rank {runtime.rank}: {error}", file=sys.stderr, flush=True)
         with suppress(OSError):
             directory.failed(loop.position.step, f"{type(error).__name__}: {error}")
         raise
