@@ -20,7 +20,7 @@ from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
 from ulmfit.training import checkpoint, optim
 from ulmfit.training.directory import RunDirectory
-from ulmfit.training.engine import PlainEngine
+from ulmfit.training.engine import PlainEngine, build_engine
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, Stage, share_steps
 from ulmfit.training.stop import StopRequest
@@ -116,7 +116,7 @@ class Loop:
         self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
         self.total_steps = sum(planned.num_steps for planned in plan)
-        self.engine = PlainEngine(runtime)
+        self.engine = build_engine(runtime)
         self.position = Position()
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
@@ -240,8 +240,10 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of this position (all ranks call it; rank 0 writes)."""
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
+        with self.engine.whole():
+            model = dict(self.task.net.state_dict())
         state = {
-            "position": position, "model": dict(self.task.net.state_dict()),
+            "position": position, "model": model,
             "engine": self.engine.state(), "carried": self.task.carried_state(), "skipped": self._skipped.item(),
         }
         begun = time.perf_counter()

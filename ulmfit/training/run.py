@@ -72,11 +72,12 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     try:
         state = loop.run()
         if state == "done":
-            if loop.runtime.is_main:
-                save_model(directory.path / "model", loop.task.net, tokenizer, saved)
-            if test is not None:
-                result["test"] = loop.task.evaluate(test)
-                tracker.log_eval(loop.position.step, "test", **result["test"])
+            with loop.engine.whole():
+                if loop.runtime.is_main:
+                    save_model(directory.path / "model", loop.task.net, tokenizer, saved)
+                if test is not None:
+                    result["test"] = loop.task.evaluate(test)
+                    tracker.log_eval(loop.position.step, "test", **result["test"])
         tracker.close()
     except BaseException as error:
         directory.status("failed", loop.position.step, error=f"{type(error).__name__}: {error}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
+from ulmfit.training.sharding import processes_only, wanted_engine
 
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
 
@@ -27,15 +28,19 @@ MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
 class Runtime:
     """One process's view of the run: rank, world size, device and collectives.
 
+    Attributes:
+        engine: plain, fsdp2, zero1, zero2 or zero3, as the launcher asked.
+
     Raises:
-        UserError: the launcher's world size and the process group's differ, or the precision is not to
-            be had on this device.
+        UserError: the launcher's world size and the process group's differ, or the precision or the engine
+            is not to be had on this device.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         on_gpu = torch.cuda.is_available()
         if config.precision == "fp16" and not on_gpu:
             raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
+        self.engine = wanted_engine(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
@@ -46,8 +51,9 @@ class Runtime:
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False,
                                             gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=timedelta(minutes=30))
-        self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
-                                       kwargs_handlers=[ddp, group])
+        with processes_only():
+            self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
+                                           kwargs_handlers=[ddp, group])
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         announced = int(os.environ.get("WORLD_SIZE", 1))
