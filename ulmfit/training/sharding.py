@@ -43,6 +43,10 @@ def wanted_engine(config: TrainConfig) -> str:
     if config.precision == "fp64" and engine != "fsdp2":
         raise UserError("--precision fp64 cannot be had with DeepSpeed, whose weights are fp32; use fp32, or "
                         "launch/multi_gpu.yaml")
+    if engine == "zero3" and config.task == "clf":
+        # Measured: two ranks wait for each other forever at the first step of different numbers of windows.
+        raise UserError("ZeRO stage 3 gathers weights for every window of text, of which the classifier's documents "
+                        "have different numbers on each process; use launch/zero2.yaml or launch/fsdp2.yaml")
     return engine
 
 
