@@ -130,8 +130,9 @@ class DeepSpeedEngine:
 
     def _partitions(self) -> list[Tensor]:
         """This rank's flat part of each group of parameters, which is what the optimizer steps."""
-        zero = self.model.optimizer
-        return zero.fp32_partitioned_groups_flat if self._settings["stage"] == 3 else zero.single_partition_of_fp32_groups
+        stage3 = self._settings["stage"] == 3
+        return getattr(self.model.optimizer, "fp32_partitioned_groups_flat" if stage3
+                       else "single_partition_of_fp32_groups")
 
     def _link_moments(self) -> None:
         """Let stages 1 and 2 find a parameter's share of the flat moments; stage 3 always does.
