@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -79,6 +80,8 @@ def test_version_is_the_packages():
 def test_constraints_pin_everything_that_is_installed():
     pins = pinned()
     needed = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+    if importlib.util.find_spec("deepspeed") is not None:
+        needed |= requirements(PROJECT["optional-dependencies"]["deepspeed"])
     assert set(needed) <= set(pins), f"not pinned: {sorted(set(needed) - set(pins))}"
     for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
         requirement = Requirement(line)
@@ -137,8 +140,12 @@ def test_accelerate_reads_the_launch_configs(path):
     assert set(yaml.safe_load(path.read_text())) <= set(ClusterConfig.__dataclass_fields__)
     # A config for several processes on the CPU must not say use_cpu: accelerate would start one, silently.
     several = config.num_processes != 1
-    assert several == (config.distributed_type.value == "MULTI_GPU")
+    assert several == (config.distributed_type.value != "NO")
     assert config.use_cpu == (path.name == "cpu.yaml")
+    engine = {"fsdp2": ("FSDP", {}, {"fsdp_version": 2})} | {
+        f"zero{stage}": ("DEEPSPEED", {"zero_stage": stage}, {}) for stage in (1, 2, 3)}
+    expected = engine.get(path.stem, ("MULTI_GPU" if several else "NO", {}, {}))
+    assert (config.distributed_type.value, config.deepspeed_config, config.fsdp_config) == expected
 
 
 def bare_python(folder: Path, name: str, body: str) -> dict[str, str]:

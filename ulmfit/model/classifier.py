@@ -131,7 +131,10 @@ class ClassifierNet(nn.Module):
         """
         rows = tokens.shape[0]
         if rows == 0:
-            return self.encoder.embedding.weight.new_zeros(0, 3 * self.config.embedding_size)
+            # One token is read and thrown away: its gradient, zero, reaches every parameter, as those of other
+            # processes do. Engines that shard gradients wait for each other's.
+            nothing = tokens.new_full((1, 1), self.config.pad_id)
+            return self._encode_sorted(nothing, [1], None, torch.zeros_like(nothing[0]))[:0]
         sizes = [int(length) for length in torch.as_tensor(lengths).tolist()]
         assert len(sizes) == rows and min(sizes) >= 1 and max(sizes) <= tokens.shape[1]
         order = sorted(range(rows), key=lambda i: -sizes[i])

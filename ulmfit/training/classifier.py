@@ -175,7 +175,7 @@ class ClassifierTask:
         num_passes = len(batch.parts)
         cached = None
         if num_passes > 1:
-            with torch.no_grad(), runtime.accelerator.autocast():
+            with torch.no_grad(), runtime.accelerator.autocast(), engine.whole():
                 cached = self._gather(batch, torch.cat([
                     self.net.encode(part.tokens.to(device), part.lengths,
                                     everyone.for_rows(part.positions)) for part in batch.parts]))

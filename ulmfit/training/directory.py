@@ -103,7 +103,7 @@ class RunDirectory:
             return
         content = {"task": config.task, "options": options.options(config), "resolved": resolved,
                    "identity": identity, "threads": self._runtime.threads,
-                   "world_size": self._runtime.world_size} | environment()
+                   "world_size": self._runtime.world_size, "engine": self._runtime.engine} | environment()
         file = self.path / "config.json"
         aside = file.with_suffix(".json.tmp")
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

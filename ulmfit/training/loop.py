@@ -20,7 +20,7 @@ from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
 from ulmfit.training import optim
 from ulmfit.training.directory import RunDirectory
-from ulmfit.training.engine import PlainEngine
+from ulmfit.training.engine import PlainEngine, build_engine
 from ulmfit.training.memory import advice, is_out_of_memory
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.saver import Saver
@@ -124,7 +124,7 @@ class Loop:
         self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
         self.total_steps = sum(planned.num_steps for planned in plan)
-        self.engine = PlainEngine(runtime)
+        self.engine = build_engine(runtime)
         self.saver = Saver(directory.path / "checkpoints", keep=config.keep, before=tracker.flush)
         self.position = Position()
         self._start = start

@@ -16,7 +16,7 @@ from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.training import optim
-from ulmfit.training.engine import PlainEngine
+from ulmfit.training.engine import build_engine
 from ulmfit.training.loop import Task
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe
@@ -94,7 +94,7 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
     inner = optim.build_optimizer(task.net, task.groups, trained, rates, weight_decay=recipe.weight_decay,
                                   eps=config.adam_eps, decay_bias_norm=config.decay_bias_norm)
-    engine = PlainEngine(runtime)
+    engine = build_engine(runtime)
     engine.begin_stage(task.net, inner)
     with Prefetcher(task.batches(None)) as batches:
         for number, (batch, _) in enumerate(batches):

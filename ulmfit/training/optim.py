@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -102,6 +102,12 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, factor: float, momentu
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         group["betas"] = (momentum, group["betas"][1])
+
+
+def use_parameters(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Let an optimizer that has not stepped yet act on other parameters of the same names."""
+    for group in optimizer.param_groups:
+        group["params"] = [parameters[name] for name in group["names"]]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:

@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.training.progress import Progress
+from ulmfit.training.sharding import processes_only, wanted_engine
 
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
 GROUP_TIMEOUT = timedelta(minutes=30)
@@ -32,15 +33,19 @@ GROUP_TIMEOUT = timedelta(minutes=30)
 class Runtime:
     """One process's view of the run: rank, world size, device and collectives.
 
+    Attributes:
+        engine: plain, fsdp2, zero1, zero2 or zero3, as the launcher asked.
+
     Raises:
-        UserError: the launcher's world size and the process group's differ, or the precision is not to
-            be had on this device.
+        UserError: the launcher's world size and the process group's differ, or the precision or the engine
+            is not to be had on this device.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         on_gpu = torch.cuda.is_available()
         if config.precision == "fp16" and not on_gpu:
             raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
+        self.engine = wanted_engine(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
@@ -56,8 +61,9 @@ class Runtime:
                                             gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)
         join_after_restart("nccl" if on_gpu else "gloo")
-        self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
-                                       kwargs_handlers=[ddp, group])
+        with processes_only():
+            self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
+                                           kwargs_handlers=[ddp, group])
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.progress = Progress(self.device)
