@@ -168,7 +168,7 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     board = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
     return {tag: [(event.step, event.value) for event in board.Scalars(tag)]
-            for tag in board.Tags()["scalars"] if not is_timing(tag.rpartition("/")[2])}
+            for tag in board.Tags()["scalars"] if not runs.TIMINGS & set(tag.split("/"))}
 
 
 def differences(reference: Path, path: Path) -> dict[str, bool]:

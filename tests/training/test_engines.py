@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.training import runs
-from tests.training.test_launch import ROOT, arguments, environment
+from tests.training.runs import ROOT, arguments, environment
 from ulmfit.errors import UserError
 from ulmfit.training import sharding
 from ulmfit.training.classifier import train_classifier

@@ -95,7 +95,6 @@ class Tracker:
         scalars = {name: value for name, value in line.items() if name not in ("event", "step", "stage")}
         if timing:
             line["time"] = timing
-            scalars |= {f"{name}_seconds" if name != "slowest_rank" else name: value for name, value in timing.items()}
         if self.task == "lm":
             scalars["perplexity"] = _exp(loss)
         if momentum is not None:
@@ -103,6 +102,8 @@ class Tracker:
         if self._write(line):
             for name, value in scalars.items():
                 self._board.add_scalar(f"train/{name}", value, step)
+            for name, value in (timing or {}).items():
+                self._board.add_scalar(f"time/{name}", value, step)
             for name, value in (lrs or {}).items():
                 self._board.add_scalar(f"lr/{name}", value, step)
         passed, to_go = step - self.start_step, self.total_steps - step
