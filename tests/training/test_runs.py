@@ -85,6 +85,16 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path, encoder, 
     assert runs.metrics(path.with_name("run.1")) == before
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_start(tmp_path, encoder):
+    path = tmp_path / "run"
+    train("lm", path, encoder, runs.StopAtCall(2))
+    torn = [path / ".status.json.tmp-123", path / ".metrics.jsonl.tmp-123"]
+    for file in torn:
+        file.write_text("{")
+    assert train("lm", path, encoder)["state"] == "done"
+    assert not any(file.exists() for file in torn)
+
+
 def test_fine_tuning_starts_from_the_pretrained_weights(tmp_path, encoder):
     longer = tmp_path / "longer"
     train("lm", longer, encoder, max_steps=60, precision="fp64", lr=2e-2)

@@ -78,6 +78,8 @@ class RunDirectory:
 
     def _decide(self, identity: dict[str, Any], notice: Callable[[str], None]) -> tuple:
         (self.path / STOP_FILE).unlink(missing_ok=True)
+        for torn in self.path.glob(".*.tmp-*"):  # of a writer that was killed; it held the lock that is now ours
+            torn.unlink(missing_ok=True)
         file = self.path / "config.json"
         if not file.exists():
             return False, None, {}
