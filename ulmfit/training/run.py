@@ -6,8 +6,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import torch
-
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import identity, options
 from ulmfit.errors import UserError
@@ -17,7 +15,7 @@ from ulmfit.training.directory import RunDirectory
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
-from ulmfit.training.memory import advice, fit_micro_batches
+from ulmfit.training.memory import fit_micro_batches
 from ulmfit.training.prepare import Session
 from ulmfit.training.stages import Recipe
 from ulmfit.training.tracking import Tracker, write_status
@@ -82,11 +80,7 @@ def _choose_micro_batches(task: Task, work: Session) -> None:
     if work.runtime.device.type != "cuda":
         work.say("--micro-batches auto: no GPU here, so 1")
         return
-    try:
-        chosen = fit_micro_batches(task, work.runtime)
-    except torch.OutOfMemoryError:
-        raise UserError(f"a step of --batch-size does not fit the GPU's memory: {advice(1, 1)}") from None
-    work.say(f"--micro-batches auto: {chosen} micro-batch(es) a process fit")
+    work.say(f"--micro-batches auto: {fit_micro_batches(task, work.runtime)} micro-batch(es) a process fit")
 
 
 def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,
