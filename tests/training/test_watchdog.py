@@ -72,6 +72,22 @@ def test_a_rank_that_waits_for_one_that_moves_is_left_alone(moves, monkeypatch):
     assert all("rank 1 (host node1, process 101) at step 3, evaluating" in sentence for sentence in told)
 
 
+def test_a_disk_that_takes_nothing_keeps_no_hanging_process_alive(monkeypatch):
+    left = []
+
+    def leave(code):
+        left.append(code)
+        raise RuntimeError("left")
+
+    def tell(sentence):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    watchdog = Watchdog(Progress(torch.device("cpu")), rank=0, world_size=1, store=None, limit=0.3, tell=tell)
+    watchdog._thread.join(timeout=30)
+    assert left == [1]
+
+
 HANG = """
 import sys, time
 from tests.training import runs
