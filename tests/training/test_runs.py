@@ -12,6 +12,7 @@ from ulmfit.training import checkpoint
 from ulmfit.training.classifier import train_classifier
 from ulmfit.training.language_model import train_language_model
 from ulmfit.training.loop import Loop
+from ulmfit.training.runtime import Runtime
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,6 +65,20 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_to_every_rank(tmp_path, encoder, monkeypatch):
+    train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))
+
+    def load(path):
+        raise UserError("cannot be read")
+
+    told = []
+    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(Runtime, "broadcast", lambda self, value: told.append(value) or value)
+    with pytest.raises(UserError, match="cannot be read"):
+        train("lm", tmp_path / "run", encoder)
+    assert told[-1] == ("user", "cannot be read")
 
 
 def test_seed_and_dropout_matter(tmp_path, encoder):

@@ -110,10 +110,14 @@ class RunDirectory:
         os.replace(aside, file)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state to go on from, on every rank (read by rank 0: disks may be local to a node)."""
+        """The state to go on from, on every rank (read by rank 0: disks may be local to a node).
+
+        Raises:
+            UserError: it cannot be read; on every rank.
+        """
         if self.resumed is None:
             return None
-        return self._runtime.broadcast(checkpoint.load(self.resumed) if self._runtime.is_main else None)
+        return self._runtime.on_main(lambda: checkpoint.load(self.resumed))
 
     def guard(self, write: Callable[[], Any]) -> None:
         """Run rank 0's `write` (a save); an error of the disk ends the run on every rank.
