@@ -139,12 +139,12 @@ class RunDirectory:
         if self._runtime.is_main:
             write_status(self.path, state, step, **fields)
 
-    def failed(self, step: int, error: str) -> None:
-        """Write into status.json why this rank failed, unless another has failed before: the first reason is
+    def failed(self, step: int, error: str, **fields: Any) -> None:
+        """Write into status.json why the run failed (any rank), unless a reason is there already: the first is
         the cause, and a broken connection what it leads to on the others."""
         status = read_status(self.path)
         if not (status and status.get("state") == "failed"):
-            write_status(self.path, "failed", step, error=error, rank=self._runtime.rank)
+            write_status(self.path, "failed", step, error=error, **fields)
 
     def close(self) -> None:
         """Give up the lock."""

@@ -18,7 +18,7 @@ from ulmfit.training.lr_finder import run_finder
 from ulmfit.training.memory import fit_micro_batches
 from ulmfit.training.prepare import Session
 from ulmfit.training.stages import Recipe
-from ulmfit.training.tracking import Tracker, write_status
+from ulmfit.training.tracking import Tracker
 from ulmfit.training.watchdog import Watchdog
 
 
@@ -91,7 +91,7 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     directory.status("running", loop.position.step)
 
     def tell(sentence: str) -> None:
-        write_status(directory.path, "failed", loop.position.step, error=sentence)
+        directory.failed(loop.position.step, sentence)
 
     watchdog = Watchdog(runtime.progress, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(),
                         limit=limit, tell=tell) if limit else None
@@ -111,7 +111,7 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
         if isinstance(error, UserError) and not runtime.is_main:  # of this rank alone: a shard that only it reads
             print(f"error on rank {runtime.rank}: {error}", file=sys.stderr, flush=True)
         with suppress(OSError):
-            directory.failed(loop.position.step, f"{type(error).__name__}: {error}")
+            directory.failed(loop.position.step, f"{type(error).__name__}: {error}", rank=runtime.rank)
         raise
     finally:
         if watchdog is not None:
