@@ -2,6 +2,7 @@
 
 import errno
 import json
+import weakref
 
 import pytest
 import torch
@@ -65,6 +66,27 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+def test_what_was_loaded_is_not_kept_beside_the_run(tmp_path, encoder, monkeypatch):
+    class State(dict):  # which, unlike a dict, a weak reference can point to
+        pass
+
+    loaded, load, after_step = [], checkpoint.load, Loop._after_step
+
+    def remember(path):
+        state = State(load(path))
+        loaded.append(weakref.ref(state))
+        return state
+
+    def gone(self, *args):
+        assert loaded[0]() is None
+        after_step(self, *args)
+
+    train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))
+    monkeypatch.setattr(checkpoint, "load", remember)
+    monkeypatch.setattr(Loop, "_after_step", gone)
+    assert train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))["state"] == "preempted"
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told_to_every_rank(tmp_path, encoder, monkeypatch):

@@ -70,6 +70,7 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
                 work.say(sentence)
         loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
                     directory=directory, start=start)
+        del start  # the loop lets go of these tensors once they are in place
         work.stop.watch(directory.path, config.max_time, work.started)
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
     finally:
