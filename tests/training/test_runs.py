@@ -14,6 +14,7 @@ from ulmfit.training.classifier import train_classifier
 from ulmfit.training.language_model import train_language_model
 from ulmfit.training.loop import Loop
 from ulmfit.training.runtime import Runtime
+from ulmfit.training.saver import Saver
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,6 +67,24 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+def test_a_save_that_takes_long_is_told_as_such(tmp_path, encoder, monkeypatch):
+    """Else the watchdog would say of a slow disk that all ranks wait for each other."""
+    doing, loops, run, wait = [], [], Loop.run, Saver.wait
+
+    def running(self):
+        loops.append(self)
+        return run(self)
+
+    def waiting(self):
+        doing.append(loops[0].runtime.progress.doing)
+        wait(self)
+
+    monkeypatch.setattr(Loop, "run", running)
+    monkeypatch.setattr(Saver, "wait", waiting)
+    train("lm", tmp_path / "run", encoder, save_every=4)
+    assert len(doing) == 4 and set(doing) == {"writing a checkpoint"}  # three saves, and the end
 
 
 def test_what_was_loaded_is_not_kept_beside_the_run(tmp_path, encoder, monkeypatch):

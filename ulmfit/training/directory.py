@@ -127,6 +127,7 @@ class RunDirectory:
         """
         failure = ""
         if self._runtime.is_main:
+            self._runtime.progress.now("writing a checkpoint")  # what a slow disk is blamed for by the watchdog
             try:
                 write()
             except OSError as error:
