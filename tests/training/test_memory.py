@@ -43,6 +43,8 @@ def test_out_of_memory_says_which_option_to_change(tmp_path, monkeypatch):
 
 def test_other_errors_are_not_taken_for_it():
     assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"))
     assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
 
 

@@ -13,11 +13,14 @@ from ulmfit.training.runtime import Runtime
 
 MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
 
+# Only torch's own allocator of the GPU has an error class: its allocator on the CPU, the CUDA runtime (another program
+# took what was free), cuBLAS and cuDNN raise a RuntimeError.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the device's or the machine's memory is used up."""
-    # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _WORDS)
 
 
 def advice(micro_batches: int, most: int) -> str:
