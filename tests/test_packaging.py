@@ -143,7 +143,9 @@ def test_accelerate_reads_the_launch_configs(path):
     assert several == (config.distributed_type.value != "NO")
     assert config.use_cpu == (path.name == "cpu.yaml")
     engine = {"fsdp2": ("FSDP", {}, {"fsdp_version": 2})} | {
-        f"zero{stage}": ("DEEPSPEED", {"zero_stage": stage}, {}) for stage in (1, 2, 3)}
+        # Without its launcher named, several machines would be started by pdsh.
+        f"zero{stage}": ("DEEPSPEED", {"zero_stage": stage, "deepspeed_multinode_launcher": "standard"}, {})
+        for stage in (1, 2, 3)}
     expected = engine.get(path.stem, ("MULTI_GPU" if several else "NO", {}, {}))
     assert (config.distributed_type.value, config.deepspeed_config, config.fsdp_config) == expected
 

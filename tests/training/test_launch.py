@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.training import runs
 from ulmfit.config import LMConfig
@@ -45,6 +46,17 @@ def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started 2 processes but the process group holds 1"):
         runtime.Runtime(LMConfig())
+
+
+def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
+    assert torch.backends.cudnn.allow_tf32, "the LSTM's products are rounded to TF32 by default"
+    try:
+        runtime.Runtime(LMConfig(deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit.errors import UserError
 from ulmfit.training import memory, run
 from ulmfit.training.classifier import ClassifierTask, train_classifier
 from ulmfit.training.language_model import LanguageModelTask, train_language_model
@@ -42,6 +43,8 @@ def test_out_of_memory_says_which_option_to_change(tmp_path, monkeypatch):
 
 def test_other_errors_are_not_taken_for_it():
     assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"))
     assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
 
 
@@ -64,15 +67,16 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
     assert all(torch.equal(plain[name], found[name]) for name in plain)
 
 
-def test_what_never_fits_is_told(tmp_path, monkeypatch):
-    tried = short_of_memory(LanguageModelTask, monkeypatch, fits=99)
+@pytest.mark.parametrize("where", ["here", "on another rank"])
+def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
+    tried = short_of_memory(LanguageModelTask, monkeypatch, fits=99 if where == "here" else 1)
 
     def choose(task, work):
-        with pytest.raises(torch.OutOfMemoryError):
-            memory.fit_micro_batches(task, work.runtime)
-        raise KeyboardInterrupt
+        if where == "on another rank":
+            monkeypatch.setattr(work.runtime, "max", lambda values: [1.0])
+        memory.fit_micro_batches(task, work.runtime)
 
     monkeypatch.setattr(run, "_choose_micro_batches", choose)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(UserError, match="--batch-size does not fit the GPU's memory: .* use more processes"):
         train_language_model(runs.lm_config(tmp_path / "run", micro_batches="auto"))
     assert tried == [1, 2, 4, 8, 16]  # rows

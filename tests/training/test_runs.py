@@ -2,6 +2,7 @@
 
 import errno
 import json
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from ulmfit.training import checkpoint
 from ulmfit.training.classifier import train_classifier
 from ulmfit.training.language_model import train_language_model
 from ulmfit.training.loop import Loop
+from ulmfit.training.runtime import Runtime
+from ulmfit.training.saver import Saver
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,6 +67,59 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+def test_a_save_that_takes_long_is_told_as_such(tmp_path, encoder, monkeypatch):
+    """Else the watchdog would say of a slow disk that all ranks wait for each other."""
+    doing, loops, run, wait = [], [], Loop.run, Saver.wait
+
+    def running(self):
+        loops.append(self)
+        return run(self)
+
+    def waiting(self):
+        doing.append(loops[0].runtime.progress.doing)
+        wait(self)
+
+    monkeypatch.setattr(Loop, "run", running)
+    monkeypatch.setattr(Saver, "wait", waiting)
+    train("lm", tmp_path / "run", encoder, save_every=4)
+    assert len(doing) == 4 and set(doing) == {"writing a checkpoint"}  # three saves, and the end
+
+
+def test_what_was_loaded_is_not_kept_beside_the_run(tmp_path, encoder, monkeypatch):
+    class State(dict):  # which, unlike a dict, a weak reference can point to
+        pass
+
+    loaded, load, after_step = [], checkpoint.load, Loop._after_step
+
+    def remember(path):
+        state = State(load(path))
+        loaded.append(weakref.ref(state))
+        return state
+
+    def gone(self, *args):
+        assert loaded[0]() is None
+        after_step(self, *args)
+
+    train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))
+    monkeypatch.setattr(checkpoint, "load", remember)
+    monkeypatch.setattr(Loop, "_after_step", gone)
+    assert train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))["state"] == "preempted"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_to_every_rank(tmp_path, encoder, monkeypatch):
+    train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))
+
+    def load(path):
+        raise UserError("cannot be read")
+
+    told = []
+    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(Runtime, "broadcast", lambda self, value: told.append(value) or value)
+    with pytest.raises(UserError, match="cannot be read"):
+        train("lm", tmp_path / "run", encoder)
+    assert told[-1] == ("user", "cannot be read")
 
 
 def test_seed_and_dropout_matter(tmp_path, encoder):

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit.training import run
+from ulmfit.training.language_model import train_language_model
+from ulmfit.training.loop import Loop
 from ulmfit.training.progress import WAITING, Progress
+from ulmfit.training.tracking import write_status
 from ulmfit.training.watchdog import Watchdog, describe
 
 
@@ -70,6 +74,41 @@ def test_a_rank_that_waits_for_one_that_moves_is_left_alone(moves, monkeypatch):
     watchdog.close()
     assert bool(left) == bool(told) == (not moves)
     assert all("rank 1 (host node1, process 101) at step 3, evaluating" in sentence for sentence in told)
+
+
+def test_a_disk_that_takes_nothing_keeps_no_hanging_process_alive(monkeypatch):
+    left = []
+
+    def leave(code):
+        left.append(code)
+        raise RuntimeError("left")
+
+    def tell(sentence):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    watchdog = Watchdog(Progress(torch.device("cpu")), rank=0, world_size=1, store=None, limit=0.3, tell=tell)
+    watchdog._thread.join(timeout=30)
+    assert left == [1]
+
+
+def test_why_another_rank_failed_is_not_written_over(tmp_path, monkeypatch):
+    """A rank that failed waits for no one, but on GPUs the others hang until somebody notices."""
+    class Noticing(Watchdog):
+        def __init__(self, *args, tell, **options):
+            super().__init__(*args, tell=tell, **options)
+            write_status(tmp_path / "run", "failed", 3, error="shard 7 is damaged", rank=1)
+            tell("nothing is heard of rank 1")
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "Watchdog", Noticing)
+    monkeypatch.setattr(Loop, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_language_model(runs.lm_config(tmp_path / "run"))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status == {"state": "failed", "step": 3, "error": "shard 7 is damaged", "rank": 1}
 
 
 HANG = """

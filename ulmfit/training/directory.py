@@ -112,10 +112,14 @@ class RunDirectory:
         os.replace(aside, file)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state to go on from, on every rank (read by rank 0: disks may be local to a node)."""
+        """The state to go on from, on every rank (read by rank 0: disks may be local to a node).
+
+        Raises:
+            UserError: it cannot be read; on every rank.
+        """
         if self.resumed is None:
             return None
-        return self._runtime.broadcast(checkpoint.load(self.resumed) if self._runtime.is_main else None)
+        return self._runtime.on_main(lambda: checkpoint.load(self.resumed))
 
     def guard(self, write: Callable[[], Any]) -> None:
         """Run rank 0's `write` (a save); an error of the disk ends the run on every rank.
@@ -125,6 +129,7 @@ class RunDirectory:
         """
         failure = ""
         if self._runtime.is_main:
+            self._runtime.progress.now("writing a checkpoint")  # what a slow disk is blamed for by the watchdog
             try:
                 write()
             except OSError as error:
@@ -137,12 +142,12 @@ class RunDirectory:
         if self._runtime.is_main:
             write_status(self.path, state, step, **fields)
 
-    def failed(self, step: int, error: str) -> None:
-        """Write into status.json why this rank failed, unless another has failed before: the first reason is
+    def failed(self, step: int, error: str, **fields: Any) -> None:
+        """Write into status.json why the run failed (any rank), unless a reason is there already: the first is
         the cause, and a broken connection what it leads to on the others."""
         status = read_status(self.path)
         if not (status and status.get("state") == "failed"):
-            write_status(self.path, "failed", step, error=error, rank=self._runtime.rank)
+            write_status(self.path, "failed", step, error=error, **fields)
 
     def close(self) -> None:
         """Give up the lock."""

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ulmfit.errors import UserError
 from ulmfit.training.runtime import Runtime
 
 MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
 
+# Only torch's own allocator of the GPU has an error class: its allocator on the CPU, the CUDA runtime (another program
+# took what was free), cuBLAS and cuDNN raise a RuntimeError.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the device's or the machine's memory is used up."""
-    # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _WORDS)
 
 
 def advice(micro_batches: int, most: int) -> str:
@@ -43,6 +47,9 @@ class _Alone:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def whole(self) -> nullcontext:
+        return nullcontext()
+
 
 def fit_micro_batches(task: Any, runtime: Runtime) -> int:
     """The smallest power of two of micro-batches with which the largest step fits, equal on all ranks.
@@ -51,17 +58,19 @@ def fit_micro_batches(task: Any, runtime: Runtime) -> int:
     leaves weights, statistics, hidden state and gradients as they were. Sets `task.micro_batches`.
 
     Raises:
-        torch.OutOfMemoryError: not even the finest cut fits.
+        UserError: not even the finest cut fits, be it on another rank.
     """
     kept = {name: tensor.detach().cpu().clone() for name, tensor in task.net.state_dict().items()}
     trained = [parameter.requires_grad for parameter in task.net.parameters()]
     micro_batches = 1
     while True:
         task.micro_batches = micro_batches
-        fits = _fits(task, runtime, last_try=2 * micro_batches > task.most_micro_batches)
-        if not runtime.max([not fits])[0]:
+        # Agreed on before anyone leaves: the others would wait for a rank that raised on its own.
+        if not runtime.max([not _fits(task, runtime)])[0]:
             break
         micro_batches *= 2
+        if micro_batches > task.most_micro_batches:
+            raise UserError(f"a step of --batch-size does not fit the GPU's memory: {advice(1, 1)}")
     for parameter, requires_grad in zip(task.net.parameters(), trained, strict=True):
         parameter.requires_grad_(requires_grad)
     task.net.load_state_dict(kept)
@@ -69,7 +78,7 @@ def fit_micro_batches(task: Any, runtime: Runtime) -> int:
     return micro_batches
 
 
-def _fits(task: Any, runtime: Runtime, *, last_try: bool) -> bool:
+def _fits(task: Any, runtime: Runtime) -> bool:
     held: list[Tensor] = []
     try:
         task.net.train().requires_grad_(True)
@@ -83,7 +92,7 @@ def _fits(task: Any, runtime: Runtime, *, last_try: bool) -> bool:
             task.step(_Alone(task.net, runtime), batch, 0)
         return True
     except Exception as error:
-        if not is_out_of_memory(error) or last_try:
+        if not is_out_of_memory(error):
             raise
         return False
     finally:
@@ -91,3 +100,4 @@ def _fits(task: Any, runtime: Runtime, *, last_try: bool) -> bool:
         task.net.zero_grad(set_to_none=True)
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(runtime.device)  # the log tells the peak of training

@@ -6,8 +6,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import torch
-
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import identity, options
 from ulmfit.errors import UserError
@@ -17,10 +15,10 @@ from ulmfit.training.directory import RunDirectory
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
-from ulmfit.training.memory import advice, fit_micro_batches
+from ulmfit.training.memory import fit_micro_batches
 from ulmfit.training.prepare import Session
 from ulmfit.training.stages import Recipe
-from ulmfit.training.tracking import Tracker, write_status
+from ulmfit.training.tracking import Tracker
 from ulmfit.training.watchdog import Watchdog
 
 
@@ -72,6 +70,7 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
                 work.say(sentence)
         loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
                     directory=directory, start=start)
+        del start  # the loop lets go of these tensors once they are in place
         work.stop.watch(directory.path, config.max_time, work.started)
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
     finally:
@@ -82,11 +81,7 @@ def _choose_micro_batches(task: Task, work: Session) -> None:
     if work.runtime.device.type != "cuda":
         work.say("--micro-batches auto: no GPU here, so 1")
         return
-    try:
-        chosen = fit_micro_batches(task, work.runtime)
-    except torch.OutOfMemoryError:
-        raise UserError(f"a step of --batch-size does not fit the GPU's memory: {advice(1, 1)}") from None
-    work.say(f"--micro-batches auto: {chosen} micro-batch(es) a process fit")
+    work.say(f"--micro-batches auto: {fit_micro_batches(task, work.runtime)} micro-batch(es) a process fit")
 
 
 def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,
@@ -97,7 +92,7 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     directory.status("running", loop.position.step)
 
     def tell(sentence: str) -> None:
-        write_status(directory.path, "failed", loop.position.step, error=sentence)
+        directory.failed(loop.position.step, sentence)
 
     watchdog = Watchdog(runtime.progress, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(),
                         limit=limit, tell=tell) if limit else None
@@ -117,7 +112,7 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
         if isinstance(error, UserError) and not runtime.is_main:  # of this rank alone: a shard that only it reads
             print(f"error on rank {runtime.rank}: {error}", file=sys.stderr, flush=True)
         with suppress(OSError):
-            directory.failed(loop.position.step, f"{type(error).__name__}: {error}")
+            directory.failed(loop.position.step, f"{type(error).__name__}: {error}", rank=runtime.rank)
         raise
     finally:
         if watchdog is not None:

@@ -53,7 +53,7 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # cuDNN's is on by default
         # Parameters that took no part in a step (frozen layers, a rank without documents) must not stall
         # the reduction; and with unused-parameter search the buckets are never rebuilt, so that a resumed
         # run sums in the same order as one that was never stopped. The buffers (BatchNorm statistics)

@@ -75,3 +75,5 @@ class Saver:
             self._written = step
         except OSError as error:
             self._error = error
+        except Exception as error:  # no memory for it, say: nobody else would hear of it in this thread
+            self._error = OSError(f"the checkpoint of step {step} could not be written ({error!r})")

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ulmfit.training.progress import WAITING, Progress
@@ -84,7 +85,8 @@ class Watchdog:
         if self._rank == heard[0]:
             sentence = describe(states, silent, self._limit)
             print(f"failed: {sentence}", file=sys.stderr, flush=True)
-            self._tell(sentence)
+            with suppress(OSError):  # what hangs may be the disk that it would be written to
+                self._tell(sentence)
         else:
             self._stopped.wait(3 * self._period)  # a rank that leaves breaks the connection of the one that tells
         if self._rank == heard[0] or self._progress.doing != WAITING:
