@@ -85,13 +85,19 @@ class Watchdog:
         if self._rank == heard[0]:
             sentence = describe(states, silent, self._limit)
             print(f"failed: {sentence}", file=sys.stderr, flush=True)
-            with suppress(OSError):  # what hangs may be the disk that it would be written to
-                self._tell(sentence)
+            # What hangs may be the disk that it would be written to: neither its error nor its silence may keep us.
+            teller = threading.Thread(target=self._try_to_tell, args=(sentence,), daemon=True)
+            teller.start()
+            teller.join(MOST_BETWEEN_BEATS)
         else:
             self._stopped.wait(3 * self._period)  # a rank that leaves breaks the connection of the one that tells
         if self._rank == heard[0] or self._progress.doing != WAITING:
             faulthandler.dump_traceback()
         os._exit(1)
+
+    def _try_to_tell(self, sentence: str) -> None:
+        with suppress(OSError):
+            self._tell(sentence)
 
     def _others(self) -> dict[int, dict[str, Any]]:
         if self._store is None:
