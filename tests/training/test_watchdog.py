@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -74,6 +75,23 @@ def test_a_rank_that_waits_for_one_that_moves_is_left_alone(moves, monkeypatch):
     watchdog.close()
     assert bool(left) == bool(told) == (not moves)
     assert all("rank 1 (host node1, process 101) at step 3, evaluating" in sentence for sentence in told)
+
+
+def test_a_store_that_does_not_answer_keeps_no_run_from_ending():
+    class Silent(Store):
+        def set(self, key, value):
+            asked.set()
+            answered.wait()
+
+    asked, answered = threading.Event(), threading.Event()
+    watchdog = Watchdog(Progress(torch.device("cpu")), rank=1, world_size=2, store=Silent(False), limit=0.3, tell=print)
+    assert asked.wait(30)
+    closing = threading.Thread(target=watchdog.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    ended = not closing.is_alive()
+    answered.set()
+    assert ended
 
 
 def test_a_disk_that_takes_nothing_keeps_no_hanging_process_alive(monkeypatch):

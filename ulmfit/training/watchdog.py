@@ -46,7 +46,7 @@ class Watchdog:
     def close(self) -> None:
         """Watch no longer."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(2 * self._period)  # not for ever: the node that holds the store may be gone
 
     def _watch(self) -> None:
         count, stood, last = -1, 0.0, time.monotonic()
