@@ -10,7 +10,7 @@ from ulmfit.errors import UserError
 from ulmfit.training import memory, run
 from ulmfit.training.classifier import ClassifierTask, train_classifier
 from ulmfit.training.language_model import LanguageModelTask, train_language_model
-from ulmfit.training.loop import TrainingFailed
+from ulmfit.training.loop import Loop, TrainingFailed
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
     train(type(config)(**vars(config) | {"output_dir": str(tmp_path / "plain"), "micro_batches": 4}))
     tried = short_of_memory(task_class, monkeypatch, fits=4)
 
-    def choose(task, work):
+    def choose(task, work, directory):
         assert memory.fit_micro_batches(task, work.runtime) == 4
 
     monkeypatch.setattr(run, "_choose_micro_batches", choose)
@@ -71,7 +71,7 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
 def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
     tried = short_of_memory(LanguageModelTask, monkeypatch, fits=99 if where == "here" else 1)
 
-    def choose(task, work):
+    def choose(task, work, directory):
         if where == "on another rank":
             monkeypatch.setattr(work.runtime, "max", lambda values: [1.0])
         memory.fit_micro_batches(task, work.runtime)
@@ -80,3 +80,23 @@ def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--batch-size does not fit the GPU's memory: .* use more processes"):
         train_language_model(runs.lm_config(tmp_path / "run", micro_batches="auto"))
     assert tried == [1, 2, 4, 8, 16]  # rows
+
+
+def test_a_resumed_run_keeps_the_cut_that_was_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "_stop_agreed", lambda loop: loop.position.step == 2)
+    config = runs.lm_config(tmp_path / "run", micro_batches="auto", max_steps=4)
+    assert train_language_model(config)["state"] == "preempted"
+    file = tmp_path / "run" / "config.json"
+    stored = json.loads(file.read_text())
+    assert stored["resolved"]["micro_batches"] == 1  # no GPU here
+    stored["resolved"]["micro_batches"] = 2  # as if it had been found on one
+    file.write_text(json.dumps(stored))
+    used, step = [], LanguageModelTask.step
+
+    def recorded(self, engine, batch, number):
+        used.append(self.micro_batches)
+        return step(self, engine, batch, number)
+
+    monkeypatch.setattr(LanguageModelTask, "step", recorded)
+    train_language_model(config)
+    assert used == [2, 2]

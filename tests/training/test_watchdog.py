@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -144,7 +145,7 @@ def hanging(self, state):
         yield item
 
 LanguageModelTask.batches = hanging
-train_language_model(runs.lm_config(Path(sys.argv[1]), watchdog=0.05, save_every=2))
+train_language_model(runs.lm_config(Path(sys.argv[1]), watchdog=0.1, save_every=2))
 """
 
 
@@ -156,6 +157,7 @@ def test_a_hanging_rank_of_two_ends_the_run_and_is_named(tmp_path):
     environment = runs.environment(tmp_path / "cache", PYTHONPATH=str(runs.ROOT))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "at step 5, reading data; the other ranks wait for it" in done.stderr and "rank 1" in done.stderr
+    # (On a busy machine rank 1 may be heard of too seldom, and is then named as silent.)
+    assert re.search(r"failed: no step has ended .* rank 1 \(.*\) at step 5, reading data", done.stderr), done.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "failed" and "rank 1" in status["error"] and "reading data" in status["error"]

@@ -56,8 +56,12 @@ def session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
     runtime = Runtime(config)
     try:
         yield Session(config, runtime, stop or StopRequest(), started)
-    finally:
+    except UserError:
         runtime.close()
+        raise
+    # After any other error the ranks may be at different places, and to leave the group in good order would mean
+    # to wait for them: the end of the process frees the others.
+    runtime.close()
 
 
 def restore_threads(config: TrainConfig) -> None:

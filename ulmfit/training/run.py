@@ -56,7 +56,8 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
                      "--resume never the same one afresh")
             return {"state": "done", "step": total_steps}
         if config.micro_batches == "auto":
-            _choose_micro_batches(task, work)
+            _choose_micro_batches(task, work, directory)
+            resolved["micro_batches"] = task.micro_batches
         start = directory.load_checkpoint()
         directory.write_config(config, who, resolved)
         if runtime.is_main:
@@ -77,7 +78,11 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
         directory.close()
 
 
-def _choose_micro_batches(task: Task, work: Session) -> None:
+def _choose_micro_batches(task: Task, work: Session, directory: RunDirectory) -> None:
+    """As few as fit; those of the run's beginning where it goes on with as many processes, to the same bits."""
+    if directory.resumed and directory.stored.get("world_size") == work.runtime.world_size:
+        task.micro_batches = directory.stored["resolved"].get("micro_batches", 1)
+        return
     if work.runtime.device.type != "cuda":
         work.say("--micro-batches auto: no GPU here, so 1")
         return

@@ -27,7 +27,8 @@ from ulmfit.training.progress import Progress
 from ulmfit.training.sharding import processes_only, wanted_engine
 
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
-GROUP_TIMEOUT = timedelta(minutes=30)
+# Ranks wait in a collective while rank 0 reads and tokenises a large corpus. A hang in training is the watchdog's.
+GROUP_TIMEOUT = timedelta(hours=12)
 
 
 class Runtime:
