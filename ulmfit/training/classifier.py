@@ -94,12 +94,14 @@ class ClassifierBatch:
     Attributes:
         indices: all documents of the global step.
         parts: this rank's micro-batches.
+        lr_scale: factor for the learning rate, as in LMBatch.
     """
 
     indices: np.ndarray
     parts: list[DocumentBatch]
     epoch: int
     step_in_epoch: int
+    lr_scale: float = 1.0
 
 
 class ClassifierTask:

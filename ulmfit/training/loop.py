@@ -176,7 +176,7 @@ class Loop:
             self.runtime.progress.now("computing")
             self._waited += time.perf_counter() - waited
             factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
-            factor *= getattr(batch, "lr_scale", 1.0)
+            factor *= batch.lr_scale
             optim.set_hyperparameters(inner, factor, momentum)
             result, norm, bad = self._step(batch)
             self._skipped = (self._skipped + bad) * bad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import random
@@ -155,7 +156,14 @@ class Runtime:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, after all that holds on to it.
+
+        What DDP and FSDP made in C++ refers to the group and lies in reference cycles: left to the garbage
+        collector it would go later, in any thread, or while the interpreter is being taken down.
+        """
+        self.accelerator._models.clear()
+        self.accelerator._optimizers.clear()
+        gc.collect()
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
 
