@@ -30,8 +30,8 @@ def lengths_of(documents: int) -> np.ndarray:
     return np.random.default_rng(0).lognormal(np.log(230), 0.68, documents).astype(np.int64).clip(10, 3000)
 
 
-def make_store(folder: str, lengths: np.ndarray, vocab_size: int):
-    """A token cache of random ids, written by the real builder."""
+def make_store(folder: str, lengths: np.ndarray, vocab_size: int, classes: int = 0):
+    """A token cache of random ids, and labels of that many classes, written by the real builder."""
     from ulmfit.batches.cache import build_or_open
 
     rng = np.random.default_rng(1)
@@ -41,7 +41,7 @@ def make_store(folder: str, lengths: np.ndarray, vocab_size: int):
 
         def batches(self) -> Iterator[SimpleNamespace]:
             for rows in np.array_split(np.arange(len(lengths)), max(1, len(lengths) // 1000)):
-                yield SimpleNamespace(texts=lengths[rows], labels=None, rows=rows)
+                yield SimpleNamespace(texts=lengths[rows], labels=rows % max(1, classes), rows=rows)
 
         def check(self) -> None:
             pass
@@ -55,7 +55,7 @@ def make_store(folder: str, lengths: np.ndarray, vocab_size: int):
         def encode_flat(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return rng.integers(10, vocab_size, texts.sum(), dtype=np.int32), texts
 
-    return build_or_open(Corpus(), Words(), folder, with_labels=False)
+    return build_or_open(Corpus(), Words(), folder, with_labels=classes > 0)
 
 
 def check(source) -> None:

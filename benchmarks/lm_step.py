@@ -26,12 +26,16 @@ SIZES = {"tiny": (64, 128, 2), "small": (200, 512, 2), "base": (400, 1152, 3), "
          "wide": (512, 1024, 3)}  # stated again, because the peer's environment does not hold ulmfit
 
 
-def flops_per_token(preset: str, vocab_size: int) -> float:
-    """Of the matrix products of a training step: forward once, backward twice."""
+def lstm_flops(preset: str) -> float:
+    """Of the matrix products of the encoder's forward pass, a token."""
     embedding, hidden, layers = SIZES[preset]
     widths = [embedding, *[hidden] * (layers - 1), embedding]
-    lstm = sum(8 * out * (inner + out) for inner, out in zip(widths[:-1], widths[1:], strict=True))
-    return 3.0 * (lstm + 2 * embedding * vocab_size)
+    return sum(8.0 * out * (inner + out) for inner, out in zip(widths[:-1], widths[1:], strict=True))
+
+
+def flops_per_token(preset: str, vocab_size: int) -> float:
+    """Of the matrix products of a training step: forward once, backward twice."""
+    return 3 * (lstm_flops(preset) + 2 * SIZES[preset][0] * vocab_size)
 
 
 def batch_of(rows: int, bptt: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -113,12 +113,15 @@ def alternate(options: argparse.Namespace, argv: Sequence[str], env: dict[str, s
     return sides
 
 
-def serve(measure: Callable[[], dict[str, Any]], **facts: Any) -> None:
-    """A side's half of `alternate`: tell `facts`, then one measurement a line of stdin. Started under `protocol`."""
+def serve(measure: Callable[[], dict[str, Any]], last: Callable[[], dict[str, Any]] = dict, **facts: Any) -> None:
+    """A side's half of `alternate`: tell `facts`, one measurement a line of stdin, and at the end what `last` finds.
+
+    Started under `protocol`.
+    """
     say(facts)
     for _ in sys.stdin:
         say(measure())
-    say({"memory": peak_memory()})
+    say({"memory": peak_memory()} | last())
 
 
 def say(message: dict[str, Any]) -> None:
