@@ -100,7 +100,7 @@ def summary(steps: list[list[np.ndarray]], computed) -> tuple[float, float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="python of the environment made by setup_peer.sh (default: ours alone)")
+    sides.add_peer(parser)
     parser.add_argument("--per-rank", type=int, default=32, help="documents of a rank's batch (default 32)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 8, 64])
     options = parser.parse_args()

@@ -6,9 +6,9 @@
     python benchmarks/scaling.py --model --rows 64 256 1024                        # the table alone
 
 Measured is the trainer's step of the language model (several processes under torchrun), the configurations in turn
-(A B A B), on the CPU with the same number of threads in all. The losses of all configurations must be equal within 1e-5 (fp32, unless
---weak). For the check of the model each run also measures a step without the reduction of gradients, and one bare
-all-reduce of as many bytes.
+(A B A B), on the CPU with the same number of threads in all. The losses of all configurations must be equal within
+1e-5 (fp32, unless --weak). For the check of the model each run also measures a step without the reduction of
+gradients, and one bare all-reduce of as many bytes.
 
 The model: a step takes compute + the part of the all-reduce that nothing hides.
 - compute: matrix products at a sustained rate; the recurrence takes its time steps one after another, forward and
@@ -73,10 +73,9 @@ def model_step(options: argparse.Namespace, rows: int, gpus: int) -> dict[str, f
 
 def print_model(options: argparse.Namespace) -> None:
     size = sum(parameter_bytes(options.preset, options.vocab_size, options.gradient_bytes))
-    print(f"Model of {options.preset}, V = {options.vocab_size}, bptt {options.bptt}, {size / 1e6:.0f} MB of gradients. "
-          f"Assumed: {options.rate:g} TFLOP/s sustained, {options.step_latency:g} us a time step, {options.inside:g} "
-          f"GB/s in a node of {options.node_size}, {options.between:g} GB/s between nodes, {options.latency:g} us x "
-          "log2 N")
+    print(f"Model of {options.preset}, V = {options.vocab_size}, bptt {options.bptt}, {size / 1e6:.0f} MB of gradients")
+    print(f"Assumed: {options.rate:g} TFLOP/s sustained, {options.step_latency:g} us a time step, {options.inside:g} GB/s "
+          f"in a node of {options.node_size}, {options.between:g} GB/s between nodes, {options.latency:g} us x log2 N")
     print("rows/GPU   GPUs  compute ms  all-reduce ms  exposed ms    tokens/s  efficiency")
     for rows in options.rows:
         for gpus in (1, 8, 16, 32, 64, 128, 256, 512):

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ WARM_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int, malloc: bool = False) -> None:
     """The options of every script that compares two sides."""
-    parser.add_argument("--peer", help="python of the environment made by setup_peer.sh (default: ours alone)")
+    add_peer(parser)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measurements of each side (default {rounds})")
     parser.add_argument("--threads", type=int, help="CPU threads of each side (default: torch's)")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -41,6 +42,16 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, malloc: bool = 
         parser.add_argument("--malloc", nargs="+", default=["default"], metavar="HEAP",
                             help="heaps to measure under, both sides alike: default, warm (glibc that keeps its "
                                  "memory) or a library to preload, such as libjemalloc.so.2")
+
+
+def add_peer(parser: argparse.ArgumentParser) -> None:
+    def executable(path: str) -> str:
+        if shutil.which(path) is None:
+            raise argparse.ArgumentTypeError(f"{path} is no program; give FOLDER/bin/python of setup_peer.sh FOLDER")
+        return path
+
+    parser.add_argument("--peer", type=executable, metavar="PYTHON",
+                        help="of the environment made by setup_peer.sh (default: ours alone)")
 
 
 def environment(threads: int | None = None, heap: str = "default") -> dict[str, str]:
