@@ -5,8 +5,7 @@
 Lengths are those of IMDb's 25,000 training reviews in our tokens ($ULMFIT_DATA/imdb/train.parquet); without the data
 they are drawn (log-normal, mean 290). Nothing is trained: both orders of the documents are the real ones (ours from
 DocumentBatches and deal, fastai's from its SortedDL, cut over ranks as its DistributedDL does, each rank a contiguous
-part of the order), and the encoders' windows are counted. A fastai window reads the rows that have begun, padded at
-the end; ours reads those that have not ended.
+part of the order), and the tokens of the encoders' windows are counted, which is checked on both real encoders.
 
 Padding: share of the computed tokens that are none. Balance of a step: mean / max over ranks of what they compute, the
 mean of an epoch's steps weighted by cost. It is given for tokens, and for tokens + 16 a time step, since a time step
@@ -24,8 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import side_by_side as sides
+import torch
 
 from ulmfit.batches.documents import TIME_STEP_OVERHEAD, DocumentBatches, deal
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.model.classifier import ClassifierNet
 from ulmfit.text.tokenizer import Tokenizer
 
 WINDOW = 72
@@ -33,11 +35,23 @@ WINDOW = 72
 PEER = r"""
 import json, sys
 import numpy as np
-from fastai.text.all import SortedDL
-lengths, batch_size = json.load(sys.stdin)
+import torch
+from fastai.text.all import SentenceEncoder, SortedDL, TensorText, pad_input_chunk
+lengths, batch_size, window = json.load(sys.stdin)
 np.random.seed(0)
 loader = SortedDL(list(range(len(lengths))), res=lengths, bs=batch_size, shuffle=True)
-print(json.dumps([int(i) for i in loader.get_idxs()]))
+order = [int(i) for i in loader.get_idxs()]
+
+class Count(torch.nn.Module):
+    read = 0
+    def forward(self, tokens):
+        self.read += tokens.numel()
+        return tokens[..., None].float()
+
+count = Count()
+texts = pad_input_chunk([(TensorText(torch.full((lengths[i],), 5)),) for i in order[:batch_size]], seq_len=window)
+SentenceEncoder(window, count)(torch.stack([text for text, in texts]))
+print(json.dumps([order, count.read]))
 """
 
 
@@ -64,9 +78,24 @@ def computed_ours(lengths: np.ndarray) -> int:
 
 
 def computed_peer(lengths: np.ndarray) -> int:
-    """Tokens that SentenceEncoder reads: a row begins where its whole windows of padding in front end."""
+    """Tokens that SentenceEncoder reads: whole windows of padding stand in front of a row, the rest behind it; a
+    window has as many rows as have a word in its first column."""
     longest = lengths.max(initial=0)
-    return int((longest - (longest - lengths) // WINDOW * WINDOW).sum())
+    begins = (longest - lengths) // WINDOW * WINDOW
+    starts = np.arange(0, longest, WINDOW)[:, None]
+    live = ((begins <= starts) & (begins + lengths > starts)).sum(1)
+    return int((live * np.minimum(WINDOW, longest - starts[:, 0])).sum())
+
+
+def check_ours() -> None:
+    """`computed_ours` counts what the real network reads."""
+    net = ClassifierNet(AWDLSTMConfig(8, embedding_size=2, hidden_size=2, num_layers=1), 2, bptt=WINDOW)
+    read = []
+    net.encoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
+    lengths = np.random.default_rng(0).integers(1, 400, 32)
+    with torch.no_grad():
+        net.encode(torch.zeros(32, lengths.max(), dtype=torch.long), torch.from_numpy(lengths))
+    assert sum(read) == computed_ours(lengths)
 
 
 def deal_ours(lengths: np.ndarray, ranks: int, per_rank: int) -> Iterator[list[np.ndarray]]:
@@ -107,15 +136,15 @@ def main() -> None:
 
     print(sides.machine())
     lengths = review_lengths()
-    # A row of equal documents is read without waste, whichever way it is counted.
-    assert computed_ours(np.full(3, 100)) == computed_peer(np.full(3, 100)) == 300
+    check_ours()
     shuffled = np.random.default_rng(0).permutation(len(lengths))
     order = None
     if options.peer:
-        found = subprocess.run([options.peer, "-c", PEER], input=json.dumps([lengths.tolist(), options.per_rank]),
-                               text=True, stdout=subprocess.PIPE, check=True)
-        order = json.loads(found.stdout)
+        found = subprocess.run([options.peer, "-c", PEER], text=True, check=True,
+                               input=json.dumps([lengths.tolist(), options.per_rank, WINDOW]), stdout=subprocess.PIPE)
+        order, read = json.loads(found.stdout)
         assert sorted(order) == list(range(len(lengths)))
+        assert read == computed_peer(lengths[order[:options.per_rank]])
     print(f"{'':28}{'padding':>9}{'balance':>9}{'with the cost of time steps':>29}")
     for ranks in options.ranks:
         rows = {"ours": (deal_ours(lengths, ranks, options.per_rank), computed_ours)}

@@ -74,8 +74,9 @@ def model_step(options: argparse.Namespace, rows: int, gpus: int) -> dict[str, f
 def print_model(options: argparse.Namespace) -> None:
     size = sum(parameter_bytes(options.preset, options.vocab_size, options.gradient_bytes))
     print(f"Model of {options.preset}, V = {options.vocab_size}, bptt {options.bptt}, {size / 1e6:.0f} MB of gradients")
-    print(f"Assumed: {options.rate:g} TFLOP/s sustained, {options.step_latency:g} us a time step, {options.inside:g} GB/s "
-          f"in a node of {options.node_size}, {options.between:g} GB/s between nodes, {options.latency:g} us x log2 N")
+    print(f"Assumed: {options.rate:g} TFLOP/s sustained, {options.step_latency:g} us a time step, {options.inside:g} "
+          f"GB/s in a node of {options.node_size}, {options.between:g} GB/s between nodes, {options.latency:g} us x "
+          "log2 N")
     print("rows/GPU   GPUs  compute ms  all-reduce ms  exposed ms    tokens/s  efficiency")
     for rows in options.rows:
         for gpus in (1, 8, 16, 32, 64, 128, 256, 512):
