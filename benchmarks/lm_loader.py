@@ -125,6 +125,8 @@ def serve_peer(options: argparse.Namespace) -> None:
 
 def step_pace(options: argparse.Namespace) -> float:
     """Tokens a second of the trainer's step here."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
     step, *_ = build_ours(options.preset, options.vocab_size, options.rows, options.bptt, options.precision)
     step()
     wall = sides.seconds(lambda: [step() for _ in range(options.train_steps)])
