@@ -102,14 +102,15 @@ def work(options: argparse.Namespace) -> None:
         world = int(os.environ.get("WORLD_SIZE", 1))
         rows = options.rows[0] * (world if options.weak else 1)
         step, engine, runtime = build_ours(options.preset, options.vocab_size, rows, options.bptt, options.precision)
+        size = sum(parameter_bytes(options.preset, options.vocab_size))
+        assert size == sum(4 * parameter.numel() for parameter in engine.model.parameters())
         losses = [runtime.sum(step()).item() for _ in range(2)]  # the first steps are slow
         found = {"step": statistics.median(sides.seconds(step) for _ in range(options.steps)), "losses": losses,
                  "threads": torch.get_num_threads()}
         if world > 1:
             with engine.model.no_sync():
                 found["local"] = statistics.median(sides.seconds(step) for _ in range(options.steps))
-            gradients = torch.zeros(int(sum(parameter_bytes(options.preset, options.vocab_size))) // 4,
-                                    device=runtime.device)
+            gradients = torch.zeros(int(size) // 4, device=runtime.device)
             dist.all_reduce(gradients)
             found["reduce"] = statistics.median(
                 sides.seconds(lambda: dist.all_reduce(gradients)) for _ in range(max(3, options.steps)))
