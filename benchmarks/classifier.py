@@ -146,7 +146,7 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
 
 def serve(options: argparse.Namespace, train_epoch: Callable, predict: Callable, alone: Callable) -> None:
     def measure() -> dict[str, float]:
-        return {"predict": sides.seconds(predict), "train": sides.seconds(train_epoch),
+        return {**sides.wall_and_cpu("predict", predict), **sides.wall_and_cpu("train", train_epoch),
                 "peak": sides.matrix_peak(options.precision)}
 
     def compare() -> dict[str, list[float]]:
@@ -201,7 +201,9 @@ def main() -> None:
             print(f"  {name:5} {len(chosen) / wall:9.2f} documents/s {chosen.sum() / wall:10.0f} tokens/s "
                   f"{share:6.1%} of the peak")
         if options.peer:
-            print(f"  ours / peer: {sides.ratio(found['peer'].values(part), found['ours'].values(part))} documents/s")
+            wall, cpu = (sides.ratio(found["peer"].values(key), found["ours"].values(key))
+                         for key in (part, f"{part}_cpu"))
+            print(f"  ours / peer: {wall} documents/s, {cpu} a CPU second")
     for name, side in found.items():
         far = side.facts["far"]
         print(f"{name}: peak memory {side.facts['memory']:.2f} GiB; {sum(value > 1e-5 for value in far)} of {ALONE} "

@@ -7,7 +7,8 @@
 Ours is the trainer's own step (LanguageModelTask and PlainEngine: all dropouts, AR and TAR, clipping, fused AdamW).
 fastai's is `language_model_learner(...).fit` on batches that lie ready, with the callbacks that it brings (AR and TAR,
 no clipping), its sizes and dropouts the same. The share of the peak is that of a large fp32 matrix product (on a GPU
-in the precision measured), the best of all rounds, and counts the arithmetic of the matrix products alone. Each side
+in the precision measured), the best of all rounds, and counts the arithmetic of the matrix products alone; in brackets
+it is by CPU seconds, which a busy machine disturbs less (set OMP_WAIT_POLICY=PASSIVE, or waiting counts). Each side
 is a process of its own, so that peak memory is the step's; both learn on the same tokens again and again, and their
 first losses must be alike. First of all our loss and gradients are compared with plain torch.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable
 
 import side_by_side as sides
@@ -85,8 +87,6 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
 
 def build_peer(preset: str, vocab_size: int, rows: int, bptt: int, precision: str, steps: int) -> Callable:
     """run(): `steps` steps of fastai's learner; their wall time and the first loss."""
-    import time
-
     from fastai.text.all import (
         AWD_LSTM,
         Callback,
@@ -173,9 +173,12 @@ def serve(options: argparse.Namespace, precision: str) -> None:
     first: list[float] = []
 
     def measure() -> dict[str, float]:
+        cpu = time.process_time()
         wall, loss = run()
+        cpu = time.process_time() - cpu
         first.append(loss)
-        return {"tokens": options.rows * options.bptt * options.steps / wall, "first": first[0],
+        tokens = options.rows * options.bptt * options.steps
+        return {"tokens": tokens / wall, "by_cpu": tokens / cpu, "first": first[0],
                 "peak": sides.matrix_peak(precision)}
 
     sides.serve(measure, threads=torch.get_num_threads())
@@ -208,12 +211,15 @@ def main() -> None:
             print(f"{precision}, malloc {heap}, {threads} threads, peak {peak / 1e9:.0f} GFLOP/s")
             for name, side in found.items():
                 pace = side.median("tokens")
-                print(f"  {name:5} {pace:10.1f} tokens/s  {pace * flops / peak:6.1%} of the peak  "
-                      f"{side.facts['memory']:6.2f} GiB", flush=True)
+                by_cpu = side.median("by_cpu")
+                share = "" if torch.cuda.is_available() else f" ({by_cpu * flops / peak * threads:.1%})"
+                print(f"  {name:5} {pace:10.1f} tokens/s, {by_cpu:.1f} a CPU second  "
+                      f"{pace * flops / peak:6.1%}{share} of the peak  {side.facts['memory']:6.2f} GiB", flush=True)
                 assert math.isclose(side.rounds[0]["first"], math.log(options.vocab_size), rel_tol=0.02), side.rounds
             if options.peer:
                 ours, peer = found["ours"], found["peer"]
                 print(f"  ours / peer: {sides.ratio(ours.values('tokens'), peer.values('tokens'))} tokens/s, "
+                      f"{sides.ratio(ours.values('by_cpu'), peer.values('by_cpu'))} a CPU second, "
                       f"{ours.facts['memory'] / peer.facts['memory']:.2f}x memory")
 
 

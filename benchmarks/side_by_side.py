@@ -166,6 +166,14 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
+def wall_and_cpu(name: str, work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of `work` as {name}, and those of this process's cores as {name}_cpu (a busy machine disturbs them less;
+    OMP_WAIT_POLICY=PASSIVE, or waiting counts)."""
+    cpu = time.process_time()
+    wall = seconds(work)
+    return {name: wall, f"{name}_cpu": time.process_time() - cpu}
+
+
 def matrix_peak(precision: str = "fp32") -> float:
     """FLOP/s of a large square matrix product, the best of five: what the machine gives at this moment."""
     cuda = torch.cuda.is_available()
