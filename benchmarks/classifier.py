@@ -147,7 +147,7 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
 def serve(options: argparse.Namespace, train_epoch: Callable, predict: Callable, alone: Callable) -> None:
     def measure() -> dict[str, float]:
         return {**sides.wall_and_cpu("predict", predict), **sides.wall_and_cpu("train", train_epoch),
-                "peak": sides.matrix_peak(options.precision)}
+                **sides.matrix_peak(options.precision)}
 
     def compare() -> dict[str, list[float]]:
         return {"far": (predict()[:ALONE] - alone()).abs().amax(1).tolist()}

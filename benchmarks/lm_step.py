@@ -7,10 +7,11 @@
 Ours is the trainer's own step (LanguageModelTask and PlainEngine: all dropouts, AR and TAR, clipping, fused AdamW).
 fastai's is `language_model_learner(...).fit` on batches that lie ready, with the callbacks that it brings (AR and TAR,
 no clipping), its sizes and dropouts the same. The share of the peak is that of a large fp32 matrix product (on a GPU
-in the precision measured), the best of all rounds, and counts the arithmetic of the matrix products alone; in brackets
-it is by CPU seconds, which a busy machine disturbs less (set OMP_WAIT_POLICY=PASSIVE, or waiting counts). Each side
-is a process of its own, so that peak memory is the step's; both learn on the same tokens again and again, and their
-first losses must be alike. First of all our loss and gradients are compared with plain torch.
+in the precision measured), the best of all rounds, and counts the arithmetic of the matrix products alone. In brackets
+it is by CPU seconds on both sides of the fraction, which a busy machine disturbs less (set OMP_WAIT_POLICY=PASSIVE, or
+waiting counts). Each side is a process of its own, so that peak memory is the step's; both learn on the same tokens
+again and again, and their first losses must be alike. First of all our loss and gradients are compared with plain
+torch.
 """
 
 from __future__ import annotations
@@ -178,8 +179,7 @@ def serve(options: argparse.Namespace, precision: str) -> None:
         cpu = time.process_time() - cpu
         first.append(loss)
         tokens = options.rows * options.bptt * options.steps
-        return {"tokens": tokens / wall, "by_cpu": tokens / cpu, "first": first[0],
-                "peak": sides.matrix_peak(precision)}
+        return {"tokens": tokens / wall, "by_cpu": tokens / cpu, "first": first[0], **sides.matrix_peak(precision)}
 
     sides.serve(measure, threads=torch.get_num_threads())
 
@@ -206,13 +206,13 @@ def main() -> None:
         for heap in options.malloc:
             found = sides.alternate(options, [*sys.argv, "--precision", precision],
                                     sides.environment(options.threads, heap))
-            peak = max(max(side.values("peak")) for side in found.values())
+            peak, core = (max(max(side.values(key)) for side in found.values()) for key in ("peak", "peak_cpu"))
             threads = found["ours"].facts["threads"]
             print(f"{precision}, malloc {heap}, {threads} threads, peak {peak / 1e9:.0f} GFLOP/s")
             for name, side in found.items():
                 pace = side.median("tokens")
                 by_cpu = side.median("by_cpu")
-                share = "" if torch.cuda.is_available() else f" ({by_cpu * flops / peak * threads:.1%})"
+                share = "" if torch.cuda.is_available() else f" ({by_cpu * flops / core:.1%})"
                 print(f"  {name:5} {pace:10.1f} tokens/s, {by_cpu:.1f} a CPU second  "
                       f"{pace * flops / peak:6.1%}{share} of the peak  {side.facts['memory']:6.2f} GiB", flush=True)
                 assert math.isclose(side.rounds[0]["first"], math.log(options.vocab_size), rel_tol=0.02), side.rounds
