@@ -8,8 +8,9 @@ DocumentBatches and deal, fastai's from its SortedDL, cut over ranks as its Dist
 part of the order), and the tokens of the encoders' windows are counted, which is checked on both real encoders.
 
 Padding: share of the computed tokens that are none. Balance of a step: mean / max over ranks of what they compute, the
-mean of an epoch's steps weighted by cost. It is given for tokens, and for tokens + 16 a time step, since a time step
-costs something however few documents it reads: that is what a latency-bound GPU waits for.
+mean of an epoch's steps weighted by cost. It is given for tokens, and for the cost: a token that is read without
+gradient (before a document's last 1,400) counts a third, and a time step 16 tokens besides, since it costs something
+however few documents it reads: that is what a latency-bound GPU waits for.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import numpy as np
 import side_by_side as sides
 import torch
 
-from ulmfit.batches.documents import TIME_STEP_OVERHEAD, DocumentBatches, deal
+from ulmfit.batches.documents import FORWARD, TIME_STEP_OVERHEAD, DocumentBatches, deal
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.text.tokenizer import Tokenizer
 
-WINDOW = 72
+WINDOW, MAX_LEN = 72, 1400
 
 PEER = r"""
 import json, sys
@@ -70,21 +71,34 @@ def review_lengths() -> np.ndarray:
     return lengths
 
 
-def computed_ours(lengths: np.ndarray) -> int:
-    """Tokens that ClassifierNet reads: each window its live rows, as wide as the longest reaches."""
-    starts = np.arange(0, lengths.max(initial=0), WINDOW)
+def computed_ours(lengths: np.ndarray) -> tuple[int, float]:
+    """Tokens that ClassifierNet reads: each window its live rows, as wide as the longest reaches; and their cost."""
+    longest = lengths.max(initial=0)
+    starts = np.arange(0, longest, WINDOW)
+    widths = np.minimum(WINDOW, longest - starts)
     live = (lengths[None, :] > starts[:, None]).sum(1)
-    return int((live * np.minimum(WINDOW, lengths.max(initial=0) - starts)).sum())
+    forward = (lengths[None, :] > (starts + WINDOW + MAX_LEN - 1)[:, None]).sum(1)
+    return int((live * widths).sum()), spent(live, forward, widths)
 
 
-def computed_peer(lengths: np.ndarray) -> int:
+def computed_peer(lengths: np.ndarray) -> tuple[int, float]:
     """Tokens that SentenceEncoder reads: whole windows of padding stand in front of a row, the rest behind it; a
-    window has as many rows as have a word in its first column."""
+    window has as many rows as have a word in its first column. And their cost."""
     longest = lengths.max(initial=0)
     begins = (longest - lengths) // WINDOW * WINDOW
-    starts = np.arange(0, longest, WINDOW)[:, None]
-    live = ((begins <= starts) & (begins + lengths > starts)).sum(1)
-    return int((live * np.minimum(WINDOW, longest - starts[:, 0])).sum())
+    starts = np.arange(0, longest, WINDOW)
+    widths = np.minimum(WINDOW, longest - starts)
+    live = ((begins <= starts[:, None]) & (begins + lengths > starts[:, None])).sum(1)
+    forward = live * (starts + WINDOW <= longest - MAX_LEN)
+    return int((live * widths).sum()), spent(live, forward, widths)
+
+
+def spent(live: np.ndarray, forward: np.ndarray, widths: np.ndarray) -> float:
+    """Cost of windows of `live` rows, `forward` of them read without gradient, in trained tokens; a time step costs
+    what some rows do besides."""
+    rows = live - (1 - FORWARD) * forward
+    steps = np.where(forward < live, 1, FORWARD)
+    return float(((rows + TIME_STEP_OVERHEAD * steps) * widths).sum())
 
 
 def check_ours() -> None:
@@ -95,7 +109,7 @@ def check_ours() -> None:
     lengths = np.random.default_rng(0).integers(1, 400, 32)
     with torch.no_grad():
         net.encode(torch.zeros(32, lengths.max(), dtype=torch.long), torch.from_numpy(lengths))
-    assert sum(read) == computed_ours(lengths)
+    assert sum(read) == computed_ours(lengths)[0]
 
 
 def deal_ours(lengths: np.ndarray, ranks: int, per_rank: int) -> Iterator[list[np.ndarray]]:
@@ -103,7 +117,7 @@ def deal_ours(lengths: np.ndarray, ranks: int, per_rank: int) -> Iterator[list[n
     for indices in DocumentBatches(lengths, batch_size=per_rank * ranks, seed=0).plan(0):
         step = lengths[indices]
         assert sorted(np.concatenate(shares := [np.concatenate(parts) for parts in deal(
-            step, num_ranks=ranks, micro_batches=1)])) == list(range(len(step))), "each document on one rank"
+            step, num_ranks=ranks, micro_batches=1, reach=MAX_LEN)])) == list(range(len(step))), "each on one rank"
         yield [step[share] for share in shares]
 
 
@@ -116,15 +130,14 @@ def deal_peer(lengths: np.ndarray, order: Sequence[int], ranks: int, per_rank: i
 
 
 def summary(steps: list[list[np.ndarray]], computed) -> tuple[float, float, float]:
-    """Padding, balance by tokens, balance with the cost of time steps."""
-    tokens = np.array([[computed(part) for part in step] for step in steps], dtype=float)
-    longest = np.array([[part.max(initial=0) for part in step] for step in steps], dtype=float)
+    """Padding, balance by tokens, balance by cost."""
+    tokens, costs = np.moveaxis(np.array([[computed(part) for part in step] for step in steps]), 2, 0)
     real = sum(int(part.sum()) for step in steps for part in step)
 
-    def balance(cost: np.ndarray) -> float:
-        return cost.mean(1).sum() / cost.max(1).sum()
+    def balance(each: np.ndarray) -> float:
+        return each.mean(1).sum() / each.max(1).sum()
 
-    return 1 - real / tokens.sum(), balance(tokens), balance(tokens + TIME_STEP_OVERHEAD * longest)
+    return 1 - real / tokens.sum(), balance(tokens), balance(costs)
 
 
 def main() -> None:
@@ -144,8 +157,8 @@ def main() -> None:
                                input=json.dumps([lengths.tolist(), options.per_rank, WINDOW]), stdout=subprocess.PIPE)
         order, read = json.loads(found.stdout)
         assert sorted(order) == list(range(len(lengths)))
-        assert read == computed_peer(lengths[order[:options.per_rank]])
-    print(f"{'':28}{'padding':>9}{'balance':>9}{'with the cost of time steps':>29}")
+        assert read == computed_peer(lengths[order[:options.per_rank]])[0]
+    print(f"{'':28}{'padding':>9}{'balance':>9}{'balance by cost':>17}")
     for ranks in options.ranks:
         rows = {"ours": (deal_ours(lengths, ranks, options.per_rank), computed_ours)}
         if order is not None:
@@ -153,7 +166,7 @@ def main() -> None:
         rows["random order"] = (deal_peer(lengths, shuffled, ranks, options.per_rank), computed_ours)
         for name, (steps, computed) in rows.items():
             padding, by_tokens, by_cost = summary(list(steps), computed)
-            print(f"{ranks:3} ranks  {name:19}{padding:9.1%}{by_tokens:9.3f}{by_cost:29.3f}")
+            print(f"{ranks:3} ranks  {name:19}{padding:9.1%}{by_tokens:9.3f}{by_cost:17.3f}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ulmfit.errors import UserError
 
 POOL_STEPS = 50  # steps' worth of shuffled documents that are sorted by length together
 TIME_STEP_OVERHEAD = 16  # what a time step costs however few documents it reads, in documents
+FORWARD = 1 / 3  # what a token costs that is read without gradient
 _STEPS = 1  # marks the order of an epoch's steps, apart from that of its documents
 
 
@@ -87,48 +88,66 @@ class DocumentBatches:
             epoch, start = epoch + 1, 0
 
 
-def cost(lengths: np.ndarray, *, overhead: float = TIME_STEP_OVERHEAD) -> float:
-    """Estimated cost of reading documents as one micro-batch, in tokens.
+def work(lengths: np.ndarray, reach: int | None = None) -> np.ndarray:
+    """What each document costs by its tokens, in tokens that are trained on, float64 [n].
 
-    The encoder reads window after window and drops documents that have ended, so it computes about their
-    tokens; and each of the time steps of the longest costs a fixed `overhead` (kernel launches, the
-    recurrence's latency) besides. Equal tokens alone is not equal time.
+    Only the last `reach` tokens of a document are (None: all of them); those before are read forward alone.
     """
-    return float(np.sum(lengths) + overhead * np.max(lengths)) if len(lengths) else 0.0
+    lengths = np.asarray(lengths, dtype=np.float64)
+    trained = lengths if reach is None else np.minimum(lengths, reach)
+    return trained + FORWARD * (lengths - trained)
 
 
-def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int,
+def _added_cost(length: int, reach: int | None, first: int | None, overhead: float) -> tuple[float, int]:
+    """What a document adds to the cost of a micro-batch of longer ones, and the first time step trained then.
+
+    The encoder reads window after window and drops documents that have ended, so it computes about their tokens;
+    and each time step of the longest costs a fixed `overhead` besides (kernel launches, the recurrence's latency),
+    less where no document is trained on. Equal tokens alone is not equal time. `first` is the first time step trained
+    before, None for an empty micro-batch. As no document is longer than one before it, the time steps at which it is
+    trained and they are not lie between its own first and theirs.
+    """
+    begin = 0 if reach is None else max(0, length - reach)
+    units = length - (1 - FORWARD) * begin
+    if first is None:
+        return units * (1 + overhead), begin
+    more = max(0, min(first, length) - begin)
+    return units + overhead * (1 - FORWARD) * more, min(first, begin)
+
+
+def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, reach: int | None = None,
          overhead: float = TIME_STEP_OVERHEAD) -> list[list[np.ndarray]]:
     """Cut one step into ranks and micro-batches.
 
     The documents, from the longest to the shortest, are first cut into `micro_batches` classes of equal
-    tokens, so that neighbouring lengths meet in a micro-batch and memory is even. Each class is then dealt
+    work, so that neighbouring lengths meet in a micro-batch and memory is even. Each class is then dealt
     over the ranks, a document at a time to the rank whose total cost is lowest: ranks work on the same
     lengths at the same time, and what one class leaves uneven the next, of shorter documents, evens out.
 
     Args:
         lengths_of_step: tokens of the step's documents, int [n].
+        reach: last tokens of a document that are trained on, see `work`.
 
     Returns:
         [rank][micro-batch] -> positions in the step, int64, from the longest document to the shortest; every
         position is in exactly one of them, and some may be empty.
     """
-    lengths = np.asarray(lengths_of_step, dtype=np.int64)
+    lengths = np.asarray(lengths_of_step)
     order = np.argsort(-lengths, kind="stable")
-    descending = lengths[order]
-    ends = np.cumsum(descending)
-    total = int(ends[-1]) if len(ends) else 0
+    lengths = lengths[order]
+    units = work(lengths, reach)
+    ends = np.cumsum(units)
     # The class of a document is where its middle falls, so a class is never off by a whole document.
-    classes = np.minimum((2 * ends - descending) * micro_batches // max(1, 2 * total), micro_batches - 1)
+    middles = (ends - units / 2) / max(1.0, ends[-1] if len(ends) else 0.0)
+    classes = np.minimum((middles * micro_batches).astype(np.int64), micro_batches - 1)
     dealt: list[list[list[int]]] = [[[] for _ in range(micro_batches)] for _ in range(num_ranks)]
     heap = [(0.0, rank) for rank in range(num_ranks)]
-    for position, length, part in zip(order.tolist(), descending.tolist(), classes.tolist(), strict=True):
+    firsts: dict[tuple[int, int], int] = {}
+    for position, length, part in zip(order.tolist(), lengths.tolist(), classes.tolist(), strict=True):
         spent, rank = heap[0]
-        chosen = dealt[rank][part]
-        # The first document of a micro-batch is its longest: it alone decides the number of time steps.
-        spent += length if chosen else length * (1 + overhead)
-        chosen.append(position)
-        heapq.heapreplace(heap, (spent, rank))
+        added, firsts[rank, part] = _added_cost(length, reach, firsts.get((rank, part)), overhead)
+        dealt[rank][part].append(position)
+        heapq.heapreplace(heap, (spent + added, rank))
     return [[np.array(part, dtype=np.int64) for part in parts] for parts in dealt]
 
 

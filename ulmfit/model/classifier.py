@@ -95,6 +95,7 @@ class ClassifierNet(nn.Module):
                 raise UserError(f"{name} is {value}: give a positive number.")
         self.config, self.num_classes = config, num_classes
         self.bptt, self.max_len, self.gradient_window = bptt, max_len, gradient_window
+        self.reach = max_len if gradient_window is None else min(gradient_window, max_len)
         self.head_hidden, self.head_p = head_hidden, head_p
         self.encoder = AWDLSTM(config)
         self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes,
@@ -152,7 +153,6 @@ class ClassifierNet(nn.Module):
         def longer_than(length: int) -> int:
             return bisect_left(negated, -length)
 
-        reach = self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         weight = self.encoder.embedding.weight
         tokens = tokens[:, :sizes[0]]
@@ -164,7 +164,7 @@ class ClassifierNet(nn.Module):
         done: list[Tensor] = []
         while live:
             stop = start + self.bptt
-            without_gradient = min(longer_than(stop + reach - 1), live) if trains else 0
+            without_gradient = min(longer_than(stop + self.reach - 1), live) if trains else 0
             output, state = self._read_window(tokens[:live, start:stop], state, masks, index[:live],
                                               start // self.bptt, without_gradient)
             output = output.to(weight.dtype)

@@ -149,7 +149,7 @@ class ClassifierTask:
     def largest_tokens(self) -> float:
         """Tokens of the largest micro-batch of this rank whose activations are kept."""
         longest = np.sort(self._train.lengths)[-self._recipe.batch_size:]
-        kept = np.minimum(longest, self._config.max_len).sum()
+        kept = np.minimum(longest, self.net.reach).sum()
         return float(kept) / (self._runtime.world_size * self.micro_batches)
 
     def forget(self) -> None:
@@ -157,7 +157,7 @@ class ClassifierTask:
 
     def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
         shares = deal(self._train.lengths[indices], num_ranks=self._runtime.world_size,
-                      micro_batches=self.micro_batches)
+                      micro_batches=self.micro_batches, reach=self.net.reach)
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
         return ClassifierBatch(indices, parts, epoch, step)
 
