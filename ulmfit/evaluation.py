@@ -62,7 +62,7 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
         labels = torch.as_tensor(store.labels[part.indices], dtype=torch.long, device=device)
         with runtime.accelerator.autocast():
-            logits = net(part.tokens.to(device), part.lengths)
+            logits = net(part.tokens.to(device), part.lengths).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         cells = labels * classes + logits.argmax(1)
         sums[:-1] += torch.bincount(cells, minlength=classes * classes)

@@ -133,7 +133,7 @@ class TextClassifier:
             for row, index in enumerate(indices):
                 ids = torch.from_numpy(documents[index].astype(np.int64))
                 tokens[row, :len(ids)] = ids.flip(0) if self.config.get("backwards") else ids
-            logits = self.net(tokens.to(device), torch.from_numpy(lengths[indices]))
+            logits = self.net(tokens.to(device), torch.from_numpy(lengths[indices])).logits
             result[indices] = logits.float().softmax(1).cpu().numpy()
         return result
 

@@ -47,14 +47,19 @@ def masks(rows, num_rows=16):
     return Masks(3, 0, num_rows=num_rows, rows=list(rows))
 
 
-def read_alone(net, document, reach=MAX_LEN):
-    """Pooled output of one document by definition, with gradient through the windows that `reach` touches."""
+def pooled_outputs(net, document, reach):
+    """A document's outputs that are pooled, by definition, with gradient through the windows that `reach` touches."""
     state, outputs = net.encoder.init_state(1), []
     for start in range(0, len(document), net.bptt):
         with torch.set_grad_enabled(start + net.bptt > len(document) - reach):
             output, state = net.encoder(document[None, start:start + net.bptt], state)
         outputs.append(output)
-    pool = torch.cat(outputs, 1)[0, -net.max_len:]
+    return torch.cat(outputs, 1)[0, -net.max_len:]
+
+
+def read_alone(net, document, reach=MAX_LEN):
+    """Pooled output of one document by definition."""
+    pool = pooled_outputs(net, document, reach)
     return torch.cat([pool[-1], pool.max(0).values, pool.mean(0)])
 
 
@@ -69,18 +74,18 @@ def test_single_document_logits_of_fastai_for_any_batching(golden, version, bptt
     state = {name.removeprefix("cw."): tensor for name, tensor in arrays.items() if name.startswith("cw.")}
     net.load_state_dict(dict(net.head.named_buffers(prefix="head")) | fastai_state_dict(state))
     expected = arrays[f"clas.v{version}_single"]
-    together = net(*batch(golden.documents))
+    together = net(*batch(golden.documents)).logits
     torch.testing.assert_close(together, expected, rtol=0, atol=1e-6)
     for document, logits in zip(golden.documents, expected, strict=True):
-        torch.testing.assert_close(net(*batch([document]))[0], logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(net(*batch([document])).logits[0], logits, rtol=0, atol=1e-6)
     if version == 2:
-        pooled = net.encode(*batch(golden.documents))
+        pooled = net.encode(*batch(golden.documents)).pooled
         torch.testing.assert_close(pooled, arrays["clas.pooled"], rtol=0, atol=1e-6)
 
 
 def test_pooled_by_definition_with_its_gradient():
     net = model()
-    pooled = net.encode(*batch(documents()))
+    pooled = net.encode(*batch(documents())).pooled
     expected = torch.stack([read_alone(net, document) for document in documents()])
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-12)
     for ours, theirs in zip(gradients(net, pooled), gradients(net, expected), strict=True):
@@ -90,15 +95,31 @@ def test_pooled_by_definition_with_its_gradient():
 @pytest.mark.parametrize("reach", [1, 4, 5, 6, 100])
 def test_gradient_window_changes_the_gradient_and_not_the_value(reach):
     net = model(gradient_window=reach)
-    pooled = net.encode(*batch(documents()))
-    torch.testing.assert_close(pooled, model().encode(*batch(documents())), rtol=0, atol=1e-12)
+    pooled = net.encode(*batch(documents())).pooled
+    torch.testing.assert_close(pooled, model().encode(*batch(documents())).pooled, rtol=0, atol=1e-12)
     expected = torch.stack([read_alone(net, document, min(reach, MAX_LEN)) for document in documents()])
     short = gradients(net, pooled)
     for ours, theirs in zip(short, gradients(net, expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     net.gradient_window = None
-    full = gradients(net, net.encode(*batch(documents())))
+    full = gradients(net, net.encode(*batch(documents())).pooled)
     assert torch.equal(short[0], full[0]) == (reach >= MAX_LEN)
+
+
+@pytest.mark.parametrize("reach", [None, 8])
+def test_ar_and_tar_by_definition_with_their_gradient(reach):
+    net = model(gradient_window=reach)
+    encoding = net.encode(*batch(documents()))
+    outputs = [pooled_outputs(net, document, net.reach)[-net.reach:] for document in documents()]
+    expected = (sum(pool.square().sum() for pool in outputs), sum(pool.diff(dim=0).square().sum() for pool in outputs))
+    for ours, theirs in zip(encoding[1:], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    weights = list(net.encoder.parameters())
+    for ours, theirs in zip(torch.autograd.grad(encoding.ar_sum + 3 * encoding.tar_sum, weights),
+                            torch.autograd.grad(expected[0] + 3 * expected[1], weights), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    net.encoder.requires_grad_(False)
+    assert net.encode(*batch(documents()))[1:] == (0, 0)  # nothing to train: nothing to compute
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -106,10 +127,10 @@ def test_logits_do_not_depend_on_the_batch(dtype):
     net = model(dtype=dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     docs = documents()
-    alone = torch.cat([net(*batch([document])) for document in docs])
+    alone = torch.cat([net(*batch([document])).logits for document in docs])
     for picked in ([*range(len(docs))][::-1], [0, 15], [15, 0], [3, 9, 4, 4, 12], [7, 8], [11, 10, 14]):
         for extra in (0, 9):
-            together = net(*batch([docs[i] for i in picked], extra))
+            together = net(*batch([docs[i] for i in picked], extra)).logits
             torch.testing.assert_close(together, alone[picked], rtol=0, atol=tolerance)
 
 
@@ -119,16 +140,16 @@ def test_what_stands_after_a_document_does_not_count():
     other = tokens.clone()
     for row, length in zip(other, lengths.tolist(), strict=True):
         row[length:] = 17
-    assert torch.equal(net(tokens, lengths), net(other, lengths))
+    assert torch.equal(net(tokens, lengths).logits, net(other, lengths).logits)
 
 
 def test_rows_dealt_in_parts_give_the_rows_of_the_whole():
     """Dropout follows the document, in whatever order and company a rank reads it."""
     net, docs = model(), documents()
-    whole = net.encode(*batch(docs), masks(range(len(docs))))
-    assert not torch.allclose(whole, net.encode(*batch(docs)))
+    whole = net.encode(*batch(docs), masks(range(len(docs)))).pooled
+    assert not torch.allclose(whole, net.encode(*batch(docs)).pooled)
     for rows in ([15, 3, 0], [2, 1, 14, 9], [7], list(range(16))[::-1]):
-        part = net.encode(*batch([docs[i] for i in rows]), masks(rows))
+        part = net.encode(*batch([docs[i] for i in rows]), masks(rows)).pooled
         torch.testing.assert_close(part, whole[rows], rtol=0, atol=1e-12)
 
 
@@ -157,7 +178,7 @@ def saved_elements(net, docs):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        pooled = net.encode(*batch(docs))
+        pooled = net.encode(*batch(docs)).pooled
     assert pooled.requires_grad
     weights = {parameter.data_ptr() for parameter in net.parameters()}
     return sum(size for (pointer, _), size in kept.items() if pointer not in weights)
@@ -176,9 +197,9 @@ def test_memory_of_evaluation_does_not_grow_with_the_document(recorder):
     net = model(dtype=torch.float32, bptt=50)
     tokens, lengths = batch(documents([20_000, 7]))
     with torch.inference_mode():
-        short = net(tokens[:, :7], [7, 7])
+        short = net(tokens[:, :7], [7, 7]).logits
         with recorder:
-            logits = net(tokens, lengths)
+            logits = net(tokens, lengths).logits
     made = [shape for shape in recorder.shapes if shape[-1:] != tokens.shape[1:]]  # the batch apart
     assert max(torch.Size(shape).numel() for shape in made) < 2 * 50 * 4 * 8
     torch.testing.assert_close(logits[1], short[1], rtol=0, atol=1e-5)
@@ -188,14 +209,14 @@ def test_memory_of_evaluation_does_not_grow_with_the_document(recorder):
 def test_a_frozen_encoder_is_read_without_a_graph():
     net = model()
     net.encoder.requires_grad_(False)
-    assert not net.encode(*batch(documents())).requires_grad
-    net(*batch(documents()), masks(range(16))).sum().backward()
+    assert not net.encode(*batch(documents())).pooled.requires_grad
+    net(*batch(documents()), masks(range(16))).logits.sum().backward()
     assert all(p.grad is None for p in net.encoder.parameters()) and net.head.linear2.weight.grad is not None
 
 
 def test_no_rows_and_no_empty_documents():
     net = model()
-    pooled = net.encode(torch.ones(0, 3, dtype=torch.long), torch.tensor([], dtype=torch.long))
+    pooled = net.encode(torch.ones(0, 3, dtype=torch.long), torch.tensor([], dtype=torch.long)).pooled
     assert pooled.shape == (0, 18) and net.head(pooled).shape == (0, 3)
     with pytest.raises(AssertionError):
         net.encode(torch.ones(2, 3, dtype=torch.long), [3, 0])
@@ -236,7 +257,7 @@ def test_a_single_row_uses_the_running_statistics():
     net = model(CONFIG.with_dropouts("clf", 0), head_p=0.0)
     document = batch(documents([9]))
     before = copy.deepcopy(net.state_dict())
-    assert torch.equal(net(*document, masks([0], 1)), net(*document))
+    assert torch.equal(net(*document, masks([0], 1)).logits, net(*document).logits)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
@@ -245,8 +266,8 @@ def test_parts_combined_before_the_head_give_the_step_of_the_whole():
     docs = documents()
     targets = torch.arange(len(docs)) % 3
     net, whole = model(), model()
-    logits = whole(*batch(docs), masks(range(16)))
-    nn.functional.cross_entropy(logits, targets).backward()
+    logits, ar_sum, tar_sum = whole(*batch(docs), masks(range(16)))
+    (nn.functional.cross_entropy(logits, targets) + 0.1 * ar_sum + 0.2 * tar_sum).backward()
 
     parts = [[15, 2, 5], [], [1, 0, 3, 4], [6, 7, 8, 9, 10, 11, 12, 13, 14]]
     pooled = torch.empty(16, 18, dtype=torch.float64)
@@ -254,19 +275,18 @@ def test_parts_combined_before_the_head_give_the_step_of_the_whole():
               for rows in parts]
     with torch.no_grad():
         for rows, part in zip(parts, inputs, strict=True):
-            pooled[rows] = net.encode(*part, masks(rows))
+            pooled[rows] = net.encode(*part, masks(rows)).pooled
     for number, (rows, part) in enumerate(zip(parts, inputs, strict=True)):
         def combine(own, rows=rows):
             return pooled.index_copy(0, torch.tensor(rows, dtype=torch.long), own)
 
-        got = net(*part, masks(rows), combine, masks(range(16)), update_statistics=number == 0)
+        got, ar_sum, tar_sum = net(*part, masks(rows), combine, masks(range(16)), update_statistics=number == 0)
         torch.testing.assert_close(got, logits, rtol=0, atol=1e-12)
         loss = nn.functional.cross_entropy(got, targets)
         head = list(net.head.parameters())
         for parameter, gradient in zip(head, torch.autograd.grad(loss, head, retain_graph=True), strict=True):
             parameter.grad = gradient  # every part computes the whole gradient of the head
-        if rows:
-            loss.backward(inputs=list(net.encoder.parameters()))
+        (loss + 0.1 * ar_sum + 0.2 * tar_sum).backward(inputs=list(net.encoder.parameters()))
     for (name, ours), theirs in zip(net.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
     for (name, ours), theirs in zip(net.named_buffers(), whole.buffers(), strict=True):
@@ -290,9 +310,9 @@ def test_layer_groups_are_fastais():
 
 def test_cpu_autocast_changes_nothing():
     net = model(dtype=torch.float32)
-    expected = net(*batch(documents()), masks(range(16)), update_statistics=False)
+    expected = net(*batch(documents()), masks(range(16)), update_statistics=False).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = net(*batch(documents()), masks(range(16)))
+        logits = net(*batch(documents()), masks(range(16))).logits
     assert torch.equal(logits, expected)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,30 @@ from torch.nn import functional as F
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State
+from ulmfit.model.loss import activation_regularization
+
+
+class Encoding(NamedTuple):
+    """Documents as the head sees them, and the sums behind AR and TAR over the last `reach` tokens of each.
+
+    The sums (0-d) are zero where the encoder is not trained. Divided by the number of these tokens, or of neighbours
+    among them, in the whole step, and by the width, they are AR and TAR.
+    """
+
+    pooled: Tensor
+    """[n, 3E]: last, maximum, mean of the outputs."""
+    ar_sum: Tensor
+    """Squared outputs of the last layer."""
+    tar_sum: Tensor
+    """Squared differences of neighbouring outputs."""
+
+
+class ClassifierOutput(NamedTuple):
+    """Logits [n, C], and the sums of `Encoding`."""
+
+    logits: Tensor
+    ar_sum: Tensor
+    tar_sum: Tensor
 
 
 class ClassifierHead(nn.Module):
@@ -95,25 +120,29 @@ class ClassifierNet(nn.Module):
                 raise UserError(f"{name} is {value}: give a positive number.")
         self.config, self.num_classes = config, num_classes
         self.bptt, self.max_len, self.gradient_window = bptt, max_len, gradient_window
-        self.reach = max_len if gradient_window is None else min(gradient_window, max_len)
         self.head_hidden, self.head_p = head_hidden, head_p
         self.encoder = AWDLSTM(config)
         self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes,
                                    (config.output_p, head_p))
 
+    @property
+    def reach(self) -> int:
+        """A document's last tokens that are trained on; those before are read without gradient."""
+        return self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)
+
     def forward(self, tokens: Tensor, lengths: Tensor | Sequence[int], masks: DropoutMasks | None = None,
                 combine: Callable[[Tensor], Tensor] | None = None, head_masks: DropoutMasks | None = None,
-                update_statistics: bool = True) -> Tensor:
+                update_statistics: bool = True) -> ClassifierOutput:
         """Logits [n, C] of documents; see `encode` and `ClassifierHead.forward`.
 
         `combine` maps this process's pooled rows to those the head shall see (those of the whole global
         batch, whose statistics its BatchNorm needs); `head_masks` are then the masks of those rows.
         """
         assert combine is None or (masks is None) == (head_masks is None), "masks of the combined rows"
-        pooled = self.encode(tokens, lengths, masks)
-        if combine is not None:
-            pooled = combine(pooled)
-        return self.head(pooled, masks if head_masks is None else head_masks, update_statistics)
+        encoding = self.encode(tokens, lengths, masks)
+        pooled = encoding.pooled if combine is None else combine(encoding.pooled)
+        logits = self.head(pooled, masks if head_masks is None else head_masks, update_statistics)
+        return ClassifierOutput(logits, encoding.ar_sum, encoding.tar_sum)
 
     def layer_groups(self) -> list[list[str]]:
         """Parameter names by group, as fastai splits them: embedding, each LSTM layer, head."""
@@ -123,8 +152,8 @@ class ClassifierNet(nn.Module):
         return [["encoder.embedding.weight"], *layers, head]
 
     def encode(self, tokens: Tensor, lengths: Tensor | Sequence[int],
-               masks: DropoutMasks | None = None) -> Tensor:
-        """Pooled documents [n, 3E]: [last, maximum, mean] of the outputs at the last `max_len` tokens.
+               masks: DropoutMasks | None = None) -> Encoding:
+        """Pooled documents: [last, maximum, mean] of the outputs at the last `max_len` tokens.
 
         tokens [n, T] int64, anything after a document's length; lengths [n], each at least 1 (on the CPU,
         else the host waits for the device). Rows of any order, fastest longest first; results in the order
@@ -135,18 +164,19 @@ class ClassifierNet(nn.Module):
             # One token is read and thrown away: its gradient, zero, reaches every parameter, as those of other
             # processes do. Engines that shard gradients wait for each other's.
             nothing = tokens.new_full((1, 1), self.config.pad_id)
-            return self._encode_sorted(nothing, [1], None, torch.zeros_like(nothing[0]))[:0]
+            encoding = self._encode_sorted(nothing, [1], None, torch.zeros_like(nothing[0]))
+            return Encoding(encoding.pooled[:0], 0 * encoding.ar_sum, 0 * encoding.tar_sum)
         sizes = [int(length) for length in torch.as_tensor(lengths).tolist()]
         assert len(sizes) == rows and min(sizes) >= 1 and max(sizes) <= tokens.shape[1]
         order = sorted(range(rows), key=lambda i: -sizes[i])
         index = torch.tensor(order, device=tokens.device)
         if order == list(range(rows)):
             return self._encode_sorted(tokens, sizes, masks, index)
-        pooled = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
-        return pooled[index.argsort()]
+        encoding = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
+        return encoding._replace(pooled=encoding.pooled[index.argsort()])
 
     def _encode_sorted(self, tokens: Tensor, sizes: list[int], masks: DropoutMasks | None,
-                       index: Tensor) -> Tensor:
+                       index: Tensor) -> Encoding:
         """`encode` for rows longest first; index[i] is the place of row i among the masks' rows."""
         negated = [-size for size in sizes]  # ascending, for bisect
 
@@ -162,6 +192,8 @@ class ClassifierNet(nn.Module):
         highest = torch.full_like(total, -torch.inf)
         length = torch.tensor(sizes, device=tokens.device)
         done: list[Tensor] = []
+        ar_sum = tar_sum = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
+        before: Tensor | None = None  # the last outputs of the window before
         while live:
             stop = start + self.bptt
             without_gradient = min(longer_than(stop + self.reach - 1), live) if trains else 0
@@ -180,6 +212,9 @@ class ClassifierNet(nn.Module):
                 total = total + inside.sum(1)
                 peaks = output if outside is None else output.masked_fill(outside, -torch.inf)
                 highest = torch.maximum(highest, peaks.amax(1))
+            if without_gradient < live and trains:
+                ar, tar = self._regularization(output, before, start, length, without_gradient)
+                ar_sum, tar_sum = ar_sum + ar, tar_sum + tar
             left = longer_than(end)
             if left < live:  # rows left..live end here
                 size = length[left:]
@@ -187,8 +222,25 @@ class ClassifierNet(nn.Module):
                 mean = total[left:] / size.clamp(max=self.max_len).unsqueeze(1)
                 done.append(torch.cat([last, highest[left:], mean], 1))
                 total, highest, state = total[:left], highest[:left], [(h[:left], c[:left]) for h, c in state]
+            before = output[:left, -1]
             live, start = left, stop
-        return torch.cat(done[::-1])
+        return Encoding(torch.cat(done[::-1]), ar_sum, tar_sum)
+
+    def _regularization(self, output: Tensor, before: Tensor | None, start: int, length: Tensor,
+                        without_gradient: int) -> tuple[Tensor, Tensor]:
+        """Sums behind AR and TAR over the tokens of a window that are trained on: output [live, T, E], the outputs
+        just before it [live, E]; the first `without_gradient` rows are left out."""
+        length = length[without_gradient:]
+        if without_gradient:  # autograd keeps what is squared: a view would keep the whole
+            output = output[without_gradient:].clone()
+        position = torch.arange(start, start + output.shape[1], device=output.device)
+        first = length - self.reach
+        ar_sum, tar_sum = activation_regularization(
+            output, output, (position >= first.unsqueeze(1)) & (position < length.unsqueeze(1)))
+        if before is not None:  # neighbours on both sides of the window's border
+            step = (output[:, 0] - before[without_gradient:]).to(tar_sum.dtype)
+            tar_sum = tar_sum + (step.square() * (first < start).unsqueeze(1)).sum()
+        return ar_sum, tar_sum
 
     def _read_window(self, tokens: Tensor, state: State, masks: DropoutMasks | None, index: Tensor,
                      window: int, without_gradient: int) -> tuple[Tensor, State]:

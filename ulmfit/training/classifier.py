@@ -170,7 +170,7 @@ class ClassifierTask:
 
     def step(self, engine: PlainEngine, batch: ClassifierBatch, number: int) -> StepResult:
         """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
-        runtime, device = self._runtime, self._runtime.device
+        runtime, config, device = self._runtime, self._config, self._runtime.device
         size = len(batch.indices)
         labels = torch.as_tensor(self._train.labels[batch.indices], dtype=torch.long, device=device)
         everyone = Masks(self._config.seed, number, num_rows=size, rows=range(size), device=device)
@@ -180,17 +180,22 @@ class ClassifierTask:
             with torch.no_grad(), runtime.accelerator.autocast(), engine.whole():
                 cached = self._gather(batch, torch.cat([
                     self.net.encode(part.tokens.to(device), part.lengths,
-                                    everyone.for_rows(part.positions)) for part in batch.parts]))
+                                    everyone.for_rows(part.positions)).pooled for part in batch.parts]))
+        trained = np.minimum(self._train.lengths[batch.indices], self.net.reach)
+        width = self.net.config.embedding_size
         for index, part in enumerate(batch.parts):
             last = index == num_passes - 1
             with engine.accumulate(last=last):
-                logits = engine.model(part.tokens.to(device), part.lengths, everyone.for_rows(part.positions),
-                                      combine=self._combiner(batch, part, cached), head_masks=everyone,
-                                      update_statistics=last)
+                logits, ar_sum, tar_sum = engine.model(
+                    part.tokens.to(device), part.lengths, everyone.for_rows(part.positions),
+                    combine=self._combiner(batch, part, cached), head_masks=everyone, update_statistics=last)
                 loss = F.cross_entropy(logits, labels, weight=self._class_weights,
                                        label_smoothing=self._config.label_smoothing)
-                # Every pass on every rank has the whole head's gradient: their mean is the head's.
-                engine.backward(loss / num_passes)
+                activation = (config.alpha * ar_sum / (trained.sum() * width)
+                              + config.beta * tar_sum / (max(1, (trained - 1).sum()) * width))
+                # Every pass on every rank has the whole head's gradient: their mean is the head's. AR and TAR are
+                # sums over the documents of one pass of one rank.
+                engine.backward(loss / num_passes + activation * runtime.world_size)
         with torch.no_grad():
             sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
                                 (logits.argmax(1) == labels).sum().double()])
