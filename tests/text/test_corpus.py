@@ -3,67 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.text.files import CSV, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
 from ulmfit.errors import UserError
 from ulmfit.text import corpus as corpora
 from ulmfit.text.corpus import open_corpus, open_rows, read_texts
 
 DATA = os.environ.get("ULMFIT_DATA") and os.path.abspath(os.environ["ULMFIT_DATA"])  # tests change the folder
-NUM_ROWS = 60
-TEXTS = [f"a film about number {number}, again" for number in range(NUM_ROWS)]
-LABELS = [number % 2 for number in range(NUM_ROWS)]
-CSV = "label,text\n" + "".join(f'{label},"{text}"\n' for label, text in zip(LABELS, TEXTS, strict=True))
-MODES = pytest.mark.parametrize("streaming", (False, True), ids=("map", "stream"))
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    """Each test in a folder and a cache of its own, and without a network."""
-
-    def refuse(*_arguments, **_options):
-        raise OSError("no network in this test")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def write(path: str, content: str | bytes) -> str:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def whole(split, batch_size=7):
-    """(texts, labels, rows) of a full pass."""
-    batches = list(split.batches(batch_size))
-    labels = None if batches[0].labels is None else [label for batch in batches for label in batch.labels]
-    assert all(0 < len(batch.texts) <= batch_size and len(batch.texts) == len(batch.rows) for batch in batches)
-    return ([text for batch in batches for text in batch.texts], labels,
-            [row for batch in batches for row in batch.rows])  # fmt: skip
-
-
-def write_acl(folder: str, per_class: int = 30) -> None:
-    for split in ("train", "test"):
-        for name in ("neg", "pos"):
-            for number in range(per_class):
-                write(f"{folder}/{split}/{name}/{number}_7.txt", f"{split} {name} {number}<br />\nsecond line")
-        write(f"{folder}/{split}/urls_pos.txt", "http://example.org")
-    for number in range(per_class):
-        write(f"{folder}/train/unsup/{number}_0.txt", f"unsup {number}")
-    write(f"{folder}/README", "no data")
-
-
-def jsonl() -> str:
-    return "".join(f'{{"text": "{text}", "label": {label}}}\n' for text, label in zip(TEXTS, LABELS, strict=True))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 # Splits

@@ -1,0 +1,20 @@
+"""A fixture of the tests that write a corpus."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """The test in a folder and a cache of its own, and without a network."""
+
+    def refuse(*_arguments, **_options):
+        raise OSError("no network in this test")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
