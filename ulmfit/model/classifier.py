@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State
+from ulmfit.transfer import to_device
 
 
 class ClassifierHead(nn.Module):
@@ -138,9 +139,9 @@ class ClassifierNet(nn.Module):
         sizes = [int(length) for length in torch.as_tensor(lengths).tolist()]
         assert len(sizes) == rows and min(sizes) >= 1 and max(sizes) <= tokens.shape[1]
         order = sorted(range(rows), key=lambda i: -sizes[i])
-        index = torch.tensor(order, device=tokens.device)
         if order == list(range(rows)):
-            return self._encode_sorted(tokens, sizes, masks, index)
+            return self._encode_sorted(tokens, sizes, masks, torch.arange(rows, device=tokens.device))
+        index = to_device(torch.tensor(order), tokens.device)
         pooled = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
         return pooled[index.argsort()]
 
@@ -160,7 +161,7 @@ class ClassifierNet(nn.Module):
         state = self.encoder.init_state(live)
         total = weight.new_zeros(live, self.config.embedding_size)
         highest = torch.full_like(total, -torch.inf)
-        length = torch.tensor(sizes, device=tokens.device)
+        length = to_device(torch.tensor(sizes), tokens.device)
         done: list[Tensor] = []
         while live:
             stop = start + self.bptt
