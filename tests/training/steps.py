@@ -65,14 +65,10 @@ class Documents:
 
 
 class Trainer:
-    """A task and its engine, all layers trained at one rate, and `step`.
-
-    Attributes:
-        lowered: 1.0 for each step that was skipped, on the device.
-    """
+    """A task and its engine, all layers trained at one rate, and `step`."""
 
     def __init__(self, name: str, precision: str, *, rows: int = 16, bptt: int = 24, micro_batches: int = 1,
-                 deterministic: bool = False, sizes: AWDLSTMConfig = SIZES) -> None:
+                 deterministic: bool = False, rate: float = 3e-3, sizes: AWDLSTMConfig = SIZES) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision of a process
         kind = {"lm": LMConfig, "clf": ClassifierConfig}[name]
         config = kind(recipe="ulmfit", batch_size=rows, bptt=bptt, drop_mult=0.3, micro_batches=micro_batches,
@@ -89,7 +85,7 @@ class Trainer:
             self.task = ClassifierTask(net, documents, documents, ["neg", "pos"], config=config, recipe=recipe,
                                        runtime=runtime, pad_id=1)
         groups = self.task.groups
-        optimizer = optim.build_optimizer(net, groups, range(len(groups)), [3e-3] * len(groups), weight_decay=0.01,
+        optimizer = optim.build_optimizer(net, groups, range(len(groups)), [rate] * len(groups), weight_decay=0.01,
                                           eps=1e-8, decay_bias_norm=True)
         self.net, self.engine, self.number = net, PlainEngine(runtime), 0
         self.engine.begin_stage(net, optimizer)

@@ -1,4 +1,5 @@
-"""What only a GPU can show. Skipped without one; ULMFIT_TEST_DEVICE=cpu rehearses what the CPU has as well.
+"""What only a GPU can show. Skipped without one; ULMFIT_TEST_DEVICE=cpu rehearses what the CPU has as well, with
+torch's own LSTM, which has half precision.
 
 Needs torch, accelerate and tyro alone, so that a bare machine can run it. Figures go into the report as properties
 (`--junitxml`), from where benchmarks/gpu.py reads them.
@@ -7,8 +8,10 @@ Needs torch, accelerate and tyro alone, so that a bare machine can run it. Figur
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import warnings
+from dataclasses import replace
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic; read when cuBLAS starts
 
@@ -29,14 +32,19 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(ON_GPU and not torch.
 only_gpu = pytest.mark.skipif(not ON_GPU, reason="of a GPU alone")
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = ["fp32", "fp16", "bf16"] if ON_GPU else ["fp32", "bf16"]
-# ||ours - fp64's|| / ||fp64's|| over all gradients. A unit in the last place: 6e-8, 5e-4, 4e-3.
-NEAR = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+# ||ours - fp64's|| / ||fp64's|| over all gradients. A unit in the last place: 6e-8, 5e-4, 4e-3. The classifier's
+# BatchNorm magnifies it, and the maximum of its pooling picks other time steps.
+NEAR = {"lm": {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}, "clf": {"fp32": 1e-4, "fp16": 1e-1, "bf16": 0.4}}
+FEW_WORDS = replace(steps.SIZES, vocab_size=110)
 SIZES = AWDLSTMConfig(500, embedding_size=40, hidden_size=72, num_layers=3)
 
 
 @pytest.fixture(autouse=True)
-def settings():
+def settings(monkeypatch):
     """What tests switch off for the process."""
+    if not ON_GPU:
+        monkeypatch.setattr(awd_lstm, "recurrence_dtype", lambda _, weights, autocast, **__: autocast or weights)
+        torch.backends.mkldnn.set_flags(False)
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     yield
     torch.use_deterministic_algorithms(False)
@@ -92,7 +100,7 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_fp64(name, precision, record
     far = ((gradients - expected).norm() / expected.norm()).item()
     record_property("gradients", f"{far:.1e}")
     record_property("loss", f"{abs(loss - expected_loss) / expected_loss:.1e}")
-    assert far < NEAR[precision] and loss == pytest.approx(expected_loss, rel=NEAR[precision] / 4)
+    assert far < NEAR[name][precision] and loss == pytest.approx(expected_loss, rel=NEAR[name][precision] / 10)
 
 
 @only_gpu
@@ -117,19 +125,19 @@ def test_the_recurrence_runs_in_the_precision_asked_for_on_weights_as_cudnn_want
 
 
 def test_all_precisions_learn_alike(record_property):
-    """Loss by loss over 100 steps of the trainer, and to the end of them: the same data and masks."""
+    """Loss by loss over many steps of the trainer, and to the end of them: the same data and masks."""
     curves = {}
     for precision in PRECISIONS:
-        trainer = steps.Trainer("lm", precision)
-        curves[precision] = torch.stack([trainer.step() for _ in range(100)]).tolist()
+        trainer = steps.Trainer("lm", precision, rate=1e-2, sizes=FEW_WORDS)
+        curves[precision] = torch.stack([trainer.step() for _ in range(200 if ON_GPU else 100)]).tolist()
     ends = {precision: sum(curve[-20:]) / 20 for precision, curve in curves.items()}
     record_property("mean of the last 20", ", ".join(f"{name} {end:.4f}" for name, end in ends.items()))
-    assert curves["fp32"][0] > 7 and ends["fp32"] < 6, "nothing was learnt that a precision could lose"
+    assert curves["fp32"][0] > 4.5 and ends["fp32"] < 3, "nothing was learnt that a precision could lose"
     for precision in PRECISIONS[1:]:
         far = max(abs(a - b) / b for a, b in zip(curves[precision], curves["fp32"], strict=True))
         record_property(f"{precision}, largest difference of a step", f"{far:.1e}")
         assert curves[precision] != curves["fp32"]
-        assert ends[precision] == pytest.approx(ends["fp32"], rel=2e-2)
+        assert ends[precision] == pytest.approx(ends["fp32"], rel=3e-2)
 
 
 @only_gpu
@@ -173,6 +181,7 @@ def test_auto_finds_micro_batches_that_fit_and_train_the_same_model(name, record
     losses = [whole.step().item() for _ in range(2)]
     need = torch.cuda.max_memory_allocated() - held
     del whole
+    gc.collect()
     torch.cuda.empty_cache()
     cut = steps.Trainer(name, "fp32", rows=256, sizes=sizes)
     total = torch.cuda.get_device_properties(0).total_memory
