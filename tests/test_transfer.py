@@ -25,6 +25,7 @@ def gpu(monkeypatch):
         return copy
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device",
                         lambda device: seen["threads"].setdefault(threading.current_thread().name, device))
     return seen
@@ -45,7 +46,8 @@ def test_the_prefetching_thread_pins_every_tensor_of_a_batch_on_the_processs_dev
         finally:
             ended.append(threading.current_thread().name)
 
-    with Prefetcher(transfer.pinned(items(), 3)) as batches:
+    assert transfer.pinned(untouched := items(), "cpu") is untouched
+    with Prefetcher(transfer.pinned(items(), "cuda")) as batches:
         got, state = next(batches)
     assert gpu["threads"] == {"prefetch": 3} and ended == ["prefetch"]
     given, pins = batch(0), {id(tensor) for tensor in gpu["pins"]}

@@ -22,14 +22,20 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def pinned(items: Iterator[Any], gpu: int) -> Iterator[Any]:
-    """Items with copies of their tensors in pinned memory, made in the thread that asks for them.
+def pinned(items: Iterator[Any], device: torch.device | str) -> Iterator[Any]:
+    """For a GPU, items with copies of their tensors in pinned memory, made in the thread that asks for them.
 
     Args:
-        items: tensors, and tuples, lists and dataclasses of them; anything else is left as it is.
-        gpu: the process's device. A new thread would begin to use the first one.
+        items: a generator of tensors, or of tuples, lists and dataclasses of them; anything else stays as it is.
+        device: where the items will go. On the CPU they are given back as they are.
     """
-    torch.cuda.set_device(gpu)
+    if torch.device(device).type != "cuda":
+        return items
+    return _pin_all(items, torch.cuda.current_device())
+
+
+def _pin_all(items: Iterator[Any], gpu: int) -> Iterator[Any]:
+    torch.cuda.set_device(gpu)  # a new thread would begin to use the first one
     try:
         for item in items:
             yield _pin(item)

@@ -10,7 +10,6 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ulmfit import transfer
 from ulmfit.batches.lm import LMBatch
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.model.awd_lstm import AWDLSTMConfig
@@ -22,6 +21,7 @@ from ulmfit.training.engine import PlainEngine
 from ulmfit.training.language_model import LanguageModelTask
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import recipe_for
+from ulmfit.transfer import pinned
 
 VOCAB, SPECIAL = 2000, 10
 SIZES = AWDLSTMConfig(VOCAB, embedding_size=64, hidden_size=128, num_layers=2)
@@ -96,8 +96,7 @@ class Trainer:
         items = self.task.batches(None)
         for _ in range(number):
             next(items)
-        on_gpu = self.runtime.device.type == "cuda"
-        self._items = transfer.pinned(items, torch.cuda.current_device()) if on_gpu else items
+        self._items = pinned(items, self.runtime.device)
         self.number = number
 
     def step(self) -> Tensor:

@@ -141,10 +141,7 @@ class Loop:
     def run(self) -> str:
         """Train. Returns "done", or "preempted" after a stop request, with a checkpoint written."""
         position = self.position
-        items = self.task.batches(position.data)
-        if self.runtime.device.type == "cuda":
-            items = pinned(items, torch.cuda.current_device())
-        with Prefetcher(items) as batches:
+        with Prefetcher(pinned(self.task.batches(position.data), self.runtime.device)) as batches:
             while position.stage < len(self.plan):
                 if not self._run_stage(self.plan[position.stage], batches):
                     self.save()
