@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.training import runs, world
-from ulmfit.config import check
+from ulmfit.config import check, identity
 from ulmfit.errors import UserError
 from ulmfit.training import sharding
 
@@ -63,6 +63,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, done):
 def test_it_is_refused_where_it_cannot_be_had(tmp_path, monkeypatch):
     config = runs.lm_config(tmp_path, compress_gradients=True)
     check(config)
+    assert identity(config)["compress_gradients"], "a run cannot go on with another choice"
     with pytest.raises(UserError, match="--compress-gradients rounds to bf16 what --precision fp64 computes exactly"):
         check(runs.lm_config(tmp_path, compress_gradients=True, precision="fp64"))
     assert sharding.wanted_engine(config) == "plain"
