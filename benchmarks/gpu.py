@@ -250,10 +250,12 @@ def profile(s: Settings) -> Iterator[Row]:
         wall = timed(ours, s.seconds / 2)
         with torch.profiler.profile(activities=activities) as found:
             sides.seconds(lambda ours=ours: [ours() for _ in range(3)])
-        cuda = torch.autograd.DeviceType.CUDA
-        spent = {event.key: (event.self_device_time_total, event.count) if s.device == "cuda" else
-                 (event.self_cpu_time_total, event.count) for event in found.key_averages()
-                 if s.device == "cpu" or (event.device_type == cuda and not event.is_user_annotation)}
+        spent = {}
+        for event in found.key_averages():
+            if s.device == "cpu":
+                spent[event.key] = (event.self_cpu_time_total, event.count)
+            elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+                spent[event.key] = (event.self_device_time_total, event.count)
         whole = sum(time for time, _ in spent.values()) / 3e6
         yield {"batch": rows, "kernel": "all", "share": f"{whole / wall:.0%} of a step's {1e3 * wall:.2f} ms",
                "calls": sum(count for _, count in spent.values()) // 3}
