@@ -14,6 +14,7 @@ import gc
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -93,9 +94,14 @@ def tests(s: Settings) -> Iterator[Row]:
         chosen = ["-k", "loss_and_gradients or bits"] if s.tiny else []
         command = [sys.executable, "-m", "pytest", "tests/training/test_cuda.py", "-v", "--timeout", "100", *chosen,
                    "-o", "junit_family=xunit1", f"--junitxml={report}"]
-        with open(log, "w") as file:
-            done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                                  env=os.environ | {"ULMFIT_TEST_DEVICE": s.device, "OMP_NUM_THREADS": "2"})
+        try:
+            with open(log, "w") as file:
+                done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                                      env=os.environ | {"ULMFIT_TEST_DEVICE": s.device, "OMP_NUM_THREADS": "2"})
+        except TimeoutError:
+            for test, outcome in re.findall(r"::test_(\S+) (PASSED|FAILED|ERROR|SKIPPED)", log.read_text()):
+                yield {"test": test, "outcome": outcome.lower()}
+            raise
         if not report.exists():
             raise RuntimeError(f"pytest ended with {done.returncode}: {log.read_text()[-300:]}")
         for case in xml.parse(report).iter("testcase"):
