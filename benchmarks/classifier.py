@@ -18,10 +18,11 @@ end 16 of them are read alone: the line tells how far their probabilities are fr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,11 @@ from lm_step import SIZES, lstm_flops
 WINDOW, MAX_LEN, ALONE = 72, 1440, 16
 
 
-def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> None:
+@contextlib.contextmanager
+def ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> Iterator[tuple[Callable, ...]]:
+    """train_epoch(), predict() and alone() of the trainer, on documents of these lengths."""
     from ulmfit.batches.documents import collate, evaluation_batches
+    from ulmfit.batches.prefetch import Prefetcher
     from ulmfit.config import ClassifierConfig
     from ulmfit.evaluation import EVALUATION_TOKENS
     from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
@@ -44,6 +48,7 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
     from ulmfit.training.engine import PlainEngine
     from ulmfit.training.runtime import Runtime
     from ulmfit.training.stages import recipe_for
+    from ulmfit.transfer import pinned, to_device
 
     config = ClassifierConfig(recipe="ulmfit", batch_size=options.batch_size, max_len=MAX_LEN,
                               precision=options.precision)
@@ -51,7 +56,7 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
     recipe = recipe_for(config, pretrained=False)
     sizes = AWDLSTMConfig(options.vocab_size, **PRESETS[options.preset]).with_dropouts("clf", recipe.drop_mult)
     net = ClassifierNet(sizes, 2, bptt=WINDOW, max_len=MAX_LEN).to(runtime.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         store = make_store(folder + "/train", train, options.vocab_size, classes=2)
         reviews = make_store(folder + "/test", test, options.vocab_size, classes=2)
         task = ClassifierTask(net, store, reviews, ["neg", "pos"], config=config, recipe=recipe, runtime=runtime,
@@ -60,7 +65,7 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
                                           weight_decay=recipe.weight_decay, eps=config.adam_eps, decay_bias_norm=True)
         engine = PlainEngine(runtime)
         engine.begin_stage(net, optimizer)
-        batches = task.batches(None)
+        batches = stack.enter_context(Prefetcher(pinned(task.batches(None), runtime.device)))
         number = 0
 
         def train_epoch() -> None:
@@ -77,7 +82,7 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
             for indices in chosen:
                 part = collate(reviews, indices, np.arange(len(indices)), pad_id=1)
                 with runtime.accelerator.autocast():
-                    logits = net(part.tokens.to(runtime.device), part.lengths)
+                    logits = net(to_device(part.tokens, runtime.device), part.lengths).logits
                 result[part.indices] = logits.float().softmax(1).cpu()
             return result
 
@@ -87,7 +92,12 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
         def alone() -> torch.Tensor:
             return read([np.array([i]) for i in range(ALONE)])[:ALONE]
 
-        serve(options, train_epoch, predict, alone)
+        yield train_epoch, predict, alone
+
+
+def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> None:
+    with ours(options, train, test) as parts:
+        serve(options, *parts)
 
 
 def serve_peer(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> None:

@@ -72,6 +72,8 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
     engine = PlainEngine(runtime)
     engine.begin_stage(net, optimizer)
     tokens, targets = (part[own.start:own.stop] for part in batch_of(rows, bptt, vocab_size))
+    if runtime.device.type == "cuda":  # as the loop's prefetching thread does
+        tokens, targets = tokens.pin_memory(), targets.pin_memory()
     batch = LMBatch(tokens, targets, rows * bptt, False, 0, 0)
     number = 0
 

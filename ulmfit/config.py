@@ -104,6 +104,9 @@ class TrainConfig:
     """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
     watchdog: float = 15.0
     """Minutes without a finished step after which the run says which process hangs and ends; 0 for never."""
+    compress_gradients: bool = False
+    """Average the gradients over processes in bf16, which halves what they send; the weights then depend on the number
+    of processes."""
     deterministic: bool = False
     """On a GPU, use only algorithms that give the same bits every time (slower; no TF32)."""
     samples: bool = True
@@ -194,6 +197,8 @@ def check(config: TrainConfig) -> None:
     need(config.bptt is None or config.bptt >= 2, f"--bptt is {config.bptt}; give at least 2")
     need(config.epochs is None or config.max_steps is None,
          "--epochs and --max-steps both set the length of training; give one of them")
+    need(not (config.compress_gradients and config.precision == "fp64"),
+         "--compress-gradients rounds to bf16 what --precision fp64 computes exactly; leave out one of them")
     if isinstance(config, LMConfig):
         need(not config.streaming or config.max_steps is not None,
              "--streaming has no epochs to count; give --max-steps, the length of the whole schedule")

@@ -15,6 +15,7 @@ from ulmfit.batches.lm import CachedRows
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.training.runtime import Runtime
+from ulmfit.transfer import to_device
 
 EVALUATION_TOKENS = 32_768  # padded tokens of one batch of documents
 
@@ -38,7 +39,7 @@ def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runt
         state = net.init_state(len(rows))
         for batch in source.epoch_batches(0):
             runtime.progress.now("evaluating")
-            tokens, targets = batch.tokens.to(runtime.device), batch.targets.to(runtime.device)
+            tokens, targets = to_device(batch.tokens, runtime.device), to_device(batch.targets, runtime.device)
             with runtime.accelerator.autocast():
                 out = net(tokens, targets, state)
             state = out.state
@@ -60,9 +61,9 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     for indices in batches[runtime.rank::runtime.world_size]:
         runtime.progress.now("evaluating")
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
-        labels = torch.as_tensor(store.labels[part.indices], dtype=torch.long, device=device)
+        labels = to_device(torch.from_numpy(store.labels[part.indices].astype(np.int64)), device)
         with runtime.accelerator.autocast():
-            logits = net(part.tokens.to(device), part.lengths).logits
+            logits = net(to_device(part.tokens, device), part.lengths).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         cells = labels * classes + logits.argmax(1)
         sums[:-1] += torch.bincount(cells, minlength=classes * classes)

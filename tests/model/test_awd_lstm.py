@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ulmfit.errors import UserError
-from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig
+from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig, recurrence_dtype
 from ulmfit.training.randomness import Masks
 
 SMALL = AWDLSTMConfig(vocab_size=30, embedding_size=6, hidden_size=10, num_layers=3)
@@ -234,3 +234,42 @@ def test_settings_out_of_range_are_refused():
         SMALL.with_dropouts("clf", -1)
     with pytest.raises(UserError, match="hidden_size is 0"):
         AWDLSTMConfig(30, hidden_size=0)
+
+
+@pytest.mark.parametrize(("device", "weights", "autocast", "bf16_in_cudnn", "expected"), [
+    ("cuda", torch.float32, None, True, torch.float32),
+    ("cuda", torch.float64, None, True, torch.float64),
+    ("cuda", torch.float32, torch.float16, False, torch.float16),
+    ("cuda", torch.float32, torch.bfloat16, True, torch.bfloat16),
+    ("cuda", torch.float32, torch.bfloat16, False, torch.float32),
+    ("cpu", torch.float32, torch.bfloat16, False, torch.float32),
+])
+def test_the_dtype_of_the_recurrence(device, weights, autocast, bf16_in_cudnn, expected):
+    assert recurrence_dtype(device, weights, autocast, bf16_in_cudnn=bf16_in_cudnn) == expected
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_a_half_precision_recurrence_keeps_state_masks_and_gradients_in_float32(dtype, near, monkeypatch):
+    net = encoder(dtype=torch.float32)
+    seen = []
+    for layer in net.layers:
+        layer.register_forward_hook(lambda _, inputs, outputs: seen.append(
+            (outputs[0].dtype, inputs[2].dtype, *(part.dtype for part in (*inputs[1], *outputs[1])))))
+
+    def run():
+        net.zero_grad()
+        output, state = net(tokens(), net.init_state(4), masks())
+        output, state = net(tokens(), state, masks(1))
+        output.float().square().sum().backward()
+        return output, state, {name: p.grad.clone() for name, p in net.named_parameters()}
+
+    expected, _, wanted = run()
+    seen.clear()
+    monkeypatch.setattr("ulmfit.model.awd_lstm.recurrence_dtype", lambda *_, **__: dtype)
+    with torch.backends.mkldnn.flags(enabled=False):  # the CPU's library may have no LSTM in half precision
+        output, state, grads = run()
+    assert set(seen) == {(dtype, *[torch.float32] * 5)}
+    assert (output.float() - expected).norm() < near * expected.norm()
+    for name, grad in grads.items():
+        assert grad.dtype == torch.float32 and 0 < (grad - wanted[name]).norm() < 3 * near * wanted[name].norm(), name

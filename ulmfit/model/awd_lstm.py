@@ -8,9 +8,9 @@ that training and evaluation are told apart by the argument and not by a mode of
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -80,6 +80,31 @@ class AWDLSTMConfig:
         return replace(self, **{name: p * drop_mult for name, p in _DROPOUTS[task].items()})
 
 
+def recurrence_dtype(device: str, weights: torch.dtype, autocast: torch.dtype | None, *,
+                     bf16_in_cudnn: bool) -> torch.dtype:
+    """In which dtype the LSTM runs.
+
+    Args:
+        device: type of the device: cuda, cpu.
+        weights: dtype of the parameters.
+        autocast: the dtype of autocast on that device, None outside it.
+        bf16_in_cudnn: whether cuDNN has the LSTM in bfloat16.
+
+    Autocast's, on CUDA: torch's own autocast would run cuDNN's LSTM in float16 whatever dtype it was asked for
+    (aten/src/ATen/cudnn/AutocastRNN.cpp), without the loss scale that float16 needs. Where cuDNN has no bfloat16
+    LSTM, and on the CPU, whose library has one on few machines only, the recurrence keeps the parameters' dtype.
+    """
+    if device != "cuda" or autocast is None or (autocast == torch.bfloat16 and not bf16_in_cudnn):
+        return weights
+    return autocast
+
+
+@cache
+def _bf16_in_cudnn() -> bool:
+    """Elsewhere torch would step through time with kernels of its own (aten/src/ATen/native/RNN.cpp, use_cudnn)."""
+    return (torch.backends.cudnn.version() or 0) >= 91300 and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
     """x [B, T, F] times one mask [B, F] for all time steps (variational dropout, Gal & Ghahramani 2016)."""
     return x if mask is None else x * mask.unsqueeze(1)
@@ -110,20 +135,31 @@ class WeightDropLSTM(nn.Module):
         """x [B, T, input], state ([B, H], [B, H]) -> output [B, T, H] and the last state, detached."""
         weight_hh = self.weight_hh if weight_mask is None else self.weight_hh * weight_mask
         weights = [self.weight_ih, weight_hh, self.bias_ih, self.bias_hh]
-        if x.shape[1] == 1 and not torch.is_grad_enabled():
-            # Generation: oneDNN and cuDNN would lay out the weights anew for every token.
-            h, c = torch._VF.lstm_cell(x[:, 0], state, *weights)
-            output = h.unsqueeze(1)
-        else:
-            if x.is_cuda:
-                weights = _contiguous_chunk(weights)
-            hx = [part.unsqueeze(0) for part in state]
-            # Positional: has biases, one layer, no dropout between layers, training (cuDNN keeps what its
-            # backward pass needs only then), one direction, batch first.
-            output, h, c = torch._VF.lstm(x, hx, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
-            h, c = h.squeeze(0), c.squeeze(0)
-        dtype = self.weight_hh.dtype
-        return output, (h.detach().to(dtype), c.detach().to(dtype))
+        kept, dtype = self.weight_hh.dtype, self._dtype(x)
+        # Casts are ours and not autocast's (recurrence_dtype). Gradients come back in the parameters' dtype, and so
+        # does the state: what is carried over many calls and saved is rounded no further.
+        with torch.autocast(x.device.type, enabled=False):
+            x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
+            state = (state[0].to(dtype), state[1].to(dtype))
+            if x.shape[1] == 1 and not torch.is_grad_enabled():
+                # Generation: oneDNN and cuDNN would lay out the weights anew for every token.
+                h, c = torch._VF.lstm_cell(x[:, 0], state, *weights)
+                output = h.unsqueeze(1)
+            else:
+                if x.is_cuda:
+                    weights = _contiguous_chunk(weights)
+                hx = [part.unsqueeze(0) for part in state]
+                # Positional: has biases, one layer, no dropout between layers, training (cuDNN keeps what its
+                # backward pass needs only then), one direction, batch first.
+                output, h, c = torch._VF.lstm(x, hx, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+                h, c = h.squeeze(0), c.squeeze(0)
+        return output, (h.detach().to(kept), c.detach().to(kept))
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return recurrence_dtype(device, self.weight_hh.dtype, autocast,
+                                bf16_in_cudnn=device == "cuda" and _bf16_in_cudnn())
 
 
 def _contiguous_chunk(weights: list[Tensor]) -> list[Tensor]:
@@ -158,22 +194,20 @@ class AWDLSTM(nn.Module):
         detached: back-propagation ends at the borders of a call. `window` tells apart the calls of one step,
         each of which has masks of its own.
 
-        Under CPU autocast the recurrence still runs in the parameters' dtype: oneDNN's bf16 LSTM does not
-        exist on machines without AVX-512 bf16.
+        Under autocast the output is of the dtype of `recurrence_dtype`, the state of the parameters'.
         """
         assert len(state) == len(self.layers) and state[0][0].shape[0] == tokens.shape[0]
-        with contextlib.nullcontext() if tokens.is_cuda else torch.autocast("cpu", enabled=False):
-            x = self._embed(tokens, masks, window)
-            new_state: State = []
-            for i, layer in enumerate(self.layers):
-                weight_mask = None
-                if masks is not None:
-                    p, shape = self.config.weight_p, tuple(layer.weight_hh.shape)
-                    weight_mask = masks.shared(p, shape, "weight", i, window)
-                x, layer_state = layer(x, state[i], weight_mask)
-                new_state.append(layer_state)
-                if masks is not None and i + 1 < len(self.layers):
-                    x = apply_mask(x, masks.per_row(self.config.hidden_p, x.shape[2], "hidden", i, window))
+        x = self._embed(tokens, masks, window)
+        new_state: State = []
+        for i, layer in enumerate(self.layers):
+            weight_mask = None
+            if masks is not None:
+                p, shape = self.config.weight_p, tuple(layer.weight_hh.shape)
+                weight_mask = masks.shared(p, shape, "weight", i, window)
+            x, layer_state = layer(x, state[i], weight_mask)
+            new_state.append(layer_state)
+            if masks is not None and i + 1 < len(self.layers):
+                x = apply_mask(x, masks.per_row(self.config.hidden_p, x.shape[2], "hidden", i, window))
         return x, new_state
 
     def _embed(self, tokens: Tensor, masks: DropoutMasks | None, window: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State
 from ulmfit.model.loss import activation_regularization
+from ulmfit.transfer import to_device
 
 
 class Encoding(NamedTuple):
@@ -169,9 +170,9 @@ class ClassifierNet(nn.Module):
         sizes = [int(length) for length in torch.as_tensor(lengths).tolist()]
         assert len(sizes) == rows and min(sizes) >= 1 and max(sizes) <= tokens.shape[1]
         order = sorted(range(rows), key=lambda i: -sizes[i])
-        index = torch.tensor(order, device=tokens.device)
         if order == list(range(rows)):
-            return self._encode_sorted(tokens, sizes, masks, index)
+            return self._encode_sorted(tokens, sizes, masks, torch.arange(rows, device=tokens.device))
+        index = to_device(torch.tensor(order), tokens.device)
         encoding = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
         return encoding._replace(pooled=encoding.pooled[index.argsort()])
 
@@ -190,7 +191,7 @@ class ClassifierNet(nn.Module):
         state = self.encoder.init_state(live)
         total = weight.new_zeros(live, self.config.embedding_size)
         highest = torch.full_like(total, -torch.inf)
-        length = torch.tensor(sizes, device=tokens.device)
+        length = to_device(torch.tensor(sizes), tokens.device)
         done: list[Tensor] = []
         ar_sum = tar_sum = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
         before: Tensor | None = None  # the last outputs of the window before

@@ -156,6 +156,8 @@ def _logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | Non
     """out = hidden @ weight.T + bias, in the dtype of out, which may be wider than the operands'."""
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.t(), out=out)
+    elif out.is_cuda:
+        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
     else:
         out.copy_(_product(hidden, weight.t(), out.dtype))
     if bias is not None:

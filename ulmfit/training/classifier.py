@@ -26,6 +26,7 @@ from ulmfit.training.run import run
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.stop import StopRequest
+from ulmfit.transfer import to_device
 
 
 def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -93,11 +94,13 @@ class ClassifierBatch:
 
     Attributes:
         indices: all documents of the global step.
+        labels: theirs, int64.
         parts: this rank's micro-batches.
         lr_scale: factor for the learning rate, as in LMBatch.
     """
 
     indices: np.ndarray
+    labels: Tensor
     parts: list[DocumentBatch]
     epoch: int
     step_in_epoch: int
@@ -159,7 +162,8 @@ class ClassifierTask:
         shares = deal(self._train.lengths[indices], num_ranks=self._runtime.world_size,
                       micro_batches=self.micro_batches, reach=self.net.reach)
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
-        return ClassifierBatch(indices, parts, epoch, step)
+        return ClassifierBatch(indices, torch.from_numpy(self._train.labels[indices].astype(np.int64)), parts, epoch,
+                               step)
 
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
         """The position is the same on all ranks."""
@@ -172,14 +176,14 @@ class ClassifierTask:
         """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         size = len(batch.indices)
-        labels = torch.as_tensor(self._train.labels[batch.indices], dtype=torch.long, device=device)
+        labels = to_device(batch.labels, device)
         everyone = Masks(self._config.seed, number, num_rows=size, rows=range(size), device=device)
         num_passes = len(batch.parts)
         cached = None
         if num_passes > 1:
             with torch.no_grad(), runtime.accelerator.autocast(), engine.whole():
                 cached = self._gather(batch, torch.cat([
-                    self.net.encode(part.tokens.to(device), part.lengths,
+                    self.net.encode(to_device(part.tokens, device), part.lengths,
                                     everyone.for_rows(part.positions)).pooled for part in batch.parts]))
         trained = np.minimum(self._train.lengths[batch.indices], self.net.reach)
         width = self.net.config.embedding_size
@@ -187,7 +191,7 @@ class ClassifierTask:
             last = index == num_passes - 1
             with engine.accumulate(last=last):
                 logits, ar_sum, tar_sum = engine.model(
-                    part.tokens.to(device), part.lengths, everyone.for_rows(part.positions),
+                    to_device(part.tokens, device), part.lengths, everyone.for_rows(part.positions),
                     combine=self._combiner(batch, part, cached), head_masks=everyone, update_statistics=last)
                 loss = F.cross_entropy(logits, labels, weight=self._class_weights,
                                        label_smoothing=self._config.label_smoothing)
@@ -212,7 +216,7 @@ class ClassifierTask:
 
         def combine(pooled: Tensor) -> Tensor:
             whole = cached if cached is not None else self._gather(batch, pooled)
-            return whole.index_copy(0, part.positions.to(pooled.device), _ScaleGradient.apply(pooled, factor))
+            return whole.index_copy(0, to_device(part.positions, pooled.device), _ScaleGradient.apply(pooled, factor))
 
         return combine
 
@@ -222,7 +226,8 @@ class ClassifierTask:
         Each rank fills in its rows of zeros; the sum over ranks puts them together exactly.
         """
         whole = own.new_zeros(len(batch.indices), own.shape[1])
-        whole[torch.cat([part.positions for part in batch.parts]).to(own.device)] = own.detach()
+        places = to_device(torch.cat([part.positions for part in batch.parts]), own.device)
+        whole[places] = own.detach()
         return self._runtime.sum(whole)
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ulmfit.training.run import run
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.stop import StopRequest
+from ulmfit.transfer import to_device
 
 SAMPLE_WORDS = 40
 PROMPT_WORDS = 6
@@ -142,7 +143,7 @@ class LanguageModelTask:
     def step(self, engine: PlainEngine, batch: LMBatch, number: int) -> StepResult:
         """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
-        tokens, targets = (t.to(device, non_blocking=True) for t in (batch.tokens, batch.targets))
+        tokens, targets = to_device(batch.tokens, device), to_device(batch.targets, device)
         if batch.fresh:
             self.forget()
         cuts = torch.arange(len(self._rows)).chunk(self.micro_batches)

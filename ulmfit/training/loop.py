@@ -27,6 +27,7 @@ from ulmfit.training.saver import Saver
 from ulmfit.training.stages import Recipe, Stage, share_steps
 from ulmfit.training.stop import StopRequest
 from ulmfit.training.tracking import Tracker, memory_mib
+from ulmfit.transfer import pinned
 
 MAX_SKIPPED = 50  # steps in a row without a finite gradient before the run gives up
 
@@ -140,7 +141,7 @@ class Loop:
     def run(self) -> str:
         """Train. Returns "done", or "preempted" after a stop request, with a checkpoint written."""
         position = self.position
-        with Prefetcher(self.task.batches(position.data)) as batches:
+        with Prefetcher(pinned(self.task.batches(position.data), self.runtime.device)) as batches:
             while position.stage < len(self.plan):
                 if not self._run_stage(self.plan[position.stage], batches):
                     self.save()

@@ -20,6 +20,7 @@ from ulmfit.training.engine import build_engine
 from ulmfit.training.loop import Task
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe
+from ulmfit.transfer import pinned
 
 SMOOTHING = 0.98
 DIVERGED = 4.0  # times the best smoothed loss
@@ -96,7 +97,7 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
                                   eps=config.adam_eps, decay_bias_norm=config.decay_bias_norm)
     engine = build_engine(runtime)
     engine.begin_stage(task.net, inner)
-    with Prefetcher(task.batches(None)) as batches:
+    with Prefetcher(pinned(task.batches(None), runtime.device)) as batches:
         for number, (batch, _) in enumerate(batches):
             optim.set_hyperparameters(inner, test.next_rate, stage.momentum[0])
             result = task.step(engine, batch, number)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ulmfit.transfer import to_device
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 32-bit seed from any mixture of integers and strings, equal on every machine.
@@ -33,13 +35,17 @@ class Masks:
         num_rows: rows of the global batch.
         rows: which of them this micro-batch holds, in its order.
         device: where masks are drawn. CPU and CUDA generators give different numbers.
+
+    They are drawn where they are used. All GPUs of a kind give the same numbers, and there is nothing to copy: on the
+    CPU the masks of the base model's recurrent weights alone, 11.3M numbers, take some 0.1 s of a core each step.
     """
 
     def __init__(self, seed: int, step: int, *, num_rows: int, rows: Sequence[int] | Tensor,
                  device: torch.device | str = "cpu") -> None:
         self.seed, self.step, self.num_rows = seed, step, num_rows
         self.device = torch.device(device)
-        self.rows = torch.as_tensor(rows, dtype=torch.long, device=self.device)
+        # A range is cut out by its ends; its numbers on a GPU would have the host wait for their copy.
+        self.rows = rows if isinstance(rows, range) else to_device(torch.as_tensor(rows), self.device)
         self._generator = torch.Generator(device=self.device)
 
     def for_rows(self, rows: Sequence[int] | Tensor) -> Masks:
@@ -59,4 +65,7 @@ class Masks:
         """A float32 mask [rows, width], each row its own; None where p is 0."""
         if p == 0:
             return None
-        return self._draw(p, (self.num_rows, width), place).index_select(0, self.rows)
+        mask = self._draw(p, (self.num_rows, width), place)
+        if isinstance(self.rows, range):
+            return mask[self.rows.start:self.rows.stop:self.rows.step]
+        return mask.index_select(0, self.rows)

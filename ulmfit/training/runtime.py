@@ -37,6 +37,7 @@ class Runtime:
 
     Attributes:
         engine: plain, fsdp2, zero1, zero2 or zero3, as the launcher asked.
+        compress_gradients: whether ranks average their gradients in bf16.
 
     Raises:
         UserError: the launcher's world size and the process group's differ, or the precision or the engine
@@ -48,6 +49,7 @@ class Runtime:
         if config.precision == "fp16" and not on_gpu:
             raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
         self.engine = wanted_engine(config)
+        self.compress_gradients = config.compress_gradients
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()

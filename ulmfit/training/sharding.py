@@ -37,6 +37,9 @@ def wanted_engine(config: TrainConfig) -> str:
         engine = "fsdp2"
     else:
         return "plain"
+    if config.compress_gradients:
+        raise UserError(f"--compress-gradients is for plain data-parallel processes and not for the engine {engine}; "
+                        "leave it out, or use launch/multi_gpu.yaml")
     if config.precision == "fp16":
         raise UserError(f"--precision fp16 needs a loss scale, which the engine {engine} does without; use bf16, or "
                         "launch/multi_gpu.yaml")
