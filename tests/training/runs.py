@@ -63,9 +63,9 @@ def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **op
     """A run with all that could depend on the number of processes: (trainer, its options).
 
     `task` is lm, sampled, stream or clf. The whole blog recipe with its stages and every dropout at full strength,
-    fine-tuned from `pretrained`; AR and TAR; clipping that acts at nearly every step; an epoch that ends inside a stage; bptt jitter; for the classifier
-    documents longer than what is pooled, label smoothing, class weights and steps smaller than 4 ranks x 4
-    micro-batches.
+    fine-tuned from `pretrained`; AR and TAR; clipping that acts at nearly every step; an epoch that ends inside a
+    stage; bptt jitter; for the classifier documents longer than what is pooled, label smoothing, class weights and
+    steps smaller than 4 ranks x 4 micro-batches.
     """
     shared = {"data": str(data), "recipe": "blog", "drop_mult": 1.0, "threads": 1, "log_every": 1, "eval_every": 20,
               "save_every": 0, "samples": False, "output_dir": str(output_dir)}
