@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, malloc: bool = 
     add_peer(parser)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measurements of each side (default {rounds})")
     parser.add_argument("--threads", type=int, help="CPU threads of each side (default: torch's)")
-    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     if malloc:
         parser.add_argument("--malloc", nargs="+", default=["default"], metavar="HEAP",
                             help="heaps to measure under, both sides alike: default, warm (glibc that keeps its "
@@ -101,12 +101,13 @@ class Side:
         return [measured[key] for measured in self.rounds]
 
 
-def alternate(options: argparse.Namespace, argv: Sequence[str], env: dict[str, str]) -> dict[str, Side]:
+def alternate(options: argparse.Namespace, argv: Sequence[str], env: dict[str, str],
+              more: Sequence[str] = ()) -> dict[str, Side]:
     """Measure all sides in turn; a first round that is not kept warms each up. Returns ended sides by name.
 
-    `memory` (GiB at the peak) is added to each side's facts.
+    `more` names further sides in this Python. `memory` (GiB at the peak) is added to each side's facts.
     """
-    sides = {"ours": Side("ours", sys.executable, argv, env)}
+    sides = {name: Side(name, sys.executable, argv, env) for name in ("ours", *more)}
     if options.peer:
         sides["peer"] = Side("peer", options.peer, argv, env)
     try:

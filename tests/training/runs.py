@@ -60,18 +60,19 @@ def arguments(config: TrainConfig) -> list[str]:
 
 
 def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **options) -> tuple[str, dict]:
-    """A run of lm, stream or clf with all that could depend on the number of processes: (trainer, its options).
+    """A run with all that could depend on the number of processes: (trainer, its options).
 
-    The whole blog recipe with its stages and every dropout at full strength, fine-tuned from `pretrained`; AR and
-    TAR; clipping that acts at nearly every step; an epoch that ends inside a stage; bptt jitter; for the classifier
-    documents longer than what is pooled, label smoothing, class weights and steps smaller than 4 ranks x 4
-    micro-batches.
+    `task` is lm, sampled, stream or clf. The whole blog recipe with its stages and every dropout at full strength,
+    fine-tuned from `pretrained`; AR and TAR; clipping that acts at nearly every step; an epoch that ends inside a
+    stage; bptt jitter; for the classifier documents longer than what is pooled, label smoothing, class weights and
+    steps smaller than 4 ranks x 4 micro-batches.
     """
     shared = {"data": str(data), "recipe": "blog", "drop_mult": 1.0, "threads": 1, "log_every": 1, "eval_every": 20,
               "save_every": 0, "samples": False, "output_dir": str(output_dir)}
     lm = {"init": str(pretrained), "max_steps": 66, "batch_size": 16, "bptt": 12, "lr": 4e-3, "clip": 0.2}
     own = {
         "lm": ("lm", lm | {"bptt_jitter": True}),
+        "sampled": ("lm", lm | {"sampled_softmax": 100}),
         "stream": ("lm", lm | {"streaming": True}),
         "clf": ("clf", {"encoder": str(pretrained), "batch_size": 8, "bptt": 40, "max_len": 60, "clip": 4.0,
                         "label_smoothing": 0.1, "class_weights": "balanced"}),

@@ -25,6 +25,19 @@ def test_operations_are_those_of_the_matrix_products():
     assert estimate.flops_per_token(sizes, output_words=0, first_trained=4) == 2 * layers  # a frozen encoder
 
 
+def test_a_sampled_softmax_is_counted_as_such(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
+    counted = []
+    real = estimate.flops_per_token
+    monkeypatch.setattr(estimate, "flops_per_token",
+                        lambda sizes, **options: counted.append(options["output_words"]) or real(sizes, **options))
+    train_language_model(runs.lm_config(tmp_path / "run", max_steps=3, sampled_softmax=100))
+    assert counted and set(counted) == {100}
+    printed = capsys.readouterr().out
+    assert "--sampled-softmax 100: each step learns from about 100 of" in printed
+    assert "besides evaluations, which go by the full softmax; training steps sample 100 words" in printed
+
+
 def test_what_does_not_fit_is_warned_of():
     needs = estimate.Estimate(memory=3 * 2**30, memory_free=2 * 2**30, disk=5 * 2**30, disk_free=2**30, step=1.5,
                               whole=7200)

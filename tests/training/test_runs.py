@@ -41,12 +41,14 @@ def encoder(tmp_path_factory, cache):
 
 
 def train(task, path, encoder, stop=None, **options):
-    if task == "lm":
+    if task == "sampled":
+        options["sampled_softmax"] = 100
+    if task != "clf":
         return train_language_model(runs.lm_config(path, **options), stop)
     return train_classifier(runs.clf_config(path, encoder=str(encoder), **options), stop)
 
 
-@pytest.mark.parametrize("task", ["lm", "clf"])
+@pytest.mark.parametrize("task", ["lm", "sampled", "clf"])
 def test_micro_batches_change_nothing(task, tmp_path, encoder):
     train(task, tmp_path / "whole", encoder, precision="fp64")
     train(task, tmp_path / "cut", encoder, precision="fp64", micro_batches=4)
@@ -54,7 +56,7 @@ def test_micro_batches_change_nothing(task, tmp_path, encoder):
     assert runs.distance(runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")) < 1e-10
 
 
-@pytest.mark.parametrize("task", ["lm", "clf", "stream"])
+@pytest.mark.parametrize("task", ["lm", "sampled", "clf", "stream"])
 def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     options = {"streaming": True} if task == "stream" else {}
     task = "lm" if task == "stream" else task
@@ -245,3 +247,15 @@ def test_a_full_disk_fails_the_run_and_the_same_command_goes_on(tmp_path, encode
     straight, resumed = runs.weights(tmp_path / "straight"), runs.weights(path)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert runs.metrics(path) == runs.metrics(tmp_path / "straight")
+
+
+def test_the_sampled_softmax_is_trained_on_and_the_full_one_scored(tmp_path, encoder):
+    options = {"max_steps": 2, "recipe": "none", "lr": 1e-12, "weight_decay": 0.0}
+    for task in ("sampled", "lm"):  # two models that stay what they were at first
+        train(task, tmp_path / task, encoder, **options)
+    sampled, full = (runs.events(tmp_path / task, "eval")[0] for task in ("sampled", "lm"))
+    assert sampled["loss"] == pytest.approx(full["loss"], rel=1e-6) and "sampled" not in sampled
+    for a, b in zip(*(runs.events(tmp_path / task, "train") for task in ("sampled", "lm")), strict=True):
+        assert a["sampled"] is True and "sampled" not in b and a["loss"] < 0.95 * b["loss"]
+    with pytest.raises(UserError, match=r"another run \(sampled-softmax: 100 -> None\)"):
+        train("lm", tmp_path / "sampled", encoder, **options)

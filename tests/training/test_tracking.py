@@ -75,6 +75,21 @@ def test_a_training_line_has_the_agreed_keys(tmp_path):
     assert not [entry for entry in (tmp_path / tracking.TENSORBOARD).iterdir() if entry.is_dir()]
 
 
+def test_a_sampled_loss_is_called_so_and_has_no_perplexity(tmp_path):
+    console = io.StringIO()
+    log = tracker(tmp_path, sampled=True, console=console)
+    log_step(log, 10, loss=0.5, accuracy=0.25)
+    log.log_eval(10, "valid", loss=3.0, perplexity=20.1)
+    log.close()
+    train, valid = lines(tmp_path)
+    assert train["loss"] == 0.5 and train["sampled"] is True and "sampled" not in valid
+    tags = board(tmp_path).Tags()["scalars"]
+    assert {"train/sampled_loss", "train/sampled_accuracy", "valid/loss", "valid/perplexity"} <= set(tags)
+    assert not {"train/loss", "train/accuracy", "train/perplexity"} & set(tags)
+    first, second = console.getvalue().splitlines()
+    assert "sampled loss 0.5000  lr" in first and "perplexity" not in first and "perplexity 20.1" in second
+
+
 def test_a_classifier_has_no_perplexity(tmp_path):
     log = tracker(tmp_path, task="clf")
     log_step(log, 10)

@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = ("lm", "stream", "clf")
 STAGE_ENDS = {"lm": [22, 66], "stream": [22, 66], "clf": [13, 26, 39, 65]}
 # (processes, micro-batches) compared with (1, 1)
-CUTS = {"lm": [(1, 4), (2, 2), (4, 1)], "stream": [(1, 2), (2, 4), (4, 2)], "clf": [(1, 2), (2, 4), (4, 1)]}
+CUTS = {"lm": [(1, 4), (2, 2), (4, 1)], "stream": [(1, 2), (2, 4), (4, 2)], "clf": [(1, 2), (2, 4), (4, 1)],
+        "sampled": [(1, 4), (2, 2)]}
 # Around the end of a stage; elsewhere; and at the very end, where only the model is left to be written.
 STOPS = {"lm": [21, 22, 23, 50], "stream": [22, 40, 66], "clf": [12, 13, 14, 30]}
 # Processes of a run, and the step at which it is stopped there: in a stage, between stages, after an epoch's end.
@@ -46,7 +47,7 @@ def a_job(given: Path, task: str, name: str, number: int, stop_at: int | None = 
 
 def cut_jobs(given: Path, number: int) -> list[dict]:
     return [a_job(given, task, f"{task}-{processes}x{cuts}", processes, precision="fp64", micro_batches=cuts)
-            for task in TASKS for processes, cuts in CUTS[task] if processes == number]
+            for task in CUTS for processes, cuts in CUTS[task] if processes == number]
 
 
 def interrupted_jobs(given: Path, number: int) -> list[dict]:
@@ -58,7 +59,7 @@ def interrupted_jobs(given: Path, number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def one(given):
     """This process alone: the runs that all others are compared with."""
-    for job in [a_job(given, task, f"{task}-1x1", 1, precision="fp64") for task in TASKS] + cut_jobs(given, 1):
+    for job in [a_job(given, task, f"{task}-1x1", 1, precision="fp64") for task in CUTS] + cut_jobs(given, 1):
         world.train(job)
     return given
 
@@ -105,17 +106,17 @@ def test_the_compared_run_is_worth_comparing(task, one):
         assert len({b["tokens"] - a["tokens"] for a, b in zip(steps, steps[1:], strict=False)}) > 5, "no jitter"
 
 
-@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in TASKS for cut in CUTS[task] if cut[0] == 1])
+@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in CUTS for cut in CUTS[task] if cut[0] == 1])
 def test_micro_batches_train_the_same_model(task, cut, one):
     assert_equal_up_to_summation_order(one / f"{task}-1x1", one / f"{task}-1x{cut[1]}")
 
 
-@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in TASKS for cut in CUTS[task] if cut[0] == 2])
+@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in CUTS for cut in CUTS[task] if cut[0] == 2])
 def test_two_processes_train_the_model_of_one(task, cut, one, two):
     assert_equal_up_to_summation_order(one / f"{task}-1x1", two / f"{task}-2x{cut[1]}")
 
 
-@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in TASKS for cut in CUTS[task] if cut[0] == 4])
+@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in CUTS for cut in CUTS[task] if cut[0] == 4])
 def test_four_processes_train_the_model_of_one(task, cut, one, four):
     assert_equal_up_to_summation_order(one / f"{task}-1x1", four / f"{task}-4x{cut[1]}")
 

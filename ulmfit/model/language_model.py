@@ -13,15 +13,16 @@ from torch.nn import functional as F
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State, apply_mask
 from ulmfit.model.loss import IGNORE, activation_regularization, linear_cross_entropy
+from ulmfit.model.sampled_softmax import Candidates, sampled_cross_entropy
 
 
 class LMOutput(NamedTuple):
     """Sums over the counted positions of one call (0-d), to be divided by the counts of the global batch."""
 
     ce_sum: Tensor
-    """Cross-entropy in nats."""
+    """Cross-entropy in nats; of the sampled softmax where candidates were given."""
     num_correct: Tensor
-    """int64: positions whose target had the largest logit."""
+    """int64: positions whose target had the largest logit (among the candidates, corrected, where given)."""
     ar_sum: Tensor
     """Squared activations after output dropout: AR = alpha * ar_sum / (positions * E)."""
     tar_sum: Tensor
@@ -43,15 +44,19 @@ class LanguageModelNet(nn.Module):
         return self.encoder.init_state(batch_size)
 
     def forward(self, tokens: Tensor, targets: Tensor, state: State,
-                masks: DropoutMasks | None = None) -> LMOutput:
-        """Loss sums of predicting targets [B, T] from tokens [B, T] (int64; target -100 does not count)."""
+                masks: DropoutMasks | None = None, candidates: Candidates | None = None) -> LMOutput:
+        """Loss sums of predicting targets [B, T] from tokens [B, T] (int64; target -100 does not count), by the full
+        softmax or, in training only, the one sampled over `candidates`."""
         raw, state = self.encoder(tokens, state, masks)
         mask = None
         if masks is not None:
             mask = masks.per_row(self.config.output_p, self.config.embedding_size, "output", 0)
         dropped = apply_mask(raw, mask)
-        ce_sum, num_correct = linear_cross_entropy(
-            dropped.flatten(0, 1), self.encoder.embedding.weight, self.decoder_bias, targets.flatten())
+        output = (dropped.flatten(0, 1), self.encoder.embedding.weight, self.decoder_bias, targets.flatten())
+        if candidates is None:
+            ce_sum, num_correct = linear_cross_entropy(*output)
+        else:
+            ce_sum, num_correct = sampled_cross_entropy(*output, candidates)
         ar_sum, tar_sum = activation_regularization(dropped, raw, targets != IGNORE)
         return LMOutput(ce_sum, num_correct, ar_sum, tar_sum, state)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from ulmfit.config import TrainConfig
+from ulmfit.config import LMConfig, TrainConfig
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.training.optim import first_group
 from ulmfit.training.runtime import Runtime
@@ -87,9 +87,14 @@ def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Ru
     sizes, parameters = task.net.config, list(task.net.parameters())
     itemsize, dtype = parameters[0].element_size(), parameters[0].dtype
     weights = sum(p.numel() for p in parameters) * itemsize
-    output_words = sizes.vocab_size if config.task == "lm" else 0
-    # Loss: rows of logits and their exponentials; a gradient of the tied weights beside the embedding's.
+    output_words = 0
+    if isinstance(config, LMConfig):
+        output_words = config.sampled_softmax or sizes.vocab_size
+    # Loss: rows of logits and their exponentials; a gradient of the tied weights beside the embedding's (sampled, of
+    # the candidates besides).
     loss = itemsize * output_words * (3 * 512 + sizes.embedding_size)
+    if output_words not in (0, sizes.vocab_size):
+        loss += itemsize * sizes.vocab_size * sizes.embedding_size
     masks = 2 * itemsize * 4 * sizes.hidden_size**2 * sizes.num_layers
     activations = task.largest_tokens() * bytes_per_token(sizes, itemsize)
     # The process as it is holds the weights; gradients, two moments, and while saving a copy of all but the
@@ -108,11 +113,12 @@ def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Ru
                     shutil.disk_usage(place).free, whole / max(1, sum(steps)), whole)
 
 
-def sentences(needs: Estimate, *, world_size: int) -> list[str]:
+def sentences(needs: Estimate, *, world_size: int, sampled: int | None = None) -> list[str]:
     """The estimate for the user, with a warning where it does not fit."""
     each = " a process" if world_size > 1 else ""
+    besides = f", which go by the full softmax; training steps sample {sampled:,} words" if sampled else ""
     lines = [f"needs about {needs.memory / GIB:.1f} GiB of memory{each}, {needs.disk / GIB:.1f} GiB of disk and "
-             f"{_duration(needs.whole)} ({needs.step:.2g} s a step) besides evaluations"]
+             f"{_duration(needs.whole)} ({needs.step:.2g} s a step) besides evaluations{besides}"]
     if needs.memory * world_size > needs.memory_free:
         lines.append(f"warning: only {needs.memory_free / GIB:.1f} GiB of memory are free; --micro-batches cuts a "
                      "step without changing what is trained")

@@ -15,12 +15,13 @@ from ulmfit.errors import UserError
 from ulmfit.evaluation import score_language_model
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import init_language_model
+from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import prepare
 from ulmfit.training.engine import PlainEngine
 from ulmfit.training.loop import StepResult
 from ulmfit.training.prepare import Session
-from ulmfit.training.randomness import Masks, derive_seed
+from ulmfit.training.randomness import Masks, derive_seed, draw_words
 from ulmfit.training.run import run
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
@@ -61,6 +62,14 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
         tokenizer = prepare.tokenizer_of(work, corpus.splits["train"])
+
+    if config.sampled_softmax is not None:
+        if config.sampled_softmax >= len(tokenizer):
+            raise UserError(f"--sampled-softmax {config.sampled_softmax} has nothing to leave out of a vocabulary of "
+                            f"{len(tokenizer)} words; leave the option out")
+        work.say(f"--sampled-softmax {config.sampled_softmax}: each step learns from about {config.sampled_softmax:,} "
+                 f"of {len(tokenizer):,} words; loss and accuracy of training steps are among these and do not compare "
+                 "with the full softmax's, by which every evaluation goes")
 
     rows = runtime.own_rows(recipe.batch_size)
     if config.streaming:
@@ -103,6 +112,10 @@ class LanguageModelTask:
         self._source, self._valid, self._tokenizer = source, valid, tokenizer
         self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+        self._inclusion: Tensor | None = None  # of each word as a candidate of the sampled softmax
+        if config.sampled_softmax is not None:
+            self._inclusion = inclusion_probabilities(net.config.vocab_size, config.sampled_softmax)
+            self._log_inclusion = self._inclusion.log().to(runtime.device, dtype=net.decoder_bias.dtype)
         self.forget()
 
     @property
@@ -147,6 +160,10 @@ class LanguageModelTask:
         if batch.fresh:
             self.forget()
         cuts = torch.arange(len(self._rows)).chunk(self.micro_batches)
+        candidates = None
+        if self._inclusion is not None:
+            words = draw_words(config.seed, number, self._inclusion)
+            candidates = Candidates(words.to(device, non_blocking=True), self._log_inclusion)
         masks = Masks(config.seed, number, num_rows=self._recipe.batch_size, rows=self._rows, device=device)
         pairs = max(1, batch.num_targets - self._recipe.batch_size)  # neighbouring targets, for TAR
         width = self.net.config.embedding_size
@@ -156,7 +173,7 @@ class LanguageModelTask:
             part = slice(int(cut[0]), int(cut[-1]) + 1)
             with engine.accumulate(last=index == len(cuts) - 1):
                 out = engine.model(tokens[part], targets[part], [(h[part], c[part]) for h, c in self._state],
-                                   masks.for_rows(self._rows[part]))
+                                   masks.for_rows(self._rows[part]), candidates)
                 loss = (out.ce_sum / batch.num_targets + config.alpha * out.ar_sum / (batch.num_targets * width)
                         + config.beta * out.tar_sum / (pairs * width))
                 # DDP averages over ranks; the loss is already a share of the global mean.

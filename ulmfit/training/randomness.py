@@ -1,4 +1,4 @@
-"""Dropout masks as a function of (seed, step, place, global row), whatever rank or micro-batch asks.
+"""Dropout masks and sampled words as a function of (seed, step, place, global row), whatever rank or micro-batch asks.
 
 Every mask of AWD-LSTM is small: one factor a weight, a word, or a (row, feature). So each process draws
 the mask of the whole global batch from a generator seeded by a hash of where the mask is used, and takes
@@ -24,6 +24,17 @@ def derive_seed(*parts: int | str) -> int:
     """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
+
+
+def draw_words(seed: int, step: int, probabilities: Tensor) -> Tensor:
+    """The candidates of the sampled softmax at a step: ids [n] int64, ascending, on the CPU.
+
+    Word w is among them with probability probabilities[w] ([V] float64), independently of the others. The same for all
+    ranks and micro-batches, and on the CPU and a GPU, which need not wait to learn how many they are.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, step, "candidates"))
+    drawn = torch.rand(len(probabilities), dtype=torch.float64, generator=generator)
+    return (drawn < probabilities).nonzero().squeeze(1)
 
 
 class Masks:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.config import identity, options
+from ulmfit.config import LMConfig, identity, options
 from ulmfit.errors import UserError
 from ulmfit.model.pretrained import save_model
 from ulmfit.text.tokenizer import Tokenizer
@@ -62,12 +62,14 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
         directory.write_config(config, who, resolved)
         if runtime.is_main:
             tokenizer.save(directory.path / "tokenizer.json")
+        sampled = config.sampled_softmax if isinstance(config, LMConfig) else None
         tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=total_steps, log_every=config.log_every,
-                          start_step=start["position"]["step"] if start else 0, task=config.task)
+                          start_step=start["position"]["step"] if start else 0, task=config.task,
+                          sampled=sampled is not None)
         tracker.log_hparams({"options": options(config), "resolved": resolved})
         if runtime.device.type == "cpu" and start is None:
             needs = estimate(task, plan, config=config, runtime=runtime)
-            for sentence in sentences(needs, world_size=runtime.world_size):
+            for sentence in sentences(needs, world_size=runtime.world_size, sampled=sampled):
                 work.say(sentence)
         loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
                     directory=directory, start=start)

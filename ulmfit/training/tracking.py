@@ -38,12 +38,15 @@ class Tracker:
             its first checkpoint) is emptied.
         log_every: steps between log lines (`due`).
         task: "lm" adds the perplexity to the loss of the training steps.
+        sampled: loss and accuracy of training steps are those of the sampled softmax, of which there is no perplexity;
+            they are called so, and metrics.jsonl has "sampled": true beside them.
         console: where lines go, standard output by default; a terminal also gets a progress bar.
     """
 
     def __init__(self, output_dir: Path, *, is_main: bool, total_steps: int, start_step: int = 0,
-                 log_every: int, task: Literal["lm", "clf"] = "lm", console: TextIO | None = None) -> None:
-        self.is_main, self.task = is_main, task
+                 log_every: int, task: Literal["lm", "clf"] = "lm", sampled: bool = False,
+                 console: TextIO | None = None) -> None:
+        self.is_main, self.task, self.sampled = is_main, task, sampled
         self.total_steps, self.start_step, self.log_every = total_steps, start_step, log_every
         self._began = time.monotonic()
         if not is_main:
@@ -77,7 +80,8 @@ class Tracker:
 
         Args:
             tokens: tokens read since the run's first step.
-            loss: the step's global cross-entropy a token (or a document), without AR and TAR.
+            loss: the step's global cross-entropy a token (or a document), without AR and TAR; with `sampled` not
+                comparable with another's.
             lr: the highest rate; `lrs` those of the layer groups by name. They and `momentum` go to
                 TensorBoard only, being functions of the step.
             data_wait: part of the time since the last logged step that was spent waiting for data, 0 to 1, on
@@ -95,7 +99,11 @@ class Tracker:
         scalars = {name: value for name, value in line.items() if name not in ("event", "step", "stage")}
         if timing:
             line["time"] = timing
-        if self.task == "lm":
+        if self.sampled:
+            line["sampled"] = True
+            scalars = {f"sampled_{name}" if name in ("loss", "accuracy") else name: value
+                       for name, value in scalars.items()}
+        elif self.task == "lm":
             scalars["perplexity"] = _exp(loss)
         if momentum is not None:
             scalars["momentum"] = momentum
@@ -108,11 +116,11 @@ class Tracker:
                 self._board.add_scalar(f"lr/{name}", value, step)
         passed, to_go = step - self.start_step, self.total_steps - step
         left = (time.monotonic() - self._began) / passed * to_go if passed > 0 else math.nan
-        perplexity = f"  perplexity {scalars['perplexity']:.1f}" if self.task == "lm" else ""
+        perplexity = f"  perplexity {scalars['perplexity']:.1f}" if "perplexity" in scalars else ""
         width = len(str(self.total_steps))
         self.print(f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage}  "
-                   f"loss {loss:.4f}{perplexity}  lr {lr:.2e}  {tokens_per_second:,.0f} tokens/s  "
-                   f"left {_duration(left)}")
+                   f"{'sampled ' if self.sampled else ''}loss {loss:.4f}{perplexity}  lr {lr:.2e}  "
+                   f"{tokens_per_second:,.0f} tokens/s  left {_duration(left)}")
 
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
         """An evaluation after `step` steps. Numbers become curves; `confusion` (a list of rows: true class,

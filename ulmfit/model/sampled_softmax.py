@@ -1,0 +1,161 @@
+"""Sampled softmax: a training loss over some of the words, for large vocabularies and for training on the CPU.
+
+Each word is a candidate of a step by itself, with a probability of its own: frequent words always, rare ones now and
+then. A position's loss is the cross-entropy of its target among the candidates and the target itself, after the
+logarithm of that probability has been taken off each logit (Bengio & Senecal 2008; Jean et al. 2015, arXiv 1412.2007).
+It is another loss than the full softmax, mostly a smaller one, but leads to the same model: because words are drawn
+independently, its gradient vanishes on average where the model has the true distribution, however few the candidates
+(Ma & Collins 2018, arXiv 1809.01812). With all words as candidates it is the full softmax.
+
+As in loss.py the gradient is formed in the forward pass, in chunks of rows: neither [rows x vocabulary] nor
+[rows x candidates] exists, and until the backward pass only the words that take part have rows of gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ulmfit.model.loss import _CHUNK_CPU, _CHUNK_CUDA, _HALF_SCALE, IGNORE, _logits_into, _product
+
+
+class Candidates(NamedTuple):
+    """The words of one step, the same for every row of the global batch.
+
+    Attributes:
+        words: [n] int64, no word twice.
+        log_probability: [V], the logarithm of each word's probability of being among them, at most 0.
+    """
+
+    words: Tensor
+    log_probability: Tensor
+
+
+def inclusion_probabilities(vocab_size: int, number: int) -> Tensor:
+    """How likely each word is a candidate: [V] float64 in (0, 1], its sum is `number` (at most V).
+
+    Proportional to log((id + 2) / (id + 1)), the frequencies of Zipf's law for ids by descending frequency, but for the
+    most frequent words, for which that would exceed 1.
+    """
+    ids = torch.arange(vocab_size, dtype=torch.float64)
+    frequency = torch.log((ids + 2) / (ids + 1))
+    # Words before index k are always in, the others share what is left: the first k at which no share exceeds 1.
+    rest = frequency.flip(0).cumsum(0).flip(0)
+    factor = (number - ids) / rest
+    sure = int((factor * frequency <= 1).nonzero()[0]) if number < vocab_size else vocab_size
+    probabilities = torch.ones(vocab_size, dtype=torch.float64)
+    if sure < vocab_size:
+        probabilities[sure:] = frequency[sure:] * factor[sure]
+    return probabilities
+
+
+def sampled_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, candidates: Candidates, *,
+                          chunk_size: int | None = None,
+                          compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of the sampled cross-entropy over the rows that count, for training: all gradients are computed.
+
+    Args:
+        hidden: [N, E]; weight: [V, E]; bias: [V].
+        targets: [N] int64; -100 marks rows that do not count.
+        candidates: of this step.
+        chunk_size, compute_dtype: as in `linear_cross_entropy`.
+
+    Returns:
+        The sum, 0-d, float32 (float64 for a float64 weight), and how many rows have the largest corrected logit at
+        their target, 0-d int64. Neither compares with the full softmax's.
+    """
+    if compute_dtype is None:
+        autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
+        compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
+    if chunk_size is None:
+        chunk_size = _CHUNK_CUDA if weight.is_cuda else _CHUNK_CPU
+    assert chunk_size > 0 and hidden.shape[0] == targets.shape[0]
+    return _SampledCrossEntropy.apply(hidden, weight, bias, targets, *candidates, chunk_size, compute_dtype)
+
+
+class _SampledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, words, log_probability, chunk_size, compute_dtype):
+        with torch.autocast(weight.device.type, enabled=False):
+            result = _compute(hidden, weight, bias, targets, words, log_probability, chunk_size, compute_dtype)
+        ctx.vocab_size = weight.shape[0]
+        ctx.save_for_backward(targets, words, *result.gradients)
+        ctx.mark_non_differentiable(result.num_correct)
+        return result.loss, result.num_correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, _):
+        targets, words, grad_hidden, *compact = ctx.saved_tensors
+        of_words, of_targets, bias_of_words, bias_of_targets = (grad * grad_loss for grad in compact)
+        # The whole gradient of the tied weight exists from here on only: the embedding's share is dense anyhow, and so
+        # is what the optimizer and the ranks' reduction take.
+        targets = targets.clamp(min=0)
+        grad_weight = of_words.new_zeros(ctx.vocab_size, of_words.shape[1])
+        grad_weight.index_copy_(0, words, of_words).index_add_(0, targets, of_targets)
+        grad_bias = bias_of_words.new_zeros(ctx.vocab_size)
+        grad_bias.index_copy_(0, words, bias_of_words).index_add_(0, targets, bias_of_targets)
+        return grad_hidden * grad_loss, grad_weight, grad_bias, *[None] * 5
+
+
+class _Result(NamedTuple):
+    loss: Tensor
+    num_correct: Tensor
+    gradients: tuple[Tensor, ...]
+    """Of hidden [N, E]; of the candidates' weights [n, E] and of the targets' [N, E] where these are no candidates,
+    else zero; of the biases likewise."""
+
+
+def _compute(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, words: Tensor, log_probability: Tensor,
+             chunk_size: int, compute_dtype: torch.dtype) -> _Result:
+    """Loss and gradients; runs without autograd and outside autocast, all dtypes are chosen here."""
+    num_rows, size = len(targets), max(1, min(chunk_size, len(targets)))
+    full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
+    half = compute_dtype.itemsize < 4
+    scale = _HALF_SCALE if half else 1.0
+    offset = bias.to(full) - log_probability.to(full)  # the correction goes with the bias
+    operand, offset_of_words = weight[words].to(compute_dtype), offset[words]
+    column_of = words.new_full((weight.shape[0],), -1)
+    column_of[words] = torch.arange(len(words), device=words.device)
+
+    grad_hidden = hidden.new_empty(hidden.shape, dtype=full)
+    of_words, bias_of_words = hidden.new_zeros(operand.shape, dtype=full), offset.new_zeros(len(words))
+    of_targets, bias_of_targets = torch.empty_like(grad_hidden), offset.new_empty(num_rows)
+    losses, correct = offset.new_zeros(num_rows), torch.zeros_like(targets, dtype=torch.bool)
+    buffer = hidden.new_empty((size, len(words)), dtype=full)
+    for start in range(0, num_rows, size):
+        rows = slice(start, min(start + size, num_rows))
+        h, target = hidden[rows].to(compute_dtype), targets[rows]
+        counted, target = target != IGNORE, target.clamp(min=0)
+        at = torch.arange(len(target), device=target.device)
+        logits = buffer[:len(target)]
+        _logits_into(logits, h, operand, offset_of_words)
+        # The target's own logit: a column of the candidates, or one more column that only this row has.
+        column, own_weight = column_of[target], weight[target].to(full)
+        among, column = column >= 0, column.clamp(min=0)
+        own = (h.to(full) * own_weight).sum(1) + offset[target]
+        own = torch.where(among, logits[at, column], own)
+        top = torch.maximum(logits.amax(1), own)
+        correct[rows] = (own == top) & counted
+        exp = logits.sub_(top.unsqueeze(1)).exp_()
+        extra = (own - top).exp() * ~among
+        total = exp.sum(1) + extra
+        losses[rows] = (total.log() + top - own) * counted
+        # The gradient of the logits is p - one_hot = (exp - total * one_hot) / total, as in loss.py.
+        exp[at, column] -= total * among
+        factor = (counted / total).unsqueeze(1)
+        of_extra = (extra - total * ~among).unsqueeze(1) * factor
+        bias_of_words += torch.mv(exp.t(), factor.squeeze(1))
+        bias_of_targets[rows] = of_extra.squeeze(1)
+        torch.mul(of_extra, h, out=of_targets[rows])
+        if half:
+            exp = torch.mul(exp, factor * scale, out=torch.empty_like(exp, dtype=compute_dtype))
+            grad_hidden[rows] = _product(exp, operand, full).div_(scale)
+            of_words.add_(_product(exp.t(), h, full), alpha=1 / scale)
+        else:
+            torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
+            of_words.addmm_(exp.t(), h * factor)
+        grad_hidden[rows] += of_extra * own_weight
+    return _Result(losses.sum(), correct.sum(), (grad_hidden, of_words, of_targets, bias_of_words, bias_of_targets))
