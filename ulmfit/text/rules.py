@@ -10,18 +10,24 @@ those of spaCy's English tokenizer.
 A replacement in `tokenizers` is a literal: a pass cannot copy what it matched. Hence three devices:
  * a boundary is inserted at a zero-width match: `X\\K` matches X and replaces nothing after it;
  * a repeat is counted in unary: all but the last element of a run become the mark ONE, then ten ONEs become a
-   TEN and so on, and nine passes turn runs of ONEs into decimal digits;
+   TEN and so on, and nine passes turn runs of marks into decimal digits;
  * `\\G` (where the last match ended) chains the elements of a run, so that a run is entered only at its head.
 All repeats are bounded or possessive: Oniguruma gives up (and `tokenizers` panics) after 10 million retries.
+
+What a pass costs, a KB of text: about 2 us whatever it finds, because the text and 16 bytes of alignment a
+character are copied; 3 if every match contains one literal, which is searched for fast; from 10 on if a match can
+begin with any of several characters; 25 or more if it can begin with any. So passes are few, a rare mark is left
+where several of them have to look, and replacements with the same content share a pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-# Marks that the passes leave for each other: noncharacters of Unicode, which no text may contain. Being three
-# bytes long they are searched for fast: a pass that finds none costs 2 us per KB.
-ONE, TEN, HUNDRED, PLACE, END = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5"
+# Marks that the passes leave for each other: noncharacters of Unicode, which no text may contain.
+ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5", "\ufdd6"
 
 SPECIALS = {
     "fastai1": "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep".split(),
@@ -49,24 +55,22 @@ ENTITIES = {
 
 
 def _clean_up(rules: str) -> list[normalizers.Normalizer]:
-    """fix_html of both versions; the order of the replacements is theirs."""
+    """fix_html of both versions; where one replacement makes another's match, the order is theirs."""
     v1 = rules == "fastai1"
     passes = [
-        ("#39;", "'"),
+        ("#(?:39|146);|quot;", "'"),
         ("amp;", "&"),
-        ("#146;", "'"),
         ("nbsp;", " "),
         ("#36;", "$"),
-        (r"\\n", "\n"),
-        ("quot;", "'"),
-        ("<br />", "\n"),
+        (r"<br />|\\n", "\n"),
         (r'\\"', '"'),
         ("<unk>", "xxunk"),
         (r" @\.@ ", "."),
         (" @-@ ", "-"),
     ]
     passes += [(" @,@ ", ","), (r"\\", r" \ ")] if v1 else [(r"\.\.\.", " \u2026")]
-    passes += [(f"&(?:{names});", char) for char, names in ENTITIES.items()]
+    passes.append((f"&(?=(?:{'|'.join(ENTITIES.values())});)", ENTITY))
+    passes += [(f"{ENTITY}(?:{names});", char) for char, names in ENTITIES.items()]
     return [_replace(*p) for p in passes]
 
 
@@ -75,27 +79,39 @@ def _clean_up(rules: str) -> list[normalizers.Normalizer]:
 
 def _repeats(rules: str) -> list[normalizers.Normalizer]:
     """`cccc` -> ` xxrep 4 c ` and `word word word word ` -> ` xxwrep 4 word `, counts up to 999."""
-    v1 = rules == "fastai1"
-    more = 3 if v1 else 2
-    if v1:  # a unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2
-        words = (
-            r"""[ \n"(\-]\K(\w++\W++)(?=\1{3})(?:(?<=\s)|\1{2,500}(?=\1))"""
-            r"|\G(?!\A)(\w++\W++)(?=\2)"
-        )
-    else:
-        words = r"\s(\w++)\s++(?=\1\s++\1(?!\w))|\G(?!\A)(\w++)\s++(?=\2(?!\w))"
+    if rules == "fastai1":  # four or more
+        chars = [(r"(\S)(?=\1\1\1)", ONE), (rf"{ONE}\K(\S)\1(?=\1)", ONE + ONE)]
+        # A unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2.
+        unit, head = rf"\w++[^\w{AGAIN}]++", r'(?<=[ \n"(\-])'
+        words = [
+            # Walks from unit to unit, which is cheaper than a search that starts anew at each character.
+            (r"[\w]*+[^\w]*+(?:([\w]++[^\w]++)(?!\1))*+\K", AGAIN),
+            (
+                rf"(?:\G(?!\A)|{head}(?={AGAIN}{unit}{AGAIN}{unit}{AGAIN})){AGAIN}{unit}(?<=\s)"
+                rf"|{head}{AGAIN}({unit})(?<!\s)(?:{AGAIN}?\1){{2,500}}(?={AGAIN}?\1)",
+                ONE,
+            ),
+        ]
+    else:  # three or more
+        chars = [(r"(\S)(?=\1\1)", ONE), (rf"{ONE}\K(\S)(?=\1)", ONE)]
+        unit = rf"{AGAIN}\s\w++\s*+"
+        words = [
+            (r"[^\s]*+(?:[\s](?!([\w]++)[\s]++\1(?!\w))[^\s]*+)*+\K", AGAIN),
+            (rf"(?:\G(?!\A)|(?={unit}{AGAIN})){unit}", ONE),
+        ]
     passes = [
-        (rf"(\S)(?=\1{{{more}}})|\G(?!\A)(\S)(?=\2)", ONE),
+        *chars,
         (rf"{ONE}++[^{ONE}]\K", " "),
         (rf"(?<!{ONE}){ONE}", f" xxrep {ONE}"),
-        (words, ONE),
+        # AGAIN marks the words that come again, then what is left of the marks after the counting.
+        *words,
         (rf"(?<!{ONE}|xxrep ){ONE}", f" xxwrep {ONE}"),
-        (rf"{ONE}++\K", f"{ONE}{END} "),
+        (rf"{ONE}++\K", f"{ONE}{AGAIN} "),
         (ONE + "{10}", TEN),
         (TEN + "{10}", HUNDRED),
         (f"{HUNDRED}{{10,}}{TEN}*{ONE}*", HUNDRED * 9 + TEN * 9 + ONE * 9),
         # The decimal places, all in ONEs, with PLACE between them: an empty one is a zero.
-        (rf"{HUNDRED}\K(?=[{ONE}{END}])", PLACE),
+        (rf"{HUNDRED}\K(?=[{ONE}{AGAIN}])", PLACE),
         (rf"{HUNDRED}\K(?!{HUNDRED})", PLACE),
         (HUNDRED, ONE),
         (rf"{TEN}\K(?!{TEN})", PLACE),
@@ -103,8 +119,14 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
         (rf"{PLACE}(?!{ONE})", "0"),
     ]
     passes += [(f"{ONE}{{{digit}}}", str(digit)) for digit in range(9, 0, -1)]
-    passes += [(PLACE, ""), (END, "")]
+    passes += [(PLACE, ""), (AGAIN, "")]
     return [_replace(*p) for p in passes]
+
+
+def _strip() -> list[normalizers.Normalizer]:
+    """White space at both ends goes, but for spaces, which are no tokens; the normalizer Strip costs 30 us a KB."""
+    others = [chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1b < code <= 0x20]
+    return [_replace(r"\A \K\s++", ""), _replace(rf"{_either(others)}\s*+\z", "")]
 
 
 def _spaces(rules: str) -> list[normalizers.Normalizer]:
@@ -112,17 +134,18 @@ def _spaces(rules: str) -> list[normalizers.Normalizer]:
 
     In such a token a space is written U+2581, as fastai 2 does, because spaces separate the tokens.
     """
-    chars = ["/", "#", "\n"] if rules == "fastai1" else ["/", "#", r"\\"]
-    passes = [(c, f" {c[0]} ") for c in chars]
-    passes += [
-        (" {2,}", " "),
-        (r"\n\K ", "\u2581"),
-        ("\u00a0 ", " \u00a0\u2581 "),
-        ("\u00a0(?!\u2581)", " \u00a0 "),
-        ("\u0085 ", " \u0085\u2581 "),
-        ("\u0085(?!\u2581)", " \u0085 "),
-        (r"(?!\G)(?=[\n\t\r])(?<=[^\s\u2581])|[\n\t\r]\u2581*+\K(?=[^\s\u2581])", " "),
-    ]
+    passes = [("/", " / "), ("#", " # ")]
+    if rules == "fastai1":  # a line break counts as if spaces stood around it
+        passes.append(("\n\\K *+|\u00a0\\K(?: ++|(?=\n))|\u0085\\K(?: ++|(?=\n|\u00a0))", "\u2581"))
+        line = "(?=\n)(?<!\n\u2581)|(?=[\t\r])(?<=[^\\s\u2581])"
+    else:
+        passes.append((r"\\", r" \ "))
+        passes.append(("(?:\n|\u00a0)\\K ++|\u0085\\K(?: ++|(?=\u00a0))", "\u2581"))
+        line = "(?=[\n\t\r])(?<=[^\\s\u2581])"
+    # Not at \G: there a boundary has just been set.
+    before = rf"(?:{line}|(?=\u00a0|\u0085))(?!\G)"
+    behind = "(?:[\n\t\r]\u2581*+(?=[^\\s\u2581])|\u00a0\u2581?|\u0085\u2581?)\\K"
+    passes.append((f"{before}|{behind}", " "))
     return [_replace(*p) for p in passes]
 
 
@@ -170,7 +193,11 @@ def _escape(text: str) -> str:
 
 def _either(words: list[str] | str) -> str:
     words = words.split() if isinstance(words, str) else words
-    return "(?:" + "|".join(_escape(w) for w in sorted(words, key=lambda w: (-len(w), w))) + ")"
+    return _group(_escape(w) for w in sorted(words, key=lambda w: (-len(w), w)))
+
+
+def _group(patterns: Iterable[str]) -> str:
+    return "(?:" + "|".join(patterns) + ")"
 
 
 def _titled(words: str) -> list[str]:
@@ -216,6 +243,14 @@ _RUN_TOGETHER = {
 }
 
 
+def _trie(endings: dict[str, str], first: Callable[[str], str] = _escape) -> str:
+    """Matches one of the words, then its ending, a letter at a time: words that begin alike are given up at once."""
+    branches: dict[str, dict[str, str]] = {}
+    for word, ending in endings.items():
+        branches.setdefault(word[:1], {})[word[1:]] = ending
+    return _group(first(letter) + _trie(rest) if letter else rest[""] for letter, rest in branches.items())
+
+
 def _contractions() -> list[normalizers.Normalizer]:
     """Cuts `don't` before the n and words such as `cannot` and `thats`, where they are whole words."""
     passes = [
@@ -226,10 +261,8 @@ def _contractions() -> list[normalizers.Normalizer]:
     for tail, words in _RUN_TOGETHER.items():
         for word in words.split():
             tails.setdefault(word, []).append(tail)
-    by_letter: dict[str, list[str]] = {}
-    for word, ends in tails.items():
-        by_letter.setdefault(word[0], []).append(f"{word[1:]}(?=(?:{'|'.join(ends)})(?!\\w){_REST})")
-    words = "|".join(f"[{c}{c.upper()}](?:{'|'.join(rests)})" for c, rests in by_letter.items())
+    endings = {word: f"(?=(?:{'|'.join(ends)})(?!\\w){_REST})" for word, ends in tails.items()}
+    words = _trie(endings, first=lambda letter: f"[{letter}{letter.upper()}]")
     return [*passes, _replace(rf"""[ "(](?:{words}|[cC]'m(?=on{_REST})|(?:US|C|A)\$(?=\S))\K""", " ")]
 
 
@@ -320,7 +353,7 @@ def normalizer(rules: str) -> normalizers.Normalizer:
     if rules == "fastai1":
         return normalizers.Sequence([*clean(rules), *_spaces(rules), *words, *case(rules)])
     return normalizers.Sequence(
-        [*clean(rules), normalizers.Strip(), normalizers.Prepend(" "), *_spaces(rules), *case(rules), *words]
+        [*clean(rules), *_strip(), *_spaces(rules), *case(rules), *words]
     )
 
 
