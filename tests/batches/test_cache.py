@@ -146,12 +146,12 @@ def test_a_full_disk_leaves_nothing_torn(tmp_path, fakes, monkeypatch, save_seco
     monkeypatch.setattr(cache, "SAVE_SECONDS", save_seconds)
     split = make_split(make_documents(300))
     builder = multiprocessing.get_context("fork").Process(
-        target=_build_on_a_full_disk, args=(split, make_tokenizer(), tmp_path))
+        target=_build_on_a_full_disk, args=(split, make_tokenizer(5000), tmp_path))
     builder.start()
     builder.join(60)
     assert builder.exitcode == 0
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
-    store = build_or_open(split, make_tokenizer(), tmp_path, with_labels=False)
+    store = build_or_open(split, make_tokenizer(5000), tmp_path, with_labels=False)
     assert [store.document(n).tolist() for n in range(300)] == split.documents
 
 
