@@ -76,6 +76,9 @@ def _clean_up(rules: str) -> list[normalizers.Normalizer]:
 # ----------------------------------------------------------------------------------------------- repeats
 
 
+_WALK = 1000  # words in one match: few enough for Oniguruma's limit on retries
+
+
 def _repeats(rules: str) -> list[normalizers.Normalizer]:
     """`cccc` -> ` xxrep 4 c ` and `word word word word ` -> ` xxwrep 4 word `, counts up to 999."""
     if rules == "fastai1":  # four or more
@@ -83,26 +86,25 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
         # A unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2.
         unit, head = rf"\w++[^\w{AGAIN}]++", r'(?<=[ \n"(\-])'
         words = [
-            # Walks from unit to unit, which is cheaper than a search that starts anew at each character.
-            (r"[\w]*+[^\w]*+(?:([\w]++[^\w]++)(?!\1))*+\K", AGAIN),
+            (rf"[\w]*+[^\w]*+(?>(?:([\w]++[^\w]++)(?!\1)){{0,{_WALK}}})\K", AGAIN),
             (
-                rf"(?:\G(?!\A)|{head}(?={AGAIN}{unit}{AGAIN}{unit}{AGAIN})){AGAIN}{unit}(?<=\s)"
-                rf"|{head}{AGAIN}({unit})(?<!\s)(?:{AGAIN}?\1){{2,500}}(?={AGAIN}?\1)",
+                rf"(?:\G(?!\A)|{head}(?={AGAIN}({unit}){AGAIN}\1{AGAIN})){AGAIN}{unit}(?<=\s)"
+                rf"|{head}{AGAIN}({unit})(?<!\s)(?:{AGAIN}?\2){{2,500}}(?={AGAIN}?\2)",
                 ONE,
             ),
         ]
     else:  # three or more
         chars = [(r"(\S)(?=\1\1)", ONE), (rf"{ONE}\K(\S)(?=\1)", ONE)]
-        unit = rf"{AGAIN}\s\w++\s*+"
         words = [
-            (r"[^\s]*+(?:[\s](?!([\w]++)[\s]++\1(?!\w))[^\s]*+)*+\K", AGAIN),
-            (rf"(?:\G(?!\A)|(?={unit}{AGAIN})){unit}", ONE),
+            (rf"[^\s]*+(?>(?:[\s](?!([\w]++)[\s]++\1(?!\w))[^\s]*+){{0,{_WALK}}})\K", AGAIN),
+            (rf"(?:\G(?!\A)|(?={AGAIN}\s(\w++)\s*+{AGAIN}\s\1(?!\w))){AGAIN}\s\w++\s*+", ONE),
         ]
     passes = [
         *chars,
         (rf"{ONE}++[^{ONE}]\K", " "),
         (rf"(?<!{ONE}){ONE}", f" xxrep {ONE}"),
-        # AGAIN marks the words that come again, then what is left of the marks after the counting.
+        # AGAIN marks the words that come again. The search for them walks from word to word, which is cheaper than
+        # one that starts anew at each character; where it rests it leaves a mark that means nothing.
         *words,
         (rf"(?<!{ONE}|xxrep ){ONE}", f" xxwrep {ONE}"),
         (rf"{ONE}++\K", f"{ONE}{AGAIN} "),
