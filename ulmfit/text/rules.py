@@ -106,7 +106,7 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
         # AGAIN marks the words that come again. The search for them walks from word to word, which is cheaper than
         # one that starts anew at each character; where it rests it leaves a mark that means nothing.
         *words,
-        (rf"(?<!{ONE}|xxrep ){ONE}", f" xxwrep {ONE}"),
+        (rf"(?<!{ONE}|xxrep |xxrep{AGAIN} ){ONE}", f" xxwrep {ONE}"),
         (rf"{ONE}++\K", f"{ONE}{AGAIN} "),
         (ONE + "{10}", TEN),
         (TEN + "{10}", HUNDRED),
