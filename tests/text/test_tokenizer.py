@@ -240,6 +240,7 @@ def test_repeats_are_found_wherever_the_search_for_them_rests(tokenizer, monkeyp
         "no no no yes yes yes yes ": (1, 2),
         "go\nno no no no ok": (1, 1),
         "ha-ha-ha-ha- x": (1, 0),
+        "no     no     no     no     way": (1, 1),
         "well!!!! so!!!! it!!!! goes!!!! on": (0, 0),
     }
     for text, counts in marks.items():

@@ -96,7 +96,7 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
     else:  # three or more
         chars = [(r"(\S)(?=\1\1)", ONE), (rf"{ONE}\K(\S)(?=\1)", ONE)]
         words = [
-            (rf"[^\s]*+(?>(?:[\s](?!([\w]++)[\s]++\1(?!\w))[^\s]*+){{0,{_WALK}}})\K", AGAIN),
+            (rf"[^\s]*+(?>(?:[\s]++(?!([\w]++)[\s]++\1(?!\w))[^\s]*+){{0,{_WALK}}})(?:\s(?=\s))*+\K", AGAIN),
             (rf"(?:\G(?!\A)|(?={AGAIN}\s(\w++)\s*+{AGAIN}\s\1(?!\w))){AGAIN}\s\w++\s*+", ONE),
         ]
     passes = [
