@@ -34,14 +34,13 @@ def make_store(folder: str, lengths: np.ndarray, vocab_size: int, classes: int =
     """A token cache of random ids, and labels of that many classes, written by the real builder."""
     from ulmfit.batches.cache import build_or_open
 
-    rng = np.random.default_rng(1)
-
     class Corpus:
         name, skipped, fingerprint = "train", {}, "random"
 
-        def batches(self) -> Iterator[SimpleNamespace]:
-            for rows in np.array_split(np.arange(len(lengths)), max(1, len(lengths) // 1000)):
-                yield SimpleNamespace(texts=lengths[rows], labels=rows % max(1, classes), rows=rows)
+        def batches(self, start: int | None) -> Iterator[SimpleNamespace]:
+            for first in range(start or 0, len(lengths), 1000):
+                rows = np.arange(first, min(first + 1000, len(lengths)))
+                yield SimpleNamespace(texts=lengths[rows], labels=rows % max(1, classes), rows=rows, after=first + 1000)
 
         def check(self) -> None:
             pass
@@ -53,6 +52,7 @@ def make_store(folder: str, lengths: np.ndarray, vocab_size: int, classes: int =
             return vocab_size
 
         def encode_flat(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng(int(texts.sum()))  # called from several threads
             return rng.integers(10, vocab_size, texts.sum(), dtype=np.int32), texts
 
     return build_or_open(Corpus(), Words(), folder, with_labels=classes > 0)

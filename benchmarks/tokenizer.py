@@ -1,55 +1,29 @@
-"""Our tokenizer against fastai 2 with spaCy, side by side on one core.
+"""Texts to ids and texts to a vocabulary, beside fastai 2 with spaCy, on one core and on all.
 
-    python -m venv PEER && echo "torch==2.13.0" > constraints.txt
-    PEER/bin/pip install -c constraints.txt fastai==2.8.12 spacy
     python benchmarks/tokenizer.py --peer PEER/bin/python --data imdb/unsup.parquet
 
-Both go from texts to ids in memory, single-threaded and alternately (A B A B ...). Every round has documents
-that neither has seen, as a corpus does (spaCy caches words); a first round warms both up. fastai runs its own
-TokenizeWithRules(SpacyTokenizer()) and Numericalize in one process, which is what its workers run, less the
-transfer between processes. Reported: medians over the rounds of wall and CPU time per 1,000 characters, their
-ratios, and the share of equal tokens under the rules fastai2.
+Both go from texts to ids in memory and learn a vocabulary from them. Every round has documents that neither has seen,
+as a corpus does (spaCy caches words). fastai runs its own TokenizeWithRules(SpacyTokenizer()), Numericalize and
+Counter with make_vocab; on all cores it starts its processes (parallel_tokenize) and ours its threads
+(RAYON_NUM_THREADS). Printed: medians of microseconds per 1,000 characters, the ratios of the rounds, and the share of
+equal tokens under the rules fastai2.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
-import platform
 import random
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 
-os.environ["RAYON_NUM_THREADS"] = "1"  # read once, when tokenizers is first used
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ulmfit.text.tokenizer import Tokenizer  # noqa: E402
-
-PEER = r"""
-import json, sys, time
-from collections import Counter
-from fastai.text.core import SpacyTokenizer, TokenizeWithRules
-from fastai.text.data import Numericalize, make_vocab
-rounds = json.load(open(sys.argv[1], encoding="utf-8"))
-tokenize = TokenizeWithRules(SpacyTokenizer())
-counts = Counter(token for doc in tokenize(rounds[0]) for token in doc)
-numericalize = Numericalize(vocab=make_vocab(counts, min_freq=2))
-print("ready", flush=True)
-for texts in rounds:
-    sys.stdin.readline()
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = [list(doc) for doc in tokenize(texts)]
-    ids = [numericalize(doc) for doc in tokens]
-    print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]), flush=True)
-json.dump(tokens, open(sys.argv[2], "w", encoding="utf-8"))
-"""
+import side_by_side as sides
 
 
 def read_texts(path: str, column: str, number: int) -> list[str]:
@@ -62,76 +36,110 @@ def read_texts(path: str, column: str, number: int) -> list[str]:
 
 def edits(ours: list[str], theirs: list[str]) -> int:
     """Tokens to insert, delete or replace, from the longest matching blocks (an upper bound)."""
-    import difflib
-
     codes = difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes()
     return sum(max(b - a, d - c) for kind, a, b, c, d in codes if kind != "equal")
 
 
-def timed(work) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+def serve_ours(rounds: list[list[str]]) -> None:
+    from ulmfit.text.tokenizer import Tokenizer
+
+    tokenizers = {rules: Tokenizer.train(rounds[0], rules=rules) for rules in ("fastai1", "fastai2")}
+    turns = count()
+
+    def measure() -> dict[str, float]:
+        texts = rounds[next(turns)]
+        per_kb = 1e9 / sum(map(len, texts))
+        found: dict[str, float] = {}
+        for rules, tokenizer in tokenizers.items():
+            found |= sides.wall_and_cpu(f"{rules} to ids", partial(tokenizer.encode_flat, texts))
+            found |= sides.wall_and_cpu(f"{rules} vocabulary", partial(Tokenizer.train, texts, rules=rules))
+        return {name: seconds * per_kb for name, seconds in found.items()}
+
+    sides.serve(measure, last=lambda: {"tokens": tokenizers["fastai2"].tokenize(rounds[-1])})
+
+
+def serve_peer(rounds: list[list[str]], workers: int) -> None:
+    from collections import Counter
+
+    from fastai.text.core import SpacyTokenizer, TokenizeWithRules, parallel_tokenize
+    from fastai.text.data import Numericalize, make_vocab
+
+    alone, turns, tokens = TokenizeWithRules(SpacyTokenizer()), count(), []
+
+    def tokenize(texts: list[str]) -> list[list[str]]:
+        if workers == 1:
+            return [list(document) for document in alone(texts)]
+        found = parallel_tokenize(texts, SpacyTokenizer(), n_workers=workers)
+        return [list(document) for _, document in sorted(found, key=lambda pair: pair[0])]
+
+    numericalize = Numericalize(vocab=make_vocab(Counter(token for text in tokenize(rounds[0]) for token in text)))
+
+    def measure() -> dict[str, float]:
+        texts = rounds[next(turns)]
+        per_kb = 1e9 / sum(map(len, texts))
+        stamps = [(time.perf_counter(), time.process_time())]
+
+        def stamp() -> None:
+            stamps.append((time.perf_counter(), time.process_time()))
+
+        tokens[:] = tokenize(texts)
+        stamp()
+        _ = [numericalize(text) for text in tokens]
+        stamp()
+        make_vocab(Counter(token for text in tokens for token in text), min_freq=2)
+        stamp()
+        found = {}
+        for kind, suffix in enumerate(("", "_cpu")):
+            tokenized, numbered, counted = (b[kind] - a[kind] for a, b in zip(stamps, stamps[1:], strict=False))
+            found |= {f"to ids{suffix}": tokenized + numbered, f"vocabulary{suffix}": tokenized + counted}
+        return {name: seconds * per_kb for name, seconds in found.items()}
+
+    sides.serve(measure, last=lambda: {"tokens": tokens})
+
+
+def report(found: dict[str, sides.Side], suffix: str) -> None:
+    peer = found.get("peer")
+    for name in [name for name in found["ours"].rounds[0] if not name.endswith("_cpu")]:
+        beside, same = "", name.split(" ", 1)[1] + suffix
+        if peer:
+            times = sides.ratio(peer.values(same), found["ours"].values(name + suffix))
+            beside = f"  fastai + spaCy {peer.median(same):7,.0f}  {times}"
+        print(f"  {name:20} {found['ours'].median(name + suffix):7,.0f}{beside}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--peer", required=True, help="python of a virtual environment with fastai and spacy")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a parquet file")
     parser.add_argument("--text-column", default="text")
-    parser.add_argument("--documents", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    parser.add_argument("--documents", type=int, default=500, help="of a round")
+    parser.add_argument("--texts", help=argparse.SUPPRESS)
+    sides.add_options(parser, rounds=5)
+    options = parser.parse_args()
+    if options.side:
+        rounds = json.loads(Path(options.texts).read_text(encoding="utf-8"))
+        with sides.protocol():
+            return serve_ours(rounds) if options.side == "ours" else serve_peer(rounds, options.threads)
 
-    number = arguments.documents
-    texts = read_texts(arguments.data, arguments.text_column, number * (arguments.rounds + 1))
+    # One part for the vocabulary to begin with, one for the round that warms up.
+    number = options.documents
+    texts = read_texts(options.data, options.text_column, number * (options.rounds + 1))
     rounds = [texts[start : start + number] for start in range(0, len(texts), number)]
-    print(
-        f"{len(rounds)} x {number} documents, {sum(map(len, texts)) / 1000:.0f} KB, {platform.machine()}, "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    tokenizers = {rules: Tokenizer.train(rounds[0], rules=rules) for rules in ("fastai1", "fastai2")}
-    cost: dict[str, list[tuple[float, ...]]] = {name: [] for name in (*tokenizers, "peer")}
+    print(f"{sides.machine()}\n{len(rounds)} x {number} documents, {sum(map(len, texts)) / 1000:,.0f} KB")
     with tempfile.TemporaryDirectory() as folder:
-        given, result = Path(folder, "texts.json"), Path(folder, "tokens.json")
+        given = Path(folder, "texts.json")
         given.write_text(json.dumps(rounds), encoding="utf-8")
-        peer = subprocess.Popen(
-            [arguments.peer, "-c", PEER, str(given), str(result)],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert peer.stdout.readline() == "ready\n", "the peer did not start: see its message above"
-        for batch in rounds:
-            kilochars = sum(map(len, batch)) / 1000
-            seconds = {
-                rules: timed(partial(tokenizer.encode_flat, batch)) for rules, tokenizer in tokenizers.items()
-            }
-            peer.stdin.write("go\n")
-            peer.stdin.flush()
-            seconds["peer"] = json.loads(peer.stdout.readline())
-            for name, pair in seconds.items():
-                cost[name].append(tuple(value * 1e6 / kilochars for value in pair))
-        peer.stdin.close()
-        peer.wait()
-        theirs = json.loads(result.read_text(encoding="utf-8"))
-
-    median = {
-        name: [statistics.median(column) for column in zip(*pairs[1:], strict=True)]
-        for name, pairs in cost.items()
-    }
-    for name, (wall, cpu) in median.items():
-        ratios = f"{median['peer'][0] / wall:5.1f}x wall {median['peer'][1] / cpu:5.1f}x CPU"
-        print(
-            f"{'fastai + spaCy' if name == 'peer' else 'ulmfit ' + name:16} {wall:7.0f} us/KB wall "
-            f"{cpu:7.0f} us/KB CPU {'' if name == 'peer' else ratios}"
-        )
-    total = sum(map(len, theirs))
-    wrong = sum(edits(a, b) for a, b in zip(tokenizers["fastai2"].tokenize(rounds[-1]), theirs, strict=True))
-    print(f"fastai2: {100 - 100 * wrong / total:.4f} % of {total} tokens equal")
+        for threads in dict.fromkeys((1, options.threads or os.cpu_count())):
+            env = sides.environment(1) | {"RAYON_NUM_THREADS": str(threads)}
+            found = sides.alternate(options, [*sys.argv, "--texts", str(given), "--threads", str(threads)], env)
+            print(f"{threads} {'core' if threads == 1 else 'cores'}, wall: microseconds per KB")
+            report(found, "")
+            if threads == 1:
+                print("1 core, CPU time: microseconds per KB")
+                report(found, "_cpu")
+    if options.peer:
+        ours, theirs = (found[name].facts["tokens"] for name in ("ours", "peer"))
+        wrong, total = sum(map(edits, ours, theirs)), sum(map(len, theirs))
+        print(f"fastai2: {100 - 100 * wrong / total:.4f} % of {total:,} tokens equal")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,26 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
+import resource
+import signal
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from ulmfit.batches import cache
+from ulmfit.batches import cache, cache_writer
 from ulmfit.batches.cache import TokenStore, build_or_open
 from ulmfit.batches.lm import CachedRows, StreamedRows
 from ulmfit.errors import UserError
 
 
-@pytest.mark.parametrize("shard_bytes", [cache.SHARD_BYTES, 64, 2])
+@pytest.mark.parametrize("shard_bytes", [cache_writer.SHARD_BYTES, 64, 2])
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
 def test_what_is_read_back_is_what_was_written(tmp_path, fakes, monkeypatch, shard_bytes, vocab_size, dtype):
     make_tokenizer, make_split, make_documents = fakes
-    monkeypatch.setattr(cache, "SHARD_BYTES", max(shard_bytes, np.dtype(dtype).itemsize))
+    monkeypatch.setattr(cache_writer, "SHARD_BYTES", max(shard_bytes, np.dtype(dtype).itemsize))
     documents = make_documents(40, longest=60)
     split = make_split(documents, labels=[n % 3 for n in range(40)])
     split.skipped["empty"] = 2
@@ -125,10 +128,31 @@ def test_a_directory_that_cannot_be_written_is_the_users_to_cure(tmp_path, fakes
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache._Writer, "add", full)
+    monkeypatch.setattr(cache.CacheWriter, "add", full)
     with pytest.raises(UserError, match="No space left on device.*free space"):
         build_or_open(make_split(make_documents(9)), make_tokenizer(), tmp_path / "cache", with_labels=False)
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+def _build_on_a_full_disk(split, tokenizer, directory):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # the kernel refuses to let a file grow beyond
+    with pytest.raises(UserError, match="free space there or choose another cache directory"):
+        build_or_open(split, tokenizer, directory, with_labels=False)
+
+
+@pytest.mark.parametrize("save_seconds", [0, 20])
+def test_a_full_disk_leaves_nothing_torn(tmp_path, fakes, monkeypatch, save_seconds):
+    make_tokenizer, make_split, make_documents = fakes
+    monkeypatch.setattr(cache, "SAVE_SECONDS", save_seconds)
+    split = make_split(make_documents(300))
+    builder = multiprocessing.get_context("fork").Process(
+        target=_build_on_a_full_disk, args=(split, make_tokenizer(5000), tmp_path))
+    builder.start()
+    builder.join(60)
+    assert builder.exitcode == 0
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    store = build_or_open(split, make_tokenizer(5000), tmp_path, with_labels=False)
+    assert [store.document(n).tolist() for n in range(300)] == split.documents
 
 
 class LoggingSplit:
@@ -139,10 +163,10 @@ class LoggingSplit:
         self.inner, self.log, self.stall = make_split(make_documents(30)), log, stall
         self.name, self.fingerprint, self.skipped = "train", "logging", {}
 
-    def batches(self):
+    def batches(self, start=None):
         with open(self.log, "a") as file:
             file.write("pass\n")
-        for number, batch in enumerate(self.inner.batches()):
+        for number, batch in enumerate(self.inner.batches(start=start)):
             if number == 5:
                 self.log.with_suffix(".middle").touch()
                 time.sleep(self.stall)
@@ -179,6 +203,91 @@ def test_a_killed_build_is_cleaned_up_and_then_built_once_by_many_processes(tmp_
     store = TokenStore.open(entry)
     documents = fakes[2](30)
     assert [store.document(n).tolist() for n in range(30)] == documents
+
+
+def _build_and_die(split, tokenizer, directory, log, where):
+    """A build in this process that SIGKILLs it after some work; the texts it tokenises are counted in `log`."""
+    cache.SAVE_SECONDS = 0
+    killed = {"batches": 4, "saving": 3, "manifest": 1}[where]
+    calls = itertools.count(1)
+
+    def die(*_):
+        if next(calls) == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    replace, encode_flat = os.replace, tokenizer.encode_flat
+
+    def dying_replace(source, target):
+        if (where, os.path.basename(target)) in (("saving", "progress.json"), ("manifest", "manifest.json")):
+            die()
+        replace(source, target)
+
+    def logged(texts):
+        with open(log, "a") as file:
+            file.write("x" * len(texts))
+        return encode_flat(texts)
+
+    os.replace, tokenizer.encode_flat = dying_replace, logged
+    build_or_open(split, tokenizer, directory, with_labels=True, progress=die if where == "batches" else None)
+
+
+def _files(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def _kill_until_built(split, tokenizer, directory, where, most):
+    """Starts the build again after each kill; returns how many kills there were and how many texts were encoded."""
+    log = directory.parent / "log"
+    for kills in range(most):
+        builder = multiprocessing.get_context("fork").Process(
+            target=_build_and_die, args=(split, tokenizer, directory, log, where))
+        builder.start()
+        builder.join(120)
+        if builder.exitcode == 0:
+            return kills, log.stat().st_size
+        assert builder.exitcode == -signal.SIGKILL
+        if where == "manifest":  # it would be killed at the end every time
+            return kills + 1, log.stat().st_size
+    raise AssertionError("the build does not get on")
+
+
+@pytest.mark.parametrize("where", ["batches", "saving", "manifest"])
+@pytest.mark.parametrize("shard_bytes", [cache_writer.SHARD_BYTES, 64])
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fakes, monkeypatch, shard_bytes, where):
+    make_tokenizer, make_split, make_documents = fakes
+    monkeypatch.setattr(cache_writer, "SHARD_BYTES", shard_bytes)
+    split = make_split(make_documents(60), labels=[n % 3 for n in range(60)])  # 20 batches
+    kills, encoded = _kill_until_built(split, make_tokenizer(), tmp_path / "cache", where, 30)
+    assert kills >= (1 if where == "manifest" else 5)
+    assert encoded <= 60 + kills * 3 * (cache.ENCODERS + 2)  # what was in work, and a batch that was not saved yet
+    store = build_or_open(split, make_tokenizer(), tmp_path / "cache", with_labels=True)
+    whole = build_or_open(split, make_tokenizer(), tmp_path / "whole", with_labels=True)
+    assert _files(store.path) == _files(whole.path)
+    assert (split.starts[0] is not None) == (where == "manifest") and split.starts[-1] is None
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_killed_build_of_real_texts_goes_on(tmp_path, suffix):
+    import datasets
+
+    from ulmfit.text.corpus import open_corpus
+    from ulmfit.text.tokenizer import Tokenizer
+
+    sample = open_corpus(None, task="clf").splits["train"]
+    texts = [text for batch in sample.batches() for text in batch.texts][:50]
+    rows = [{"text": "" if n % 100 == 7 else f"{n} {texts[n % 50]}", "label": f"c{n % 3}"} for n in range(7000)]
+    table = datasets.Dataset.from_list(rows)
+    getattr(table, {"jsonl": "to_json"}.get(suffix, f"to_{suffix}"))(str(tmp_path / f"data.{suffix}"))
+
+    def split():
+        return open_corpus(str(tmp_path / f"data.{suffix}"), task="clf", valid=0.05).splits["train"]
+
+    tokenizer = Tokenizer.train(texts, vocab_size=500)
+    kills, _ = _kill_until_built(split(), tokenizer, tmp_path / "cache", "batches", 10)
+    assert kills >= 1
+    store = build_or_open(split(), tokenizer, tmp_path / "cache", with_labels=True)
+    whole = build_or_open(split(), tokenizer, tmp_path / "whole", with_labels=True)
+    assert _files(store.path) == _files(whole.path) and store.skipped == {"empty": 70}
 
 
 def test_the_embedded_sample_with_the_real_tokenizer(tmp_path):

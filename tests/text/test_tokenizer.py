@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 
 from ulmfit.errors import UserError
+from ulmfit.text import rules as text_rules
 from ulmfit.text.rules import SPECIALS
 from ulmfit.text.tokenizer import Tokenizer
 
@@ -222,6 +223,30 @@ def test_no_panic_on_a_megabyte_of_one_character(tokenizer, char):
 @pytest.mark.parametrize("unit", ["()", ".,", "aB", "a-", "'\"", "A."])
 def test_no_panic_on_a_long_word_of_two_characters(tokenizer, unit):
     assert len(tokenizer.encode(unit * 20_000)[0]) > 1
+
+
+@pytest.mark.slow
+def test_no_panic_on_millions_of_words_without_a_repeat(tokenizer):
+    assert len(tokenizer.encode("a b " * 2_000_000)[0]) == 4_000_001
+
+
+@pytest.mark.parametrize("lead", range(8))
+def test_repeats_are_found_wherever_the_search_for_them_rests(tokenizer, monkeypatch, lead):
+    monkeypatch.setattr(text_rules, "_WALK", 3)
+    resting = text_rules.normalizer(tokenizer.rules)
+    words = "".join(f"w{i} " for i in range(lead))
+    marks = {  # under fastai1 and fastai2
+        "no no no no no yes yes yes ": (1, 2),
+        "no no no yes yes yes yes ": (1, 2),
+        "go\nno no no no ok": (1, 1),
+        "ha-ha-ha-ha- x": (1, 0),
+        "no     no     no     no     way": (1, 1),
+        "well!!!! so!!!! it!!!! goes!!!! on": (0, 0),
+    }
+    for text, counts in marks.items():
+        plain = tokenizer._backend.normalizer.normalize_str(words + text)
+        assert resting.normalize_str(words + text) == plain
+        assert plain.count("xxwrep") == counts[tokenizer.rules == "fastai2"]
 
 
 # -------------------------------------------------------------------------------------------------- decoding

@@ -8,29 +8,32 @@ Layout of one cache entry, a directory named by its key (fingerprints of split a
     manifest.json          written last: counts, dtype, the size in bytes of every file
 
 Everything is appended while the split is read, so memory does not grow with the corpus. A build happens in
-a directory beside the target, which is renamed when complete: an entry is whole or absent.
+a directory beside the target, which is renamed when complete: an entry is whole or absent. A killed build is
+gone on with where it was last made durable (`cache_writer`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 import numpy as np
 
+from ulmfit.batches.cache_writer import FORMAT, MANIFEST, CacheWriter, map_file, sync, writing
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.errors import UserError
 
-FORMAT = 1
-SHARD_BYTES = 256 * 2**20
-_MANIFEST = "manifest.json"
+SAVE_SECONDS = 20.0  # at most so much work is lost when a build is killed
+ENCODERS = 2  # batches in work: while one is turned from Rust's lists into arrays, the other keeps the cores busy
 
 
 class TokenStore:
@@ -54,12 +57,12 @@ class TokenStore:
         self.fingerprint: str = manifest["fingerprint"]
         self.skipped: dict[str, int] = manifest["skipped"]
         self.dtype = np.dtype(manifest["dtype"])
-        self._shards = [_map(path / name, self.dtype) for name in manifest["shards"]]
+        self._shards = [map_file(path / name, self.dtype) for name in manifest["shards"]]
         self._shard_starts = np.cumsum([0, *(len(shard) for shard in self._shards[:-1])])
-        self.offsets = _map(path / "offsets.bin", np.dtype("<i8"))
-        self.lengths = _map(path / "lengths.bin", np.dtype("<i8"))
-        self.rows = _map(path / "rows.bin", np.dtype("<i8"))
-        self.labels = _map(path / "labels.bin", np.dtype("<i4")) if manifest["labels"] else None
+        self.offsets = map_file(path / "offsets.bin", np.dtype("<i8"))
+        self.lengths = map_file(path / "lengths.bin", np.dtype("<i8"))
+        self.rows = map_file(path / "rows.bin", np.dtype("<i8"))
+        self.labels = map_file(path / "labels.bin", np.dtype("<i4")) if manifest["labels"] else None
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
@@ -72,7 +75,7 @@ class TokenStore:
     @classmethod
     def _open_if_complete(cls, path: Path) -> TokenStore | None:
         try:
-            manifest = json.loads((path / _MANIFEST).read_text())
+            manifest = json.loads((path / MANIFEST).read_text())
             if manifest["format"] != FORMAT:
                 return None
             if any((path / name).stat().st_size != size for name, size in manifest["sizes"].items()):
@@ -140,7 +143,7 @@ def build_or_open(split: Any, tokenizer: Any, cache_dir: str | Path, *, with_lab
     store = TokenStore._open_if_complete(path)
     if store is not None:
         return store
-    with _writing(cache_dir):
+    with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(cache_dir / f"{key}.lock")
         lock.acquire()
@@ -156,151 +159,47 @@ def build_or_open(split: Any, tokenizer: Any, cache_dir: str | Path, *, with_lab
 
 def _build(split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool,
            progress: Callable[[int, int], None] | None) -> None:
-    """Write a cache entry to `path`. The caller holds its lock."""
+    """Write a cache entry to `path`, or what a killed build left to write. The caller holds its lock."""
     partial = path.with_name(key + ".partial")
-    with _writing(path.parent):
-        # We hold the lock, so these were left by a killed build or damaged later.
-        for left in (partial, path):
-            if left.exists():
-                shutil.rmtree(left)
-        writer = _Writer(partial, vocab_size=len(tokenizer), with_labels=with_labels)
+    with writing(path.parent):
+        if path.exists():
+            shutil.rmtree(path)  # it was damaged
+        writer = CacheWriter(partial, vocab_size=len(tokenizer), with_labels=with_labels)
     try:
-        # One thread reads ahead while the tokenizer keeps the other cores busy.
-        with Prefetcher(split.batches()) as batches:
-            for batch in batches:
-                ids, lengths = tokenizer.encode_flat(batch.texts)
-                with _writing(path.parent):
+        saved = time.monotonic()
+        # One thread reads ahead, others encode; this one writes.
+        with Prefetcher(split.batches(start=writer.after)) as batches:
+            for batch, ids, lengths in _encoded(batches, tokenizer):
+                with writing(path.parent):
                     writer.add(ids, lengths, batch.labels if with_labels else None, batch.rows)
+                    if time.monotonic() - saved >= SAVE_SECONDS:
+                        writer.save(batch.after)
+                        saved = time.monotonic()
                 if progress is not None:
                     progress(writer.num_documents, writer.num_tokens)
         split.check()
         if writer.num_documents == 0:
             raise UserError(f"The split {split.name!r} holds no documents: check the data and its columns.")
-        with _writing(path.parent):
+        with writing(path.parent):
             writer.finish(key, dict(split.skipped))
             os.replace(partial, path)
-            _sync(path.parent)
-    finally:
+            sync(path.parent)
+    except UserError:  # the rows are at fault, or the disk is full: going on would not help
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
-
-
-class _Writer:
-    """Appends documents to the files of a cache entry in a directory of its own."""
-
-    def __init__(self, path: Path, *, vocab_size: int, with_labels: bool) -> None:
-        path.mkdir()
-        self.path, self.vocab_size = path, vocab_size
-        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
-        self.num_documents = self.num_tokens = 0
-        self.shards: list[str] = []
-        self._names: list[str] = []
-        self._files: dict[str, BinaryIO] = {}  # those still open
-        for name in ("lengths.bin", "rows.bin", *(["labels.bin"] if with_labels else [])):
-            self._open(name)
-        self._new_shard()
-
-    def _open(self, name: str) -> None:
-        self._names.append(name)
-        self._files[name] = open(self.path / name, "wb")
-
-    def _seal(self, name: str) -> None:
-        """Make a finished file durable and give its descriptor back."""
-        with self._files.pop(name) as file:
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _new_shard(self) -> None:
-        if self.shards:
-            self._seal(self.shards[-1])
-        self.shards.append(f"tokens-{len(self.shards):05d}.bin")
-        self._open(self.shards[-1])
-        self._room = SHARD_BYTES // self.dtype.itemsize
-
-    def add(self, ids: np.ndarray, lengths: np.ndarray, labels: Sequence[int] | None,
-            rows: Sequence[int]) -> None:
-        lengths = np.ascontiguousarray(lengths, dtype="<i8")
-        assert len(lengths) == len(rows) and int(lengths.sum()) == len(ids)
-        assert len(ids) == 0 or 0 <= int(ids.min()) and int(ids.max()) < self.vocab_size
-        ids = np.ascontiguousarray(ids, dtype=self.dtype)
-        ends = np.cumsum(lengths)
-        document = written = 0
-        while document < len(lengths):
-            # As many whole documents as the shard has room for, and at least one if it is empty.
-            last = max(document, int(np.searchsorted(ends, written + self._room, side="right")))
-            if last == document:
-                if self._room == SHARD_BYTES // self.dtype.itemsize:
-                    last += 1
-                else:
-                    self._new_shard()
-                    continue
-            stop = int(ends[last - 1])
-            self._files[self.shards[-1]].write(ids[written:stop])
-            self._room -= stop - written
-            document, written = last, stop
-        self._files["lengths.bin"].write(lengths)
-        self._files["rows.bin"].write(np.asarray(rows, dtype="<i8"))
-        if "labels.bin" in self._files:
-            assert labels is not None and len(labels) == len(rows)
-            self._files["labels.bin"].write(np.asarray(labels, dtype="<i4"))
-        self.num_documents += len(lengths)
-        self.num_tokens += len(ids)
-
-    def finish(self, fingerprint: str, skipped: dict[str, int]) -> None:
-        """Make all files durable, then write the manifest that declares them complete."""
-        self._write_offsets()
-        for name in list(self._files):
-            self._seal(name)
-        manifest = {
-            "format": FORMAT, "fingerprint": fingerprint, "vocab_size": self.vocab_size,
-            "num_documents": self.num_documents, "num_tokens": self.num_tokens, "dtype": self.dtype.str,
-            "labels": "labels.bin" in self._names, "skipped": skipped, "shards": self.shards,
-            "sizes": {name: (self.path / name).stat().st_size for name in self._names},
-        }
-        with open(self.path / _MANIFEST, "w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _write_offsets(self) -> None:
-        self._files["lengths.bin"].flush()
-        self._open("offsets.bin")
-        file, total = self._files["offsets.bin"], 0
-        file.write(np.zeros(1, dtype="<i8"))
-        lengths = _map(self.path / "lengths.bin", np.dtype("<i8"))
-        for first in range(0, len(lengths), 2**20):
-            ends = total + np.cumsum(lengths[first:first + 2**20])
-            file.write(ends)
-            total = int(ends[-1])
-
-    def close(self) -> None:
-        """Give up what is still open; after a failed write, flushing it fails once more."""
-        for file in self._files.values():
-            with contextlib.suppress(OSError):
-                file.close()
-
-
-@contextlib.contextmanager
-def _writing(cache_dir: Path) -> Iterator[None]:
-    """A failed write is a full disk or a directory that is not ours: the user's to cure."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"The token cache cannot be written to {cache_dir} ({error.strerror or error}): free "
-                        "space there or choose another cache directory.") from error
-
-
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file as a read-only array; a plain view of the map, whose slices cost less than a np.memmap's."""
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
-
-
-def _sync(directory: Path) -> None:
-    """Make a rename in this directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
+        raise
     finally:
-        os.close(descriptor)
+        writer.close()
+
+
+def _encoded(batches: Iterable[Any], tokenizer: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Each batch with its ids (int32) and lengths (int64), in order, some of them encoded ahead."""
+    waiting: deque[tuple[Any, Any]] = deque()
+    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as threads:
+        for batch in batches:
+            waiting.append((batch, threads.submit(tokenizer.encode_flat, batch.texts)))
+            if len(waiting) > ENCODERS:
+                batch, encoded = waiting.popleft()
+                yield batch, *encoded.result()
+        for batch, encoded in waiting:
+            yield batch, *encoded.result()

@@ -10,18 +10,23 @@ those of spaCy's English tokenizer.
 A replacement in `tokenizers` is a literal: a pass cannot copy what it matched. Hence three devices:
  * a boundary is inserted at a zero-width match: `X\\K` matches X and replaces nothing after it;
  * a repeat is counted in unary: all but the last element of a run become the mark ONE, then ten ONEs become a
-   TEN and so on, and nine passes turn runs of ONEs into decimal digits;
+   TEN and so on, and nine passes turn runs of marks into decimal digits;
  * `\\G` (where the last match ended) chains the elements of a run, so that a run is entered only at its head.
 All repeats are bounded or possessive: Oniguruma gives up (and `tokenizers` panics) after 10 million retries.
+
+What a pass costs in microseconds per KB of text: 1.5 to 3 if every match holds one literal, which is searched for
+fast; from 6 on where a match begins with one of several ASCII characters or strings; 20 to 30 where it may begin with
+anything, which any class with a character beyond ASCII counts as (so `\\n|\\u00a0` and not `[\\n\\u00a0]`); and 0.3
+for a match. So a rare mark is left where several passes have to look, replacements with the same content share a
+pass, and a search for what may begin anywhere walks from word to word within one match.
 """
 
 from __future__ import annotations
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-# Marks that the passes leave for each other: noncharacters of Unicode, which no text may contain. Being three
-# bytes long they are searched for fast: a pass that finds none costs 2 us per KB.
-ONE, TEN, HUNDRED, PLACE, END = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5"
+# Marks that the passes leave for each other: noncharacters of Unicode, which no text may contain.
+ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5", "\ufdd6"
 
 SPECIALS = {
     "fastai1": "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep".split(),
@@ -49,53 +54,65 @@ ENTITIES = {
 
 
 def _clean_up(rules: str) -> list[normalizers.Normalizer]:
-    """fix_html of both versions; the order of the replacements is theirs."""
+    """fix_html of both versions; where one replacement makes another's match, the order is theirs."""
     v1 = rules == "fastai1"
     passes = [
-        ("#39;", "'"),
+        ("#(?:39|146);|quot;", "'"),
         ("amp;", "&"),
-        ("#146;", "'"),
         ("nbsp;", " "),
         ("#36;", "$"),
-        (r"\\n", "\n"),
-        ("quot;", "'"),
-        ("<br />", "\n"),
+        (r"<br />|\\n", "\n"),
         (r'\\"', '"'),
         ("<unk>", "xxunk"),
         (r" @\.@ ", "."),
         (" @-@ ", "-"),
     ]
     passes += [(" @,@ ", ","), (r"\\", r" \ ")] if v1 else [(r"\.\.\.", " \u2026")]
-    passes += [(f"&(?:{names});", char) for char, names in ENTITIES.items()]
+    passes.append((f"&(?=(?:{'|'.join(ENTITIES.values())});)", ENTITY))
+    passes += [(f"{ENTITY}(?:{names});", char) for char, names in ENTITIES.items()]
     return [_replace(*p) for p in passes]
 
 
 # ----------------------------------------------------------------------------------------------- repeats
 
 
+_WALK = 1000  # words in one match: few enough for Oniguruma's limit on retries
+
+
 def _repeats(rules: str) -> list[normalizers.Normalizer]:
     """`cccc` -> ` xxrep 4 c ` and `word word word word ` -> ` xxwrep 4 word `, counts up to 999."""
-    v1 = rules == "fastai1"
-    more = 3 if v1 else 2
-    if v1:  # a unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2
-        words = (
-            r"""[ \n"(\-]\K(\w++\W++)(?=\1{3})(?:(?<=\s)|\1{2,500}(?=\1))"""
-            r"|\G(?!\A)(\w++\W++)(?=\2)"
-        )
-    else:
-        words = r"\s(\w++)\s++(?=\1\s++\1(?!\w))|\G(?!\A)(\w++)\s++(?=\2(?!\w))"
+    if rules == "fastai1":  # four or more
+        chars = [(r"(\S)(?=\1\1\1)", ONE), (rf"{ONE}\K(\S)\1(?=\1)", ONE + ONE)]
+        # A unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2.
+        unit, head = rf"\w++[^\w{AGAIN}]++", r'(?<=[ \n"(\-])'
+        words = [
+            (rf"[\w]*+[^\w]*+(?>(?:([\w]++[^\w]++)(?!\1)){{0,{_WALK}}})\K", AGAIN),
+            (
+                rf"(?:\G(?!\A)|{head}(?={AGAIN}({unit}){AGAIN}\1{AGAIN})){AGAIN}{unit}(?<=\s)"
+                rf"|{head}{AGAIN}({unit})(?<!\s)(?:{AGAIN}?\2){{2,500}}(?={AGAIN}?\2)",
+                ONE,
+            ),
+        ]
+    else:  # three or more
+        chars = [(r"(\S)(?=\1\1)", ONE), (rf"{ONE}\K(\S)(?=\1)", ONE)]
+        words = [
+            (rf"[^\s]*+(?>(?:[\s]++(?!([\w]++)[\s]++\1(?!\w))[^\s]*+){{0,{_WALK}}})(?:\s(?=\s))*+\K", AGAIN),
+            (rf"(?:\G(?!\A)|(?={AGAIN}\s(\w++)\s*+{AGAIN}\s\1(?!\w))){AGAIN}\s\w++\s*+", ONE),
+        ]
     passes = [
-        (rf"(\S)(?=\1{{{more}}})|\G(?!\A)(\S)(?=\2)", ONE),
+        *chars,
         (rf"{ONE}++[^{ONE}]\K", " "),
         (rf"(?<!{ONE}){ONE}", f" xxrep {ONE}"),
-        (words, ONE),
-        (rf"(?<!{ONE}|xxrep ){ONE}", f" xxwrep {ONE}"),
-        (rf"{ONE}++\K", f"{ONE}{END} "),
+        # AGAIN marks the words that come again. The search for them walks from word to word, which is cheaper than
+        # one that starts anew at each character; where it rests it leaves a mark that means nothing.
+        *words,
+        (rf"(?<!{ONE}|xxrep |xxrep{AGAIN} ){ONE}", f" xxwrep {ONE}"),
+        (rf"{ONE}++\K", f"{ONE}{AGAIN} "),
         (ONE + "{10}", TEN),
         (TEN + "{10}", HUNDRED),
         (f"{HUNDRED}{{10,}}{TEN}*{ONE}*", HUNDRED * 9 + TEN * 9 + ONE * 9),
         # The decimal places, all in ONEs, with PLACE between them: an empty one is a zero.
-        (rf"{HUNDRED}\K(?=[{ONE}{END}])", PLACE),
+        (rf"{HUNDRED}\K(?=[{ONE}{AGAIN}])", PLACE),
         (rf"{HUNDRED}\K(?!{HUNDRED})", PLACE),
         (HUNDRED, ONE),
         (rf"{TEN}\K(?!{TEN})", PLACE),
@@ -103,8 +120,14 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
         (rf"{PLACE}(?!{ONE})", "0"),
     ]
     passes += [(f"{ONE}{{{digit}}}", str(digit)) for digit in range(9, 0, -1)]
-    passes += [(PLACE, ""), (END, "")]
+    passes += [(PLACE, ""), (AGAIN, "")]
     return [_replace(*p) for p in passes]
+
+
+def _strip() -> list[normalizers.Normalizer]:
+    """White space at both ends goes, but for spaces, which are no tokens; the normalizer Strip costs 30 us a KB."""
+    others = [chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1b < code <= 0x20]
+    return [_replace(r"\A \K\s++", ""), _replace(rf"{_either(others)}\s*+\z", "")]
 
 
 def _spaces(rules: str) -> list[normalizers.Normalizer]:
@@ -112,17 +135,18 @@ def _spaces(rules: str) -> list[normalizers.Normalizer]:
 
     In such a token a space is written U+2581, as fastai 2 does, because spaces separate the tokens.
     """
-    chars = ["/", "#", "\n"] if rules == "fastai1" else ["/", "#", r"\\"]
-    passes = [(c, f" {c[0]} ") for c in chars]
-    passes += [
-        (" {2,}", " "),
-        (r"\n\K ", "\u2581"),
-        ("\u00a0 ", " \u00a0\u2581 "),
-        ("\u00a0(?!\u2581)", " \u00a0 "),
-        ("\u0085 ", " \u0085\u2581 "),
-        ("\u0085(?!\u2581)", " \u0085 "),
-        (r"(?!\G)(?=[\n\t\r])(?<=[^\s\u2581])|[\n\t\r]\u2581*+\K(?=[^\s\u2581])", " "),
-    ]
+    passes = [("/", " / "), ("#", " # ")]
+    if rules == "fastai1":  # a line break counts as if spaces stood around it
+        passes.append(("\n\\K *+|\u00a0\\K(?: ++|(?=\n))|\u0085\\K(?: ++|(?=\n|\u00a0))", "\u2581"))
+        line = "(?=\n)(?<!\n\u2581)|(?=[\t\r])(?<=[^\\s\u2581])"
+    else:
+        passes.append((r"\\", r" \ "))
+        passes.append(("(?:\n|\u00a0)\\K ++|\u0085\\K(?: ++|(?=\u00a0))", "\u2581"))
+        line = "(?=[\n\t\r])(?<=[^\\s\u2581])"
+    # Not at \G: there a boundary has just been set.
+    before = rf"(?:{line}|(?=\u00a0|\u0085))(?!\G)"
+    behind = "(?:[\n\t\r]\u2581*+(?=[^\\s\u2581])|\u00a0\u2581?|\u0085\u2581?)\\K"
+    passes.append((f"{before}|{behind}", " "))
     return [_replace(*p) for p in passes]
 
 
@@ -320,7 +344,7 @@ def normalizer(rules: str) -> normalizers.Normalizer:
     if rules == "fastai1":
         return normalizers.Sequence([*clean(rules), *_spaces(rules), *words, *case(rules)])
     return normalizers.Sequence(
-        [*clean(rules), normalizers.Strip(), normalizers.Prepend(" "), *_spaces(rules), *case(rules), *words]
+        [*clean(rules), *_strip(), *_spaces(rules), *case(rules), *words]
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -144,12 +143,10 @@ class Tokenizer:
         A lone surrogate, which no UTF-8 file can hold, is read as U+FFFD.
         """
         texts = list(_encodable(texts))
-        ids, lengths = [], []
+        ids: list[np.ndarray] = []
         for start in range(0, len(texts), BATCH):
-            lists = [e.ids for e in self._backend.encode_batch_fast(texts[start : start + BATCH])]
-            lengths += map(len, lists)
-            ids.append(np.fromiter(chain.from_iterable(lists), np.int32))
-        return np.concatenate(ids) if ids else np.zeros(0, np.int32), np.array(lengths, np.int64)
+            ids += to_arrays(self._backend.encode_batch_fast(texts[start : start + BATCH]))
+        return np.concatenate([np.zeros(0, np.int32), *ids]), np.array([len(row) for row in ids], np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: capitals and repeats restored, punctuation and contractions joined, newlines kept.
@@ -163,6 +160,11 @@ class Tokenizer:
                 f"An id is not in this tokenizer's vocabulary of {len(self)}: use its own."
             ) from None
         return detokenize(tokens, subword=self.subword is not None)
+
+
+def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
+    """The ids of each encoding, int32: all that Python does after Rust, some 50 ns a token."""
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
 def _train_words(texts: Iterable[str], *, rules: str, vocab_size: int, min_freq: int) -> tokenizers.Tokenizer:

@@ -1,0 +1,200 @@
+"""Writing an entry of the token cache: append, make durable at intervals, go on after a kill.
+
+While a build lasts, its directory holds `progress.json`: what was durable when it was written (the size of every
+file, counts, and the place in the split behind the last document). A writer that finds one cuts the files there and
+appends from there on, so that the finished entry has the same bytes as that of a build which was never killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ulmfit.errors import UserError
+
+FORMAT = 1
+SHARD_BYTES = 256 * 2**20
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+
+
+class CacheWriter:
+    """Appends documents to the files of a cache entry in a directory of its own.
+
+    Attributes:
+        num_documents, num_tokens: stored so far.
+        after: the place in the split behind them, as `save` was given it; None at the beginning. Only the
+            documents up to there are found by the next writer.
+    """
+
+    def __init__(self, path: Path, *, vocab_size: int, with_labels: bool) -> None:
+        self.path, self.vocab_size = path, vocab_size
+        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
+        self._files: dict[str, BinaryIO] = {}  # those still open
+        columns = ["lengths.bin", "rows.bin", *(["labels.bin"] if with_labels else [])]
+        progress = _read_progress(path)
+        if progress is None:
+            if path.exists():
+                shutil.rmtree(path)
+            path.mkdir()
+            progress = {"num_documents": 0, "num_tokens": 0, "after": None, "shards": ["tokens-00000.bin"],
+                        "sizes": dict.fromkeys([*columns, "tokens-00000.bin"], 0)}
+        self.num_documents: int = progress["num_documents"]
+        self.num_tokens: int = progress["num_tokens"]
+        self.after: dict[str, Any] | None = progress["after"]
+        self.shards: list[str] = progress["shards"]
+        self._names: list[str] = list(progress["sizes"])
+        for left in set(os.listdir(path)) - {*self._names, PROGRESS}:
+            (path / left).unlink()
+        for name in (*columns, self.shards[-1]):
+            self._open(name, progress["sizes"][name])
+        self._room = (SHARD_BYTES - progress["sizes"][self.shards[-1]]) // self.dtype.itemsize
+
+    def _open(self, name: str, size: int = 0) -> None:
+        """Open a file of the entry to append to it; what is beyond `size` bytes goes."""
+        self._files[name] = open(self.path / name, "ab")
+        self._files[name].truncate(size)
+
+    def _new_file(self, name: str) -> None:
+        self._names.append(name)
+        self._open(name)
+
+    def _seal(self, name: str) -> None:
+        """Make a finished file durable and give its descriptor back."""
+        with self._files.pop(name) as file:
+            _sync_file(file)
+
+    def _new_shard(self) -> None:
+        self._seal(self.shards[-1])
+        self.shards.append(f"tokens-{len(self.shards):05d}.bin")
+        self._new_file(self.shards[-1])
+        self._room = SHARD_BYTES // self.dtype.itemsize
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray, labels: Sequence[int] | None,
+            rows: Sequence[int]) -> None:
+        lengths = np.ascontiguousarray(lengths, dtype="<i8")
+        assert len(lengths) == len(rows) and int(lengths.sum()) == len(ids)
+        assert len(ids) == 0 or 0 <= int(ids.min()) and int(ids.max()) < self.vocab_size
+        ids = np.ascontiguousarray(ids, dtype=self.dtype)
+        ends = np.cumsum(lengths)
+        document = written = 0
+        while document < len(lengths):
+            # As many whole documents as the shard has room for, and at least one if it is empty.
+            last = max(document, int(np.searchsorted(ends, written + self._room, side="right")))
+            if last == document:
+                if self._room == SHARD_BYTES // self.dtype.itemsize:
+                    last += 1
+                else:
+                    self._new_shard()
+                    continue
+            stop = int(ends[last - 1])
+            self._files[self.shards[-1]].write(ids[written:stop])
+            self._room -= stop - written
+            document, written = last, stop
+        self._files["lengths.bin"].write(lengths)
+        self._files["rows.bin"].write(np.asarray(rows, dtype="<i8"))
+        if "labels.bin" in self._files:
+            assert labels is not None and len(labels) == len(rows)
+            self._files["labels.bin"].write(np.asarray(labels, dtype="<i4"))
+        self.num_documents += len(lengths)
+        self.num_tokens += len(ids)
+
+    def save(self, after: dict[str, Any]) -> None:
+        """Make everything added so far durable, up to the place `after` of the split."""
+        for file in self._files.values():
+            _sync_file(file)
+        self._publish(PROGRESS, {"num_documents": self.num_documents, "num_tokens": self.num_tokens, "after": after,
+                                 "shards": self.shards, "sizes": self._sizes()})
+        self.after = after
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: (self.path / name).stat().st_size for name in self._names}
+
+    def _publish(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file so that it is there whole or not at all."""
+        aside = self.path / (name + ".new")
+        with open(aside, "w") as file:
+            json.dump(content, file, indent=1)
+            _sync_file(file)
+        os.replace(aside, self.path / name)
+        sync(self.path)
+
+    def finish(self, fingerprint: str, skipped: dict[str, int]) -> None:
+        """Make all files durable, then write the manifest that declares them complete."""
+        self._write_offsets()
+        for name in list(self._files):
+            self._seal(name)
+        manifest = {
+            "format": FORMAT, "fingerprint": fingerprint, "vocab_size": self.vocab_size,
+            "num_documents": self.num_documents, "num_tokens": self.num_tokens, "dtype": self.dtype.str,
+            "labels": "labels.bin" in self._names, "skipped": skipped, "shards": self.shards,
+            "sizes": self._sizes(),
+        }
+        self._publish(MANIFEST, manifest)
+        (self.path / PROGRESS).unlink(missing_ok=True)
+
+    def _write_offsets(self) -> None:
+        self._files["lengths.bin"].flush()
+        self._new_file("offsets.bin")
+        file, total = self._files["offsets.bin"], 0
+        file.write(np.zeros(1, dtype="<i8"))
+        lengths = map_file(self.path / "lengths.bin", np.dtype("<i8"))
+        for first in range(0, len(lengths), 2**20):
+            ends = total + np.cumsum(lengths[first:first + 2**20])
+            file.write(ends)
+            total = int(ends[-1])
+
+    def close(self) -> None:
+        """Give up what is still open; after a failed write, flushing it fails once more."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def _read_progress(path: Path) -> dict[str, Any] | None:
+    """What `save` wrote last, None where nothing was saved or a file is shorter than it was then."""
+    try:
+        progress = json.loads((path / PROGRESS).read_text())
+        if all((path / name).stat().st_size >= size for name, size in progress["sizes"].items()):
+            return progress
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def _sync_file(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def writing(cache_dir: Path) -> Iterator[None]:
+    """A failed write is a full disk or a directory that is not ours: the user's to cure."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The token cache cannot be written to {cache_dir} ({error.strerror or error}): free "
+                        "space there or choose another cache directory.") from error
+
+
+def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A file as a read-only array; a plain view of the map, whose slices cost less than a np.memmap's."""
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
+
+
+def sync(directory: Path) -> None:
+    """Make a rename in this directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
