@@ -237,10 +237,14 @@ def identity(config: TrainConfig, **fingerprints: str | None) -> dict[str, Any]:
     return fields | {f"{name} (content)": value for name, value in fingerprints.items()}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`name: old -> new` for each entry of two identities that differs."""
+def differences(old: dict[str, Any], new: dict[str, Any], kind: type[TrainConfig]) -> list[str]:
+    """`name: old -> new` for each entry of two identities that differs.
+
+    An option that `old` lacks came with a later version of this code: it stood at its default.
+    """
+    old = options(kind()) | old
     return [f"{_flag(name)}: {old.get(name)} -> {new.get(name)}"
-            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+            for name in sorted(new.keys() | (old.keys() - OPERATION)) if old.get(name) != new.get(name)]
 
 
 def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:

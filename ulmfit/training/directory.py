@@ -71,12 +71,13 @@ class RunDirectory:
             raise UserError(f"--output-dir {self.path} cannot be written ({error.strerror}); "
                             "name a directory you may write to") from None
         try:
-            return self._decide(identity, notice)
+            return self._decide(identity, type(config), notice)
         except BaseException:
             self._lock.close()
             raise
 
-    def _decide(self, identity: dict[str, Any], notice: Callable[[str], None]) -> tuple:
+    def _decide(self, identity: dict[str, Any], kind: type[TrainConfig],
+                notice: Callable[[str], None]) -> tuple:
         (self.path / STOP_FILE).unlink(missing_ok=True)
         for torn in self.path.glob(".*.tmp-*"):  # of a writer that was killed; it held the lock that is now ours
             torn.unlink(missing_ok=True)
@@ -87,7 +88,7 @@ class RunDirectory:
             stored = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{file} is damaged; start afresh with --resume never") from None
-        changed = options.differences(stored.get("identity", {}), json.loads(json.dumps(identity)))
+        changed = options.differences(stored.get("identity", {}), json.loads(json.dumps(identity)), kind)
         if changed:
             raise UserError(f"--output-dir {self.path} holds another run ({'; '.join(changed)}); "
                             "name another directory, or start afresh with --resume never")

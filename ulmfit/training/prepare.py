@@ -22,6 +22,7 @@ from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import find_model, load_model
+from ulmfit.text import rules as text_rules
 from ulmfit.text.corpus import Corpus, Split, open_corpus
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.directory import check_output
@@ -157,7 +158,9 @@ def tokenizer_of(work: Session, split: Split) -> Tokenizer:
     assert isinstance(config, LMConfig | ClassifierConfig)
 
     def train() -> str:
-        key = (split.fingerprint, config.rules, config.vocab_size, config.min_freq, config.subword)
+        # The rules as they stand in a tokenizer.json: one that was kept by an earlier version may have others.
+        rules = text_rules.normalizer(config.rules).__getstate__()
+        key = (split.fingerprint, rules, config.vocab_size, config.min_freq, config.subword)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         file = cache_directory(config) / "tokenizers" / f"{name}.json"
         if file.exists():
