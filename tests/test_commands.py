@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,40 @@ def test_generate_names_its_mistakes(mistake, runs):
     assert "temperature is -1" in mistake("generate", "--model", runs.lm, "The", "--temperature", -1)
     assert "--top-k" in mistake("generate", "--model", runs.lm, "The", "--top-k", 0)
     assert "absent does not exist" in mistake("generate", "--model", "absent", "The")
+
+
+# the columns that a classifier was trained on
+
+
+@pytest.fixture
+def two_columns(runs, tmp_path):
+    """A classifier of texts in the columns title and body, and a table that also has a column text."""
+    shutil.copytree(runs.clf / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"text_columns": ["title", "body"]}))
+    with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "title", "body", "label"])
+        table.writerows([f"one film {n}", "a bad", "film not good", "neg"] for n in range(5))
+    return ["--model", "model", "--data", "new.csv"]
+
+
+def test_predict_and_evaluate_read_what_the_classifier_was_trained_on(command, two_columns):
+    given = ("--text-column", "title,body")
+    assert command("predict", *two_columns) == command("predict", *two_columns, *given)
+    assert command("predict", *two_columns) != command("predict", *two_columns, "--text-column", "text")
+    for split in (("--split", "all"), ("--valid", "0.5")):
+        own, other, text = (json.loads(command("evaluate", *two_columns, *split, *more)[0])["loss"]
+                            for more in ((), given, ("--text-column", "text")))
+        assert own == other != text
+
+
+def test_a_table_with_other_columns_than_the_classifier_was_trained_on(command, mistake, two_columns, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\none film\n")
+    assert len(command("predict", "--model", "model", "--data", "texts.csv")) == 1
+    (tmp_path / "half.csv").write_text("text,body\none film,was good\n")
+    assert "half.csv has no column title, which the model was trained on" in mistake(
+        "predict", "--model", "model", "--data", "half.csv")
 
 
 # evaluate

@@ -48,14 +48,6 @@ def test_a_prediction_does_not_depend_on_the_texts_beside_it(classifier):
     assert len({prediction.probabilities.tobytes() for prediction in together}) > 3  # the texts do tell apart
 
 
-def test_a_stream_is_predicted_in_order(classifier):
-    wanted = classifier.predict(TEXTS)
-    found = list(classifier.predict_stream(iter(TEXTS), chunk_size=3))
-    assert [prediction.label for prediction in found] == [prediction.label for prediction in wanted]
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
-
-
 def test_prediction_draws_no_random_numbers(classifier):
     one, other = classifier.predict(TEXTS), classifier.predict(TEXTS)
     assert all((a.probabilities == b.probabilities).all() for a, b in zip(one, other, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -136,13 +136,3 @@ class TextClassifier:
             logits = self.net(tokens.to(device), torch.from_numpy(lengths[indices]))
             result[indices] = logits.float().softmax(1).cpu().numpy()
         return result
-
-    def predict_stream(self, texts: Iterable[str], *, chunk_size: int = 2048) -> Iterator[Prediction]:
-        """Predictions of any number of texts, in order, in the memory of `chunk_size` of them."""
-        chunk: list[str] = []
-        for text in texts:
-            chunk.append(text)
-            if len(chunk) == chunk_size:
-                yield from self.predict(chunk)
-                chunk = []
-        yield from self.predict(chunk)
