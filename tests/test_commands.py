@@ -207,6 +207,17 @@ def test_generate_names_its_mistakes(mistake, runs):
     assert "absent does not exist" in mistake("generate", "--model", "absent", "The")
 
 
+def test_int8_moves_probabilities_a_little(command, mistake, runs, reviews):
+    plain, int8 = ([line.split("\t") for line in command("predict", "--model", runs.clf, "--data", reviews, *more)]
+                   for more in ((), ("--int8",)))
+    differences = [abs(float(a[1]) - float(b[1])) for a, b in zip(plain, int8, strict=True)]
+    assert 0 < max(differences) < 0.02
+    (line,) = command("evaluate", "--model", runs.clf, "--data", reviews, "--int8")
+    (other,) = command("evaluate", "--model", runs.clf, "--data", reviews)
+    assert json.loads(line)["loss"] != json.loads(other)["loss"] == pytest.approx(json.loads(line)["loss"], rel=0.02)
+    assert "--int8 is for classifiers" in mistake("evaluate", "--model", runs.lm, "--data", reviews, "--int8")
+
+
 # the columns that a classifier was trained on
 
 
@@ -219,7 +230,7 @@ def two_columns(runs, tmp_path):
     with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["text", "title", "body", "label"])
-        table.writerows([f"one film {n}", "a bad", "film not good", "neg"] for n in range(5))
+        table.writerows([f"one film {n}", f"a bad {n}", "film not good", "neg"] for n in range(20))
     return ["--model", "model", "--data", "new.csv"]
 
 

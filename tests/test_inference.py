@@ -48,6 +48,13 @@ def test_a_prediction_does_not_depend_on_the_texts_beside_it(classifier):
     assert len({prediction.probabilities.tobytes() for prediction in together}) > 3  # the texts do tell apart
 
 
+def test_int8_does_not_depend_on_the_texts_beside_it_either(runs, classifier):
+    int8 = ulmfit.TextClassifier.from_pretrained(runs.clf, int8=True)
+    for text, prediction, plain in zip(TEXTS, int8.predict(TEXTS), classifier.predict(TEXTS), strict=True):
+        np.testing.assert_allclose(prediction.probabilities, int8.predict(text).probabilities, atol=1e-6)
+        np.testing.assert_allclose(prediction.probabilities, plain.probabilities, atol=0.02)
+
+
 def test_prediction_draws_no_random_numbers(classifier):
     one, other = classifier.predict(TEXTS), classifier.predict(TEXTS)
     assert all((a.probabilities == b.probabilities).all() for a, b in zip(one, other, strict=True))

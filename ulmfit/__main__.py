@@ -79,12 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--bptt", type=_at_least(2), default=70, help="tokens of a row; of a document, those shown")
     sub.add_argument("--seed", type=_at_least(0), default=0, help="seed of the order")
 
+    int8 = "matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move in the third digit"
     trained = "what the classifier was trained on, else text"
     sub = command("predict", predict, "label and probability of texts or of a corpus, a line each; "
                                       "under accelerate launch, on all processes")
     sub.add_argument("--model", required=True, help="run directory of a classifier, or its model/")
     sub.add_argument("text", nargs="*", metavar="TEXT", help="texts to classify")
     corpus(sub, "the texts on the command line", trained)
+    sub.add_argument("--int8", action="store_true", help=int8)
     sub.add_argument("--output", help="write there instead of the terminal; .jsonl and .csv have the row's number "
                                       "and all probabilities (default: the terminal)")
 
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--valid", help="what training held out of data without a valid split, with --split valid "
                                      "(default: the column is_valid, else 0.1)")
     sub.add_argument("--seed", type=_at_least(0), default=0, help="training's seed, which chose a held-out fraction")
+    sub.add_argument("--int8", action="store_true", help=int8)
     sub.add_argument("--batch-size", type=_at_least(1), default=64, help="rows a language model is read in")
     return parser
 
@@ -180,7 +183,7 @@ def predict(args: argparse.Namespace) -> None:
     with closing(Runtime(ClassifierConfig())) as runtime:
         if args.output:
             runtime.on_main(lambda: _check_output(Path(args.output)))
-        model = TextClassifier.from_pretrained(args.model, device=runtime.device)
+        model = TextClassifier.from_pretrained(args.model, device=runtime.device, int8=args.int8)
         split = open_rows(args.data, args.text_column,
                           trained_columns=model.config.get("text_columns", ())) if args.data else None
         texts = enumerate(args.text) if split is None else (
@@ -261,6 +264,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.evaluation import score_classifier, score_language_model
     from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.packed import pack_encoder
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.prepare import cache_directory
     from ulmfit.training.runtime import Runtime
@@ -268,6 +272,10 @@ def evaluate(args: argparse.Namespace) -> None:
     with closing(Runtime(ClassifierConfig())) as runtime:
         net, tok, saved = load_model(args.model, device=runtime.device)
         is_classifier = isinstance(net, ClassifierNet)
+        if is_classifier:
+            pack_encoder(net, int8=args.int8)
+        elif args.int8:
+            raise UserError(f"--int8 is for classifiers and {args.model} is a language model; leave it out")
         config = ClassifierConfig() if is_classifier else LMConfig()
         with runtime.accelerator.main_process_first():
             name, split = _split_to_score(args, saved)

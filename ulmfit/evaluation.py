@@ -16,8 +16,6 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.training.runtime import Runtime
 
-EVALUATION_TOKENS = 32_768  # padded tokens of one batch of documents
-
 
 @torch.inference_mode()
 def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int,
@@ -56,7 +54,7 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
-    batches = evaluation_batches(store.lengths, token_budget=EVALUATION_TOKENS)
+    batches = evaluation_batches(store.lengths)
     for indices in batches[runtime.rank::runtime.world_size]:
         runtime.progress.now("evaluating")
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)

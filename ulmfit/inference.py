@@ -11,9 +11,9 @@ import torch
 
 from ulmfit.batches.documents import evaluation_batches
 from ulmfit.errors import UserError
-from ulmfit.evaluation import EVALUATION_TOKENS
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.packed import pack_encoder
 from ulmfit.model.pretrained import load_model
 from ulmfit.text.tokenizer import Tokenizer
 
@@ -103,9 +103,20 @@ class TextClassifier:
         self.label_names: list[str] = config["label_names"]
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> TextClassifier:
-        """Load a run directory or its model/ (UserError: it is missing, damaged, or a language model)."""
-        return cls(*_load(path, ClassifierNet, "TextClassifier", device))
+    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None,
+                        int8: bool = False) -> TextClassifier:
+        """Load a run directory or its model/.
+
+        On the CPU the encoder is packed (see `ulmfit.model.packed`): it reads and does not train.
+
+        Args:
+            int8: read with matrix products of 8 bits, on the CPU only; probabilities move in the third digit.
+
+        Raises:
+            UserError: the model is missing, damaged, or a language model; or int8 is not for this device.
+        """
+        net, tokenizer, config = _load(path, ClassifierNet, "TextClassifier", device)
+        return cls(pack_encoder(net, int8=int8), tokenizer, config)
 
     @overload
     def predict(self, texts: str) -> Prediction: ...
@@ -128,7 +139,7 @@ class TextClassifier:
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
         result = np.empty((len(texts), len(self.label_names)), dtype=np.float32)
         device = next(self.net.parameters()).device
-        for indices in evaluation_batches(lengths, token_budget=EVALUATION_TOKENS):
+        for indices in evaluation_batches(lengths):
             tokens = torch.full((len(indices), int(lengths[indices].max())), self.tokenizer.pad_id, dtype=torch.long)
             for row, index in enumerate(indices):
                 ids = torch.from_numpy(documents[index].astype(np.int64))

@@ -25,8 +25,6 @@ from ulmfit.model.classifier import ClassifierNet
 #: Steps of an activation between 0 and 1, and what stands for 0, in unsigned bytes. 7 bits: where a machine lacks
 #: VNNI instructions oneDNN adds pairs of products in 16 bits, which 127 x 127 twice just fits.
 LEVELS, ZERO = 63, 64
-#: The least number of words in a product: fewer may take another kernel, with other last bits.
-LEAST_WORDS = 64
 
 
 def pack_encoder(net: ClassifierNet, *, int8: bool = False) -> ClassifierNet:
@@ -72,8 +70,6 @@ class PackedAWDLSTM(nn.Module):
         """Read tokens [B, T] (int64) on from `state`: the last layer's output, float32 [B, T, E], and the new state."""
         assert masks is None, "a packed encoder does not train"
         words, places = tokens.T.unique(return_inverse=True)
-        if len(words) < LEAST_WORDS:
-            words = torch.cat([words, words.new_full((LEAST_WORDS - len(words),), self.config.pad_id)])
         table = self._words(self.embedding(words))
         inputs: Tensor = places  # [T, B, ...]: of the first layer places in the table, then outputs
         new_state: State = []
@@ -126,13 +122,13 @@ class _Product:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """With `other` [n, M], x W^T + other."""
+        """With `other` [n, M], x W^T + other; `other` may be overwritten."""
         if self._int8:
             packed = (x, 1 / LEVELS, ZERO, self._weight, self._scale, self._zero)
             if other is None:
                 return torch.ops.onednn.qlinear_pointwise(*packed, self._bias, 1.0, 0, torch.float32, "none", [], "")
             return torch.ops.onednn.qlinear_pointwise.binary(*packed, other, None, 1.0, 0, torch.float32, 1.0, 0,
-                                                             "add", 1.0, "none", [], "")
+                                                             "sum", 1.0, "none", [], "")
         if other is None:
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, None, "add")
