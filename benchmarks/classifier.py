@@ -41,7 +41,7 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: list[list[i
     from ulmfit.config import ClassifierConfig
     from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
     from ulmfit.model.classifier import ClassifierNet
-    from ulmfit.model.packed import pack_encoder
+    from ulmfit.model.int8 import quantize_encoder
     from ulmfit.training import optim
     from ulmfit.training.classifier import ClassifierTask
     from ulmfit.training.engine import PlainEngine
@@ -73,11 +73,9 @@ def serve_ours(options: argparse.Namespace, train: np.ndarray, test: list[list[i
                 engine.update(recipe.clip)
                 number += 1
 
-        nets = {"predict": copy.deepcopy(net)}
-        if options.precision == "fp32":
-            nets["predict"] = pack_encoder(nets["predict"])
-            if runtime.device.type == "cpu":
-                nets["int8"] = pack_encoder(copy.deepcopy(net), int8=True)
+        nets = {"predict": net}
+        if options.precision == "fp32" and runtime.device.type == "cpu":
+            nets["int8"] = quantize_encoder(copy.deepcopy(net))
         reviews = [torch.tensor(document) for document in test]
         lengths = np.array([len(document) for document in test])
 

@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--bptt", type=_at_least(2), default=70, help="tokens of a row; of a document, those shown")
     sub.add_argument("--seed", type=_at_least(0), default=0, help="seed of the order")
 
-    int8 = "matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move in the third digit"
+    int8 = ("matrix products of a classifier in 8 bits, on the CPU: faster, "
+            "probabilities move in the third digit (default: fp32)")
     trained = "what the classifier was trained on, else text"
     sub = command("predict", predict, "label and probability of texts or of a corpus, a line each; "
                                       "under accelerate launch, on all processes")
@@ -264,7 +265,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.evaluation import score_classifier, score_language_model
     from ulmfit.model.classifier import ClassifierNet
-    from ulmfit.model.packed import pack_encoder
+    from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.prepare import cache_directory
     from ulmfit.training.runtime import Runtime
@@ -272,10 +273,10 @@ def evaluate(args: argparse.Namespace) -> None:
     with closing(Runtime(ClassifierConfig())) as runtime:
         net, tok, saved = load_model(args.model, device=runtime.device)
         is_classifier = isinstance(net, ClassifierNet)
-        if is_classifier:
-            pack_encoder(net, int8=args.int8)
-        elif args.int8:
-            raise UserError(f"--int8 is for classifiers and {args.model} is a language model; leave it out")
+        if args.int8:
+            if not is_classifier:
+                raise UserError(f"--int8 is for classifiers and {args.model} is a language model; leave it out")
+            quantize_encoder(net)
         config = ClassifierConfig() if is_classifier else LMConfig()
         with runtime.accelerator.main_process_first():
             name, split = _split_to_score(args, saved)

@@ -12,8 +12,8 @@ import torch
 from ulmfit.batches.documents import evaluation_batches
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.int8 import quantize_encoder
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.packed import pack_encoder
 from ulmfit.model.pretrained import load_model
 from ulmfit.text.tokenizer import Tokenizer
 
@@ -107,16 +107,15 @@ class TextClassifier:
                         int8: bool = False) -> TextClassifier:
         """Load a run directory or its model/.
 
-        On the CPU the encoder is packed (see `ulmfit.model.packed`): it reads and does not train.
-
         Args:
-            int8: read with matrix products of 8 bits, on the CPU only; probabilities move in the third digit.
+            int8: matrix products of 8 bits (`ulmfit.model.int8`), on the CPU only: faster; probabilities move in
+                the third digit.
 
         Raises:
-            UserError: the model is missing, damaged, or a language model; or int8 is not for this device.
+            UserError: the model is missing, damaged, or a language model, or with int8 not on the CPU.
         """
         net, tokenizer, config = _load(path, ClassifierNet, "TextClassifier", device)
-        return cls(pack_encoder(net, int8=int8), tokenizer, config)
+        return cls(quantize_encoder(net) if int8 else net, tokenizer, config)
 
     @overload
     def predict(self, texts: str) -> Prediction: ...

@@ -1,4 +1,4 @@
-"""The packed encoder: the classifier's logits, whatever a document is batched with, in fp32 and in 8 bits."""
+"""The encoder of 8 bits: near the plain one, and a document gives the same whatever it is batched with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ulmfit.errors import UserError
-from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig
+from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.packed import LEVELS, ZERO, PackedAWDLSTM, _Product, pack_encoder
+from ulmfit.model.int8 import LEVELS, ZERO, Int8Product, quantize_encoder
 
 LENGTHS = [47, 29, 20, 19, 16, 15, 14, 13, 11, 10, 9, 6, 5, 4, 2, 1]
 
@@ -46,62 +46,50 @@ def batch(picked):
 EVERYTHING = batch(range(len(LENGTHS)))
 
 
-def test_fp32_gives_the_plain_logits(net):
-    expected = net(*EVERYTHING)
-    packed = pack_encoder(copy.deepcopy(net))
-    assert isinstance(packed.encoder, PackedAWDLSTM)
-    torch.testing.assert_close(packed(*EVERYTHING), expected, rtol=0, atol=1e-6)
-
-
-def test_int8_is_near_the_plain_outputs(net):
+def test_outputs_are_near_the_plain_ones(net):
     expected = net.encode(*EVERYTHING)
-    difference = pack_encoder(copy.deepcopy(net), int8=True).encode(*EVERYTHING) - expected
+    difference = quantize_encoder(copy.deepcopy(net)).encode(*EVERYTHING) - expected
     assert 1e-4 < difference.abs().max() < 0.04 < expected.abs().max()
     assert difference.square().mean() < (0.03 * expected.std()) ** 2
 
 
-@pytest.mark.parametrize("int8", (False, True))
-def test_a_document_does_not_depend_on_its_batch(net, int8):
-    pack_encoder(net, int8=int8)
+def test_a_document_does_not_depend_on_its_batch(net):
+    quantize_encoder(net)
     together = net.encode(*EVERYTHING)
     for picked in ([3], [15], [0, 15], [15, 0], [3, 9, 4, 4, 12], [11, 10, 14]):
         found = net.encode(*batch(picked))
+        # The last output and the maximum. The mean is summed with another number of zeros.
+        assert torch.equal(found[:, :64], together[picked, :64])
         torch.testing.assert_close(found, together[picked], rtol=0, atol=1e-6)
-        if int8:  # the last output and the maximum: the mean is summed with another number of zeros
-            assert torch.equal(found[:, :64], together[picked, :64])
 
 
-@pytest.mark.parametrize("int8", (False, True))
-def test_windows_do_not_count(net, int8):
-    pack_encoder(net, int8=int8)
+def test_windows_do_not_count(net):
+    quantize_encoder(net)
     expected = net.encode(*EVERYTHING)
     for net.bptt in (1, 13, 100):
         torch.testing.assert_close(net.encode(*EVERYTHING), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows, inner, outer", ((1, 64, 40), (3, 17, 9), (128, 700, 64)))
-def test_products_in_8_bits_are_exact(rows, inner, outer):
+def test_products_are_exact(rows, inner, outer):
     """The largest bytes and weights too, which overflow where pairs of products are added in 16 bits."""
     weight = torch.randint(-127, 128, (outer, inner)).float()
     weight[:, 0], weight[0] = 127, 127  # each row's scale is 1
     x = torch.randint(ZERO - LEVELS, ZERO + LEVELS + 1, (rows, inner)).to(torch.uint8)
     x[0] = ZERO + LEVELS
-    bias = torch.randint(-9, 10, (outer,)).float()
-    sums = ((x.long() - ZERO) @ weight.long().T).float() / LEVELS
-    product = _Product(weight, bias, int8=True)
-    torch.testing.assert_close(product(x), sums + bias, rtol=1e-6, atol=0.01)
-    other = torch.randint(-9, 10, (rows, outer)).float()
-    torch.testing.assert_close(product(x, other.clone()), sums + other, rtol=1e-6, atol=0.01)
+    total = torch.randint(-9, 10, (rows, outer)).float()
+    expected = ((x.long() - ZERO) @ weight.long().T).float() / LEVELS + total
+    Int8Product(weight).add_to(total, x)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0.01)
 
 
-def test_a_unit_without_weights_gives_zero():
-    product = _Product(torch.zeros(16, 32), None, int8=True)
-    assert not product(torch.full((2, 32), ZERO + LEVELS, dtype=torch.uint8)).any()
+def test_a_unit_without_weights_adds_nothing():
+    total = torch.zeros(2, 16)
+    Int8Product(torch.zeros(16, 32)).add_to(total, torch.full((2, 32), ZERO + LEVELS, dtype=torch.uint8))
+    assert not total.any()
 
 
-@pytest.mark.parametrize("place", ({"dtype": torch.float64}, {"device": "meta"}))
-def test_what_cannot_be_packed(net, place):
-    net = net.to(**place)
-    assert type(pack_encoder(net).encoder) is AWDLSTM
-    with pytest.raises(UserError, match="meta|float64"):
-        pack_encoder(net, int8=True)
+@pytest.mark.parametrize("place, words", (({"dtype": torch.float64}, "float64"), ({"device": "meta"}, "on meta")))
+def test_what_cannot_be_quantised(net, place, words):
+    with pytest.raises(UserError, match=words):
+        quantize_encoder(net.to(**place))
