@@ -348,7 +348,9 @@ def test_evaluate_leaves_unlabelled_rows_out_and_says_so(command, mistake, runs,
 
 
 def _metavar(action):
-    return "{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper()
+    if action.nargs == 0:  # a flag
+        return ""
+    return " " + ("{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -363,7 +365,7 @@ def test_help_lists_each_option_with_its_default(capsys, name):
     for action in options:
         assert action.option_strings[-1] in text
         if action.option_strings[-1] != "--help" and not action.required:
-            own = text.partition(f"{action.option_strings[-1]} {_metavar(action)} ")[2]
+            own = text.partition(f"{action.option_strings[-1]}{_metavar(action)} ")[2]
             own = re.split(r"(?<=\)) --", own)[0]
             assert own.count("(default: ") == 1, own
             assert "None" not in own
