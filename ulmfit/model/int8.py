@@ -49,7 +49,8 @@ class Int8AWDLSTM(nn.Module):
     def __init__(self, encoder: AWDLSTM) -> None:
         super().__init__()
         self.config, self.embedding = encoder.config, encoder.embedding
-        self._layers = [_Layer(layer, first=i == 0) for i, layer in enumerate(encoder.layers)]
+        self._layers = [_Layer(layer, first=i == 0, last=i + 1 == len(encoder.layers))
+                        for i, layer in enumerate(encoder.layers)]
 
     def init_state(self, batch_size: int) -> State:
         """For every layer the output, bytes (0 to 127) [batch_size, H], and the doubled cell, float32 of that shape."""
@@ -71,11 +72,11 @@ class Int8AWDLSTM(nn.Module):
 class _Layer:
     """One LSTM layer. The first one's inputs are places among word vectors, the others' are bytes."""
 
-    def __init__(self, layer: WeightDropLSTM, *, first: bool) -> None:
+    def __init__(self, layer: WeightDropLSTM, *, first: bool, last: bool) -> None:
         weight_ih, weight_hh, bias = (_double_cell(weight.detach()) for weight in (
             layer.weight_ih, layer.weight_hh, layer.bias_ih + layer.bias_hh))
         self.size = layer.weight_hh.shape[1]
-        self._first, self._bias = first, bias
+        self._first, self._last, self._bias = first, last, bias
         # oneDNN's product: a row of it does not depend on the number of rows, as those of torch's default do.
         self._weight_ih = torch.ops.mkldnn._reorder_linear_weight(weight_ih, None) if first else None
         # Later layers read [input, output before] in one product.
@@ -83,8 +84,8 @@ class _Layer:
 
     def read(self, inputs: Tensor, vectors: Tensor, h: Tensor,
              c: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """A window, time first: inputs int64 [T, B] or bytes [T, B, I] -> outputs as bytes and, halved, as float32
-        [T, B, H], and the new state."""
+        """A window, time first: inputs int64 [T, B] or bytes [T, B, I] -> outputs [T, B, H] as bytes (not of the last
+        layer) and as float32, halved (of the last layer alone), and the new state."""
         steps, (rows, size) = len(inputs), c.shape
         width = 0 if self._first else inputs.shape[2]
         table = None
@@ -96,7 +97,9 @@ class _Layer:
         c = c.clone()
         gates, scaled, middle = torch.empty(rows, 4 * size), torch.empty_like(c), torch.tensor(ZERO + 0.5)
         write, remember, cell, show = gates.chunk(4, 1)
-        outputs, halves = h.new_empty(steps, rows, size), c.new_empty(steps, rows, size)
+        # What nobody reads is written to one place again and again.
+        outputs = h.new_empty(1 if self._last else steps, rows, size).expand(steps, rows, size)
+        halves = c.new_empty(steps if self._last else 1, rows, size).expand(steps, rows, size)
         for x, output, half in zip(inputs, outputs, halves, strict=True):
             if self._first:
                 torch.index_select(table, 0, x, out=gates)
