@@ -93,3 +93,9 @@ def test_a_unit_without_weights_adds_nothing():
 def test_what_cannot_be_quantised(net, place, words):
     with pytest.raises(UserError, match=words):
         quantize_encoder(net.to(**place))
+
+
+def test_a_torch_without_onednn(net, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(UserError, match="oneDNN"):
+        quantize_encoder(net)

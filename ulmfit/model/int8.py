@@ -29,7 +29,7 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
     """Give a classifier an encoder of 8 bits in place of its own; the net can then be read but not trained.
 
     Raises:
-        UserError: the net is not on the CPU, or not in fp32.
+        UserError: the net is not on the CPU or not in fp32, or torch was built without oneDNN.
     """
     weight = net.encoder.embedding.weight
     if weight.device.type != "cpu":
@@ -38,6 +38,8 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
     if weight.dtype != torch.float32:
         raise UserError(f"int8 is for models in fp32 and this one is in {str(weight.dtype).removeprefix('torch.')}: "
                         "leave out int8")
+    if not torch.backends.mkldnn.is_available():
+        raise UserError("int8 needs oneDNN, which this build of torch lacks: leave out int8, or install another build")
     net.requires_grad_(False)
     net.encoder = Int8AWDLSTM(net.encoder)
     return net
