@@ -3,23 +3,25 @@
     ULMFIT_DATA=DATA python benchmarks/classifier.py --peer PEER/bin/python --preset small
     ULMFIT_DATA=DATA python benchmarks/classifier.py --peer PEER/bin/python --documents 64      # base: minutes a round
 
-Documents have random words and the lengths that classifier_padding.py describes. Both sides read the same documents
-by their own batches.
+Both sides read the same documents by their own batches.
 
-Training is an epoch of steps of documents of neighbouring lengths, taken at even distances from the shortest to the
-longest step of a real epoch. Ours is the trainer's step (ClassifierTask and PlainEngine), fastai's is
-`text_classifier_learner(...).fit` with SortedDL and Pad_Chunk. Both train all layers with fastai's dropouts x 0.5;
-fastai adds AR and TAR, ours clips.
+Training is an epoch of steps of documents of neighbouring lengths (those that classifier_padding.py describes, of
+random words), taken at even distances from the shortest to the longest step of a real epoch. Ours is the trainer's step
+(ClassifierTask and PlainEngine), fastai's is `text_classifier_learner(...).fit` with SortedDL and Pad_Chunk. Both train
+all layers with fastai's dropouts x 0.5; fastai adds AR and TAR, ours clips.
 
-Inference is of documents drawn at random: ours by a token budget, fastai's by SortedDL (64) and `get_preds`. At the
-end 16 of them are read alone: the line tells how far their probabilities are from those in the batch.
+Inference is of test reviews drawn at random, their own words (without the data: drawn by Zipf's law): ours as `predict`
+does it on the CPU, in fp32 and in int8, fastai's by SortedDL (64) and `get_preds`. At the end 16 of them are read
+alone: the lines tell how far their probabilities are from those in the batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,19 +32,20 @@ import side_by_side as sides
 import torch
 from lm_loader import make_store
 from lm_step import SIZES, lstm_flops
+from torch.nn.utils.rnn import pad_sequence
 
 WINDOW, MAX_LEN, ALONE = 72, 1440, 16
 
 
 @contextlib.contextmanager
-def ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> Iterator[tuple[Callable, ...]]:
-    """train_epoch(), predict() and alone() of the trainer, on documents of these lengths."""
-    from ulmfit.batches.documents import collate, evaluation_batches
+def ours(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) -> Iterator[tuple]:
+    """train_epoch(), predict(name), alone(name) of the trainer, and the names, on these lengths and documents."""
+    from ulmfit.batches.documents import evaluation_batches
     from ulmfit.batches.prefetch import Prefetcher
     from ulmfit.config import ClassifierConfig
-    from ulmfit.evaluation import EVALUATION_TOKENS
     from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
     from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.int8 import quantize_encoder
     from ulmfit.training import optim
     from ulmfit.training.classifier import ClassifierTask
     from ulmfit.training.engine import PlainEngine
@@ -58,8 +61,7 @@ def ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> It
     net = ClassifierNet(sizes, 2, bptt=WINDOW, max_len=MAX_LEN).to(runtime.device)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         store = make_store(folder + "/train", train, options.vocab_size, classes=2)
-        reviews = make_store(folder + "/test", test, options.vocab_size, classes=2)
-        task = ClassifierTask(net, store, reviews, ["neg", "pos"], config=config, recipe=recipe, runtime=runtime,
+        task = ClassifierTask(net, store, store, ["neg", "pos"], config=config, recipe=recipe, runtime=runtime,
                               pad_id=1)
         optimizer = optim.build_optimizer(net, task.groups, range(len(task.groups)), [1e-3] * len(task.groups),
                                           weight_decay=recipe.weight_decay, eps=config.adam_eps, decay_bias_norm=True)
@@ -76,31 +78,37 @@ def ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> It
                 engine.update(recipe.clip)
                 number += 1
 
+        nets = {"predict": net}
+        if options.precision == "fp32" and runtime.device.type == "cpu":
+            nets["int8"] = quantize_encoder(copy.deepcopy(net))
+        reviews = [torch.tensor(document) for document in test]
+        lengths = np.array([len(document) for document in test])
+
         @torch.inference_mode()
-        def read(chosen: list[np.ndarray]) -> torch.Tensor:
+        def read(reader: ClassifierNet, chosen: list[np.ndarray]) -> torch.Tensor:
             result = torch.empty(len(test), 2)
             for indices in chosen:
-                part = collate(reviews, indices, np.arange(len(indices)), pad_id=1)
+                tokens = pad_sequence([reviews[i] for i in indices], batch_first=True, padding_value=1)
                 with runtime.accelerator.autocast():
-                    logits = net(to_device(part.tokens, runtime.device), part.lengths).logits
-                result[part.indices] = logits.float().softmax(1).cpu()
+                    logits = reader(to_device(tokens, runtime.device), lengths[indices]).logits
+                result[indices] = logits.float().softmax(1).cpu()
             return result
 
-        def predict() -> torch.Tensor:
-            return read(evaluation_batches(reviews.lengths, token_budget=EVALUATION_TOKENS))
+        def predict(name: str) -> torch.Tensor:
+            return read(nets[name], evaluation_batches(lengths))
 
-        def alone() -> torch.Tensor:
-            return read([np.array([i]) for i in range(ALONE)])[:ALONE]
+        def alone(name: str) -> torch.Tensor:
+            return read(nets[name], [np.array([i]) for i in range(ALONE)])[:ALONE]
 
-        yield train_epoch, predict, alone
+        yield train_epoch, predict, alone, list(nets)
 
 
-def serve_ours(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> None:
+def serve_ours(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) -> None:
     with ours(options, train, test) as parts:
         serve(options, *parts)
 
 
-def serve_peer(options: argparse.Namespace, train: np.ndarray, test: np.ndarray) -> None:
+def serve_peer(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) -> None:
     from fastai.text.all import (
         AWD_LSTM,
         Callback,
@@ -121,14 +129,14 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
 
     rng = np.random.default_rng(1)
 
-    def loader(lengths: np.ndarray, batch_size: int, shuffle: bool) -> SortedDL:
-        documents = [(TensorText(torch.from_numpy(rng.integers(10, options.vocab_size, n))), torch.tensor(i % 2))
-                     for i, n in enumerate(lengths)]
-        return SortedDL(documents, res=lengths.tolist(), bs=batch_size, shuffle=shuffle, device=default_device(),
-                        before_batch=Pad_Chunk(seq_len=WINDOW), num_workers=0)
+    def loader(texts: list, batch_size: int, shuffle: bool) -> SortedDL:
+        documents = [(TensorText(torch.as_tensor(text)), torch.tensor(i % 2)) for i, text in enumerate(texts)]
+        return SortedDL(documents, res=[len(text) for text in texts], bs=batch_size, shuffle=shuffle,
+                        device=default_device(), before_batch=Pad_Chunk(seq_len=WINDOW), num_workers=0)
 
     reviews = loader(test, 64, False)
-    loaders = DataLoaders(loader(train, options.batch_size, True), reviews)
+    random = [rng.integers(10, options.vocab_size, n) for n in train]
+    loaders = DataLoaders(loader(random, options.batch_size, True), reviews)
     loaders.vocab = [f"word{i}" for i in range(options.vocab_size)]
     embedding, hidden, layers = SIZES[options.preset]
     config = awd_lstm_clas_config | {"emb_sz": embedding, "n_hid": hidden, "n_layers": layers}
@@ -141,28 +149,49 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: np.ndarray)
         with learn.no_bar(), learn.no_logging():
             learn.fit(1, 1e-3, wd=0.1, cbs=[TrainOnly()])
 
-    def predict() -> torch.Tensor:
+    def predict(name: str) -> torch.Tensor:
         with learn.no_bar(), learn.no_logging():
             return learn.get_preds(dl=reviews)[0]
 
     @torch.no_grad()
-    def alone() -> torch.Tensor:
+    def alone(name: str) -> torch.Tensor:
         learn.model.eval()
         texts = [reviews.dataset[i][0].to(default_device()) for i in range(ALONE)]
         return torch.cat([learn.model(text[None])[0].float().softmax(1).cpu() for text in texts])
 
-    serve(options, train_epoch, predict, alone)
+    serve(options, train_epoch, predict, alone, ["predict"])
 
 
-def serve(options: argparse.Namespace, train_epoch: Callable, predict: Callable, alone: Callable) -> None:
+def serve(options: argparse.Namespace, train_epoch: Callable, predict: Callable, alone: Callable,
+          names: list[str]) -> None:
     def measure() -> dict[str, float]:
-        return {**sides.wall_and_cpu("predict", predict), **sides.wall_and_cpu("train", train_epoch),
-                **sides.matrix_peak(options.precision)}
+        found = sides.matrix_peak(options.precision)
+        for name in names:
+            found |= sides.wall_and_cpu(name, lambda name=name: predict(name))
+        return found if options.inference else found | sides.wall_and_cpu("train", train_epoch)
 
-    def compare() -> dict[str, list[float]]:
-        return {"far": (predict()[:ALONE] - alone()).abs().amax(1).tolist()}
+    def compare() -> dict[str, dict[str, list[float]]]:
+        return {"far": {name: (predict(name)[:ALONE] - alone(name)).abs().amax(1).tolist() for name in names}}
 
     sides.serve(measure, compare)
+
+
+def test_reviews(number: int, vocab_size: int) -> list[list[int]]:
+    """Ids of test reviews by a tokenizer of a tenth of the training reviews, or drawn."""
+    rng = np.random.default_rng(0)
+    folder = os.environ.get("ULMFIT_DATA")
+    if not folder:
+        lengths = rng.lognormal(np.log(230), 0.68, number).astype(np.int64).clip(10, 3000)
+        return [(10 + (rng.zipf(1.1, n) - 1) % (vocab_size - 10)).tolist() for n in lengths]
+    import pyarrow.parquet
+
+    from ulmfit.text.tokenizer import Tokenizer
+
+    train, test = (pyarrow.parquet.read_table(Path(folder, "imdb", f"{split}.parquet"), columns=["text"])["text"]
+                   for split in ("train", "test"))
+    tokenizer = Tokenizer.train(train.to_pylist()[::10], vocab_size=vocab_size)
+    texts = test.take(rng.choice(len(test), number, replace=False)).to_pylist()
+    return [document.tolist() for document in tokenizer.encode(texts)]
 
 
 def spread_steps(lengths: np.ndarray, batch_size: int, number: int) -> np.ndarray:
@@ -182,43 +211,58 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="documents of a training step (default 32)")
     parser.add_argument("--documents", type=int, default=256, help="of an epoch, and to predict (default 256)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
-    parser.add_argument("--lengths", help=argparse.SUPPRESS)  # a file, for both sides
+    parser.add_argument("--inference", action="store_true", help="leave training out")
+    parser.add_argument("--documents-file", help=argparse.SUPPRESS)  # for both sides
     sides.add_options(parser, rounds=5)
     options = parser.parse_args()
     if options.side:
-        train, test = (np.array(part) for part in json.loads(Path(options.lengths).read_text()))
+        train, test = json.loads(Path(options.documents_file).read_text())
         with sides.protocol():
-            return (serve_ours if options.side == "ours" else serve_peer)(options, train, test)
+            return (serve_ours if options.side == "ours" else serve_peer)(options, np.array(train), test)
 
     from classifier_padding import review_lengths
 
     print(sides.machine())
-    lengths = review_lengths()
+    test = test_reviews(options.documents, options.vocab_size)
+    # Where training is left out its loaders still want something.
+    lengths = np.full(256, 20) if options.inference else review_lengths()
     train = spread_steps(lengths, options.batch_size, max(1, options.documents // options.batch_size))
-    test = np.random.default_rng(0).choice(lengths, options.documents, replace=False)
     with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder, "lengths.json")
-        given.write_text(json.dumps([train.tolist(), test.tolist()]))
-        found = sides.alternate(options, [*sys.argv, "--lengths", str(given)], sides.environment(options.threads))
+        given = Path(folder, "documents.json")
+        given.write_text(json.dumps([train.tolist(), test]))
+        found = sides.alternate(options, [*sys.argv, "--documents-file", str(given)],
+                                sides.environment(options.threads))
+    report(options, found, {"train": train.tolist(), "predict": [len(document) for document in test]})
+
+
+def report(options: argparse.Namespace, found: dict[str, sides.Side], lengths: dict[str, list[int]]) -> None:
+    ours = found["ours"]
     peak = max(max(side.values("peak")) for side in found.values())
     print(f"{options.preset}, V = {options.vocab_size}, {options.precision}, peak {peak / 1e9:.0f} GFLOP/s, medians of "
           f"{options.rounds} rounds")
-    for part, chosen, passes in (("train", train, 3), ("predict", test, 1)):
-        print(f"{part}: {len(chosen)} documents of {chosen.mean():.0f} tokens")
+    for part, passes in (("train", 3), ("predict", 1), ("int8", 1)):
+        if part not in ours.rounds[0]:
+            continue
+        chosen = lengths["train" if part == "train" else "predict"]
+        documents, tokens = len(chosen), sum(chosen)
+        print(f"{part}: {documents} documents of {tokens / documents:.0f} tokens")
         for name, side in found.items():
-            wall = side.median(part)
-            share = passes * lstm_flops(options.preset) * chosen.sum() / wall / peak
-            print(f"  {name:5} {len(chosen) / wall:9.2f} documents/s {chosen.sum() / wall:10.0f} tokens/s "
-                  f"{share:6.1%} of the peak")
-        if options.peer:
-            wall, cpu = (sides.ratio(found["peer"].values(key), found["ours"].values(key))
-                         for key in (part, f"{part}_cpu"))
-            print(f"  ours / peer: {wall} documents/s, {cpu} a CPU second")
+            key = part if part in side.rounds[0] else "predict"
+            wall = side.median(key)
+            share = passes * lstm_flops(options.preset) * tokens / wall / peak
+            print(f"  {name:5} {documents / wall:9.2f} documents/s {tokens / wall:8.0f} tokens/s "
+                  f"{tokens / side.median(key + '_cpu'):8.0f} a CPU second {share:6.1%} of the peak")
+            if name == "peer":
+                wall, cpu = (sides.ratio(side.values(key + unit), ours.values(part + unit)) for unit in ("", "_cpu"))
+                print(f"  ours / peer: {wall} documents/s, {cpu} a CPU second")
     for name, side in found.items():
-        far = side.facts["far"]
-        print(f"{name}: peak memory {side.facts['memory']:.2f} GiB; {sum(value > 1e-5 for value in far)} of {ALONE} "
-              f"documents have other probabilities alone than in a batch (largest difference {max(far):.1e})")
-    assert max(found["ours"].facts["far"]) < (1e-5 if options.precision == "fp32" else 1e-2)
+        print(f"{name}: peak memory {side.facts['memory']:.2f} GiB")
+        for part, far in side.facts["far"].items():
+            print(f"  {part}: {sum(value > 1e-5 for value in far)} of {ALONE} documents have other probabilities alone "
+                  f"than in a batch (largest difference {max(far):.1e})")
+    far = ours.facts["far"]
+    assert max(far["predict"]) < (1e-5 if options.precision == "fp32" else 1e-2)
+    assert max(far.get("int8", [0])) < 1e-3
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,51 @@ def test_generate_names_its_mistakes(mistake, runs):
     assert "absent does not exist" in mistake("generate", "--model", "absent", "The")
 
 
+def test_int8_moves_probabilities_a_little(command, mistake, runs, reviews):
+    plain, int8 = ([line.split("\t") for line in command("predict", "--model", runs.clf, "--data", reviews, *more)]
+                   for more in ((), ("--int8",)))
+    differences = [abs(float(a[1]) - float(b[1])) for a, b in zip(plain, int8, strict=True)]
+    assert 0 < max(differences) < 0.02
+    (line,) = command("evaluate", "--model", runs.clf, "--data", reviews, "--int8")
+    (other,) = command("evaluate", "--model", runs.clf, "--data", reviews)
+    assert json.loads(line)["loss"] != json.loads(other)["loss"] == pytest.approx(json.loads(line)["loss"], rel=0.02)
+    assert "--int8 is for classifiers" in mistake("evaluate", "--model", runs.lm, "--data", reviews, "--int8")
+
+
+# the columns that a classifier was trained on
+
+
+@pytest.fixture
+def two_columns(runs, tmp_path):
+    """A classifier of texts in the columns title and body, and a table that also has a column text."""
+    shutil.copytree(runs.clf / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"text_columns": ["title", "body"]}))
+    with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "title", "body", "label"])
+        table.writerows([f"one film {n}", f"a bad {n}", "film not good", "neg"] for n in range(20))
+    return ["--model", "model", "--data", "new.csv"]
+
+
+def test_predict_and_evaluate_read_what_the_classifier_was_trained_on(command, two_columns):
+    given = ("--text-column", "title,body")
+    assert command("predict", *two_columns) == command("predict", *two_columns, *given)
+    assert command("predict", *two_columns) != command("predict", *two_columns, "--text-column", "text")
+    for split in (("--split", "all"), ("--valid", "0.5")):
+        own, other, text = (json.loads(command("evaluate", *two_columns, *split, *more)[0])["loss"]
+                            for more in ((), given, ("--text-column", "text")))
+        assert own == other != text
+
+
+def test_a_table_with_other_columns_than_the_classifier_was_trained_on(command, mistake, two_columns, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\none film\n")
+    assert len(command("predict", "--model", "model", "--data", "texts.csv")) == 1
+    (tmp_path / "half.csv").write_text("text,body\none film,was good\n")
+    assert "half.csv has no column title, which the model was trained on" in mistake(
+        "predict", "--model", "model", "--data", "half.csv")
+
+
 # evaluate
 
 
@@ -302,7 +348,9 @@ def test_evaluate_leaves_unlabelled_rows_out_and_says_so(command, mistake, runs,
 
 
 def _metavar(action):
-    return "{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper()
+    if action.nargs == 0:  # a flag
+        return ""
+    return " " + ("{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -317,7 +365,7 @@ def test_help_lists_each_option_with_its_default(capsys, name):
     for action in options:
         assert action.option_strings[-1] in text
         if action.option_strings[-1] != "--help" and not action.required:
-            own = text.partition(f"{action.option_strings[-1]} {_metavar(action)} ")[2]
+            own = text.partition(f"{action.option_strings[-1]}{_metavar(action)} ")[2]
             own = re.split(r"(?<=\)) --", own)[0]
             assert own.count("(default: ") == 1, own
             assert "None" not in own

@@ -48,12 +48,11 @@ def test_a_prediction_does_not_depend_on_the_texts_beside_it(classifier):
     assert len({prediction.probabilities.tobytes() for prediction in together}) > 3  # the texts do tell apart
 
 
-def test_a_stream_is_predicted_in_order(classifier):
-    wanted = classifier.predict(TEXTS)
-    found = list(classifier.predict_stream(iter(TEXTS), chunk_size=3))
-    assert [prediction.label for prediction in found] == [prediction.label for prediction in wanted]
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+def test_int8_does_not_depend_on_the_texts_beside_it_either(runs, classifier):
+    int8 = ulmfit.TextClassifier.from_pretrained(runs.clf, int8=True)
+    for text, prediction, plain in zip(TEXTS, int8.predict(TEXTS), classifier.predict(TEXTS), strict=True):
+        np.testing.assert_allclose(prediction.probabilities, int8.predict(text).probabilities, atol=1e-6)
+        np.testing.assert_allclose(prediction.probabilities, plain.probabilities, atol=0.02)
 
 
 def test_prediction_draws_no_random_numbers(classifier):

@@ -17,8 +17,6 @@ from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.training.runtime import Runtime
 from ulmfit.transfer import to_device
 
-EVALUATION_TOKENS = 32_768  # padded tokens of one batch of documents
-
 
 @torch.inference_mode()
 def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int,
@@ -57,7 +55,7 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
-    batches = evaluation_batches(store.lengths, token_budget=EVALUATION_TOKENS)
+    batches = evaluation_batches(store.lengths)
     for indices in batches[runtime.rank::runtime.world_size]:
         runtime.progress.now("evaluating")
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)

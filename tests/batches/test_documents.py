@@ -162,9 +162,10 @@ def test_a_batch_without_documents(fakes, make_store):
 @pytest.mark.parametrize("budget", [1, 500, 4000, 10**9])
 def test_evaluation_batches_keep_the_budget(budget):
     lengths = review_lengths(300)
-    batches = evaluation_batches(lengths, token_budget=budget)
+    batches = evaluation_batches(lengths, token_budget=budget, max_rows=300)
     assert sorted(np.concatenate(batches).tolist()) == list(range(300))
     assert all(lengths[batch].max() * len(batch) <= budget or len(batch) == 1 for batch in batches)
     assert (np.diff(lengths[np.concatenate(batches)]) <= 0).all()
     assert len(batches) == {1: 300, 10**9: 1}.get(budget, len(batches))
     assert evaluation_batches(np.array([], dtype=np.int64), token_budget=5) == []
+    assert [len(batch) for batch in evaluation_batches(lengths, max_rows=128)] == [128, 128, 44]

@@ -14,13 +14,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import (
-    init_language_model,
-    load_encoder,
-    load_model,
-    save_model,
-    transfer_vocabulary,
-)
+from ulmfit.model.pretrained import init_language_model, load_model, save_model, transfer_vocabulary
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.randomness import Masks
 
@@ -123,27 +117,6 @@ def test_loading_draws_no_random_numbers_and_keeps_no_hold_of_the_file(run, toke
 def test_saving_over_a_model_replaces_it(run, tokenizer):
     save_model(run / "model", classifier(tokenizer), tokenizer, {"label_names": LABELS})
     assert isinstance(load_model(run)[0], ClassifierNet)
-
-
-def test_encoder_is_taken_from_a_language_model_or_a_classifier(tmp_path, run, tokenizer):
-    net, lm = classifier(tokenizer), language_model(tokenizer)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.zero_()
-    load_encoder(net, run, tokenizer=tokenizer)
-    assert_equal_state(net.encoder, lm.encoder)
-    assert not net.head.linear1.weight.any()
-    save_model(tmp_path / "clf", classifier(tokenizer), tokenizer, {"label_names": LABELS})
-    load_encoder(net, tmp_path / "clf")
-    assert_equal_state(net.encoder, classifier(tokenizer).encoder)
-
-
-def test_an_encoder_that_does_not_fit_is_refused(run, tokenizer):
-    with pytest.raises(UserError, match="hidden_size 8, the classifier 10.*preset"):
-        load_encoder(classifier(tokenizer, hidden_size=10), run)
-    other = Tokenizer.train(["other words altogether than the cat sat on the mat"], min_freq=1)
-    with pytest.raises(UserError, match="another tokenizer"):
-        load_encoder(classifier(tokenizer), run, tokenizer=other)
 
 
 def break_config(**changes):

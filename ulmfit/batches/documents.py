@@ -26,6 +26,8 @@ from ulmfit.errors import UserError
 POOL_STEPS = 50  # steps' worth of shuffled documents that are sorted by length together
 TIME_STEP_OVERHEAD = 16  # what a time step costs however few documents it reads, in documents
 FORWARD = 1 / 3  # what a token costs that is read without gradient
+EVALUATION_ROWS = 256  # enough for matrix products at full pace; a window of so many rows bounds the memory
+EVALUATION_TOKENS = 262_144  # padded tokens of one batch of documents: 2 MiB of ids
 _STEPS = 1  # marks the order of an epoch's steps, apart from that of its documents
 
 
@@ -194,17 +196,18 @@ def pad(ids: np.ndarray, lengths: np.ndarray, *, pad_id: int, backwards: bool = 
     return tokens
 
 
-def evaluation_batches(lengths: np.ndarray, *, token_budget: int) -> list[np.ndarray]:
+def evaluation_batches(lengths: np.ndarray, *, token_budget: int = EVALUATION_TOKENS,
+                       max_rows: int = EVALUATION_ROWS) -> list[np.ndarray]:
     """Batches of all documents for reading without gradient, from the longest to the shortest.
 
-    Each holds at most `token_budget` tokens with padding (its number of documents times its longest), or a
-    single document. The longest come first: what does not fit into memory fails at once.
+    Each holds at most `max_rows` documents and at most `token_budget` tokens with padding (its number of documents
+    times its longest), or a single document. The longest come first: what does not fit into memory fails at once.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
-        size = max(1, token_budget // longest)
+        size = max(1, min(token_budget // longest, max_rows))
         batches.append(order[start:start + size])
         start += size
     return batches

@@ -95,27 +95,6 @@ def load_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
     return net.to(device), tokenizer, config
 
 
-def load_encoder(net: ClassifierNet, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None) -> None:
-    """Copy the encoder of a saved language model (or classifier) into `net`.
-
-    Raises UserError if the architectures differ, or, when `tokenizer` is given, if it is not the one that the
-    encoder was trained with.
-    """
-    folder = find_model(path)
-    theirs, ours = _architecture(read_config(folder), folder / CONFIG), net.config
-    if tokenizer is not None and Tokenizer.from_file(folder / TOKENIZER).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"the encoder in {folder} was trained with another tokenizer: use its {TOKENIZER}.")
-    for name in ("vocab_size", "embedding_size", "hidden_size", "num_layers"):
-        if getattr(theirs, name) != getattr(ours, name):
-            raise UserError(f"the encoder in {folder} has {name} {getattr(theirs, name)}, the classifier "
-                            f"{getattr(ours, name)}: choose the preset and the tokenizer of the encoder.")
-    prefix = "encoder."
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in read_weights(folder).items()
-               if name.startswith(prefix)}
-    _check_tensors(tensors, net.encoder.state_dict(), folder)
-    net.encoder.load_state_dict(tensors)
-
-
 def find_model(path: str | os.PathLike) -> Path:
     """The folder that holds model.safetensors: `path` itself or its model/. UserError if there is none."""
     path = Path(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,15 @@ class Corpus:
 
 def open_corpus(data: str | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
-                label_names: list[str] | None = None) -> Corpus:  # fmt: skip
+                label_names: list[str] | None = None, trained_columns: Sequence[str] = ()) -> Corpus:  # fmt: skip
     """Opens what `data` names (see `ulmfit.text.sources`; None: the embedded sample) for task "lm" or "clf".
 
     lm: labels are ignored; train is train + unsup, and + test with `include_test` (then there is no test split).
     clf: unsup is left out; `label_names` are the classes of a saved model, else they come from the data.
 
     `text_column`: one column, or several by commas, joined as "xxfld 1 ... xxfld 2 ..."; default `text`, else the only
-    column of strings besides the label. `label_column`: default `label`.
+    column of strings besides the label. `trained_columns`: those that a saved model read; without `text_column` they
+    are taken where the corpus has them. `label_column`: default `label`.
     `valid`: a number = this fraction of train (by a hash of text and seed, so that neither the order of the rows nor
     their number moves a row to the other side, and equal texts stay together), else a path, a boolean column or the
     name of a split; default: the split valid, else the column is_valid, else 0.1. Raises UserError.
@@ -64,7 +65,7 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
     if task == "clf" and labels not in train.columns:
         raise UserError(f"{train.what} has no column {labels}: choose one of {', '.join(train.columns)} "
                         "by --label-column")  # fmt: skip
-    texts = _text_columns(train, text_column, labels)
+    texts = _text_columns(train, text_column, labels, trained_columns)
     pool = [train]
     if task == "lm":
         pool += [found[name] for name in ("unsup", "test") if name in found and (name == "unsup" or include_test)]
@@ -93,12 +94,12 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
 
 def open_rows(data: str | None, text_column: str | None = None, *, label_column: str | None = None,
               label_names: list[str] | None = None, split: str | None = None, keep_unlabelled: bool = True,
-              streaming: bool = True) -> Split:
+              streaming: bool = True, trained_columns: Sequence[str] = ()) -> Split:
     """All rows of a corpus as one split in their order (train, valid, test, unsup), or those of one `split`.
 
     Labels are read where `label_names` are given and the column (default `label`) is there; unlabelled rows then
-    have -1. Without `keep_unlabelled` they are faults, unsup is left out, and the column must be there. Raises
-    UserError.
+    have -1. Without `keep_unlabelled` they are faults, unsup is left out, and the column must be there. Columns of the
+    text as in `open_corpus`. Raises UserError.
     """
     found = find(data, streaming=streaming)
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
@@ -112,7 +113,7 @@ def open_rows(data: str | None, text_column: str | None = None, *, label_column:
     labels = label_column or "label"
     if label_column and not any(label_column in part.columns for part in parts):
         raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {', '.join(parts[0].columns)}")
-    texts = _text_columns(parts[0], text_column, labels)
+    texts = _text_columns(parts[0], text_column, labels, trained_columns)
     for part in parts:
         if not set(texts) <= set(part.columns):
             raise UserError(f"{part.what} has no column {', '.join(texts)}; its columns are {', '.join(part.columns)}")
@@ -130,8 +131,14 @@ def read_texts(data: str | None, text_column: str | None = None, **options: Any)
     return open_rows(data, text_column, **options).batches()
 
 
-def _text_columns(source: Source, wanted: str | None, label_column: str) -> list[str]:
+def _text_columns(source: Source, wanted: str | None, label_column: str, trained: Sequence[str] = ()) -> list[str]:
     listed = ", ".join(source.columns)
+    if wanted is None and any(name in source.columns for name in trained):
+        missing = [name for name in trained if name not in source.columns]
+        if missing:
+            raise UserError(f"{source.what} has no column {missing[0]}, which the model was trained on: choose one of "
+                            f"{listed} by --text-column")  # fmt: skip
+        return [column for name in trained for column in _text_columns(source, name, label_column)]
     if wanted is not None:
         names = [name.strip() for name in wanted.split(",")] if wanted not in source.columns else [wanted]
         for name in names:

@@ -1,0 +1,142 @@
+"""The encoder with matrix products of 8 bits, for reading on the CPU and never for training.
+
+Weights have a scale for each output unit (the largest absolute value of its row). Activations are outputs of LSTMs,
+which lie in (-1, 1): their scale is fixed, and not taken from the batch as in torch's dynamic quantisation, so that a
+document's outputs do not hang on the documents beside it. Cells, gates, sums and the pooled outputs stay in fp32, and
+so does the first layer's input: each distinct word of a window meets that weight once, however often it stands there.
+What is left is the last bit of torch's sigmoid, which differs at the end of a tensor whose size is no multiple of the
+vector length: it can move a byte by one, seldom, as the same bit moves an output in fp32.
+
+tanh(x) is computed as 2 sigmoid(2x) - 1, for torch's sigmoid is several times faster than its tanh. The cell's input is
+doubled in the weights, so that one sigmoid serves all four gates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import AWDLSTM, State, WeightDropLSTM
+from ulmfit.model.classifier import ClassifierNet
+
+#: Steps of an activation between 0 and 1, and what stands for 0, in unsigned bytes. 7 bits: where a machine lacks VNNI
+#: instructions oneDNN adds pairs of products in 16 bits, which 127 x 127 twice just fits.
+LEVELS, ZERO = 63, 64
+
+
+def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
+    """Give a classifier an encoder of 8 bits in place of its own; the net can then be read but not trained.
+
+    Raises:
+        UserError: the net is not on the CPU or not in fp32, or torch was built without oneDNN.
+    """
+    weight = net.encoder.embedding.weight
+    if weight.device.type != "cpu":
+        raise UserError(f"int8 runs on the CPU and this model is on {weight.device.type}: leave out int8, or hide the "
+                        "GPU by CUDA_VISIBLE_DEVICES=")
+    if weight.dtype != torch.float32:
+        raise UserError(f"int8 is for models in fp32 and this one is in {str(weight.dtype).removeprefix('torch.')}: "
+                        "leave out int8")
+    if not torch.backends.mkldnn.is_available():
+        raise UserError("int8 needs oneDNN, which this build of torch lacks: leave out int8, or install another build")
+    net.requires_grad_(False)
+    net.encoder = Int8AWDLSTM(net.encoder)
+    return net
+
+
+class Int8AWDLSTM(nn.Module):
+    """Stands in for an AWDLSTM whose masks are None. Its states, of its own meaning, fit only itself."""
+
+    def __init__(self, encoder: AWDLSTM) -> None:
+        super().__init__()
+        self.config, self.embedding = encoder.config, encoder.embedding
+        self._layers = [_Layer(layer, first=i == 0, last=i + 1 == len(encoder.layers))
+                        for i, layer in enumerate(encoder.layers)]
+
+    def init_state(self, batch_size: int) -> State:
+        """For every layer the output, bytes (0 to 127) [batch_size, H], and the doubled cell, float32 of that shape."""
+        return [(torch.full((batch_size, layer.size), ZERO, dtype=torch.uint8), torch.zeros(batch_size, layer.size))
+                for layer in self._layers]
+
+    def forward(self, tokens: Tensor, state: State, masks: None = None, window: int = 0) -> tuple[Tensor, State]:
+        """Read tokens [B, T] (int64) on from `state`: the last layer's output, float32 [B, T, E], and the new state."""
+        assert masks is None, "an encoder of 8 bits does not train"
+        words, inputs = tokens.T.unique(return_inverse=True)
+        vectors = self.embedding(words)
+        new_state: State = []
+        for layer, (h, c) in zip(self._layers, state, strict=True):
+            inputs, halves, layer_state = layer.read(inputs, vectors, h, c)
+            new_state.append(layer_state)
+        return halves.mul_(2).transpose(0, 1), new_state
+
+
+class _Layer:
+    """One LSTM layer. The first one's inputs are places among word vectors, the others' are bytes."""
+
+    def __init__(self, layer: WeightDropLSTM, *, first: bool, last: bool) -> None:
+        weight_ih, weight_hh, bias = (_double_cell(weight.detach()) for weight in (
+            layer.weight_ih, layer.weight_hh, layer.bias_ih + layer.bias_hh))
+        self.size = layer.weight_hh.shape[1]
+        self._first, self._last, self._bias = first, last, bias
+        # oneDNN's product: a row of it does not depend on the number of rows, as those of torch's default do.
+        self._weight_ih = torch.ops.mkldnn._reorder_linear_weight(weight_ih, None) if first else None
+        # Later layers read [input, output before] in one product.
+        self._product = Int8Product(weight_hh if first else torch.cat([weight_ih, weight_hh], 1))
+
+    def read(self, inputs: Tensor, vectors: Tensor, h: Tensor,
+             c: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """A window, time first: inputs int64 [T, B] or bytes [T, B, I] -> outputs [T, B, H] as bytes (not of the last
+        layer) and as float32, halved (of the last layer alone), and the new state."""
+        steps, (rows, size) = len(inputs), c.shape
+        width = 0 if self._first else inputs.shape[2]
+        table = None
+        if self._first:
+            table = torch.ops.mkldnn._linear_pointwise(vectors, self._weight_ih, self._bias, "none", [], "")
+        joined = h.new_empty(rows, width + size)
+        seen, hidden = joined[:, :width], joined[:, width:]
+        hidden.copy_(h)
+        c = c.clone()
+        gates, scaled, middle = torch.empty(rows, 4 * size), torch.empty_like(c), torch.tensor(ZERO + 0.5)
+        write, remember, cell, show = gates.chunk(4, 1)
+        # What nobody reads is written to one place again and again.
+        outputs = h.new_empty(1 if self._last else steps, rows, size).expand(steps, rows, size)
+        halves = c.new_empty(steps if self._last else 1, rows, size).expand(steps, rows, size)
+        for x, output, half in zip(inputs, outputs, halves, strict=True):
+            if self._first:
+                torch.index_select(table, 0, x, out=gates)
+            else:
+                gates.copy_(self._bias)
+                seen.copy_(x)
+            self._product.add_to(gates, joined)
+            gates.sigmoid_()
+            # c = remember * c + write * (2 cell - 1), all doubled; then show * (2 sigmoid(c) - 1), halved.
+            c.mul_(remember).addcmul_(write, cell, value=4).sub_(write, alpha=2)
+            torch.sigmoid(c, out=scaled).sub_(0.5)
+            torch.mul(scaled, show, out=half)
+            torch.add(middle, half, alpha=2 * LEVELS, out=scaled)
+            hidden.copy_(scaled)  # cuts off: with the half in `middle`, all being positive, this rounds
+            output.copy_(hidden)
+        return outputs, halves, (hidden.clone(), c)
+
+
+class Int8Product:
+    """Matrix products of activations in bytes with a weight [M, K] (float32) packed in int8."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+        self._zero = torch.zeros(len(weight), dtype=torch.int32)
+        rounded = (weight / self._scale.unsqueeze(1)).round().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """total [n, M] (float32) += x W^T, where bytes x [n, K] stand for (x - ZERO) / LEVELS."""
+        torch.ops.onednn.qlinear_pointwise.binary(x, 1 / LEVELS, ZERO, self._weight, self._scale, self._zero, total,
+                                                  None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
+
+
+def _double_cell(weight: Tensor) -> Tensor:
+    """The rows of the cell's input (the third of torch's gates: input, forget, cell, output) times two."""
+    weight = weight.clone()
+    weight.chunk(4)[2].mul_(2)
+    return weight
