@@ -16,11 +16,11 @@ from torch import Tensor
 IGNORE = -100
 
 #: Rows of logits held at a time. On CPU 128 to 512 measured alike; a GPU needs more rows to be busy.
-_CHUNK_CPU, _CHUNK_CUDA = 512, 2048
+CHUNK_CPU, CHUNK_CUDA = 512, 2048
 
 #: Half-precision gradients are multiplied by this power of two before the matrix products and divided after:
 #: probabilities of rare words would vanish in float16, whose least number is 2^-24.
-_HALF_SCALE = 2.0 ** 15
+HALF_SCALE = 2.0 ** 15
 
 
 class _Result(NamedTuple):
@@ -50,17 +50,25 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     The backward pass multiplies the stored gradients by the incoming one, so a loss scaler's scale acts on
     float32 numbers. Gradients that nobody needs, and all under no_grad, are not computed.
     """
-    if compute_dtype is None:
-        autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
-        compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
-    if chunk_size is None:
-        chunk_size = _CHUNK_CUDA if weight.is_cuda else _CHUNK_CPU
-    assert chunk_size > 0 and hidden.shape[0] == targets.shape[0]
+    chunk_size, compute_dtype = chunks_and_dtype(weight, chunk_size, compute_dtype)
+    assert hidden.shape[0] == targets.shape[0]
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
         return _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_size, compute_dtype)
     with torch.no_grad():
         result = _compute(hidden, weight, bias, targets, chunk_size, compute_dtype, (False, False, False))
     return result.loss, result.num_correct
+
+
+def chunks_and_dtype(weight: Tensor, chunk_size: int | None, compute_dtype: torch.dtype | None
+                     ) -> tuple[int, torch.dtype]:
+    """The defaults of `linear_cross_entropy` where None is given."""
+    if compute_dtype is None:
+        autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
+        compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
+    if chunk_size is None:
+        chunk_size = CHUNK_CUDA if weight.is_cuda else CHUNK_CPU
+    assert chunk_size > 0
+    return chunk_size, compute_dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -123,7 +131,7 @@ def _compute_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
         logits, at = buffer[:len(target)], index[:len(target)]
         counted = target != IGNORE
         target = target.clamp(min=0)
-        _logits_into(logits, h, operand, bias_full)
+        logits_into(logits, h, operand, bias_full)
         top = logits.amax(1, keepdim=True)
         target_logit = logits[at, target]
         correct[rows] = (target_logit == top.squeeze(1)) & counted
@@ -139,11 +147,11 @@ def _compute_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
         if grad_bias is not None:
             grad_bias += torch.mv(exp.t(), factor.squeeze(1))
         if half:
-            scaled = torch.mul(exp, factor * _HALF_SCALE, out=torch.empty_like(exp, dtype=compute_dtype))
+            scaled = torch.mul(exp, factor * HALF_SCALE, out=torch.empty_like(exp, dtype=compute_dtype))
             if grad_hidden is not None:
-                grad_hidden[rows] = _product(scaled, operand, full).div_(_HALF_SCALE)
+                grad_hidden[rows] = product(scaled, operand, full).div_(HALF_SCALE)
             if grad_weight is not None:
-                grad_weight.add_(_product(scaled.t(), h, full), alpha=1 / _HALF_SCALE)
+                grad_weight.add_(product(scaled.t(), h, full), alpha=1 / HALF_SCALE)
         else:
             if grad_hidden is not None:
                 torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
@@ -152,19 +160,19 @@ def _compute_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
     return _Result(losses.sum(), correct.sum(), grad_hidden, grad_weight, grad_bias)
 
 
-def _logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """out = hidden @ weight.T + bias, in the dtype of out, which may be wider than the operands'."""
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.t(), out=out)
     elif out.is_cuda:
         torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
     else:
-        out.copy_(_product(hidden, weight.t(), out.dtype))
+        out.copy_(product(hidden, weight.t(), out.dtype))
     if bias is not None:
         out.add_(bias)  # on CPU much cheaper than addmm, which spreads the bias over [chunk, V] first
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrix product of half-precision operands in a wider dtype, as the accumulator holds it."""
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
 

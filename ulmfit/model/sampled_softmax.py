@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ulmfit.model.loss import _CHUNK_CPU, _CHUNK_CUDA, _HALF_SCALE, IGNORE, _logits_into, _product
+from ulmfit.model.loss import HALF_SCALE, IGNORE, chunks_and_dtype, logits_into, product
 
 
 class Candidates(NamedTuple):
@@ -66,12 +66,8 @@ def sampled_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets:
         The sum, 0-d, float32 (float64 for a float64 weight), and how many rows have the largest corrected logit at
         their target, 0-d int64. Neither compares with the full softmax's.
     """
-    if compute_dtype is None:
-        autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
-        compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
-    if chunk_size is None:
-        chunk_size = _CHUNK_CUDA if weight.is_cuda else _CHUNK_CPU
-    assert chunk_size > 0 and hidden.shape[0] == targets.shape[0]
+    chunk_size, compute_dtype = chunks_and_dtype(weight, chunk_size, compute_dtype)
+    assert hidden.shape[0] == targets.shape[0]
     return _SampledCrossEntropy.apply(hidden, weight, bias, targets, *candidates, chunk_size, compute_dtype)
 
 
@@ -114,7 +110,7 @@ def _compute(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, word
     num_rows, size = len(targets), max(1, min(chunk_size, len(targets)))
     full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
     half = compute_dtype.itemsize < 4
-    scale = _HALF_SCALE if half else 1.0
+    scale = HALF_SCALE if half else 1.0
     offset = bias.to(full) - log_probability.to(full)  # the correction goes with the bias
     operand, offset_of_words = weight[words].to(compute_dtype), offset[words]
     column_of = words.new_full((weight.shape[0],), -1)
@@ -131,7 +127,7 @@ def _compute(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, word
         counted, target = target != IGNORE, target.clamp(min=0)
         at = torch.arange(len(target), device=target.device)
         logits = buffer[:len(target)]
-        _logits_into(logits, h, operand, offset_of_words)
+        logits_into(logits, h, operand, offset_of_words)
         # The target's own logit: a column of the candidates, or one more column that only this row has.
         column, own_weight = column_of[target], weight[target].to(full)
         among, column = column >= 0, column.clamp(min=0)
@@ -152,8 +148,8 @@ def _compute(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, word
         torch.mul(of_extra, h, out=of_targets[rows])
         if half:
             exp = torch.mul(exp, factor * scale, out=torch.empty_like(exp, dtype=compute_dtype))
-            grad_hidden[rows] = _product(exp, operand, full).div_(scale)
-            of_words.add_(_product(exp.t(), h, full), alpha=1 / scale)
+            grad_hidden[rows] = product(exp, operand, full).div_(scale)
+            of_words.add_(product(exp.t(), h, full), alpha=1 / scale)
         else:
             torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
             of_words.addmm_(exp.t(), h * factor)
