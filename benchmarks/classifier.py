@@ -40,12 +40,12 @@ WINDOW, MAX_LEN, ALONE = 72, 1440, 16
 @contextlib.contextmanager
 def ours(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) -> Iterator[tuple]:
     """train_epoch(), predict(name), alone(name) of the trainer, and the names, on these lengths and documents."""
-    from ulmfit.batches.documents import evaluation_batches
     from ulmfit.batches.prefetch import Prefetcher
     from ulmfit.config import ClassifierConfig
     from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
+    from ulmfit.reading import read_side_by_side, reading_batches
     from ulmfit.training import optim
     from ulmfit.training.classifier import ClassifierTask
     from ulmfit.training.engine import PlainEngine
@@ -84,18 +84,20 @@ def ours(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) 
         reviews = [torch.tensor(document) for document in test]
         lengths = np.array([len(document) for document in test])
 
-        @torch.inference_mode()
         def read(reader: ClassifierNet, chosen: list[np.ndarray]) -> torch.Tensor:
-            result = torch.empty(len(test), 2)
-            for indices in chosen:
+            def probabilities(indices: np.ndarray) -> torch.Tensor:
                 tokens = pad_sequence([reviews[i] for i in indices], batch_first=True, padding_value=1)
                 with runtime.accelerator.autocast():
                     logits = reader(to_device(tokens, runtime.device), lengths[indices]).logits
-                result[indices] = logits.float().softmax(1).cpu()
+                return logits.float().softmax(1).cpu()
+
+            result = torch.empty(len(test), 2)
+            for indices, rows in zip(chosen, read_side_by_side(probabilities, chosen, runtime.device), strict=True):
+                result[indices] = rows
             return result
 
         def predict(name: str) -> torch.Tensor:
-            return read(nets[name], evaluation_batches(lengths))
+            return read(nets[name], reading_batches(lengths, nets[name], runtime.device))
 
         def alone(name: str) -> torch.Tensor:
             return read(nets[name], [np.array([i]) for i in range(ALONE)])[:ALONE]

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.documents import collate, evaluation_batches
+from ulmfit.batches.documents import collate
 from ulmfit.batches.lm import CachedRows
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.reading import read_side_by_side, reading_batches
 from ulmfit.training.runtime import Runtime
 from ulmfit.transfer import to_device
 
@@ -55,14 +57,17 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
-    batches = evaluation_batches(store.lengths)
-    for indices in batches[runtime.rank::runtime.world_size]:
-        runtime.progress.now("evaluating")
+    batches = reading_batches(store.lengths, net, device)[runtime.rank::runtime.world_size]
+
+    def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
         labels = to_device(torch.from_numpy(store.labels[part.indices].astype(np.int64)), device)
         with runtime.accelerator.autocast():
             logits = net(to_device(part.tokens, device), part.lengths).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return labels, logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    for labels, logits in read_side_by_side(read, batches, device):
+        runtime.progress.now("evaluating")
         cells = labels * classes + logits.argmax(1)
         sums[:-1] += torch.bincount(cells, minlength=classes * classes)
         sums[-1] += F.cross_entropy(logits, labels, reduction="sum").double()

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import torch
 
-from ulmfit.batches.documents import evaluation_batches
+from ulmfit.batches.documents import pad
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
+from ulmfit.reading import read_side_by_side, reading_batches
 from ulmfit.text.tokenizer import Tokenizer
 
 
@@ -131,18 +132,21 @@ class TextClassifier:
         predictions = [Prediction(self.label_names[row.argmax()], int(row.argmax()), row) for row in rows]
         return predictions[0] if isinstance(texts, str) else predictions
 
-    @torch.inference_mode()
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """float32 [n, C], in the order of the texts. Read in batches of like length, without padding to speak of."""
         documents = self.tokenizer.encode(texts)
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
         result = np.empty((len(texts), len(self.label_names)), dtype=np.float32)
         device = next(self.net.parameters()).device
-        for indices in evaluation_batches(lengths):
-            tokens = torch.full((len(indices), int(lengths[indices].max())), self.tokenizer.pad_id, dtype=torch.long)
-            for row, index in enumerate(indices):
-                ids = torch.from_numpy(documents[index].astype(np.int64))
-                tokens[row, :len(ids)] = ids.flip(0) if self.config.get("backwards") else ids
-            logits = self.net(tokens.to(device), torch.from_numpy(lengths[indices])).logits
-            result[indices] = logits.float().softmax(1).cpu().numpy()
+
+        def read(indices: np.ndarray) -> np.ndarray:
+            ids = np.concatenate([documents[index] for index in indices])
+            tokens = pad(ids, lengths[indices], pad_id=self.tokenizer.pad_id,
+                         backwards=bool(self.config.get("backwards")))
+            logits = self.net(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths[indices])).logits
+            return logits.float().softmax(1).cpu().numpy()
+
+        batches = reading_batches(lengths, self.net, device)
+        for indices, rows in zip(batches, read_side_by_side(read, batches, device), strict=True):
+            result[indices] = rows
         return result

@@ -48,6 +48,8 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
 class Int8AWDLSTM(nn.Module):
     """Stands in for an AWDLSTM whose masks are None. Its states, of its own meaning, fit only itself."""
 
+    rows_of_a_core = 128
+
     def __init__(self, encoder: AWDLSTM) -> None:
         super().__init__()
         self.config, self.embedding = encoder.config, encoder.embedding
