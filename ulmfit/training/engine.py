@@ -9,6 +9,7 @@ puts into a checkpoint the others read, on any number of ranks.
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -43,7 +44,10 @@ class PlainEngine:
         accelerator._models.clear()
         accelerator._optimizers.clear()
         bare = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
-        self.model = accelerator.prepare_model(bare, device_placement=False)
+        with warnings.catch_warnings():
+            # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know yet.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.model = accelerator.prepare_model(bare, device_placement=False)
         if self._runtime.compress_gradients and self._runtime.world_size > 1:
             self.model.register_comm_hook(None, _average_in_bf16)
         self.optimizer = optimizer
