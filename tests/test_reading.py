@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from ulmfit import evaluation
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
@@ -65,3 +69,37 @@ def test_an_error_ends_the_reading(two_threads):
     with pytest.raises(ValueError, match="no"):
         list(read_side_by_side(fail, [np.arange(1)] * 1000, CPU))
     assert len(read) < 1000 and torch.get_num_threads() == 2
+
+
+def test_other_threads_begin_with_all_threads_meanwhile(two_threads):
+    seen = []
+
+    def read(batch):
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        if batch.size == 5:
+            time.sleep(0.5)  # all workers have begun long since
+            other.start()
+            other.join()
+
+    list(read_side_by_side(read, [np.arange(n) for n in range(6)], CPU))
+    assert seen == [2]
+
+
+def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatch, two_threads):
+    scored = []
+
+    def collate(_store, indices, *_, **__):
+        scored.extend(indices)
+        ones = torch.ones(len(indices), dtype=torch.long)
+        return SimpleNamespace(tokens=ones.unsqueeze(1), lengths=ones, indices=indices)
+
+    monkeypatch.setattr(evaluation, "collate", collate)
+    net = ClassifierNet(AWDLSTMConfig(20, 4, 4, 1), 2)
+    store = SimpleNamespace(lengths=np.arange(1, 401), labels=np.zeros(400, np.int32))
+    for rank, threads in ((0, 1), (1, 7)):
+        torch.set_num_threads(threads)
+        runtime = SimpleNamespace(rank=rank, world_size=2, device=CPU, sum=lambda values: values,
+                                  progress=SimpleNamespace(now=lambda _: None),
+                                  accelerator=SimpleNamespace(autocast=contextlib.nullcontext))
+        evaluation.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
+    assert sorted(scored) == list(range(400))

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--bptt", type=_at_least(2), default=70, help="tokens of a row; of a document, those shown")
     sub.add_argument("--seed", type=_at_least(0), default=0, help="seed of the order")
 
-    int8 = "matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move in the third digit"
+    int8 = "matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move by 0.001 or so"
     trained = "what the classifier was trained on, else text"
     sub = command("predict", predict, "label and probability of texts or of a corpus, a line each; "
                                       "under accelerate launch, on all processes")

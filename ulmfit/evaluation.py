@@ -57,7 +57,9 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
-    batches = reading_batches(store.lengths, net, device)[runtime.rank::runtime.world_size]
+    # Documents are shared out before they are put into batches, whose size depends on this process's threads.
+    own = np.argsort(-store.lengths, kind="stable")[runtime.rank::runtime.world_size]
+    batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
 
     def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)

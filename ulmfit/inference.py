@@ -109,8 +109,8 @@ class TextClassifier:
         """Load a run directory or its model/.
 
         Args:
-            int8: matrix products of 8 bits (`ulmfit.model.int8`), on the CPU only: faster; probabilities move in
-                the third digit.
+            int8: matrix products of 8 bits (`ulmfit.model.int8`), on the CPU only: faster; probabilities move by
+                0.001 or so.
 
         Raises:
             UserError: the model is missing, damaged, or a language model, or with int8 not on the CPU.

@@ -120,6 +120,12 @@ def test_field_marks_survive(tokenizer):
     assert tokenizer.encode("xxfld 1 x")[0][1] == SPECIALS[tokenizer.rules].index("xxfld")
 
 
+@pytest.mark.parametrize("text", ['no, no, no, "no, she said', "run run run (run (fast", "very very very -very -good"])
+def test_a_unit_that_ends_otherwise_is_no_repeat(text):
+    """fastai 1 wants the same word with the same characters behind it four times."""
+    assert "xxwrep" not in Tokenizer.train([text] * 2, min_freq=1).tokenize(text)[0]
+
+
 @pytest.mark.parametrize("count", [4, 9, 10, 11, 20, 99, 100, 101, 110, 200, 305, 999])
 def test_repeats_are_counted(tokenizer, count):
     assert tokenizer.tokenize("x " + "!" * count)[0][2:] == ["xxrep", str(count), "!"]

@@ -28,7 +28,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ulmfit.batches.cache_writer import FORMAT, MANIFEST, CacheWriter, map_file, sync, writing
+from ulmfit.batches.cache_writer import FORMAT, MANIFEST, PROGRESS, CacheWriter, map_file, sync, writing
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.errors import UserError
 
@@ -183,6 +183,7 @@ def _build(split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: boo
         with writing(path.parent):
             writer.finish(key, dict(split.skipped))
             os.replace(partial, path)
+            (path / PROGRESS).unlink(missing_ok=True)
             sync(path.parent)
     except UserError:  # the rows are at fault, or the disk is full: going on would not help
         writer.close()

@@ -138,7 +138,6 @@ class CacheWriter:
             "sizes": self._sizes(),
         }
         self._publish(MANIFEST, manifest)
-        (self.path / PROGRESS).unlink(missing_ok=True)
 
     def _write_offsets(self) -> None:
         self._files["lengths.bin"].flush()

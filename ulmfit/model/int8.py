@@ -5,7 +5,7 @@ which lie in (-1, 1): their scale is fixed, and not taken from the batch as in t
 document's outputs do not hang on the documents beside it. Cells, gates, sums and the pooled outputs stay in fp32, and
 so does the first layer's input: each distinct word of a window meets that weight once, however often it stands there.
 What is left is the last bit of torch's sigmoid, which differs at the end of a tensor whose size is no multiple of the
-vector length: it can move a byte by one, seldom, as the same bit moves an output in fp32.
+vector length: seldom, it can move a byte by one.
 
 tanh(x) is computed as 2 sigmoid(2x) - 1, for torch's sigmoid is several times faster than its tanh. The cell's input is
 doubled in the weights, so that one sigmoid serves all four gates.
@@ -41,7 +41,13 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
     if not torch.backends.mkldnn.is_available():
         raise UserError("int8 needs oneDNN, which this build of torch lacks: leave out int8, or install another build")
     net.requires_grad_(False)
-    net.encoder = Int8AWDLSTM(net.encoder)
+    try:
+        encoder = Int8AWDLSTM(net.encoder)
+        encoder(torch.zeros(1, 1, dtype=torch.long), encoder.init_state(1))
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}): "
+                        "leave out int8") from error
+    net.encoder = encoder
     return net
 
 

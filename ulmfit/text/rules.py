@@ -82,15 +82,11 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
     if rules == "fastai1":  # four or more
         chars = [(r"(\S)(?=\1\1\1)", ONE), (rf"{ONE}\K(\S)\1(?=\1)", ONE + ONE)]
         # A unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2.
-        unit, head = rf"\w++[^\w{AGAIN}]++", r'(?<=[ \n"(\-])'
-        words = [
-            (rf"[\w]*+[^\w]*+(?>(?:([\w]++[^\w]++)(?!\1)){{0,{_WALK}}})\K", AGAIN),
-            (
-                rf"(?:\G(?!\A)|{head}(?={AGAIN}({unit}){AGAIN}\1{AGAIN})){AGAIN}{unit}(?<=\s)"
-                rf"|{head}{AGAIN}({unit})(?<!\s)(?:{AGAIN}?\2){{2,500}}(?={AGAIN}?\2)",
-                ONE,
-            ),
-        ]
+        words = [(
+            r"""[ \n"(\-]\K(\w++\W++)(?=\1{3})(?:(?<=\s)|\1{2,500}(?=\1))"""
+            r"|\G(?!\A)(\w++\W++)(?=\2)",
+            ONE,
+        )]
     else:  # three or more
         chars = [(r"(\S)(?=\1\1)", ONE), (rf"{ONE}\K(\S)(?=\1)", ONE)]
         words = [
@@ -101,8 +97,8 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
         *chars,
         (rf"{ONE}++[^{ONE}]\K", " "),
         (rf"(?<!{ONE}){ONE}", f" xxrep {ONE}"),
-        # AGAIN marks the words that come again. The search for them walks from word to word, which is cheaper than
-        # one that starts anew at each character; where it rests it leaves a mark that means nothing.
+        # In fastai2 AGAIN marks the words that come again. The search for them walks from word to word, which is
+        # cheaper than one that starts anew at each character; where it rests it leaves a mark that means nothing.
         *words,
         (rf"(?<!{ONE}|xxrep |xxrep{AGAIN} ){ONE}", f" xxwrep {ONE}"),
         (rf"{ONE}++\K", f"{ONE}{AGAIN} "),

@@ -190,8 +190,9 @@ class ClassifierTask:
         for index, part in enumerate(batch.parts):
             last = index == num_passes - 1
             with engine.accumulate(last=last):
+                # Lengths as numbers: DDP and FSDP copy tensors to the device, from where the host would wait for them.
                 logits, ar_sum, tar_sum = engine.model(
-                    to_device(part.tokens, device), part.lengths, everyone.for_rows(part.positions),
+                    to_device(part.tokens, device), part.lengths.tolist(), everyone.for_rows(part.positions),
                     combine=self._combiner(batch, part, cached), head_masks=everyone, update_statistics=last)
                 loss = F.cross_entropy(logits, labels, weight=self._class_weights,
                                        label_smoothing=self._config.label_smoothing)

@@ -163,7 +163,7 @@ class LanguageModelTask:
         candidates = None
         if self._inclusion is not None:
             words = draw_words(config.seed, number, self._inclusion)
-            candidates = Candidates(words.to(device, non_blocking=True), self._log_inclusion)
+            candidates = Candidates(to_device(words, device), self._log_inclusion)
         masks = Masks(config.seed, number, num_rows=self._recipe.batch_size, rows=self._rows, device=device)
         pairs = max(1, batch.num_targets - self._recipe.batch_size)  # neighbouring targets, for TAR
         width = self.net.config.embedding_size

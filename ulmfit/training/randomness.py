@@ -56,7 +56,7 @@ class Masks:
         self.seed, self.step, self.num_rows = seed, step, num_rows
         self.device = torch.device(device)
         # A range is cut out by its ends; its numbers on a GPU would have the host wait for their copy.
-        self.rows = rows if isinstance(rows, range) else to_device(torch.as_tensor(rows), self.device)
+        self.rows = rows if isinstance(rows, range) else to_device(torch.as_tensor(rows, dtype=torch.long), self.device)
         self._generator = torch.Generator(device=self.device)
 
     def for_rows(self, rows: Sequence[int] | Tensor) -> Masks:
