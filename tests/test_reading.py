@@ -63,6 +63,7 @@ def test_an_error_ends_the_reading(two_threads):
     read = []
 
     def fail(batch):
+        time.sleep(0.01)  # longer than it takes to call the others off
         read.append(batch)
         raise ValueError("no")
 
