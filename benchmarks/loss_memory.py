@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 
 import psutil
+import side_by_side as sides
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,8 +41,7 @@ def measure(side: str, tokens: int, vocab_size: int, width: int) -> dict[str, fl
     before = psutil.Process().memory_info().rss / 2**20
     loss = loss_of(side, hidden, weight, bias, targets)
     loss.backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {"mib": peak - before, "loss": loss.item() / tokens}
+    return {"mib": sides.peak_memory() * 2**10 - before, "loss": loss.item() / tokens}
 
 
 def main() -> None:

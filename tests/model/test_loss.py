@@ -6,19 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.model.losses import loss_inputs
 from ulmfit.model.loss import _compute_chunks, activation_regularization, linear_cross_entropy
 
 N, E, V = 23, 5, 17
 
 
 def problem(dtype=torch.float64, masked=(0, 4, 5, 22), n=N, e=E, v=V):
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, e, dtype=torch.float64, generator=g).to(dtype).requires_grad_()
-    weight = torch.randn(v, e, dtype=torch.float64, generator=g).to(dtype).requires_grad_()
-    bias = torch.randn(v, dtype=torch.float64, generator=g).to(dtype).requires_grad_()
-    targets = torch.randint(0, v, (n,), generator=g)
-    targets[list(masked)] = -100
-    return hidden, weight, bias, targets
+    return loss_inputs(n, e, v, dtype=dtype, masked=masked)
 
 
 def plain(hidden, weight, bias, targets):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.model.losses import loss_inputs
 from ulmfit.model.loss import linear_cross_entropy
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities, sampled_cross_entropy
 from ulmfit.training.randomness import draw_words
@@ -16,14 +17,9 @@ N, E, V = 23, 5, 200
 
 
 def problem(dtype=torch.float64, masked=(0, 4, 5, 22), n=N, e=E, v=V):
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, e, dtype=torch.float64, generator=g).to(dtype).requires_grad_()
-    weight = torch.randn(v, e, dtype=torch.float64, generator=g).to(dtype).requires_grad_()
-    bias = torch.randn(v, dtype=torch.float64, generator=g).to(dtype).requires_grad_()
-    targets = torch.randint(0, v, (n,), generator=g)
+    *inputs, targets = loss_inputs(n, e, v, dtype=dtype, masked=masked)
     targets[7] = targets[8]  # a rare word twice
-    targets[list(masked)] = -100
-    return hidden, weight, bias, targets
+    return *inputs, targets
 
 
 def draw(number=64, v=V, dtype=torch.float64, step=0):

@@ -90,27 +90,16 @@ class DocumentBatches:
             epoch, start = epoch + 1, 0
 
 
-def work(lengths: np.ndarray, reach: int | None = None) -> np.ndarray:
-    """What each document costs by its tokens, in tokens that are trained on, float64 [n].
-
-    Only the last `reach` tokens of a document are (None: all of them); those before are read forward alone.
-    """
-    lengths = np.asarray(lengths, dtype=np.float64)
-    trained = lengths if reach is None else np.minimum(lengths, reach)
-    return trained + FORWARD * (lengths - trained)
-
-
-def _added_cost(length: int, reach: int | None, first: int | None, overhead: float) -> tuple[float, int]:
+def _added_cost(length: int, begin: int, units: float, first: int | None, overhead: float) -> tuple[float, int]:
     """What a document adds to the cost of a micro-batch of longer ones, and the first time step trained then.
 
-    The encoder reads window after window and drops documents that have ended, so it computes about their tokens;
-    and each time step of the longest costs a fixed `overhead` besides (kernel launches, the recurrence's latency),
-    less where no document is trained on. Equal tokens alone is not equal time. `first` is the first time step trained
-    before, None for an empty micro-batch. As no document is longer than one before it, the time steps at which it is
-    trained and they are not lie between its own first and theirs.
+    The encoder reads window after window and drops documents that have ended, so it computes about their tokens
+    (`units`, of which those before `begin` are read without gradient); and each time step of the longest costs a fixed
+    `overhead` besides (kernel launches, the recurrence's latency), less where no document is trained on. Equal tokens
+    alone is not equal time. `first` is the first time step trained before, None for an empty micro-batch. As no
+    document is longer than one before it, the time steps at which it is trained and they are not lie between its own
+    first and theirs.
     """
-    begin = 0 if reach is None else max(0, length - reach)
-    units = length - (1 - FORWARD) * begin
     if first is None:
         return units * (1 + overhead), begin
     more = max(0, min(first, length) - begin)
@@ -128,7 +117,7 @@ def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, rea
 
     Args:
         lengths_of_step: tokens of the step's documents, int [n].
-        reach: last tokens of a document that are trained on, see `work`.
+        reach: last tokens of a document that are trained on (None: all); those before are read forward alone.
 
     Returns:
         [rank][micro-batch] -> positions in the step, int64, from the longest document to the shortest; every
@@ -137,7 +126,8 @@ def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, rea
     lengths = np.asarray(lengths_of_step)
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]
-    units = work(lengths, reach)
+    begins = np.zeros_like(lengths) if reach is None else np.maximum(lengths - reach, 0)
+    units = lengths - (1 - FORWARD) * begins  # work, in tokens that are trained on
     ends = np.cumsum(units)
     # The class of a document is where its middle falls, so a class is never off by a whole document.
     middles = (ends - units / 2) / max(1.0, ends[-1] if len(ends) else 0.0)
@@ -145,9 +135,10 @@ def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, rea
     dealt: list[list[list[int]]] = [[[] for _ in range(micro_batches)] for _ in range(num_ranks)]
     heap = [(0.0, rank) for rank in range(num_ranks)]
     firsts: dict[tuple[int, int], int] = {}
-    for position, length, part in zip(order.tolist(), lengths.tolist(), classes.tolist(), strict=True):
+    columns = (column.tolist() for column in (order, classes, lengths, begins, units))
+    for position, part, *document in zip(*columns, strict=True):
         spent, rank = heap[0]
-        added, firsts[rank, part] = _added_cost(length, reach, firsts.get((rank, part)), overhead)
+        added, firsts[rank, part] = _added_cost(*document, firsts.get((rank, part)), overhead)
         dealt[rank][part].append(position)
         heapq.heapreplace(heap, (spent + added, rank))
     return [[np.array(part, dtype=np.int64) for part in parts] for parts in dealt]
