@@ -50,7 +50,7 @@ class TrainConfig:
     """Run directory: config, checkpoints, model, metrics."""
     preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
     """Model size: tiny 64/128/2, small 200/512/2, base 400/1152/3, blog 400/1150/3, wide 512/1024/3
-    (default: tiny on the embedded sample, else base)."""
+    (default: that of --init or --encoder; tiny on the embedded sample; else small on a CPU, base on a GPU)."""
     recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick"
     """Stages of training: quick, blog (the 2019 post), ulmfit (fastai's best), none (one stage of your options)."""
     batch_size: OrElse[int] = None
@@ -133,8 +133,9 @@ class LMConfig(TrainConfig):
     (default: random weights)."""
     tokenizer: OrElse[str] = None
     """Use this tokenizer.json (default: train one on the corpus)."""
-    vocab_size: int = 60_000
-    """Largest vocabulary."""
+    vocab_size: OrElse[int] = None
+    """Largest vocabulary; with --init, that of the union of the pretrained words and the corpus's (default: 60,000, or
+    10,000 above the pretrained vocabulary)."""
     min_freq: int = 2
     """Rarer words become xxunk."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
@@ -158,8 +159,8 @@ class ClassifierConfig(TrainConfig):
     """Run directory: config, checkpoints, model, metrics."""
     encoder: OrElse[str] = None
     """Language model whose encoder to use: a run directory or its model/ (default: random weights)."""
-    vocab_size: int = 60_000
-    """Largest vocabulary, where there is no encoder."""
+    vocab_size: OrElse[int] = None
+    """Largest vocabulary, where there is no encoder (default: 60,000)."""
     min_freq: int = 2
     """Rarer words become xxunk, where there is no encoder."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
@@ -186,10 +187,10 @@ def check(config: TrainConfig) -> None:
         if not ok:
             raise UserError(sentence)
 
-    for name in ("batch_size", "bptt", "max_steps", "threads", "gradient_window"):
+    for name in ("batch_size", "bptt", "max_steps", "threads", "gradient_window", "vocab_size"):
         value = getattr(config, name, None)
         need(value is None or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
-    for name in ("micro_batches", "keep", "log_every", "vocab_size", "min_freq", "max_len", "head_size"):
+    for name in ("micro_batches", "keep", "log_every", "min_freq", "max_len", "head_size"):
         value = getattr(config, name, 1)
         need(value == "auto" or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
     for name in ("save_every", "eval_every", "watchdog", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
@@ -212,6 +213,8 @@ def check(config: TrainConfig) -> None:
              "--bptt-jitter needs the token cache; leave out --streaming or the jitter")
         need(config.init is None or config.tokenizer is None,
              "--init brings the vocabulary to start from and --tokenizer another; give one of them")
+        need(config.init is None or config.subword is None,
+             "--init brings its own tokenizer; leave out --subword")
         need(config.sampled_softmax is None or config.sampled_softmax >= FEWEST_SAMPLED,
              f"--sampled-softmax is {config.sampled_softmax}; give at least {FEWEST_SAMPLED} (thousands train well)")
         need(config.subword is None or config.tokenizer is None,

@@ -63,7 +63,7 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
 
     def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
-        labels = to_device(torch.from_numpy(store.labels[part.indices].astype(np.int64)), device)
+        labels = to_device(torch.from_numpy(store.labels[part.indices.numpy()].astype(np.int64)), device)
         with runtime.accelerator.autocast():
             logits = net(to_device(part.tokens, device), part.lengths).logits
         return labels, logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -217,3 +217,35 @@ def test_a_language_model_starts_from_another_vocabulary(tokenizer):
     with pytest.raises(UserError, match="preset"):
         init_language_model(LanguageModelNet(AWDLSTMConfig(len(words), 6, 9, 2)), old.state_dict(),
                             tokenizer.vocab, words)
+
+
+# -------------------------------------------------------------------------------------------------- 8 bits
+
+
+def test_8_bits_move_a_weight_by_half_a_step_at_most_and_take_a_quarter(tmp_path, tokenizer):
+    net = language_model(tokenizer, embedding_size=64, hidden_size=128)
+    save_model(tmp_path / "whole", net, tokenizer, {})
+    save_model(tmp_path / "small", net, tokenizer, {}, bits=8)
+    loaded, again, _ = load_model(tmp_path / "small")
+    assert again.vocab == tokenizer.vocab
+    for name, tensor in net.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert found.dtype == torch.float32
+        if tensor.ndim == 2:
+            assert ((found - tensor).abs() <= tensor.abs().amax(1, keepdim=True) / 127 / 2 * 1.0001).all(), name
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("small", "whole")]
+    assert sizes[0] < 0.3 * sizes[1]
+
+
+def test_a_row_of_zeros_survives_8_bits(tmp_path, tokenizer):
+    net = language_model(tokenizer)
+    net.encoder.embedding.weight.data[3] = 0
+    save_model(tmp_path, net, tokenizer, {}, bits=8)
+    assert not load_model(tmp_path)[0].encoder.embedding.weight[3].any()
+
+
+def test_a_classifier_in_8_bits_keeps_its_counts(tmp_path, tokenizer):
+    net = classifier(tokenizer)
+    save_model(tmp_path, net, tokenizer, {"label_names": LABELS}, bits=8)
+    found = load_model(tmp_path)[0].state_dict()["head.norm1.num_batches_tracked"]
+    assert torch.equal(found, net.state_dict()["head.norm1.num_batches_tracked"])

@@ -339,3 +339,45 @@ def test_subword_does_not_panic(kind):
     tokenizer = Tokenizer.train(CHINESE, subword=kind, vocab_size=60)
     texts = list(fuzzed_texts(300, seed=1))
     assert len(tokenizer.encode_flat(texts)[1]) == len(texts)
+
+
+# -------------------------------------------------------------------------------------- joining vocabularies
+
+
+def test_extended_keeps_every_word_and_its_id_and_adds_frequent_ones(tokenizer):
+    more = tokenizer.extended(["tardis a tardis, a tardis Hello", "sofa sofa rare", "xxmaj xxfake1 xxfake1"], vocab_size=1000)
+    own = [word for word in tokenizer.vocab if not word.startswith("xxfake")]
+    assert more.vocab[:len(own)] == own
+    assert more.vocab[len(own):len(own) + 3] == ["tardis", "a", "sofa"]
+    assert len(set(more.vocab)) == len(more) and len(more) % 8 == 0
+    assert more.encode("the film TARDIS")[0].tolist()[-1] == more.vocab.index("tardis")
+    assert np.array_equal(more.encode("Hello the book")[0], tokenizer.encode("Hello the book")[0])
+
+
+def test_extended_is_bounded_and_refuses_less_than_it_begins_with(tokenizer):
+    words = sum(not word.startswith("xxfake") for word in tokenizer.vocab)
+    texts = [f"new{i} new{i}" for i in range(50)]
+    assert len(tokenizer.extended(texts, vocab_size=len(tokenizer) + 5)) == len(tokenizer) + 5
+    assert tokenizer.extended([], vocab_size=len(tokenizer)).vocab[:words] == tokenizer.vocab[:words]
+    with pytest.raises(UserError, match=f"--vocab-size {len(tokenizer)}"):
+        tokenizer.extended(texts, vocab_size=len(tokenizer) - 1)
+
+
+def test_extended_keeps_the_pipeline_it_was_made_with():
+    old = json.loads(Tokenizer.train(TEXTS).to_str())
+    old["normalizer"]["normalizers"] = [{"type": "Lowercase"}]  # an earlier version's rules
+    base = Tokenizer.from_str(json.dumps(old))
+    assert json.loads(base.extended(["NEW NEW"], vocab_size=100).to_str())["normalizer"] == old["normalizer"]
+
+
+def test_a_vocabulary_of_fastai_becomes_a_tokenizer(tokenizer):
+    again = Tokenizer.from_vocab([*tokenizer.vocab, "xxfake", "film"], rules=tokenizer.rules)
+    assert again.vocab == tokenizer.vocab
+    lines = Tokenizer.train(["a \n\n  b\n\n  c"] * 2, rules=tokenizer.rules)
+    assert Tokenizer.from_vocab(lines.vocab, rules=tokenizer.rules).encode("b\n\n  c")[0].tolist() == \
+        lines.encode("b\n\n  c")[0].tolist()
+
+
+def test_word_pieces_need_no_more_words():
+    pieces = Tokenizer.train(TEXTS, subword="bpe", vocab_size=60)
+    assert pieces.extended(["tardis tardis"], vocab_size=10).to_str() == pieces.to_str()

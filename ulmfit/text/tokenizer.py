@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,7 @@ class Tokenizer:
         entries at most; where fewer words were found, `xxfake<i>` fill up to a multiple of 8.
         Raises UserError for an unknown `rules` or `subword`, or a `vocab_size` without room for a word.
         """
-        if rules not in text_rules.SPECIALS:
-            raise UserError(f"Unknown tokenizer rules {rules!r}: use fastai1 or fastai2.")
+        _check_rules(rules)
         specials = text_rules.SPECIALS[rules]
         if vocab_size <= len(specials):
             raise UserError(
@@ -82,11 +82,45 @@ class Tokenizer:
                 _encodable(texts), subword, rules=rules, vocab_size=vocab_size, min_freq=min_freq
             )
         else:
-            backend = _train_words(_encodable(texts), rules=rules, vocab_size=vocab_size, min_freq=min_freq)
-        backend.post_processor = processors.TemplateProcessing(
-            single="xxbos $A", special_tokens=[("xxbos", specials.index("xxbos"))]
-        )
-        return cls(backend)
+            backend = _word_pipeline(rules)
+            words = _count_words(backend, _encodable(texts), min_freq=min_freq)
+            backend.model = _word_level([*specials, *words], vocab_size)
+        return cls(_with_xxbos(backend, rules))
+
+    @classmethod
+    def from_vocab(cls, vocab: Sequence[str], *, rules: str) -> Tokenizer:
+        """A tokenizer of whole words whose vocabulary was made elsewhere (fastai's itos.pkl).
+
+        Special tokens take the first ids, the words follow in their order; words that stand several times count
+        once, and fillers (xxfake) are left out. Raises UserError for unknown `rules`.
+        """
+        _check_rules(rules)
+        words = [_as_written(word, rules) for word in vocab if word and " " not in word.strip()]
+        backend = _word_pipeline(rules)
+        backend.model = _word_level([*text_rules.SPECIALS[rules], *words], len(vocab) + 16)
+        return cls(_with_xxbos(backend, rules))
+
+    def extended(self, texts: Iterable[str], *, vocab_size: int, min_freq: int = 2) -> Tokenizer:
+        """This tokenizer with the words of `texts` behind its own that it lacks, the most frequent first.
+
+        Every word keeps its id. Words seen fewer than `min_freq` times are left out, and there are `vocab_size`
+        entries at most. A tokenizer of word pieces can spell every word and comes back as it is.
+        Raises UserError if `vocab_size` is below the size of this vocabulary.
+        """
+        if self.subword:
+            return self
+        if vocab_size < len(self):
+            raise UserError(
+                f"A vocabulary of {vocab_size} has no room for the {len(self)} words to start from: "
+                f"use --vocab-size {len(self)} or more."
+            )
+        entries = self._backend.get_vocab(with_added_tokens=True)
+        own = sorted(entries, key=entries.__getitem__)
+        # A copy of this pipeline, not today's: an earlier version may have made it with other text rules.
+        backend = tokenizers.Tokenizer.from_str(self.to_str())
+        found = _count_words(backend, _encodable(texts), min_freq=min_freq)
+        backend.model = _word_level([*own, *(word for word in found if word not in entries)], vocab_size)
+        return Tokenizer(backend)
 
     @classmethod
     def from_str(cls, json: str) -> Tokenizer:
@@ -167,24 +201,55 @@ def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
-def _train_words(texts: Iterable[str], *, rules: str, vocab_size: int, min_freq: int) -> tokenizers.Tokenizer:
-    """The pipeline of whole words, without post-processor."""
-    specials = text_rules.SPECIALS[rules]
+def _check_rules(rules: str) -> None:
+    if rules not in text_rules.SPECIALS:
+        raise UserError(f"Unknown tokenizer rules {rules!r}: use fastai1 or fastai2.")
+
+
+def _word_pipeline(rules: str) -> tokenizers.Tokenizer:
+    """The pipeline of whole words, without vocabulary and post-processor."""
     backend = tokenizers.Tokenizer(models.WordLevel({"xxunk": 0}, unk_token="xxunk"))
     backend.normalizer = text_rules.normalizer(rules)
     backend.pre_tokenizer = text_rules.pre_tokenizer()
-    # No special tokens for the trainer: those that also occur in the texts would get two numbers. It sorts by
-    # (count descending, then lexicographic), which is the order wanted.
+    return backend
+
+
+def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str], *, min_freq: int) -> list[str]:
+    """The words of `texts` seen `min_freq` times or more, by (count descending, then lexicographic).
+
+    `backend` loses its vocabulary.
+    """
+    # No special tokens for the trainer: those that also occur in the texts would get two numbers. It sorts in the
+    # order wanted.
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31, min_frequency=min_freq, show_progress=False, special_tokens=[]
     )
     backend.train_from_iterator(texts, trainer)
     found = backend.get_vocab()
-    words = [word for word in sorted(found, key=found.__getitem__) if word not in specials]
-    vocab = (specials + words)[:vocab_size]
+    return sorted(found, key=found.__getitem__)
+
+
+def _word_level(words: Iterable[str], vocab_size: int) -> models.WordLevel:
+    """The vocabulary: `words` (each once, special tokens first), cut at `vocab_size`, then fillers of our own."""
+    vocab = _without_fillers(dict.fromkeys(words))[:vocab_size]
     vocab += text_rules.padding(len(vocab), vocab_size)
-    backend.model = models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="xxunk")
+    return models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="xxunk")
+
+
+def _with_xxbos(backend: tokenizers.Tokenizer, rules: str) -> tokenizers.Tokenizer:
+    """Every document starts with xxbos."""
+    bos = text_rules.SPECIALS[rules].index("xxbos")
+    backend.post_processor = processors.TemplateProcessing(single="xxbos $A", special_tokens=[("xxbos", bos)])
     return backend
+
+
+def _without_fillers(words: Iterable[str]) -> list[str]:
+    return [word for word in words if not re.fullmatch(r"xxfake\d*", word)]
+
+
+def _as_written(word: str, rules: str) -> str:
+    """The inverse of `rules.surface`: how an entry of the vocabulary writes a token."""
+    return word.replace(" ", "\u2581") if rules == "fastai1" and word[:1].isspace() else word
 
 
 def _encodable(texts: Iterable[str]) -> Iterator[str]:

@@ -61,7 +61,12 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
-        tokenizer = prepare.tokenizer_of(work, corpus.splits["train"])
+        base = None
+        if pretrained is not None:
+            base = pretrained.tokenizer or Tokenizer.from_vocab(pretrained.vocab, rules=config.rules)
+        tokenizer = prepare.tokenizer_of(work, corpus.splits["train"], base)
+        if base is not None:
+            work.say(f"vocabulary: {len(base):,} pretrained words and {len(tokenizer) - len(base):,} of the corpus")
 
     if config.sampled_softmax is not None:
         if config.sampled_softmax >= len(tokenizer):

@@ -29,6 +29,8 @@ from ulmfit.training.directory import check_output
 from ulmfit.training.runtime import Runtime
 from ulmfit.training.stop import StopRequest
 
+VOCAB_SIZE = 60_000  # fastai's
+ROOM_FOR_WORDS = 10_000  # of the task, beside a pretrained vocabulary as large as fastai's
 STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
 
 
@@ -152,15 +154,25 @@ def corpus_of(work: Session, *, include_test: bool = False, label_names: list[st
     return opened[0]
 
 
-def tokenizer_of(work: Session, split: Split) -> Tokenizer:
-    """The tokenizer of the options: trained once on the training split, then kept in the cache."""
+def tokenizer_of(work: Session, split: Split, base: Tokenizer | None = None) -> Tokenizer:
+    """The tokenizer of the options: trained once on the training split, then kept in the cache.
+
+    With `base`, that of the pretrained model, it is `base` with the frequent words of the split behind its own.
+    """
     config = work.config
     assert isinstance(config, LMConfig | ClassifierConfig)
+    vocab_size = config.vocab_size or max(VOCAB_SIZE, len(base) + ROOM_FOR_WORDS if base else 0)
+
+    def learn(texts: Iterator[str]) -> Tokenizer:
+        if base is not None:
+            return base.extended(texts, vocab_size=vocab_size, min_freq=config.min_freq)
+        return Tokenizer.train(texts, rules=config.rules, vocab_size=vocab_size, min_freq=config.min_freq,
+                               subword=config.subword)
 
     def train() -> str:
         # The rules as they stand in a tokenizer.json: one that was kept by an earlier version may have others.
-        rules = text_rules.normalizer(config.rules).__getstate__()
-        key = (split.fingerprint, rules, config.vocab_size, config.min_freq, config.subword)
+        rules = base.fingerprint if base else text_rules.normalizer(config.rules).__getstate__()
+        key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         file = cache_directory(config) / "tokenizers" / f"{name}.json"
         if file.exists():
@@ -168,8 +180,7 @@ def tokenizer_of(work: Session, split: Split) -> Tokenizer:
         texts = (text for batch in split.batches() for text in batch.texts)
         if config.streaming:
             texts = islice(texts, STREAM_TOKENIZER_DOCUMENTS)
-        tokenizer = Tokenizer.train(texts, rules=config.rules, vocab_size=config.vocab_size,
-                                    min_freq=config.min_freq, subword=config.subword)
+        tokenizer = learn(texts)
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{os.getpid()}")
         tokenizer.save(aside)
@@ -195,7 +206,7 @@ def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig
     Raises:
         UserError: --preset names other sizes than the pretrained model has.
     """
-    preset = config.preset or ("tiny" if config.data is None else "base")
+    preset = config.preset or ("tiny" if config.data is None else "base" if torch.cuda.is_available() else "small")
     if pretrained is None:
         return AWDLSTMConfig(vocab_size, **PRESETS[preset])
     sizes = {name: getattr(pretrained, name) for name in PRESETS[preset]}
