@@ -29,7 +29,7 @@ import torch
 from ulmfit.batches.documents import FORWARD, TIME_STEP_OVERHEAD, DocumentBatches, deal
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 WINDOW, MAX_LEN = 72, 1400
 

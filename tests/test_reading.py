@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit import evaluation
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
-from ulmfit.reading import FEWEST_ROWS, read_side_by_side, reading_batches
+from ulmfit.parallel_inference import FEWEST_ROWS, read_side_by_side, reading_batches
+from ulmfit.training import evaluate
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
         ones = torch.ones(len(indices), dtype=torch.long)
         return SimpleNamespace(tokens=ones.unsqueeze(1), lengths=ones, indices=indices)
 
-    monkeypatch.setattr(evaluation, "collate", collate)
+    monkeypatch.setattr(evaluate, "collate", collate)
     net = ClassifierNet(AWDLSTMConfig(20, 4, 4, 1), 2)
     store = SimpleNamespace(lengths=np.arange(1, 401), labels=np.zeros(400, np.int32))
     for rank, threads in ((0, 1), (1, 7)):
@@ -102,5 +102,5 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
         runtime = SimpleNamespace(rank=rank, world_size=2, device=CPU, sum=lambda values: values,
                                   progress=SimpleNamespace(now=lambda _: None),
                                   accelerator=SimpleNamespace(autocast=contextlib.nullcontext))
-        evaluation.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
+        evaluate.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
     assert sorted(scored) == list(range(400))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit import transfer
 from ulmfit.batches.documents import DocumentBatch
 from ulmfit.batches.prefetch import Prefetcher
-from ulmfit.training.classifier import ClassifierBatch
+from ulmfit.device import pinned, to_device
+from ulmfit.training.clf_task import ClassifierBatch
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_the_prefetching_thread_pins_every_tensor_of_a_batch_on_the_processs_dev
         finally:
             ended.append(threading.current_thread().name)
 
-    assert transfer.pinned(untouched := items(), "cpu") is untouched
-    with Prefetcher(transfer.pinned(items(), "cuda")) as batches:
+    assert pinned(untouched := items(), "cpu") is untouched
+    with Prefetcher(pinned(items(), "cuda")) as batches:
         got, state = next(batches)
     assert gpu["threads"] == {"prefetch": 3} and ended == ["prefetch"]
     given, pins = batch(0), {id(tensor) for tensor in gpu["pins"]}
@@ -61,8 +61,8 @@ def test_the_prefetching_thread_pins_every_tensor_of_a_batch_on_the_processs_dev
 
 def test_a_copy_to_a_gpu_begins_in_pinned_memory_and_one_to_the_cpu_is_none(gpu, monkeypatch):
     values, calls = torch.arange(3), []
-    assert transfer.to_device(values, "cpu") is values and not gpu["pins"]
+    assert to_device(values, "cpu") is values and not gpu["pins"]
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, **how: calls.append((tensor, device, how)))
-    transfer.to_device(values, "cuda:1")
+    to_device(values, "cuda:1")
     [(tensor, device, how)] = calls
     assert tensor is gpu["pins"][0] and device == "cuda:1" and how == {"non_blocking": True}

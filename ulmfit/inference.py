@@ -15,8 +15,8 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
-from ulmfit.reading import read_side_by_side, reading_batches
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.parallel_inference import read_side_by_side, reading_batches
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 
 class Prediction(NamedTuple):

@@ -12,7 +12,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierHead, ClassifierNet
 from ulmfit.model.fastai_format import fastai_state_dict
-from ulmfit.training.randomness import Masks
+from ulmfit.training.masks import Masks
 
 BPTT, MAX_LEN = 5, 14
 LENGTHS = [1, 2, 4, 5, 6, 9, 10, 11, 13, 14, 15, 16, 19, 20, 29, 47]

@@ -11,7 +11,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import fastai_state_dict
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.training.randomness import Masks
+from ulmfit.training.masks import Masks
 
 CONFIG = AWDLSTMConfig(vocab_size=30, embedding_size=6, hidden_size=10, num_layers=2)
 

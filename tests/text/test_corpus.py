@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.text.files import CSV, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
+from ulmfit.data import corpus as corpora
+from ulmfit.data.corpus import open_corpus, open_rows, read_texts
 from ulmfit.errors import UserError
-from ulmfit.text import corpus as corpora
-from ulmfit.text.corpus import open_corpus, open_rows, read_texts
 
 DATA = os.environ.get("ULMFIT_DATA") and os.path.abspath(os.environ["ULMFIT_DATA"])  # tests change the folder
 
@@ -180,7 +180,7 @@ def test_fingerprint_follows_what_is_read():
 
 
 def test_batches_are_bounded_by_bytes(monkeypatch):
-    monkeypatch.setattr("ulmfit.text.shards.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.data.shards.SLICE_BYTES", 200)
     write("a.csv", CSV)
     batches = list(corpora.open_rows("a.csv").batches(1000))
     assert len(batches) > 5 and [text for batch in batches for text in batch.texts] == TEXTS

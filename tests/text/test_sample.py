@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from ulmfit.text import sample
+from ulmfit.data import sample
 
 DIGEST = "cfc6718d08885a92"  # of the validation split
 

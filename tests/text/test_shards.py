@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ulmfit.data import corpus as corpora
+from ulmfit.data.readers import of_dataset
+from ulmfit.data.retry import retried
 from ulmfit.errors import UserError
-from ulmfit.text import corpus as corpora
-from ulmfit.text.faults import retried
-from ulmfit.text.readers import of_dataset
 
 NUM_FILES, NUM_ROWS = 3, 23  # rows in each file
 TEXTS = [f"text {number} with \u2028 caf\u00e9" for number in range(NUM_FILES * NUM_ROWS)]
@@ -31,17 +31,17 @@ TEXTS = [f"text {number} with \u2028 caf\u00e9" for number in range(NUM_FILES * 
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("ulmfit.text.shards.CHUNK", 64)
-    monkeypatch.setattr("ulmfit.text.shards.SLICE_BYTES", 200)
-    monkeypatch.setattr("ulmfit.text.readers.SLICE_BYTES", 200)
-    monkeypatch.setattr("ulmfit.text.readers._STREAM_ROWS", 5)
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 64)
+    monkeypatch.setattr("ulmfit.data.shards.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.data.readers.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.data.readers._STREAM_ROWS", 5)
 
 
 @pytest.fixture
 def pauses(monkeypatch):
     """The seconds that were waited, in no time."""
     waited: list[float] = []
-    monkeypatch.setattr("ulmfit.text.faults.time.sleep", waited.append)
+    monkeypatch.setattr("ulmfit.data.retry.time.sleep", waited.append)
     return waited
 
 
@@ -155,7 +155,7 @@ def test_a_stream_of_the_hub_goes_on_from_a_place(kind, monkeypatch):
     files = [os.path.abspath(path) for path in write(kind)]
     datasets = pytest.importorskip("datasets")
     stream = datasets.load_dataset(kind[1:], data_files={"train": files}, streaming=True)
-    monkeypatch.setattr("ulmfit.text.sources.load", lambda name, configuration, streaming: stream)
+    monkeypatch.setattr("ulmfit.data.sources.load", lambda name, configuration, streaming: stream)
     split = corpora.open_rows("owner/name", streaming=True)
     whole, done = rest(split), 0
     assert whole[0] == TEXTS

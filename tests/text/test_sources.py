@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.text.files import CSV, LABELS, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
+from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.errors import UserError
-from ulmfit.text.corpus import open_corpus, open_rows
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -233,7 +233,7 @@ def test_hub_splits_are_mapped(monkeypatch):
         return datasets.DatasetDict({split: datasets.Dataset.from_dict({"text": TEXTS, "label": labels}, features)
                                      for split, labels in parts.items()})  # fmt: skip
 
-    monkeypatch.setattr("ulmfit.text.sources.load", load)
+    monkeypatch.setattr("ulmfit.data.sources.load", load)
     corpus = open_corpus("owner/name:plain", task="clf", valid="test")
     assert corpus.label_names == ["neg", "pos"] and whole(corpus.splits["train"])[1] == LABELS
     assert len(whole(open_corpus("owner/name:plain", task="lm", valid="test").splits["train"])[0]) == 2 * NUM_ROWS

@@ -11,9 +11,9 @@ import pytest
 import tokenizers
 
 from ulmfit.errors import UserError
-from ulmfit.text import rules as text_rules
-from ulmfit.text.rules import SPECIALS
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer.rules import SPECIALS
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["Hello world, hello again.", "the film and the book", "the end"] * 3
 NUM_FUZZED = int(os.environ.get("ULMFIT_FUZZ", "3000"))  # the full run is 20000

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 GOLDEN = os.environ.get("ULMFIT_GOLDEN")
 DATA = os.environ.get("ULMFIT_DATA")

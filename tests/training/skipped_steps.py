@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from ulmfit.config import LMConfig
-from ulmfit.training import optim, sharding
+from ulmfit.distributed import sharding
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.training import optim
 from ulmfit.training.engine import build_engine
-from ulmfit.training.runtime import Runtime
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ulmfit.errors import UserError
-from ulmfit.training import checkpoint
+from ulmfit.run import checkpoint
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool]
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
         import errno, resource, signal, sys
         from pathlib import Path
         import torch
-        from ulmfit.training import checkpoint
+        from ulmfit.run import checkpoint
         directory = Path(sys.argv[1])
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
@@ -271,7 +271,7 @@ def test_killed_while_saving(tmp_path):
         import os, signal, sys
         from pathlib import Path
         import torch
-        from ulmfit.training import checkpoint
+        from ulmfit.run import checkpoint
         countdown = [int(sys.argv[2])]
         def dying(function):
             def call(*arguments, **options):
@@ -292,7 +292,7 @@ def test_killed_while_saving(tmp_path):
         import os, shutil, signal, sys
         from pathlib import Path
         import torch
-        from ulmfit.training import checkpoint
+        from ulmfit.run import checkpoint
         root = Path(sys.argv[1])
         finished, number = False, 0
         while not finished:

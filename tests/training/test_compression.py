@@ -5,8 +5,8 @@ import torch
 
 from tests.training import runs, world
 from ulmfit.config import check, identity
+from ulmfit.distributed import sharding
 from ulmfit.errors import UserError
-from ulmfit.training import sharding
 
 TASKS = ("lm", "clf")
 STOPS = {"lm": [23, 50], "clf": [14, 30]}  # after the second stage's first step, and inside one

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from ulmfit.config import LMConfig
-from ulmfit.training import checkpoint, optim
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.run import checkpoint
+from ulmfit.training import optim
 from ulmfit.training.engine import PlainEngine
-from ulmfit.training.runtime import Runtime
 
 FACTORS = [1.0, 1.0, 1.0, 1.0, 1.0, float("nan"), 1.0, 1.0, float("inf"), 1.0]  # on the loss of each step
 

@@ -11,9 +11,9 @@ import torch
 
 from tests.training import runs
 from ulmfit.config import LMConfig
+from ulmfit.distributed import runtime
 from ulmfit.errors import UserError
-from ulmfit.training import runtime
-from ulmfit.training.language_model import train_language_model
+from ulmfit.training.lm_task import train_language_model
 
 
 @pytest.mark.slow

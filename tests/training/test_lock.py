@@ -12,8 +12,8 @@ import time
 import pytest
 
 from ulmfit.errors import UserError
-from ulmfit.training import lock
-from ulmfit.training.lock import DirectoryLock, rename_aside
+from ulmfit.run import lock
+from ulmfit.run.lock import DirectoryLock, rename_aside
 
 
 def dead_process() -> int:
@@ -43,7 +43,7 @@ def test_another_process_is_refused(tmp_path):
         done = subprocess.run([sys.executable, "-c", textwrap.dedent(f"""
             from pathlib import Path
             from ulmfit.errors import UserError
-            from ulmfit.training.lock import DirectoryLock
+            from ulmfit.run.lock import DirectoryLock
             try:
                 DirectoryLock(Path({str(tmp_path)!r}))
             except UserError as error:
@@ -119,7 +119,7 @@ def test_of_many_that_find_a_dead_lock_one_takes_it(tmp_path):
         import os, sys, time
         from pathlib import Path
         from ulmfit.errors import UserError
-        from ulmfit.training.lock import DirectoryLock
+        from ulmfit.run.lock import DirectoryLock
         judge = DirectoryLock._judge
         def judge_slowly(self, descriptor):
             judge(self, descriptor)

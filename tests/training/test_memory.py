@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit.distributed import memory
 from ulmfit.errors import UserError
-from ulmfit.training import memory, run
-from ulmfit.training.classifier import ClassifierTask, train_classifier
-from ulmfit.training.language_model import LanguageModelTask, train_language_model
+from ulmfit.training import run_task
+from ulmfit.training.clf_task import ClassifierTask, train_classifier
+from ulmfit.training.lm_task import LanguageModelTask, train_language_model
 from ulmfit.training.loop import Loop, TrainingFailed
 
 
@@ -59,7 +60,7 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
     def choose(task, work, directory):
         assert memory.fit_micro_batches(task, work.runtime) == 4
 
-    monkeypatch.setattr(run, "_choose_micro_batches", choose)
+    monkeypatch.setattr(run_task, "_choose_micro_batches", choose)
     config.micro_batches = "auto"
     train(config)
     assert tried == [1, 2, 4]
@@ -76,7 +77,7 @@ def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
             monkeypatch.setattr(work.runtime, "max", lambda values: [1.0])
         memory.fit_micro_batches(task, work.runtime)
 
-    monkeypatch.setattr(run, "_choose_micro_batches", choose)
+    monkeypatch.setattr(run_task, "_choose_micro_batches", choose)
     with pytest.raises(UserError, match="--batch-size does not fit the GPU's memory: .* use more processes"):
         train_language_model(runs.lm_config(tmp_path / "run", micro_batches="auto"))
     assert tried == [1, 2, 4, 8, 16]  # rows

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ulmfit.training import checkpoint
-from ulmfit.training.saver import Saver
+from ulmfit.run import checkpoint
+from ulmfit.run.saver import Saver
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), MemoryError("no room")])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.training import runs
-from ulmfit.training import checkpoint
+from ulmfit.run import checkpoint
 
 pytestmark = pytest.mark.timeout(900)
 STEPS = 600  # a stop takes up to 40 fast steps: they ask each other every 20

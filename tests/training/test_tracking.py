@@ -14,8 +14,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ulmfit.training import tracking
-from ulmfit.training.tracking import Tracker, memory_mib, read_status, write_status
+from ulmfit.run import tracking
+from ulmfit.run.tracking import Tracker, memory_mib, read_status, write_status
 
 TRAIN_KEYS = ["event", "step", "stage", "epoch", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
               "data_wait", "memory"]

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.training import runs
-from ulmfit.training import run
-from ulmfit.training.language_model import train_language_model
+from ulmfit.distributed.progress import WAITING, Progress
+from ulmfit.distributed.watchdog import Watchdog, describe
+from ulmfit.run.tracking import write_status
+from ulmfit.training import run_task
+from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
-from ulmfit.training.progress import WAITING, Progress
-from ulmfit.training.tracking import write_status
-from ulmfit.training.watchdog import Watchdog, describe
 
 
 def state(step, doing, rank=0):
@@ -122,7 +122,7 @@ def test_why_another_rank_failed_is_not_written_over(tmp_path, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "Watchdog", Noticing)
+    monkeypatch.setattr(run_task, "Watchdog", Noticing)
     monkeypatch.setattr(Loop, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_language_model(runs.lm_config(tmp_path / "run"))
@@ -133,7 +133,7 @@ def test_why_another_rank_failed_is_not_written_over(tmp_path, monkeypatch):
 HANG = """
 import sys, time
 from tests.training import runs
-from ulmfit.training.language_model import LanguageModelTask, train_language_model
+from ulmfit.training.lm_task import LanguageModelTask, train_language_model
 from pathlib import Path
 
 batches = LanguageModelTask.batches

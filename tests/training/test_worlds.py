@@ -15,7 +15,7 @@ from tests.training import runs, world
 from ulmfit.command import run_script
 from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
-from ulmfit.training.language_model import train_language_model
+from ulmfit.training.lm_task import train_language_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

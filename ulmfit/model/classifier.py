@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ulmfit.device import to_device
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State
 from ulmfit.model.loss import activation_regularization
-from ulmfit.transfer import to_device
 
 
 class Encoding(NamedTuple):

@@ -1,6 +1,6 @@
 """The one loop that trains the language model and the classifier.
 
-A task (language_model.py, classifier.py) knows its batches and what a step computes; this file knows
+A task (lm_task.py, clf_task.py) knows its batches and what a step computes; this file knows
 stages, schedules, clipping, skipping, logging, evaluation, checkpoints and stopping. One step from text
 to weights: batches/ -> Task.step -> model/ -> engine.py.
 """
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
+from ulmfit.device import pinned
+from ulmfit.distributed.memory import advice, is_out_of_memory
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
+from ulmfit.run.directory import RunDirectory
+from ulmfit.run.saver import Saver
+from ulmfit.run.tracking import Tracker, memory_mib
 from ulmfit.training import optim
-from ulmfit.training.directory import RunDirectory
 from ulmfit.training.engine import PlainEngine, build_engine
-from ulmfit.training.memory import advice, is_out_of_memory
-from ulmfit.training.runtime import Runtime
-from ulmfit.training.saver import Saver
 from ulmfit.training.stages import Recipe, Stage, share_steps
-from ulmfit.training.stop import StopRequest
-from ulmfit.training.tracking import Tracker, memory_mib
-from ulmfit.transfer import pinned
 
 MAX_SKIPPED = 50  # steps in a row without a finite gradient before the run gives up
 

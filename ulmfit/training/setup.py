@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from ulmfit.batches.cache import TokenStore, build_or_open
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
+from ulmfit.data.corpus import Corpus, Split, open_corpus
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import find_model, load_model
-from ulmfit.text import rules as text_rules
-from ulmfit.text.corpus import Corpus, Split, open_corpus
-from ulmfit.text.tokenizer import Tokenizer
-from ulmfit.training.directory import check_output
-from ulmfit.training.runtime import Runtime
-from ulmfit.training.stop import StopRequest
+from ulmfit.run.directory import check_output
+from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
 

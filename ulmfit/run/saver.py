@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ulmfit.training import checkpoint
+from ulmfit.run import checkpoint
 
 
 class Saver:

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ulmfit.errors import UserError
-from ulmfit.text import sample
-from ulmfit.text.faults import faults_of, retried
-from ulmfit.text.shards import (
+from ulmfit.data import sample
+from ulmfit.data.retry import faults_of, retried
+from ulmfit.data.shards import (
     SLICE_BYTES,
     UNDECODABLE,
     Columns,
@@ -32,6 +31,7 @@ from ulmfit.text.shards import (
     slices,
     values,
 )
+from ulmfit.errors import UserError
 
 _SMALL = 256 * 2**20  # bytes up to which a corpus is fingerprinted by its content
 _MANY = 10_000  # files up to which it is

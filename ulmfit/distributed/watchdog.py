@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ulmfit.training.progress import WAITING, Progress
+from ulmfit.distributed.progress import WAITING, Progress
 
 MOST_BETWEEN_BEATS = 10.0  # seconds
 _KEY = "ulmfit/beat/{}"

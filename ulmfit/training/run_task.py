@@ -8,18 +8,18 @@ from typing import Any
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, identity, options
+from ulmfit.distributed.memory import fit_micro_batches
+from ulmfit.distributed.watchdog import Watchdog
 from ulmfit.errors import UserError
 from ulmfit.model.pretrained import save_model
-from ulmfit.text.tokenizer import Tokenizer
-from ulmfit.training.directory import RunDirectory
+from ulmfit.run.directory import RunDirectory
+from ulmfit.run.tracking import Tracker
+from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
-from ulmfit.training.memory import fit_micro_batches
-from ulmfit.training.prepare import Session
+from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe
-from ulmfit.training.tracking import Tracker
-from ulmfit.training.watchdog import Watchdog
 
 
 def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test: TokenStore | None,

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import collate
 from ulmfit.batches.lm import CachedRows
+from ulmfit.device import to_device
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.reading import read_side_by_side, reading_batches
-from ulmfit.training.runtime import Runtime
-from ulmfit.transfer import to_device
+from ulmfit.parallel_inference import read_side_by_side, reading_batches
 
 
 @torch.inference_mode()

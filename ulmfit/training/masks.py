@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ulmfit.transfer import to_device
+from ulmfit.device import to_device
 
 
 def derive_seed(*parts: int | str) -> int:

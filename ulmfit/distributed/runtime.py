@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.config import TrainConfig
+from ulmfit.distributed.progress import Progress
+from ulmfit.distributed.sharding import processes_only, wanted_engine
 from ulmfit.errors import UserError
-from ulmfit.training.progress import Progress
-from ulmfit.training.sharding import processes_only, wanted_engine
 
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
 # Ranks wait in a collective while rank 0 reads and tokenises a large corpus. A hang in training is the watchdog's.
@@ -187,7 +187,7 @@ def join_after_restart(backend: str) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed every generator. Initial weights are the only thing that these decide; data order and
-    dropout derive their own seeds (randomness.py)."""
+    dropout derive their own seeds (training/masks.py)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
-from ulmfit.training.runtime import Runtime
 
 MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
 

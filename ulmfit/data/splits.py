@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ulmfit.data.readers import UNDECODABLE, Columns, Source
 from ulmfit.errors import UserError
-from ulmfit.text.readers import UNDECODABLE, Columns, Source
 
 MAX_SKIPPED = 0.05
 UNLABELLED = "-1"

@@ -21,9 +21,9 @@ import os
 import re
 from pathlib import Path
 
+from ulmfit.data import sample
+from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
-from ulmfit.text import sample
-from ulmfit.text.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",

@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.training import optim
-from ulmfit.training.runtime import Runtime
 
 
 class FSDPEngine:

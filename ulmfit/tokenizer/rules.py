@@ -5,7 +5,7 @@ are separated by spaces, with xxmaj, xxup, xxrep and xxwrep written out and the 
 pre-tokenizer only has to cut at spaces.
 
 `fastai1` follows fastai 1.0 (text/transform.py), `fastai2` fastai 2 (text/core.py). The word boundaries are
-those of spaCy's English tokenizer (words.py).
+those of spaCy's English tokenizer (spacy_rules.py).
 
 A replacement in `tokenizers` is a literal: a pass cannot copy what it matched. Hence three devices:
  * a boundary is inserted at a zero-width match: `X\\K` matches X and replaces nothing after it;
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from tokenizers import normalizers, pre_tokenizers
 
-from ulmfit.text.words import boundaries, contractions, either, replace
+from ulmfit.tokenizer.spacy_rules import boundaries, contractions, either, replace
 
 # Marks that the passes leave for each other: noncharacters of Unicode, which no text may contain.
 ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5", "\ufdd6"

@@ -3,7 +3,7 @@
 `accelerate launch` says by environment variables that it wants DeepSpeed or FSDP. accelerate itself shall only
 make the process group: it ignores both on the CPU (and under FSDP then leaves gradients unreduced), asks for
 transformers under DeepSpeed, and steps inside its backward. So the variables are hidden from it and the engines
-of this package (deepspeed_engine.py, fsdp_engine.py) do the wrapping.
+of this package (zero.py, fsdp.py) do the wrapping.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 
 from ulmfit import config as options
 from ulmfit.config import TrainConfig
+from ulmfit.distributed.runtime import Runtime, environment
+from ulmfit.distributed.stop import STOP_FILE
 from ulmfit.errors import UserError
-from ulmfit.training import checkpoint, lock
-from ulmfit.training.runtime import Runtime, environment
-from ulmfit.training.stop import STOP_FILE
-from ulmfit.training.tracking import read_status, write_status
+from ulmfit.run import checkpoint, lock
+from ulmfit.run.tracking import read_status, write_status
 
 
 def check_output(path: str | Path, *, resume: str) -> None:

@@ -11,22 +11,22 @@ from torch import Tensor
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.lm import MOST_JITTER, CachedRows, LMBatch, StreamedRows, merge_states
 from ulmfit.config import LMConfig
+from ulmfit.device import to_device
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
-from ulmfit.evaluation import score_language_model
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import init_language_model
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
-from ulmfit.text.tokenizer import Tokenizer
-from ulmfit.training import prepare
+from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training import setup
 from ulmfit.training.engine import PlainEngine
+from ulmfit.training.evaluate import score_language_model
 from ulmfit.training.loop import StepResult
-from ulmfit.training.prepare import Session
-from ulmfit.training.randomness import Masks, derive_seed, draw_words
-from ulmfit.training.run import run
-from ulmfit.training.runtime import Runtime
+from ulmfit.training.masks import Masks, derive_seed, draw_words
+from ulmfit.training.run_task import run
+from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
-from ulmfit.training.stop import StopRequest
-from ulmfit.transfer import to_device
 
 SAMPLE_WORDS = 40
 PROMPT_WORDS = 6
@@ -41,15 +41,15 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> d
     Raises:
         UserError: an option, file, column or model is at fault; nothing was written or overwritten.
     """
-    with prepare.session(config, stop) as work:
+    with setup.session(config, stop) as work:
         return _train(config, work)
 
 
 def _train(config: LMConfig, work: Session) -> dict[str, Any]:
     runtime = work.runtime
-    pretrained = prepare.open_pretrained(config.init) if config.init else None
+    pretrained = setup.open_pretrained(config.init) if config.init else None
     if pretrained is not None:
-        prepare.check_direction(pretrained, config, f"--init {config.init}")
+        setup.check_direction(pretrained, config, f"--init {config.init}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
     if recipe.batch_size % (runtime.world_size * micro_batches):
@@ -57,11 +57,11 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
             f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
             f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}")
 
-    corpus = prepare.corpus_of(work, include_test=config.recipe == "blog")
+    corpus = setup.corpus_of(work, include_test=config.recipe == "blog")
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
-        tokenizer = prepare.tokenizer_of(work, corpus.splits["train"])
+        tokenizer = setup.tokenizer_of(work, corpus.splits["train"])
 
     if config.sampled_softmax is not None:
         if config.sampled_softmax >= len(tokenizer):
@@ -76,19 +76,19 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
         source = StreamedRows(corpus.splits["train"], tokenizer, batch_size=recipe.batch_size, bptt=recipe.bptt,
                               seed=config.seed, rows=rows, backwards=config.backwards)
     else:
-        store = prepare.store_of(work, corpus.splits["train"], tokenizer, with_labels=False)
+        store = setup.store_of(work, corpus.splits["train"], tokenizer, with_labels=False)
         source = CachedRows(store, batch_size=recipe.batch_size, bptt=recipe.bptt, seed=config.seed, rows=rows,
                             backwards=config.backwards, jitter=config.bptt_jitter)
         recipe = lengthen_quick(recipe, config, source.steps_per_epoch(0))
-    held_out = {name: prepare.store_of(work, split, tokenizer, with_labels=False)
+    held_out = {name: setup.store_of(work, split, tokenizer, with_labels=False)
                 for name, split in corpus.splits.items() if name != "train"}
 
     torch.manual_seed(config.seed)
-    sizes = prepare.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
     net = LanguageModelNet(sizes.with_dropouts("lm", recipe.drop_mult))
     if pretrained is not None:
         init_language_model(net, pretrained.state, pretrained.vocab, tokenizer.vocab)
-    net = prepare.to_precision(net, config, runtime)
+    net = setup.to_precision(net, config, runtime)
     task = LanguageModelTask(net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe,
                              runtime=runtime, rows=rows)
     return run(task, recipe, work, tokenizer=tokenizer, test=held_out.get("test"),

@@ -22,7 +22,7 @@ from typing import Any, Literal, TextIO
 import torch
 from tqdm import tqdm
 
-from ulmfit.training.checkpoint import write_atomically
+from ulmfit.run.checkpoint import write_atomically
 
 METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
 State = Literal["running", "done", "preempted", "failed"]

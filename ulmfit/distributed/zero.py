@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.sharding import zero_settings
 from ulmfit.training import optim
-from ulmfit.training.runtime import Runtime
-from ulmfit.training.sharding import zero_settings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ulmfit.data.readers import Source
+from ulmfit.data.sources import SPLIT_NAMES, find
+from ulmfit.data.splits import UNLABELLED, Choice, Split, TextBatch, is_integer, unseen_label
 from ulmfit.errors import UserError
-from ulmfit.text.readers import Source
-from ulmfit.text.sources import SPLIT_NAMES, find
-from ulmfit.text.splits import UNLABELLED, Choice, Split, TextBatch, is_integer, unseen_label
 
 DEFAULT_VALID = 0.1
 
@@ -42,7 +42,7 @@ class Corpus:
 def open_corpus(data: str | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
                 label_names: list[str] | None = None, trained_columns: Sequence[str] = ()) -> Corpus:  # fmt: skip
-    """Opens what `data` names (see `ulmfit.text.sources`; None: the embedded sample) for task "lm" or "clf".
+    """Opens what `data` names (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
     lm: labels are ignored; train is train + unsup, and + test with `include_test` (then there is no test split).
     clf: unsup is left out; `label_names` are the classes of a saved model, else they come from the data.

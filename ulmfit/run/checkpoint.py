@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ulmfit.errors import UserError
-from ulmfit.training.lock import process_alive
+from ulmfit.run.lock import process_alive
 
 FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"

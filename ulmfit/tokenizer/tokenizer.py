@@ -11,9 +11,9 @@ import tokenizers
 from tokenizers import models, processors, trainers
 
 from ulmfit.errors import UserError
-from ulmfit.text import rules as text_rules
-from ulmfit.text import subword as text_subword
-from ulmfit.text.detokenize import detokenize
+from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer import subword as text_subword
+from ulmfit.tokenizer.detokenize import detokenize
 
 BATCH = 1000  # documents a call into Rust: enough to occupy all threads, few enough to bound memory
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
-from ulmfit.text import rules as text_rules
+from ulmfit.tokenizer import rules as text_rules
 
 _MARKS = "xx(?:unk|pad|bos|eos|fld|maj|up|rep|wrep)"
 _SPACE = "\u2581"

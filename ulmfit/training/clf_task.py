@@ -14,19 +14,19 @@ from torch.nn import functional as F
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, DocumentBatches, collate, deal
 from ulmfit.config import ClassifierConfig
+from ulmfit.device import to_device
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
-from ulmfit.evaluation import score_classifier
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.training import prepare
+from ulmfit.training import setup
 from ulmfit.training.engine import PlainEngine
+from ulmfit.training.evaluate import score_classifier
 from ulmfit.training.loop import StepResult
-from ulmfit.training.prepare import Session
-from ulmfit.training.randomness import Masks
-from ulmfit.training.run import run
-from ulmfit.training.runtime import Runtime
+from ulmfit.training.masks import Masks
+from ulmfit.training.run_task import run
+from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
-from ulmfit.training.stop import StopRequest
-from ulmfit.transfer import to_device
 
 
 def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -38,34 +38,34 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
     Raises:
         UserError: an option, file, column or model is at fault; nothing was written or overwritten.
     """
-    with prepare.session(config, stop) as work:
+    with setup.session(config, stop) as work:
         return _train(config, work)
 
 
 def _train(config: ClassifierConfig, work: Session) -> dict[str, Any]:
     runtime = work.runtime
-    pretrained = prepare.open_pretrained(config.encoder) if config.encoder else None
+    pretrained = setup.open_pretrained(config.encoder) if config.encoder else None
     if pretrained is None:
         work.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
     elif pretrained.tokenizer is None:
         raise UserError(f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
                         "first with train_lm.py --init, then give that run here")
     else:
-        prepare.check_direction(pretrained, config, f"--encoder {config.encoder}")
+        setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
-    corpus = prepare.corpus_of(work)
-    tokenizer = pretrained.tokenizer if pretrained else prepare.tokenizer_of(work, corpus.splits["train"])
-    stores = {name: prepare.store_of(work, split, tokenizer, with_labels=True)
+    corpus = setup.corpus_of(work)
+    tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(work, corpus.splits["train"])
+    stores = {name: setup.store_of(work, split, tokenizer, with_labels=True)
               for name, split in corpus.splits.items()}
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
     torch.manual_seed(config.seed)
-    sizes = prepare.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
     net = ClassifierNet(sizes.with_dropouts("clf", recipe.drop_mult), len(corpus.label_names), bptt=recipe.bptt,
                         max_len=config.max_len, head_hidden=config.head_size, gradient_window=config.gradient_window)
     if pretrained is not None:
         net.encoder.load_state_dict(pretrained.encoder_state())
-    net = prepare.to_precision(net, config, runtime)
+    net = setup.to_precision(net, config, runtime)
     task = ClassifierTask(net, stores["train"], stores["valid"], corpus.label_names, config=config, recipe=recipe,
                           runtime=runtime, pad_id=tokenizer.pad_id)
     return run(task, recipe, work, tokenizer=tokenizer, test=stores.get("test"),
