@@ -1,7 +1,7 @@
 """A user's mistakes: exit code 2, one sentence that names the thing and the cure, and nothing written.
 
 Most run the training functions in this process; five run the commands. Mistakes of formats and columns that need no
-training are in text/test_sources.py, damaged model folders in model/test_pretrained.py.
+training are in data/test_sources.py, damaged model folders in model/test_pretrained.py.
 """
 
 from __future__ import annotations

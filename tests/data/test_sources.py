@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.text.files import CSV, LABELS, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
+from tests.data.files import CSV, LABELS, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
 from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.errors import UserError
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.text.files import CSV, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
+from tests.data.files import CSV, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
 from ulmfit.data import corpus as corpora
 from ulmfit.data.corpus import open_corpus, open_rows, read_texts
 from ulmfit.errors import UserError
