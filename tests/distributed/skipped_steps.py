@@ -35,10 +35,10 @@ def main() -> None:
         for factor in (float("inf") if runtime.rank else 1.0, 1.0):
             with engine.accumulate(last=True):
                 engine.backward(engine.model(inputs).sum() * factor)
-            norm, bad = engine.update(0.5)
-            assert torch.isfinite(norm).item() == (not bad.item())
-            skipped.append(bad.item())
-            with engine.whole():
+            norm, found_inf = engine.update(0.5)
+            assert torch.isfinite(norm).item() == (not found_inf.item())
+            skipped.append(found_inf.item())
+            with engine.full_weights():
                 weights.append({key: value.clone() for key, value in net.state_dict().items()})
         assert skipped == [1.0, 0.0], (name, skipped)
         for key in names:

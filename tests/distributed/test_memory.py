@@ -57,8 +57,8 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
     train(type(config)(**vars(config) | {"output_dir": str(tmp_path / "plain"), "micro_batches": 4}))
     tried = short_of_memory(task_class, monkeypatch, fits=4)
 
-    def choose(task, work, directory):
-        assert memory.fit_micro_batches(task, work.runtime) == 4
+    def choose(task, session, directory):
+        assert memory.fit_micro_batches(task, session.runtime) == 4
 
     monkeypatch.setattr(run_task, "_choose_micro_batches", choose)
     config.micro_batches = "auto"
@@ -72,10 +72,10 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
 def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
     tried = short_of_memory(LanguageModelTask, monkeypatch, fits=99 if where == "here" else 1)
 
-    def choose(task, work, directory):
+    def choose(task, session, directory):
         if where == "on another rank":
-            monkeypatch.setattr(work.runtime, "max", lambda values: [1.0])
-        memory.fit_micro_batches(task, work.runtime)
+            monkeypatch.setattr(session.runtime, "max", lambda values: [1.0])
+        memory.fit_micro_batches(task, session.runtime)
 
     monkeypatch.setattr(run_task, "_choose_micro_batches", choose)
     with pytest.raises(UserError, match="--batch-size does not fit the GPU's memory: .* use more processes"):

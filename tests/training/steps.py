@@ -110,11 +110,11 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What the loop would save."""
         return {"model": dict(self.net.state_dict()), "engine": self.engine.state(),
-                "carried": self.task.carried_state(), "step": self.number}
+                "carried": self.task.hidden_state(), "step": self.number}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`, as the loop does."""
         self.net.load_state_dict(state["model"])
-        self.task.load_carried_state(state["carried"])
+        self.task.load_hidden_state(state["carried"])
         self.engine.load_state(state["engine"])
         self.seek(state["step"])

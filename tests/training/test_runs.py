@@ -220,8 +220,8 @@ def test_a_skipped_step_leaves_weights_and_moments(encoder):
     for value, skipped in ((float("inf"), 1.0), (1.0, 0.0)):
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, value)
-        _, bad = engine.update(1.0)
-        assert bad.item() == skipped
+        _, found_inf = engine.update(1.0)
+        assert found_inf.item() == skipped
         assert torch.equal(net.weight, before) == bool(skipped)
         assert torch.isfinite(net.weight).all()
 

@@ -18,7 +18,7 @@ from ulmfit.errors import UserError
 TRIES = 5  # in a row without progress, with 1, 2, 4 and 8 seconds between them
 
 T = TypeVar("T")
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     getattr(errno, name) for name in (
         "EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "EREMOTEIO", "ENOLINK", "ECOMM", "EPROTO", "EPIPE", "ENETDOWN",
         "ENETUNREACH", "ENETRESET", "ECONNABORTED", "ECONNRESET", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN", "ETIMEDOUT",
@@ -27,7 +27,7 @@ _OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENF
 _NETWORK_PACKAGES = frozenset({"aiohttp", "httpcore", "httpx", "requests", "urllib3"})
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether reading again may help: errors of file systems and connections, an answer 429 or 5xx, a short file.
 
     A compressed file that ends early (EOFError) counts: it may still be on its way here. Wrong bytes do not.
@@ -37,7 +37,7 @@ def may_pass(error: BaseException) -> bool:
         if isinstance(status, int):
             return status == 429 or status >= 500
         if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.errno in _PASSING
+            return cause.errno in _TRANSIENT
         if isinstance(cause, ConnectionError | TimeoutError | EOFError):
             return True
         if type(cause).__module__.partition(".")[0] in _NETWORK_PACKAGES:
@@ -61,7 +61,7 @@ def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Ca
                 yield item, after
             return
         except Exception as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 with faults_of(name()):
                     raise
             failures += 1
@@ -85,7 +85,7 @@ def faults_of(what: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        if any(getattr(cause, "errno", None) in _PASSING | _OF_THE_MACHINE for cause in _causes(error)):
+        if any(getattr(cause, "errno", None) in _TRANSIENT | _OF_THE_MACHINE for cause in _causes(error)):
             raise
         raise UserError(f"{what} cannot be read: {reason_of(error)}") from error
 

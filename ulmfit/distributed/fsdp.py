@@ -3,7 +3,7 @@
 The network is one unit. Its weights are gathered once a forward pass, which holds however many windows a
 rank's documents have; cut finer, ranks with documents of other lengths would wait for each other. What is
 sharded is a copy made at the start of a stage: the task's own network stays an ordinary module, out of date
-but for `whole`, which costs each rank one more copy of the weights and spares undoing the sharding.
+but for `full_weights`, which costs each rank one more copy of the weights and spares undoing the sharding.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class FSDPEngine:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
         torch.nn.utils.clip_grads_with_norm_(parameters, clip or math.inf, norm)
-        bad = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = bad  # the fused kernel leaves weights and moments alone where this is 1
+        found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = found_inf  # the fused kernel leaves weights and moments alone where this is 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm, bad
+        return norm, found_inf
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def full_weights(self) -> Iterator[None]:
         """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
         self._refresh()
         yield

@@ -74,7 +74,7 @@ def fit_micro_batches(task: Any, runtime: Runtime) -> int:
     for parameter, requires_grad in zip(task.net.parameters(), trained, strict=True):
         parameter.requires_grad_(requires_grad)
     task.net.load_state_dict(kept)
-    task.forget()
+    task.reset_hidden()
     return micro_batches
 
 

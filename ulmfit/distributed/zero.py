@@ -2,7 +2,7 @@
 
 DeepSpeed is called directly, in fp32 with autocast around the forward pass as in every other engine. What it
 takes apart is a copy of the network made at the start of a stage: the task's own network stays an ordinary
-module, out of date but for `whole`, which costs each rank one more copy of the weights and spares undoing what
+module, out of date but for `full_weights`, which costs each rank one more copy of the weights and spares undoing what
 DeepSpeed does to a module. A fresh one a stage also holds exactly the layers that the stage trains, which is
 the only way of freezing that works under all three stages.
 """
@@ -88,7 +88,7 @@ class DeepSpeedEngine:
         return norm, torch.tensor(float(zero.overflow), device=device)
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def full_weights(self) -> Iterator[None]:
         """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
         self._refresh()
         yield

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.documents import DocumentBatch, DocumentBatches, collate, deal
+from ulmfit.batches.documents import DocumentBatch, DocumentBatches, assign_to_ranks, collate
 from ulmfit.config import ClassifierConfig
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
@@ -38,24 +38,24 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
     Raises:
         UserError: an option, file, column or model is at fault; nothing was written or overwritten.
     """
-    with setup.session(config, stop) as work:
-        return _train(config, work)
+    with setup.open_session(config, stop) as session:
+        return _train(config, session)
 
 
-def _train(config: ClassifierConfig, work: Session) -> dict[str, Any]:
-    runtime = work.runtime
+def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
+    runtime = session.runtime
     pretrained = setup.open_pretrained(config.encoder) if config.encoder else None
     if pretrained is None:
-        work.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
+        session.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
     elif pretrained.tokenizer is None:
         raise UserError(f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
                         "first with train_lm.py --init, then give that run here")
     else:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
-    corpus = setup.corpus_of(work)
-    tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(work, corpus.splits["train"])
-    stores = {name: setup.store_of(work, split, tokenizer, with_labels=True)
+    corpus = setup.corpus_of(session)
+    tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
+    stores = {name: setup.store_of(session, split, tokenizer, with_labels=True)
               for name, split in corpus.splits.items()}
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
@@ -68,7 +68,7 @@ def _train(config: ClassifierConfig, work: Session) -> dict[str, Any]:
     net = setup.to_precision(net, config, runtime)
     task = ClassifierTask(net, stores["train"], stores["valid"], corpus.label_names, config=config, recipe=recipe,
                           runtime=runtime, pad_id=tokenizer.pad_id)
-    return run(task, recipe, work, tokenizer=tokenizer, test=stores.get("test"),
+    return run(task, recipe, session, tokenizer=tokenizer, test=stores.get("test"),
                saved={"label_names": corpus.label_names, "backwards": config.backwards,
                       "text_columns": corpus.text_columns},
                fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
@@ -152,15 +152,15 @@ class ClassifierTask:
     def largest_tokens(self) -> float:
         """Tokens of the largest micro-batch of this rank whose activations are kept."""
         longest = np.sort(self._train.lengths)[-self._recipe.batch_size:]
-        kept = np.minimum(longest, self.net.reach).sum()
+        kept = np.minimum(longest, self.net.backprop_tokens).sum()
         return float(kept) / (self._runtime.world_size * self.micro_batches)
 
-    def forget(self) -> None:
+    def reset_hidden(self) -> None:
         """A classifier carries nothing from step to step."""
 
     def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
-        shares = deal(self._train.lengths[indices], num_ranks=self._runtime.world_size,
-                      micro_batches=self.micro_batches, reach=self.net.reach)
+        shares = assign_to_ranks(self._train.lengths[indices], num_ranks=self._runtime.world_size,
+                                 micro_batches=self.micro_batches, backprop_tokens=self.net.backprop_tokens)
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
         return ClassifierBatch(indices, torch.from_numpy(self._train.labels[indices].astype(np.int64)), parts, epoch,
                                step)
@@ -181,11 +181,11 @@ class ClassifierTask:
         num_passes = len(batch.parts)
         cached = None
         if num_passes > 1:
-            with torch.no_grad(), runtime.accelerator.autocast(), engine.whole():
+            with torch.no_grad(), runtime.accelerator.autocast(), engine.full_weights():
                 cached = self._gather(batch, torch.cat([
                     self.net.encode(to_device(part.tokens, device), part.lengths,
                                     everyone.for_rows(part.positions)).pooled for part in batch.parts]))
-        trained = np.minimum(self._train.lengths[batch.indices], self.net.reach)
+        trained = np.minimum(self._train.lengths[batch.indices], self.net.backprop_tokens)
         width = self.net.config.embedding_size
         for index, part in enumerate(batch.parts):
             last = index == num_passes - 1
@@ -240,9 +240,9 @@ class ClassifierTask:
         """A classifier generates no text."""
         return None
 
-    def carried_state(self) -> dict[str, Any]:
+    def hidden_state(self) -> dict[str, Any]:
         """A classifier carries nothing from step to step."""
         return {}
 
-    def load_carried_state(self, state: dict[str, Any]) -> None:
+    def load_hidden_state(self, state: dict[str, Any]) -> None:
         """Nothing to load."""

@@ -73,14 +73,14 @@ class PlainEngine:
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
-        bad = (~torch.isfinite(norm)).float()
+        found_inf = (~torch.isfinite(norm)).float()
         if self._accelerator.scaler is None:
-            self.optimizer.found_inf = bad  # the fused kernel leaves weights and moments alone where this is 1
+            self.optimizer.found_inf = found_inf  # the fused kernel leaves weights and moments alone where this is 1
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
-        return norm, bad
+        return norm, found_inf
 
-    def whole(self) -> AbstractContextManager:
+    def full_weights(self) -> AbstractContextManager:
         """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
         return nullcontext()
 

@@ -41,12 +41,12 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> d
     Raises:
         UserError: an option, file, column or model is at fault; nothing was written or overwritten.
     """
-    with setup.session(config, stop) as work:
-        return _train(config, work)
+    with setup.open_session(config, stop) as session:
+        return _train(config, session)
 
 
-def _train(config: LMConfig, work: Session) -> dict[str, Any]:
-    runtime = work.runtime
+def _train(config: LMConfig, session: Session) -> dict[str, Any]:
+    runtime = session.runtime
     pretrained = setup.open_pretrained(config.init) if config.init else None
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--init {config.init}")
@@ -57,30 +57,30 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
             f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
             f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}")
 
-    corpus = setup.corpus_of(work, include_test=config.recipe == "blog")
+    corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
-        tokenizer = setup.tokenizer_of(work, corpus.splits["train"])
+        tokenizer = setup.tokenizer_of(session, corpus.splits["train"])
 
     if config.sampled_softmax is not None:
         if config.sampled_softmax >= len(tokenizer):
             raise UserError(f"--sampled-softmax {config.sampled_softmax} has nothing to leave out of a vocabulary of "
                             f"{len(tokenizer)} words; leave the option out")
-        work.say(f"--sampled-softmax {config.sampled_softmax}: each step learns from about {config.sampled_softmax:,} "
-                 f"of {len(tokenizer):,} words; loss and accuracy of training steps are among these and do not compare "
-                 "with the full softmax's, by which every evaluation goes")
+        session.say(f"--sampled-softmax {config.sampled_softmax}: each step learns from about "
+                    f"{config.sampled_softmax:,} of {len(tokenizer):,} words; loss and accuracy of training steps are "
+                    "among these and do not compare with the full softmax's, by which every evaluation goes")
 
     rows = runtime.own_rows(recipe.batch_size)
     if config.streaming:
         source = StreamedRows(corpus.splits["train"], tokenizer, batch_size=recipe.batch_size, bptt=recipe.bptt,
                               seed=config.seed, rows=rows, backwards=config.backwards)
     else:
-        store = setup.store_of(work, corpus.splits["train"], tokenizer, with_labels=False)
+        store = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=False)
         source = CachedRows(store, batch_size=recipe.batch_size, bptt=recipe.bptt, seed=config.seed, rows=rows,
                             backwards=config.backwards, jitter=config.bptt_jitter)
         recipe = lengthen_quick(recipe, config, source.steps_per_epoch(0))
-    held_out = {name: setup.store_of(work, split, tokenizer, with_labels=False)
+    held_out = {name: setup.store_of(session, split, tokenizer, with_labels=False)
                 for name, split in corpus.splits.items() if name != "train"}
 
     torch.manual_seed(config.seed)
@@ -91,7 +91,7 @@ def _train(config: LMConfig, work: Session) -> dict[str, Any]:
     net = setup.to_precision(net, config, runtime)
     task = LanguageModelTask(net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe,
                              runtime=runtime, rows=rows)
-    return run(task, recipe, work, tokenizer=tokenizer, test=held_out.get("test"),
+    return run(task, recipe, session, tokenizer=tokenizer, test=held_out.get("test"),
                saved={"backwards": config.backwards, "bptt": recipe.bptt},
                fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
                              "init": pretrained.fingerprint if pretrained else None})
@@ -116,7 +116,7 @@ class LanguageModelTask:
         if config.sampled_softmax is not None:
             self._inclusion = inclusion_probabilities(net.config.vocab_size, config.sampled_softmax)
             self._log_inclusion = self._inclusion.log().to(runtime.device, dtype=net.decoder_bias.dtype)
-        self.forget()
+        self.reset_hidden()
 
     @property
     def most_micro_batches(self) -> int:
@@ -137,7 +137,7 @@ class LanguageModelTask:
         """Tokens of a micro-batch of this rank whose activations are kept."""
         return len(self._rows) * self._recipe.bptt / self.micro_batches
 
-    def forget(self) -> None:
+    def reset_hidden(self) -> None:
         """Start from an empty hidden state."""
         self._state = self.net.init_state(len(self._rows))
 
@@ -157,8 +157,8 @@ class LanguageModelTask:
         """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         tokens, targets = to_device(batch.tokens, device), to_device(batch.targets, device)
-        if batch.fresh:
-            self.forget()
+        if batch.reset:
+            self.reset_hidden()
         cuts = torch.arange(len(self._rows)).chunk(self.micro_batches)
         candidates = None
         if self._inclusion is not None:
@@ -204,13 +204,13 @@ class LanguageModelTask:
                                     generator=generator)[0]
         return self._tokenizer.decode(prompt + ids)
 
-    def carried_state(self) -> dict[str, Any]:
+    def hidden_state(self) -> dict[str, Any]:
         """The hidden state of every global row (a collective)."""
         def whole(part: Tensor) -> Tensor:
             return self._runtime.gather(part).flatten(0, 1).cpu()
         return {"hidden": [[whole(h), whole(c)] for h, c in self._state]}
 
-    def load_carried_state(self, state: dict[str, Any]) -> None:
+    def load_hidden_state(self, state: dict[str, Any]) -> None:
         """Take this rank's rows of a hidden state, whatever number of ranks saved it."""
         mine = slice(self._rows.start, self._rows.stop)
         self._state = [(h[mine].to(self._runtime.device), c[mine].to(self._runtime.device))

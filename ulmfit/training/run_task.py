@@ -22,7 +22,7 @@ from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe
 
 
-def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test: TokenStore | None,
+def run(task: Task, recipe: Recipe, session: Session, *, tokenizer: Tokenizer, test: TokenStore | None,
         saved: dict[str, Any], fingerprints: dict[str, str | None]) -> dict[str, Any]:
     """Open the run directory, train from where it stands, save the model and score the test split.
 
@@ -34,32 +34,32 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
     Returns:
         {"state": "done" | "preempted" | "found", "step": int, "test": metrics if there is a test split}.
     """
-    config, runtime = work.config, work.runtime
+    config, runtime = session.config, session.runtime
     plan = plan_stages(task, recipe.stages, config.max_steps)
     total_steps = sum(planned.num_steps for planned in plan)
     resolved = {"batch_size": recipe.batch_size, "bptt": recipe.bptt, "drop_mult": recipe.drop_mult,
                 "weight_decay": recipe.weight_decay, "clip": recipe.clip, "vocabulary": len(tokenizer),
                 "parameters": sum(p.numel() for p in task.net.parameters()),
                 "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan]}
-    work.say(f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
-             f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}")
+    session.say(f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
+                f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}")
     if config.lr_find:
         found = run_finder(task, recipe, config=config, runtime=runtime)
-        work.say(found.report())
+        session.say(found.report())
         return {"state": "found", "step": 0} | found.suggestions
 
-    who = identity(config, **fingerprints)
-    directory = RunDirectory(config, who, runtime, notice=work.say)
+    run_identity = identity(config, **fingerprints)
+    directory = RunDirectory(config, run_identity, runtime, notice=session.say)
     try:
         if directory.finished:
-            work.say(f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
-                     "--resume never the same one afresh")
+            session.say(f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
+                        "--resume never the same one afresh")
             return {"state": "done", "step": total_steps}
         if config.micro_batches == "auto":
-            _choose_micro_batches(task, work, directory)
+            _choose_micro_batches(task, session, directory)
             resolved["micro_batches"] = task.micro_batches
         start = directory.load_checkpoint()
-        directory.write_config(config, who, resolved)
+        directory.write_config(config, run_identity, resolved)
         if runtime.is_main:
             tokenizer.save(directory.path / "tokenizer.json")
         sampled = config.sampled_softmax if isinstance(config, LMConfig) else None
@@ -70,25 +70,25 @@ def run(task: Task, recipe: Recipe, work: Session, *, tokenizer: Tokenizer, test
         if runtime.device.type == "cpu" and start is None:
             needs = estimate(task, plan, config=config, runtime=runtime)
             for sentence in sentences(needs, world_size=runtime.world_size, sampled=sampled):
-                work.say(sentence)
-        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=work.stop, tracker=tracker,
+                session.say(sentence)
+        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=session.stop, tracker=tracker,
                     directory=directory, start=start)
         del start  # the loop lets go of these tensors once they are in place
-        work.stop.watch(directory.path, config.max_time, work.started)
+        session.stop.watch(directory.path, config.max_time, session.started)
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
     finally:
         directory.close()
 
 
-def _choose_micro_batches(task: Task, work: Session, directory: RunDirectory) -> None:
+def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory) -> None:
     """As few as fit; those of the run's beginning where it goes on with as many processes, to the same bits."""
-    if directory.resumed and directory.stored.get("world_size") == work.runtime.world_size:
+    if directory.resumed and directory.stored.get("world_size") == session.runtime.world_size:
         task.micro_batches = directory.stored["resolved"].get("micro_batches", 1)
         return
-    if work.runtime.device.type != "cuda":
-        work.say("--micro-batches auto: no GPU here, so 1")
+    if session.runtime.device.type != "cuda":
+        session.say("--micro-batches auto: no GPU here, so 1")
         return
-    work.say(f"--micro-batches auto: {fit_micro_batches(task, work.runtime)} micro-batch(es) a process fit")
+    session.say(f"--micro-batches auto: {fit_micro_batches(task, session.runtime)} micro-batch(es) a process fit")
 
 
 def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,
@@ -106,7 +106,7 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     try:
         state = loop.run()
         if state == "done":
-            with loop.engine.whole():
+            with loop.engine.full_weights():
                 if runtime.is_main:
                     save_model(directory.path / "model", loop.task.net, tokenizer, saved)
                 if test is not None:

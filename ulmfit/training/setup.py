@@ -48,7 +48,7 @@ class Session:
 
 
 @contextmanager
-def session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
+def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
     """Check the options, join the process group, and leave it at the end."""
     started = time.monotonic()
     check(config)
@@ -136,9 +136,9 @@ def cache_directory(config: TrainConfig) -> Path:
     return Path(chosen).expanduser()
 
 
-def corpus_of(work: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
+def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
     """Open the corpus on every rank, rank 0 first (it fills the reader's cache, and a mistake is found once)."""
-    config = work.config
+    config = session.config
     opened: list[Corpus] = []
 
     def read() -> None:
@@ -146,15 +146,15 @@ def corpus_of(work: Session, *, include_test: bool = False, label_names: list[st
                                   label_column=config.label_column, valid=config.valid, seed=config.seed,
                                   streaming=config.streaming, include_test=include_test, label_names=label_names))
 
-    work.runtime.on_main(read)
+    session.runtime.on_main(read)
     if not opened:
         read()
     return opened[0]
 
 
-def tokenizer_of(work: Session, split: Split) -> Tokenizer:
+def tokenizer_of(session: Session, split: Split) -> Tokenizer:
     """The tokenizer of the options: trained once on the training split, then kept in the cache."""
-    config = work.config
+    config = session.config
     assert isinstance(config, LMConfig | ClassifierConfig)
 
     def train() -> str:
@@ -176,16 +176,16 @@ def tokenizer_of(work: Session, split: Split) -> Tokenizer:
         os.replace(aside, file)
         return tokenizer.to_str()
 
-    return Tokenizer.from_str(work.runtime.on_main(train))
+    return Tokenizer.from_str(session.runtime.on_main(train))
 
 
-def store_of(work: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
+def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
     """The split as token ids, tokenised by whichever rank comes first."""
-    store = build_or_open(split, tokenizer, cache_directory(work.config), with_labels=with_labels)
-    work.runtime.barrier()
+    store = build_or_open(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
+    session.runtime.barrier()
     if store.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.skipped.items()))
-        work.say(f"{split.name}: skipped {reasons}")
+        session.say(f"{split.name}: skipped {reasons}")
     return store
 
 
