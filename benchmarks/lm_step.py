@@ -85,7 +85,7 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
         result = task.step(engine, batch, number)
         engine.update(recipe.clip)
         number += 1
-        return result.sums[0] / result.count
+        return result.sums[0] / result.num_predictions
 
     return step, engine, runtime
 

@@ -105,7 +105,7 @@ class Trainer:
         result = self.task.step(self.engine, batch, self.number)
         self.engine.update(0.25)
         self.number += 1
-        return result.sums[0] / result.count
+        return result.sums[0] / result.num_predictions
 
     def state(self) -> dict[str, Any]:
         """What the loop would save."""

@@ -41,12 +41,12 @@ class StepResult(NamedTuple):
 
     Attributes:
         sums: float64 [2], this rank's part of the summed cross-entropy and of the correct predictions.
-        count: number of predictions in the global step.
+        num_predictions: in the global step.
         tokens: number of tokens read in the global step.
     """
 
     sums: Tensor
-    count: float
+    num_predictions: float
     tokens: int
 
 
@@ -218,7 +218,7 @@ class Loop:
             self.save()
 
     def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
-        loss, correct = (self.runtime.sum(result.sums) / result.count).tolist()
+        loss, correct = (self.runtime.sum(result.sums) / result.num_predictions).tolist()
         skipped = int(self._skipped.item())
         pace = self._pace()
         in_epoch = self.task.steps_in_epoch(batch.epoch)

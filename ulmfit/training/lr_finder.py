@@ -102,7 +102,7 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
             optim.set_hyperparameters(inner, test.next_rate, stage.momentum[0])
             result = task.step(engine, batch, number)
             engine.update(recipe.clip)
-            if not test.record(runtime.sum(result.sums)[0].item() / result.count):
+            if not test.record(runtime.sum(result.sums)[0].item() / result.num_predictions):
                 return test
     raise AssertionError("batches go on without end")
 
