@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.files import CSV, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
 from ulmfit.data import corpus as corpora
-from ulmfit.data.corpus import open_corpus, open_rows, read_texts
+from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.errors import UserError
 
 DATA = os.environ.get("ULMFIT_DATA") and os.path.abspath(os.environ["ULMFIT_DATA"])  # tests change the folder
@@ -93,9 +93,9 @@ def test_label_names_of_a_saved_model():
         whole(open_rows("a.csv", label_names=["0", "2"]))
 
 
-def test_read_texts_keeps_unlabelled_rows():
+def test_rows_for_prediction_keep_unlabelled_rows():
     write("a.csv", "label,text\n0,a\n-1,b\n,c\n1,d\n")
-    assert [batch[:3] for batch in read_texts("a.csv", label_names=["0", "1"])] == [
+    assert [batch[:3] for batch in open_rows("a.csv", label_names=["0", "1"]).batches()] == [
         (["a", "b", "c", "d"], [0, -1, -1, 1], [0, 1, 2, 3])]  # fmt: skip
     write_acl("acl", 5)
     texts, labels, rows = whole(open_rows("acl", label_names=["neg", "pos"]), 100)

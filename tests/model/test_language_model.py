@@ -212,14 +212,6 @@ def test_generation_follows_the_seed():
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_generation_ends_at_a_stop_token():
-    net = model()
-    whole, = net.generate_ids([[2, 9, 4]], max_new_tokens=12, temperature=0)
-    stop = whole[5]
-    cut, = net.generate_ids([[2, 9, 4]], max_new_tokens=12, temperature=0, stop={stop})
-    assert cut == whole[:whole.index(stop)]
-
-
 @pytest.mark.parametrize(("settings", "words"), [
     ({"max_new_tokens": -1}, "max_new_tokens is -1"), ({"temperature": -0.5}, "temperature is -0.5"),
     ({"temperature": math.nan}, "temperature is nan"), ({"top_k": 0}, "top_k is 0"),

@@ -4,20 +4,19 @@
     for batch in corpus.splits["train"].batches():
         batch.texts, batch.labels, batch.rows
 
-`open_rows` and `read_texts` read a corpus whole, without dividing it, for prediction and scoring.
+`open_rows` reads a corpus whole, without dividing it, for prediction and scoring.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ulmfit.data.readers import Source
 from ulmfit.data.sources import SPLIT_NAMES, find
-from ulmfit.data.splits import UNLABELLED, Choice, Split, TextBatch, is_integer, unseen_label
+from ulmfit.data.splits import UNLABELLED, Choice, Split, is_integer, unseen_label
 from ulmfit.errors import UserError
 
 DEFAULT_VALID = 0.1
@@ -124,11 +123,6 @@ def open_rows(data: str | None, text_column: str | None = None, *, label_column:
     known = label_names is not None and any(labels in part.columns for part in parts)
     return Split(split or "whole", parts, texts, label_column=labels if known else None,
                  label_names=label_names if known else None, keep_unlabelled=keep_unlabelled)  # fmt: skip
-
-
-def read_texts(data: str | None, text_column: str | None = None, **options: Any) -> Iterator[TextBatch]:
-    """Batches of `open_rows`: every row of a corpus in its order, for prediction and scoring."""
-    return open_rows(data, text_column, **options).batches()
 
 
 def _text_columns(source: Source, wanted: str | None, label_column: str, trained: Sequence[str] = ()) -> list[str]:

@@ -164,13 +164,6 @@ def latest(directory: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path
     return None
 
 
-def step_of(path: Path) -> int:
-    """The step of a checkpoint's path."""
-    match = _COMPLETE.fullmatch(path.name) or _ASIDE.fullmatch(path.name)
-    assert match, f"{path} is no checkpoint"
-    return int(match[1])
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file as a whole: whoever reads it sees the old text or the new."""
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
