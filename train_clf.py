@@ -5,12 +5,12 @@
     accelerate launch train_clf.py --data ...                   the same on every GPU
 """
 
-from ulmfit.training.stop import StopRequest
+from ulmfit.distributed.stop import StopRequest
 
 if __name__ == "__main__":
     stop = StopRequest.install()  # before torch is imported: a signal during the import must not kill the run
     from ulmfit.command import run_script
     from ulmfit.config import ClassifierConfig
-    from ulmfit.training.classifier import train_classifier
+    from ulmfit.training.clf_task import train_classifier
 
     raise SystemExit(run_script(ClassifierConfig, train_classifier, stop))

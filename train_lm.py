@@ -5,12 +5,12 @@
     accelerate launch train_lm.py --data ...                    the same on every GPU
 """
 
-from ulmfit.training.stop import StopRequest
+from ulmfit.distributed.stop import StopRequest
 
 if __name__ == "__main__":
     stop = StopRequest.install()  # before torch is imported: a signal during the import must not kill the run
     from ulmfit.command import run_script
     from ulmfit.config import LMConfig
-    from ulmfit.training.language_model import train_language_model
+    from ulmfit.training.lm_task import train_language_model
 
     raise SystemExit(run_script(LMConfig, train_language_model, stop))

@@ -42,16 +42,16 @@ def ours(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) 
     """train_epoch(), predict(name), alone(name) of the trainer, and the names, on these lengths and documents."""
     from ulmfit.batches.prefetch import Prefetcher
     from ulmfit.config import ClassifierConfig
+    from ulmfit.device import pinned, to_device
+    from ulmfit.distributed.runtime import Runtime
     from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
-    from ulmfit.reading import read_side_by_side, reading_batches
+    from ulmfit.parallel_inference import read_side_by_side, reading_batches
     from ulmfit.training import optim
-    from ulmfit.training.classifier import ClassifierTask
+    from ulmfit.training.clf_task import ClassifierTask
     from ulmfit.training.engine import PlainEngine
-    from ulmfit.training.runtime import Runtime
     from ulmfit.training.stages import recipe_for
-    from ulmfit.transfer import pinned, to_device
 
     config = ClassifierConfig(recipe="ulmfit", batch_size=options.batch_size, max_len=MAX_LEN,
                               precision=options.precision)
@@ -187,7 +187,7 @@ def test_reviews(number: int, vocab_size: int) -> list[list[int]]:
         return [(10 + (rng.zipf(1.1, n) - 1) % (vocab_size - 10)).tolist() for n in lengths]
     import pyarrow.parquet
 
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     train, test = (pyarrow.parquet.read_table(Path(folder, "imdb", f"{split}.parquet"), columns=["text"])["text"]
                    for split in ("train", "test"))

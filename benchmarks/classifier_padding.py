@@ -4,8 +4,9 @@
 
 Lengths are those of IMDb's 25,000 training reviews in our tokens ($ULMFIT_DATA/imdb/train.parquet); without the data
 they are drawn (log-normal, mean 290). Nothing is trained: both orders of the documents are the real ones (ours from
-DocumentBatches and deal, fastai's from its SortedDL, cut over ranks as its DistributedDL does, each rank a contiguous
-part of the order), and the tokens of the encoders' windows are counted, which is checked on both real encoders.
+DocumentBatches and assign_to_ranks, fastai's from its SortedDL, cut over ranks as its DistributedDL does, each rank a
+contiguous part of the order), and the tokens of the encoders' windows are counted, which is checked on both real
+encoders.
 
 Padding: share of the computed tokens that are none. Balance of a step: mean / max over ranks of what they compute, the
 mean of an epoch's steps weighted by cost. It is given for tokens, and for the cost: a token that is read without
@@ -26,10 +27,10 @@ import numpy as np
 import side_by_side as sides
 import torch
 
-from ulmfit.batches.documents import FORWARD, TIME_STEP_OVERHEAD, DocumentBatches, deal
+from ulmfit.batches.documents import FORWARD, TIME_STEP_OVERHEAD, DocumentBatches, assign_to_ranks
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 WINDOW, MAX_LEN = 72, 1400
 
@@ -116,8 +117,9 @@ def deal_ours(lengths: np.ndarray, ranks: int, per_rank: int) -> Iterator[list[n
     """For each step of an epoch the lengths that each rank holds."""
     for indices in DocumentBatches(lengths, batch_size=per_rank * ranks, seed=0).plan(0):
         step = lengths[indices]
-        assert sorted(np.concatenate(shares := [np.concatenate(parts) for parts in deal(
-            step, num_ranks=ranks, micro_batches=1, reach=MAX_LEN)])) == list(range(len(step))), "each on one rank"
+        shares = [np.concatenate(parts) for parts in assign_to_ranks(step, num_ranks=ranks, micro_batches=1,
+                                                                     backprop_tokens=MAX_LEN)]
+        assert sorted(np.concatenate(shares)) == list(range(len(step))), "each on one rank"
         yield [step[share] for share in shares]
 
 

@@ -204,7 +204,7 @@ def loss(s: Settings) -> Iterator[Row]:
 def lstm(s: Settings) -> Iterator[Row]:
     """One inner layer with weight-drop, forward and backward, and the masks of a step's recurrent weights."""
     from ulmfit.model.awd_lstm import WeightDropLSTM
-    from ulmfit.training.randomness import Masks
+    from ulmfit.training.masks import Masks
 
     _, width, layers = SIZES[s.preset]
     for rows in s.batches[::2][:2]:

@@ -52,12 +52,12 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
     """The trainer's task and engine for `rows` global rows, and step(): one step on this process's rows."""
     from ulmfit.batches.lm import LMBatch
     from ulmfit.config import LMConfig
+    from ulmfit.distributed.runtime import Runtime
     from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
     from ulmfit.model.language_model import LanguageModelNet
-    from ulmfit.training import optim, prepare
+    from ulmfit.training import optim, setup
     from ulmfit.training.engine import PlainEngine
-    from ulmfit.training.language_model import LanguageModelTask
-    from ulmfit.training.runtime import Runtime
+    from ulmfit.training.lm_task import LanguageModelTask
     from ulmfit.training.stages import recipe_for
 
     assert tuple(PRESETS[preset].values()) == SIZES[preset]
@@ -65,7 +65,7 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
     runtime = Runtime(config)
     recipe = recipe_for(config, pretrained=False)
     net = LanguageModelNet(AWDLSTMConfig(vocab_size, **PRESETS[preset]).with_dropouts("lm", recipe.drop_mult))
-    net = prepare.to_precision(net, config, runtime)
+    net = setup.to_precision(net, config, runtime)
     own = runtime.own_rows(rows)
     task = LanguageModelTask(net, None, None, None, config=config, recipe=recipe, runtime=runtime, rows=own)
     trained, rates = range(len(task.groups)), [1e-3] * len(task.groups)
@@ -85,7 +85,7 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
         result = task.step(engine, batch, number)
         engine.update(recipe.clip)
         number += 1
-        return result.sums[0] / result.count
+        return result.sums[0] / result.num_predictions
 
     return step, engine, runtime
 

@@ -13,7 +13,7 @@ import argparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from ulmfit.text import sample
+from ulmfit.data import sample
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 

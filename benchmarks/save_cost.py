@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from ulmfit.config import LMConfig
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.run.saver import Saver
 from ulmfit.training import optim
 from ulmfit.training.engine import PlainEngine
-from ulmfit.training.randomness import Masks
-from ulmfit.training.runtime import Runtime
-from ulmfit.training.saver import Saver
+from ulmfit.training.masks import Masks
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ulmfit.batches.stream import StreamedRows
-from ulmfit.text.corpus import open_corpus
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.data.corpus import open_corpus
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 BATCH_SIZE, BPTT = 64, 70
 TOKENIZER_DOCUMENTS = 20_000

@@ -24,8 +24,8 @@ import pandas as pd
 
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.training import stages as recipes
-from ulmfit.training.classifier import train_classifier
-from ulmfit.training.language_model import train_language_model
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
 
 FOLDS = 5
 SEED = 20261128

@@ -50,8 +50,8 @@ def job(name: str, data: str, cache: str) -> dict[str, float]:
     from ulmfit.batches.cache import build_or_open
     from ulmfit.batches.prefetch import Prefetcher
     from ulmfit.batches.stream import StreamedRows
-    from ulmfit.text.corpus import open_rows
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.data.corpus import open_rows
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_file(Path(data).parent / "tokenizer.json")
     split = open_rows(data)
@@ -80,7 +80,7 @@ def parts(split, tokenizer, folder: Path) -> dict[str, float]:
     import numpy as np
 
     from ulmfit.batches.cache_writer import CacheWriter
-    from ulmfit.text.tokenizer import to_arrays
+    from ulmfit.tokenizer.tokenizer import to_arrays
 
     spent = dict.fromkeys(("reading", "tokenizing", "lists to arrays", "writing"), 0.0)
     characters = 0
@@ -123,7 +123,7 @@ def main() -> None:
         with sides.protocol():
             return sides.say(job(options.job, options.data, options.cache))
 
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     print(sides.machine())
     with tempfile.TemporaryDirectory() as folder:

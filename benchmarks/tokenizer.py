@@ -41,7 +41,7 @@ def edits(ours: list[str], theirs: list[str]) -> int:
 
 
 def serve_ours(rounds: list[list[str]]) -> None:
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     tokenizers = {rules: Tokenizer.train(rounds[0], rules=rules) for rules in ("fastai1", "fastai2")}
     turns = count()

@@ -1,7 +1,7 @@
 """A user's mistakes: exit code 2, one sentence that names the thing and the cure, and nothing written.
 
 Most run the training functions in this process; five run the commands. Mistakes of formats and columns that need no
-training are in text/test_sources.py, damaged model folders in model/test_pretrained.py.
+training are in data/test_sources.py, damaged model folders in model/test_pretrained.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import ulmfit
 from ulmfit.command import parse
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
-from ulmfit.training.classifier import train_classifier
-from ulmfit.training.language_model import train_language_model
-from ulmfit.training.lock import DirectoryLock
+from ulmfit.run.lock import DirectoryLock
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
 
 ROOT = Path(ulmfit.__file__).parents[1]
 SCRIPTS = {"lm": (LMConfig, train_language_model), "clf": (ClassifierConfig, train_classifier)}

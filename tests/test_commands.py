@@ -21,7 +21,7 @@ import ulmfit
 from ulmfit import __main__ as program
 from ulmfit.command import parse
 from ulmfit.config import ClassifierConfig, LMConfig
-from ulmfit.training.runtime import Runtime
+from ulmfit.distributed.runtime import Runtime
 
 COMMANDS = ("tokenizer", "show", "predict", "generate", "evaluate")
 

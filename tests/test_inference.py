@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -32,6 +33,22 @@ def test_a_text_gets_a_prediction(classifier):
     assert isinstance(index, int) and index == probabilities.argmax()
     assert probabilities.dtype == np.float32 and probabilities.shape == (2,)
     assert probabilities.sum() == pytest.approx(1, abs=1e-6) and (probabilities > 0).all()
+
+
+def test_predictions_compare_by_value_and_unpack():
+    first = ulmfit.Prediction("pos", 1, np.array([0.25, 0.75], np.float32))
+    label, index, probabilities = first
+    assert (label, index) == ("pos", 1) and probabilities is first.probabilities
+    same = ulmfit.Prediction("pos", 1, np.array([0.25, 0.75], np.float32))
+    assert first == same and hash(first) == hash(same) and len({first, same}) == 1
+    zeros = [ulmfit.Prediction("pos", 1, np.array([zero, 1], np.float32)) for zero in (0.0, -0.0)]
+    assert zeros[0] == zeros[1] and hash(zeros[0]) == hash(zeros[1])
+    for other in (ulmfit.Prediction("neg", 1, probabilities), ulmfit.Prediction("pos", 0, probabilities),
+                  ulmfit.Prediction("pos", 1, np.array([0.2, 0.8], np.float32)),
+                  ulmfit.Prediction("pos", 1, np.array([0.25, 0.75, 0], np.float32)), tuple(first), "pos"):
+        assert first != other
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.label = "neg"
 
 
 def test_a_list_gets_a_list(classifier):

@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Tokenizer": "ulmfit.text.tokenizer",
+    "Tokenizer": "ulmfit.tokenizer.tokenizer",
     "LanguageModel": "ulmfit.inference",
     "TextClassifier": "ulmfit.inference",
     "Prediction": "ulmfit.inference",

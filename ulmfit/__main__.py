@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
-    from ulmfit.text.splits import Split
+    from ulmfit.data.splits import Split
 
 CHUNK = 2048  # texts that one process predicts at a time
 LM_WINDOW = 70  # tokens at a time of a language model that does not tell its own
@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def tokenizer(args: argparse.Namespace) -> None:
     """Train and save a tokenizer."""
-    from ulmfit.text.corpus import open_corpus
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.data.corpus import open_corpus
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     output = Path(args.output)
     _check_output(output)
@@ -138,9 +138,9 @@ def show(args: argparse.Namespace) -> None:
     from ulmfit.batches.documents import DocumentBatches
     from ulmfit.batches.lm import CachedRows
     from ulmfit.config import LMConfig
-    from ulmfit.text.corpus import open_corpus
-    from ulmfit.text.tokenizer import Tokenizer
-    from ulmfit.training.prepare import cache_directory
+    from ulmfit.data.corpus import open_corpus
+    from ulmfit.tokenizer.tokenizer import Tokenizer
+    from ulmfit.training.setup import cache_directory
 
     path = Path(args.tokenizer)
     tok = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
@@ -174,9 +174,9 @@ def show(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> None:
     """Classify texts, or a corpus in chunks that are dealt to the processes."""
     from ulmfit.config import ClassifierConfig
+    from ulmfit.data.corpus import open_rows
+    from ulmfit.distributed.runtime import Runtime
     from ulmfit.inference import TextClassifier
-    from ulmfit.text.corpus import open_rows
-    from ulmfit.training.runtime import Runtime
 
     if bool(args.text) == bool(args.data):
         raise UserError("give either texts or --data, one of them")
@@ -262,12 +262,12 @@ def evaluate(args: argparse.Namespace) -> None:
     """Score a model on a split, as training does."""
     from ulmfit.batches.cache import build_or_open
     from ulmfit.config import ClassifierConfig, LMConfig
-    from ulmfit.evaluation import score_classifier, score_language_model
+    from ulmfit.distributed.runtime import Runtime
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
-    from ulmfit.training.prepare import cache_directory
-    from ulmfit.training.runtime import Runtime
+    from ulmfit.training.evaluate import score_classifier, score_language_model
+    from ulmfit.training.setup import cache_directory
 
     with closing(Runtime(ClassifierConfig())) as runtime:
         net, tok, saved = load_model(args.model, device=runtime.device)
@@ -297,8 +297,8 @@ def _split_to_score(args: argparse.Namespace, saved: Mapping[str, Any]) -> tuple
 
     `saved` is the model's config, which tells the classes of a classifier and the columns that it read.
     """
-    from ulmfit.text.corpus import open_corpus, open_rows
-    from ulmfit.text.sources import SPLIT_NAMES, find
+    from ulmfit.data.corpus import open_corpus, open_rows
+    from ulmfit.data.sources import SPLIT_NAMES, find
 
     label_names, trained_columns = saved.get("label_names"), saved.get("text_columns", ())
     found = find(args.data)

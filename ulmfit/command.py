@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import tyro
 
 from ulmfit.config import TrainConfig, load_options
+from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
-from ulmfit.training.stop import StopRequest
 
 Config = TypeVar("Config", bound=TrainConfig)
 DONE, FAILED, USER_ERROR = 0, 1, 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
-from ulmfit.reading import read_side_by_side, reading_batches
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.parallel_inference import read_side_by_side, reading_batches
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 
-class Prediction(NamedTuple):
-    """A text's class.
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A text's class. Unpacks as `label, index, probabilities`; equal where these are.
 
     Attributes:
         label: name of the likeliest class.
@@ -31,6 +33,18 @@ class Prediction(NamedTuple):
     label: str
     index: int
     probabilities: np.ndarray
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.label, self.index, self.probabilities))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Prediction):
+            return NotImplemented
+        return (self.label, self.index) == (other.label, other.index) and np.array_equal(
+            self.probabilities, other.probabilities)
+
+    def __hash__(self) -> int:
+        return hash((self.label, self.index, tuple(self.probabilities.tolist())))
 
 
 def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device | None) -> tuple[Any, Tokenizer, dict]:

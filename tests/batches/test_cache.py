@@ -270,8 +270,8 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fakes, mo
 def test_a_killed_build_of_real_texts_goes_on(tmp_path, suffix):
     import datasets
 
-    from ulmfit.text.corpus import open_corpus
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.data.corpus import open_corpus
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     sample = open_corpus(None, task="clf").splits["train"]
     texts = [text for batch in sample.batches() for text in batch.texts][:50]
@@ -291,8 +291,8 @@ def test_a_killed_build_of_real_texts_goes_on(tmp_path, suffix):
 
 
 def test_the_embedded_sample_with_the_real_tokenizer(tmp_path):
-    from ulmfit.text.corpus import open_corpus
-    from ulmfit.text.tokenizer import Tokenizer
+    from ulmfit.data.corpus import open_corpus
+    from ulmfit.tokenizer.tokenizer import Tokenizer
 
     split = open_corpus(None, task="clf").splits["valid"]
     batches = list(split.batches())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit.batches.documents import DocumentBatches, collate, deal, evaluation_batches
+from ulmfit.batches.documents import DocumentBatches, assign_to_ranks, collate, evaluation_batches
 from ulmfit.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_what_cannot_make_a_step():
 @pytest.mark.parametrize("micro_batches", [1, 3, 4])
 def test_dealing_is_a_partition_by_length(n, num_ranks, micro_batches):
     lengths = review_lengths(n, seed=n)
-    dealt = deal(lengths, num_ranks=num_ranks, micro_batches=micro_batches)
+    dealt = assign_to_ranks(lengths, num_ranks=num_ranks, micro_batches=micro_batches)
     assert len(dealt) == num_ranks and all(len(parts) == micro_batches for parts in dealt)
     everything = np.concatenate([part for parts in dealt for part in parts])
     assert sorted(everything.tolist()) == list(range(n)) and everything.dtype == np.int64
@@ -91,16 +91,16 @@ def test_dealing_is_a_partition_by_length(n, num_ranks, micro_batches):
     classes = [np.concatenate([lengths[parts[m]] for parts in dealt]) for m in range(micro_batches)]
     classes = [part for part in classes if len(part)]
     assert all(one.min() >= other.max() for one, other in itertools.pairwise(classes))
-    again = deal(lengths, num_ranks=num_ranks, micro_batches=micro_batches)
+    again = assign_to_ranks(lengths, num_ranks=num_ranks, micro_batches=micro_batches)
     assert all(np.array_equal(a, b) for one, other in zip(dealt, again, strict=True)
                for a, b in zip(one, other, strict=True))
 
 
-def cost(lengths, reach, overhead=16, forward=1 / 3):
+def cost(lengths, backprop_tokens, overhead=16, forward=1 / 3):
     """Cost of a micro-batch, time step by time step: rows that are trained or read there, and the step itself."""
     total = 0.0
     for start in range(0, int(lengths.max(initial=0)), 10):
-        live, trained = lengths > start, (lengths > start) & (start >= lengths - reach)
+        live, trained = lengths > start, (lengths > start) & (start >= lengths - backprop_tokens)
         rows = forward * live.sum() + (1 - forward) * trained.sum()
         total += 10 * (rows + overhead * (1 if trained.any() else forward))
     return total
@@ -108,15 +108,16 @@ def cost(lengths, reach, overhead=16, forward=1 / 3):
 
 @pytest.mark.parametrize(("num_ranks", "batch_size"), [(2, 64), (8, 256), (64, 2048)])
 @pytest.mark.parametrize("micro_batches", [1, 4])
-@pytest.mark.parametrize("reach", [10_000, 400])
-def test_ranks_are_balanced_and_little_is_padding(num_ranks, batch_size, micro_batches, reach):
+@pytest.mark.parametrize("backprop_tokens", [10_000, 400])
+def test_ranks_are_balanced_and_little_is_padding(num_ranks, batch_size, micro_batches, backprop_tokens):
     lengths = review_lengths(25_000)
     mean = slowest = tokens = read = 0
     for indices in DocumentBatches(lengths, batch_size=batch_size, seed=0).plan(0)[::3]:
         step = lengths[indices]
         costs = []
-        for parts in deal(step, num_ranks=num_ranks, micro_batches=micro_batches, reach=reach):
-            costs.append(sum(cost(step[part], reach) for part in parts))
+        for parts in assign_to_ranks(step, num_ranks=num_ranks, micro_batches=micro_batches,
+                                     backprop_tokens=backprop_tokens):
+            costs.append(sum(cost(step[part], backprop_tokens) for part in parts))
             for part in parts:
                 tokens += step[part].sum()
                 for start in range(0, int(step[part].max(initial=0)), 72):
@@ -130,7 +131,7 @@ def test_ranks_are_balanced_and_little_is_padding(num_ranks, batch_size, micro_b
 
 def test_memory_of_micro_batches_is_even():
     lengths = review_lengths(64)
-    dealt = deal(lengths, num_ranks=1, micro_batches=4)[0]
+    dealt = assign_to_ranks(lengths, num_ranks=1, micro_batches=4)[0]
     tokens = np.array([lengths[part].sum() for part in dealt])
     assert tokens.max() / tokens.mean() < 1.15
 

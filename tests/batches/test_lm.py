@@ -30,18 +30,18 @@ def deal_rows(batch_size, num_ranks):
 def assert_equal(batch, other):
     assert torch.equal(batch.tokens, other.tokens) and torch.equal(batch.targets, other.targets)
     assert batch.tokens.dtype == other.targets.dtype == torch.int64
-    for name in ("num_targets", "fresh", "epoch", "step_in_epoch", "lr_scale"):
+    for name in ("num_targets", "reset", "epoch", "step_in_epoch", "lr_scale"):
         assert getattr(batch, name) == getattr(other, name)
 
 
 def joined(parts):
     """The batch of all ranks, from those of one step."""
     first = parts[0]
-    assert all((part.num_targets, part.fresh, part.epoch, part.step_in_epoch, part.lr_scale) ==
-               (first.num_targets, first.fresh, first.epoch, first.step_in_epoch, first.lr_scale)
+    assert all((part.num_targets, part.reset, part.epoch, part.step_in_epoch, part.lr_scale) ==
+               (first.num_targets, first.reset, first.epoch, first.step_in_epoch, first.lr_scale)
                for part in parts)
     return type(first)(torch.cat([part.tokens for part in parts]), torch.cat([part.targets for part in parts]),
-                       first.num_targets, first.fresh, first.epoch, first.step_in_epoch, first.lr_scale)
+                       first.num_targets, first.reset, first.epoch, first.step_in_epoch, first.lr_scale)
 
 
 def test_a_permutation_depends_on_its_place_alone():
@@ -90,7 +90,7 @@ class TestCachedRows:
             steps = list(source().epoch_batches(epoch))
             assert len(steps) == source().steps_per_epoch(epoch)
             for step, batch in enumerate(steps):
-                assert (batch.epoch, batch.step_in_epoch, batch.fresh) == (epoch, step, step == 0)
+                assert (batch.epoch, batch.step_in_epoch, batch.reset) == (epoch, step, step == 0)
                 counted = batch.targets != -100
                 assert batch.num_targets == int(counted.sum())
                 assert (batch.tokens[~counted] == 1).all()
@@ -137,7 +137,7 @@ class TestCachedRows:
             for (batch, state_after), (other, other_state) in zip(
                     run[done:done + 4], source(half).batches(state), strict=False):
                 assert_equal(other, joined([type(batch)(batch.tokens[half.start:], batch.targets[half.start:],
-                                                        batch.num_targets, batch.fresh, batch.epoch,
+                                                        batch.num_targets, batch.reset, batch.epoch,
                                                         batch.step_in_epoch, batch.lr_scale)]))
                 assert state_after == other_state
 
@@ -247,7 +247,7 @@ class TestStreamedRows:
             assert torch.cat([batch.targets[row] for batch, _ in run]).tolist() == rows[row][1:needed]
         for step, (batch, _) in enumerate(run):
             assert batch.tokens.shape == batch.targets.shape == (batch_size, bptt)
-            assert (batch.num_targets, batch.fresh, batch.step_in_epoch) == (batch_size * bptt, step == 0, step)
+            assert (batch.num_targets, batch.reset, batch.step_in_epoch) == (batch_size * bptt, step == 0, step)
 
     @pytest.mark.parametrize("num_ranks", DEALINGS)
     def test_any_ranks_read_what_one_rank_reads_also_after_a_change(self, source, batch_size, num_ranks):

@@ -16,8 +16,8 @@ import torch
 
 from ulmfit.batches.lm import StreamedRows, merge_states
 from ulmfit.batches.prefetch import Prefetcher
+from ulmfit.data.corpus import open_corpus
 from ulmfit.errors import UserError
-from ulmfit.text.corpus import open_corpus
 
 BATCH_SIZE, STEPS = 8, 90
 
@@ -44,7 +44,7 @@ def write_corpus(kind, num_shards, num_rows=240):
 @pytest.fixture
 def stream(tmp_path, monkeypatch, fakes):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ulmfit.text.shards.CHUNK", 300)
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 300)
     tokenizer = fakes[0](20_000)
 
     def make(rows=range(BATCH_SIZE), **options):
@@ -145,7 +145,7 @@ def test_a_corpus_that_changed_under_a_stopped_stream_is_refused(stream, change)
 
 def test_large_corpora_are_recognised_by_size_and_time(stream, monkeypatch):
     write_corpus("jsonl", 3)
-    monkeypatch.setattr("ulmfit.text.readers._SMALL", 100)
+    monkeypatch.setattr("ulmfit.data.readers._SMALL", 100)
     _, state = next(stream().batches())
     next(stream().batches(state))
     os.utime("c/001.jsonl", (1, 1))
@@ -177,7 +177,7 @@ def test_a_shard_that_fails_for_a_while_changes_no_batch(stream, monkeypatch, ca
     write_corpus("parquet", 3)
     expected = take(stream().batches(), 40)
     waited, left = [], [3]
-    monkeypatch.setattr("ulmfit.text.faults.time.sleep", waited.append)
+    monkeypatch.setattr("ulmfit.data.retry.time.sleep", waited.append)
     whole = pq.ParquetFile
 
     class Failing(whole):

@@ -10,7 +10,7 @@ from torch import nn
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig, recurrence_dtype
-from ulmfit.training.randomness import Masks
+from ulmfit.training.masks import Masks
 
 SMALL = AWDLSTMConfig(vocab_size=30, embedding_size=6, hidden_size=10, num_layers=3)
 NO_DROPOUT = SMALL.with_dropouts("lm", 0)

@@ -12,7 +12,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierHead, ClassifierNet
 from ulmfit.model.fastai_format import fastai_state_dict
-from ulmfit.training.randomness import Masks
+from ulmfit.training.masks import Masks
 
 BPTT, MAX_LEN = 5, 14
 LENGTHS = [1, 2, 4, 5, 6, 9, 10, 11, 13, 14, 15, 16, 19, 20, 29, 47]
@@ -47,19 +47,20 @@ def masks(rows, num_rows=16):
     return Masks(3, 0, num_rows=num_rows, rows=list(rows))
 
 
-def pooled_outputs(net, document, reach):
-    """A document's outputs that are pooled, by definition, with gradient through the windows that `reach` touches."""
+def pooled_outputs(net, document, backprop_tokens):
+    """A document's outputs that are pooled, by definition, with gradient through the windows that hold some of its last
+    `backprop_tokens` tokens."""
     state, outputs = net.encoder.init_state(1), []
     for start in range(0, len(document), net.bptt):
-        with torch.set_grad_enabled(start + net.bptt > len(document) - reach):
+        with torch.set_grad_enabled(start + net.bptt > len(document) - backprop_tokens):
             output, state = net.encoder(document[None, start:start + net.bptt], state)
         outputs.append(output)
     return torch.cat(outputs, 1)[0, -net.max_len:]
 
 
-def read_alone(net, document, reach=MAX_LEN):
+def read_alone(net, document, backprop_tokens=MAX_LEN):
     """Pooled output of one document by definition."""
-    pool = pooled_outputs(net, document, reach)
+    pool = pooled_outputs(net, document, backprop_tokens)
     return torch.cat([pool[-1], pool.max(0).values, pool.mean(0)])
 
 
@@ -92,25 +93,25 @@ def test_pooled_by_definition_with_its_gradient():
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("reach", [1, 4, 5, 6, 100])
-def test_gradient_window_changes_the_gradient_and_not_the_value(reach):
-    net = model(gradient_window=reach)
+@pytest.mark.parametrize("backprop_tokens", [1, 4, 5, 6, 100])
+def test_gradient_window_changes_the_gradient_and_not_the_value(backprop_tokens):
+    net = model(gradient_window=backprop_tokens)
     pooled = net.encode(*batch(documents())).pooled
     torch.testing.assert_close(pooled, model().encode(*batch(documents())).pooled, rtol=0, atol=1e-12)
-    expected = torch.stack([read_alone(net, document, min(reach, MAX_LEN)) for document in documents()])
+    expected = torch.stack([read_alone(net, document, min(backprop_tokens, MAX_LEN)) for document in documents()])
     short = gradients(net, pooled)
     for ours, theirs in zip(short, gradients(net, expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     net.gradient_window = None
     full = gradients(net, net.encode(*batch(documents())).pooled)
-    assert torch.equal(short[0], full[0]) == (reach >= MAX_LEN)
+    assert torch.equal(short[0], full[0]) == (backprop_tokens >= MAX_LEN)
 
 
-@pytest.mark.parametrize("reach", [None, 8])
-def test_ar_and_tar_by_definition_with_their_gradient(reach):
-    net = model(gradient_window=reach)
+@pytest.mark.parametrize("backprop_tokens", [None, 8])
+def test_ar_and_tar_by_definition_with_their_gradient(backprop_tokens):
+    net = model(gradient_window=backprop_tokens)
     encoding = net.encode(*batch(documents()))
-    outputs = [pooled_outputs(net, document, net.reach)[-net.reach:] for document in documents()]
+    outputs = [pooled_outputs(net, document, net.backprop_tokens)[-net.backprop_tokens:] for document in documents()]
     expected = (sum(pool.square().sum() for pool in outputs), sum(pool.diff(dim=0).square().sum() for pool in outputs))
     for ours, theirs in zip(encoding[1:], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)

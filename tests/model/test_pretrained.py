@@ -15,8 +15,8 @@ from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import init_language_model, load_model, save_model, transfer_vocabulary
-from ulmfit.text.tokenizer import Tokenizer
-from ulmfit.training.randomness import Masks
+from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training.masks import Masks
 
 LABELS = ["neg", "neutral", "pos"]
 

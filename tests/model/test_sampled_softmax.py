@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.model.losses import loss_inputs
 from ulmfit.model.loss import linear_cross_entropy
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities, sampled_cross_entropy
-from ulmfit.training.randomness import draw_words
+from ulmfit.training.masks import draw_words
 
 N, E, V = 23, 5, 200
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
-from ulmfit.text import sample
-from ulmfit.training.stop import StopRequest
+from ulmfit.data import sample
+from ulmfit.distributed.stop import StopRequest
 
 ROOT = Path(__file__).parents[2]
 # Of real processes: threads that spin are many times slower where another program wants a core.

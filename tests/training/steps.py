@@ -12,16 +12,16 @@ from torch import Tensor
 
 from ulmfit.batches.lm import LMBatch
 from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.device import pinned
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.training import optim, prepare
-from ulmfit.training.classifier import ClassifierTask
+from ulmfit.training import optim, setup
+from ulmfit.training.clf_task import ClassifierTask
 from ulmfit.training.engine import PlainEngine
-from ulmfit.training.language_model import LanguageModelTask
-from ulmfit.training.runtime import Runtime
+from ulmfit.training.lm_task import LanguageModelTask
 from ulmfit.training.stages import recipe_for
-from ulmfit.transfer import pinned
 
 VOCAB, SPECIAL = 2000, 10
 SIZES = AWDLSTMConfig(VOCAB, embedding_size=64, hidden_size=128, num_layers=2)
@@ -76,11 +76,11 @@ class Trainer:
         self.runtime = runtime = Runtime(config)
         recipe, sizes = recipe_for(config, pretrained=False), sizes.with_dropouts(name, 0.3)
         if name == "lm":
-            net = prepare.to_precision(LanguageModelNet(sizes), config, runtime)
+            net = setup.to_precision(LanguageModelNet(sizes), config, runtime)
             self.task = LanguageModelTask(net, Chain(rows, bptt, sizes.vocab_size), None, None, config=config,
                                           recipe=recipe, runtime=runtime, rows=range(rows))
         else:
-            net = prepare.to_precision(ClassifierNet(sizes, 2, bptt=bptt, max_len=3 * bptt), config, runtime)
+            net = setup.to_precision(ClassifierNet(sizes, 2, bptt=bptt, max_len=3 * bptt), config, runtime)
             documents = Documents(8 * rows, 5 * bptt)
             self.task = ClassifierTask(net, documents, documents, ["neg", "pos"], config=config, recipe=recipe,
                                        runtime=runtime, pad_id=1)
@@ -105,16 +105,16 @@ class Trainer:
         result = self.task.step(self.engine, batch, self.number)
         self.engine.update(0.25)
         self.number += 1
-        return result.sums[0] / result.count
+        return result.sums[0] / result.num_predictions
 
     def state(self) -> dict[str, Any]:
         """What the loop would save."""
         return {"model": dict(self.net.state_dict()), "engine": self.engine.state(),
-                "carried": self.task.carried_state(), "step": self.number}
+                "carried": self.task.hidden_state(), "step": self.number}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`, as the loop does."""
         self.net.load_state_dict(state["model"])
-        self.task.load_carried_state(state["carried"])
+        self.task.load_hidden_state(state["carried"])
         self.engine.load_state(state["engine"])
         self.seek(state["step"])

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from tests.training import steps
+from ulmfit.distributed import memory
 from ulmfit.model import awd_lstm
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.training import checkpoint, memory
-from ulmfit.training.randomness import Masks
+from ulmfit.run import checkpoint
+from ulmfit.training.masks import Masks
 
 DEVICE = os.environ.get("ULMFIT_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from ulmfit.config import LMConfig
-from ulmfit.training import checkpoint, optim
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.run import checkpoint
+from ulmfit.training import optim
 from ulmfit.training.engine import PlainEngine
-from ulmfit.training.runtime import Runtime
 
 FACTORS = [1.0, 1.0, 1.0, 1.0, 1.0, float("nan"), 1.0, 1.0, float("inf"), 1.0]  # on the loss of each step
 
@@ -37,18 +38,18 @@ def take(engine: PlainEngine, factor: float) -> tuple[float, float]:
     """One step: its skip and the loss scale after it."""
     with engine.accumulate(last=True):
         engine.backward(engine.model(torch.ones(2, 5)).sum() * factor)
-    norm, bad = engine.update(0.5)
-    assert torch.isfinite(norm).item() == (not bad.item())
-    return bad.item(), engine.state()["scaler"]["scale"]
+    norm, found_inf = engine.update(0.5)
+    assert torch.isfinite(norm).item() == (not found_inf.item())
+    return found_inf.item(), engine.state()["scaler"]["scale"]
 
 
 @pytest.mark.parametrize("stop", [1, 5, 6, 9])
 def test_the_loss_scale_goes_on_where_it_was(stop, runtime, tmp_path):
     net, engine = start(runtime)
     taken = [take(engine, factor) for factor in FACTORS]
-    assert {bad for bad, _ in taken} == {0.0, 1.0} and len({scale for _, scale in taken}) >= 3
+    assert {found_inf for found_inf, _ in taken} == {0.0, 1.0} and len({scale for _, scale in taken}) >= 3
     num_steps = {moments["step"].item() for moments in engine.state()["optimizer"].values()}
-    assert num_steps == {len(FACTORS) - sum(bad for bad, _ in taken)}
+    assert num_steps == {len(FACTORS) - sum(found_inf for found_inf, _ in taken)}
 
     stopped, engine = start(runtime)
     assert [take(engine, factor) for factor in FACTORS[:stop]] == taken[:stop]

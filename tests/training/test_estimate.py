@@ -9,7 +9,7 @@ from tests.training import runs
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.training import estimate
-from ulmfit.training.language_model import train_language_model
+from ulmfit.training.lm_task import train_language_model
 
 
 def test_operations_are_those_of_the_matrix_products():
@@ -51,7 +51,7 @@ def test_a_run_says_what_it_needs_and_needs_about_that(tmp_path, monkeypatch, ca
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     told = []
     real = estimate.sentences
-    monkeypatch.setattr("ulmfit.training.run.sentences",
+    monkeypatch.setattr("ulmfit.training.run_task.sentences",
                         lambda needs, **options: told.append(needs) or real(needs, **options))
     train_language_model(runs.lm_config(tmp_path / "run", save_every=4))
     assert "needs about" in capsys.readouterr().out

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
-from ulmfit.training import checkpoint
-from ulmfit.training.classifier import train_classifier
-from ulmfit.training.language_model import train_language_model
+from ulmfit.run import checkpoint
+from ulmfit.run.saver import Saver
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
-from ulmfit.training.runtime import Runtime
-from ulmfit.training.saver import Saver
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -192,7 +192,7 @@ def test_backwards_and_jitter_train(tmp_path, encoder):
 
 def test_a_run_without_a_finite_gradient_stops_and_says_where(tmp_path, encoder, monkeypatch):
     monkeypatch.setattr("ulmfit.training.loop.MAX_SKIPPED", 3)
-    monkeypatch.setattr("ulmfit.training.language_model.LanguageModelTask.step", poisoned)
+    monkeypatch.setattr("ulmfit.training.lm_task.LanguageModelTask.step", poisoned)
     with pytest.raises(RuntimeError, match="no finite gradient in the last 3 steps, up to step 3"):
         train("lm", tmp_path / "run", encoder)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -207,9 +207,9 @@ def poisoned(self, engine, batch, number):
 
 
 def test_a_skipped_step_leaves_weights_and_moments(encoder):
+    from ulmfit.distributed.runtime import Runtime
     from ulmfit.training import optim
     from ulmfit.training.engine import PlainEngine
-    from ulmfit.training.runtime import Runtime
 
     engine = PlainEngine(Runtime(runs.lm_config("unused")))
     net = torch.nn.Linear(3, 2)
@@ -220,8 +220,8 @@ def test_a_skipped_step_leaves_weights_and_moments(encoder):
     for value, skipped in ((float("inf"), 1.0), (1.0, 0.0)):
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, value)
-        _, bad = engine.update(1.0)
-        assert bad.item() == skipped
+        _, found_inf = engine.update(1.0)
+        assert found_inf.item() == skipped
         assert torch.equal(net.weight, before) == bool(skipped)
         assert torch.isfinite(net.weight).all()
 

@@ -28,8 +28,8 @@ from accelerate.state import AcceleratorState
 
 from tests.training.runs import ENVIRONMENT, ROOT
 from ulmfit.config import ClassifierConfig, LMConfig
-from ulmfit.training.classifier import train_classifier
-from ulmfit.training.language_model import train_language_model
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 LAUNCHERS = {

@@ -1,7 +1,7 @@
 """Classifier batches: documents of neighbouring lengths make a step, dealt to ranks at equal cost.
 
 Three levels, each a pure function: `DocumentBatches` says which documents make step t (the mathematics),
-`deal` cuts a step into ranks and micro-batches (memory and balance, never the mathematics), `collate` makes
+`assign_to_ranks` cuts a step into ranks and micro-batches (memory and balance, never the mathematics), `collate` makes
 the padded tensor of one micro-batch. A document's place in its step is its position; the trainer draws masks
 and orders pooled vectors by it, so that nothing depends on how the step was dealt.
 """
@@ -106,8 +106,9 @@ def _added_cost(length: int, begin: int, units: float, first: int | None, overhe
     return units + overhead * (1 - FORWARD) * more, min(first, begin)
 
 
-def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, reach: int | None = None,
-         overhead: float = TIME_STEP_OVERHEAD) -> list[list[np.ndarray]]:
+def assign_to_ranks(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int,
+                    backprop_tokens: int | None = None,
+                    overhead: float = TIME_STEP_OVERHEAD) -> list[list[np.ndarray]]:
     """Cut one step into ranks and micro-batches.
 
     The documents, from the longest to the shortest, are first cut into `micro_batches` classes of equal
@@ -117,7 +118,7 @@ def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, rea
 
     Args:
         lengths_of_step: tokens of the step's documents, int [n].
-        reach: last tokens of a document that are trained on (None: all); those before are read forward alone.
+        backprop_tokens: last tokens of a document that are trained on (None: all); those before are read forward alone.
 
     Returns:
         [rank][micro-batch] -> positions in the step, int64, from the longest document to the shortest; every
@@ -126,7 +127,7 @@ def deal(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int, rea
     lengths = np.asarray(lengths_of_step)
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]
-    begins = np.zeros_like(lengths) if reach is None else np.maximum(lengths - reach, 0)
+    begins = np.zeros_like(lengths) if backprop_tokens is None else np.maximum(lengths - backprop_tokens, 0)
     units = lengths - (1 - FORWARD) * begins  # work, in tokens that are trained on
     ends = np.cumsum(units)
     # The class of a document is where its middle falls, so a class is never off by a whole document.

@@ -95,7 +95,7 @@ class CachedRows:
                 masked = np.arange(length) >= counts_here[:, None]
                 tokens[masked], targets[masked] = self.pad_id, IGNORED
             yield LMBatch(torch.from_numpy(tokens), torch.from_numpy(targets), num_targets=int(counts.sum()),
-                          fresh=step == 0, epoch=epoch, step_in_epoch=step,
+                          reset=step == 0, epoch=epoch, step_in_epoch=step,
                           lr_scale=length / self.bptt if self.jitter else 1.0)
 
     def _step_ends(self, epoch: int) -> np.ndarray:

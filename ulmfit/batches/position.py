@@ -22,7 +22,7 @@ class LMBatch:
 
     tokens, targets: int64 [rows, T]; the target is the next token, -100 where it does not count.
     num_targets: targets that count over all rows of the global batch, whoever holds them.
-    fresh: the hidden state starts at zero (first step of an epoch of `CachedRows`, of a stream).
+    reset: the hidden state starts at zero (first step of an epoch of `CachedRows`, of a stream).
     epoch, step_in_epoch: from 0. A stream has no common epoch: 0, and the step since its beginning.
     lr_scale: factor for the learning rate, T / bptt with jitter, else 1.
     """
@@ -30,7 +30,7 @@ class LMBatch:
     tokens: LongTensor
     targets: LongTensor
     num_targets: int
-    fresh: bool
+    reset: bool
     epoch: int
     step_in_epoch: int
     lr_scale: float = 1.0

@@ -87,7 +87,7 @@ class StreamedRows:
             for values, row in zip(grid, rows, strict=True):
                 row.read_into(values)
             batch = LMBatch(torch.from_numpy(grid[:, :-1].copy()), torch.from_numpy(grid[:, 1:].copy()),
-                            num_targets=self.batch_size * self.bptt, fresh=step == 0, epoch=0,
+                            num_targets=self.batch_size * self.bptt, reset=step == 0, epoch=0,
                             step_in_epoch=step)
             step += 1
             yield batch, self._identity | {

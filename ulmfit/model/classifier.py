@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ulmfit.device import to_device
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State
 from ulmfit.model.loss import activation_regularization
-from ulmfit.transfer import to_device
 
 
 class Encoding(NamedTuple):
-    """Documents as the head sees them, and the sums behind AR and TAR over the last `reach` tokens of each.
+    """Documents as the head sees them, and the sums behind AR and TAR over the last `backprop_tokens` tokens of each.
 
     The sums (0-d) are zero where the encoder is not trained. Divided by the number of these tokens, or of neighbours
     among them, in the whole step, and by the width, they are AR and TAR.
@@ -127,7 +127,7 @@ class ClassifierNet(nn.Module):
                                    (config.output_p, head_p))
 
     @property
-    def reach(self) -> int:
+    def backprop_tokens(self) -> int:
         """A document's last tokens that are trained on; those before are read without gradient."""
         return self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)
 
@@ -197,7 +197,7 @@ class ClassifierNet(nn.Module):
         before: Tensor | None = None  # the last outputs of the window before
         while live:
             stop = start + self.bptt
-            without_gradient = min(longer_than(stop + self.reach - 1), live) if trains else 0
+            without_gradient = min(longer_than(stop + self.backprop_tokens - 1), live) if trains else 0
             output, state = self._read_window(tokens[:live, start:stop], state, masks, index[:live],
                                               start // self.bptt, without_gradient)
             output = output.to(weight.dtype)
@@ -235,7 +235,7 @@ class ClassifierNet(nn.Module):
         if without_gradient:  # autograd keeps what is squared: a view would keep the whole
             output = output[without_gradient:].clone()
         position = torch.arange(start, start + output.shape[1], device=output.device)
-        first = length - self.reach
+        first = length - self.backprop_tokens
         ar_sum, tar_sum = activation_regularization(
             output, output, (position >= first.unsqueeze(1)) & (position < length.unsqueeze(1)))
         if before is not None:  # neighbours on both sides of the window's border

@@ -79,18 +79,16 @@ class LanguageModelNet(nn.Module):
     @torch.inference_mode()
     def generate_ids(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
                      temperature: float = 0.75, top_k: int | None = None, min_p: float | None = None,
-                     banned: Collection[int] = (), stop: Collection[int] = (),
-                     generator: torch.Generator | None = None) -> list[list[int]]:
+                     banned: Collection[int] = (), generator: torch.Generator | None = None) -> list[list[int]]:
         """Continue each prompt; the work is linear in the length, for the state is carried.
 
         Args:
             prompts: token ids, one non-empty sequence a prompt, of any lengths.
-            max_new_tokens: at most so many are added to each.
+            max_new_tokens: so many are added to each.
             temperature: logits are divided by it; 0 takes the likeliest token.
             top_k: sample among the k likeliest.
             min_p: drop tokens less likely than min_p times the likeliest.
             banned: ids never chosen (xxunk, xxpad, xxfake).
-            stop: ids that end a continuation and are not part of it.
             generator: of the model's device; torch's default one if None.
 
         Returns:
@@ -102,14 +100,11 @@ class LanguageModelNet(nn.Module):
         logits, state = self._read_prompts(prompts)
         forbidden = torch.tensor(sorted(banned), dtype=torch.long, device=logits.device)
         output: list[list[int]] = [[] for _ in prompts]
-        running = [True] * len(prompts)
         for step in range(max_new_tokens):
             chosen = _sample(logits, temperature, top_k, min_p, forbidden, generator)
-            for row, token in enumerate(chosen.tolist()):
-                running[row] = running[row] and token not in stop
-                if running[row]:
-                    output[row].append(token)
-            if not any(running) or step + 1 == max_new_tokens:
+            for ids, token in zip(output, chosen.tolist(), strict=True):
+                ids.append(token)
+            if step + 1 == max_new_tokens:
                 break
             logits, state = self.next_logits(chosen.unsqueeze(1), state)
         return output

@@ -22,7 +22,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 

@@ -2,7 +2,7 @@
 
 The loop speaks to an engine alone. `PlainEngine` is one process, or DDP by accelerate; it gives the same
 model on any number of ranks and the same bits after an interruption. Two others have its methods and give its
-losses within 1e-4: DeepSpeedEngine (deepspeed_engine.py) and FSDPEngine (fsdp_engine.py). What one of them
+losses within 1e-4: DeepSpeedEngine (distributed/zero.py) and FSDPEngine (distributed/fsdp.py). What one of them
 puts into a checkpoint the others read, on any number of ranks.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.training import optim
-from ulmfit.training.runtime import Runtime
 
 
 class PlainEngine:
@@ -73,14 +73,14 @@ class PlainEngine:
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
-        bad = (~torch.isfinite(norm)).float()
+        found_inf = (~torch.isfinite(norm)).float()
         if self._accelerator.scaler is None:
-            self.optimizer.found_inf = bad  # the fused kernel leaves weights and moments alone where this is 1
+            self.optimizer.found_inf = found_inf  # the fused kernel leaves weights and moments alone where this is 1
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
-        return norm, bad
+        return norm, found_inf
 
-    def whole(self) -> AbstractContextManager:
+    def full_weights(self) -> AbstractContextManager:
         """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
         return nullcontext()
 
@@ -109,11 +109,11 @@ def _average_in_bf16(group, bucket):
 def build_engine(runtime: Runtime) -> Any:
     """The engine that the launcher asked for. FSDP over one process has nothing to shard and is the plain one."""
     if runtime.engine.startswith("zero"):
-        from ulmfit.training.deepspeed_engine import DeepSpeedEngine
+        from ulmfit.distributed.zero import DeepSpeedEngine
 
         return DeepSpeedEngine(runtime)
     if runtime.engine == "fsdp2" and runtime.world_size > 1:
-        from ulmfit.training.fsdp_engine import FSDPEngine
+        from ulmfit.distributed.fsdp import FSDPEngine
 
         return FSDPEngine(runtime)
     return PlainEngine(runtime)

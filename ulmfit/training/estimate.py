@@ -17,9 +17,9 @@ import psutil
 import torch
 
 from ulmfit.config import LMConfig, TrainConfig
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.training.optim import first_group
-from ulmfit.training.runtime import Runtime
 
 GIB = 2**30
 # Share of a large matrix product's speed that a whole training step reaches (the recurrence is a chain of

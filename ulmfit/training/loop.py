@@ -1,6 +1,6 @@
 """The one loop that trains the language model and the classifier.
 
-A task (language_model.py, classifier.py) knows its batches and what a step computes; this file knows
+A task (lm_task.py, clf_task.py) knows its batches and what a step computes; this file knows
 stages, schedules, clipping, skipping, logging, evaluation, checkpoints and stopping. One step from text
 to weights: batches/ -> Task.step -> model/ -> engine.py.
 """
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
+from ulmfit.device import pinned
+from ulmfit.distributed.memory import advice, is_out_of_memory
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
+from ulmfit.run.directory import RunDirectory
+from ulmfit.run.saver import Saver
+from ulmfit.run.tracking import Tracker, memory_mib
 from ulmfit.training import optim
-from ulmfit.training.directory import RunDirectory
 from ulmfit.training.engine import PlainEngine, build_engine
-from ulmfit.training.memory import advice, is_out_of_memory
-from ulmfit.training.runtime import Runtime
-from ulmfit.training.saver import Saver
 from ulmfit.training.stages import Recipe, Stage, share_steps
-from ulmfit.training.stop import StopRequest
-from ulmfit.training.tracking import Tracker, memory_mib
-from ulmfit.transfer import pinned
 
 MAX_SKIPPED = 50  # steps in a row without a finite gradient before the run gives up
 
@@ -41,12 +41,12 @@ class StepResult(NamedTuple):
 
     Attributes:
         sums: float64 [2], this rank's part of the summed cross-entropy and of the correct predictions.
-        count: number of predictions in the global step.
+        num_predictions: in the global step.
         tokens: number of tokens read in the global step.
     """
 
     sums: Tensor
-    count: float
+    num_predictions: float
     tokens: int
 
 
@@ -63,14 +63,14 @@ class Task(Protocol):
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]: ...
     def step(self, engine: PlainEngine, batch: Any, number: int) -> StepResult: ...
     def largest_batch(self) -> Any: ...
-    def forget(self) -> None: ...
+    def reset_hidden(self) -> None: ...
     def mean_tokens(self) -> float: ...
     def largest_tokens(self) -> float: ...
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
     def evaluate(self) -> dict[str, Any] | None: ...
     def sample(self) -> str | None: ...
-    def carried_state(self) -> dict[str, Any]: ...
-    def load_carried_state(self, state: dict[str, Any]) -> None: ...
+    def hidden_state(self) -> dict[str, Any]: ...
+    def load_hidden_state(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Loop:
         if start is not None:
             self.position = Position(**start["position"])
             task.net.load_state_dict(start["model"])
-            task.load_carried_state(start["carried"])
+            task.load_hidden_state(start["carried"])
         self._saved = self.position.step if start is not None else None
         self._last_check = (self.position.step, time.perf_counter())
 
@@ -179,8 +179,8 @@ class Loop:
             factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
             factor *= batch.lr_scale
             optim.set_hyperparameters(inner, factor, momentum)
-            result, norm, bad = self._step(batch)
-            self._skipped = (self._skipped + bad) * bad
+            result, norm, found_inf = self._step(batch)
+            self._skipped = (self._skipped + found_inf) * found_inf
             position.step += 1
             position.step_in_stage += 1
             position.tokens += result.tokens
@@ -218,7 +218,7 @@ class Loop:
             self.save()
 
     def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
-        loss, correct = (self.runtime.sum(result.sums) / result.count).tolist()
+        loss, correct = (self.runtime.sum(result.sums) / result.num_predictions).tolist()
         skipped = int(self._skipped.item())
         pace = self._pace()
         in_epoch = self.task.steps_in_epoch(batch.epoch)
@@ -254,7 +254,7 @@ class Loop:
     def _evaluate(self) -> None:
         begun = time.perf_counter()
         self.task.net.eval()
-        with self.engine.whole():
+        with self.engine.full_weights():
             metrics = self.task.evaluate()
             if metrics is not None:
                 self.tracker.log_eval(self.position.step, "valid", **metrics)
@@ -294,10 +294,10 @@ class Loop:
         self._saved = self.position.step
         begun = time.perf_counter()
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
-        with self.engine.whole():
+        with self.engine.full_weights():
             state = {
                 "position": position, "model": dict(self.task.net.state_dict()), "engine": self.engine.state(),
-                "carried": self.task.carried_state(), "skipped": self._skipped.item(),
+                "carried": self.task.hidden_state(), "skipped": self._skipped.item(),
             }
             self.directory.guard(lambda: self.saver.start(self.position.step, state))
         self._clock += time.perf_counter() - begun

@@ -14,13 +14,13 @@ import numpy as np
 
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
+from ulmfit.device import pinned
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.training import optim
 from ulmfit.training.engine import build_engine
 from ulmfit.training.loop import Task
-from ulmfit.training.runtime import Runtime
 from ulmfit.training.stages import Recipe
-from ulmfit.transfer import pinned
 
 SMOOTHING = 0.98
 DIVERGED = 4.0  # times the best smoothed loss
@@ -102,7 +102,7 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
             optim.set_hyperparameters(inner, test.next_rate, stage.momentum[0])
             result = task.step(engine, batch, number)
             engine.update(recipe.clip)
-            if not test.record(runtime.sum(result.sums)[0].item() / result.count):
+            if not test.record(runtime.sum(result.sums)[0].item() / result.num_predictions):
                 return test
     raise AssertionError("batches go on without end")
 

@@ -1,0 +1,81 @@
+"""The commands under real launchers, with real signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.training import runs
+from ulmfit.config import LMConfig
+from ulmfit.distributed import runtime
+from ulmfit.errors import UserError
+from ulmfit.training.lm_task import train_language_model
+
+
+@pytest.mark.slow
+def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_path, monkeypatch):
+    """The command itself; test_worlds.py compares whole recipes of both trainers."""
+    monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_language_model(runs.lm_config(one, precision="fp64"))
+    options = runs.arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+               str(runs.ROOT / "train_lm.py"), *options]
+    done = subprocess.run(command, env=runs.environment(tmp_path / "cache"), capture_output=True, text=True,
+                          timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((two / "config.json").read_text())["world_size"] == 2
+    assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-10)
+    assert runs.distance(runs.weights(one), runs.weights(two)) < 1e-10
+
+
+def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
+    """As when a launcher starts processes that do not find each other: each would train a model of its own."""
+    class Alone:
+        process_index, num_processes, device, is_main_process = 0, 1, "cpu", True
+
+        def __init__(self, **options) -> None:
+            pass
+
+    monkeypatch.setattr(runtime, "Accelerator", Alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="started 2 processes but the process group holds 1"):
+        runtime.Runtime(LMConfig())
+
+
+def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
+    assert torch.backends.cudnn.allow_tf32, "the LSTM's products are rounded to TF32 by default"
+    try:
+        runtime.Runtime(LMConfig(deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
+    path = tmp_path / "run"
+    command = [sys.executable, str(runs.ROOT / "train_lm.py"), *runs.arguments(runs.lm_config(path, max_steps=400))]
+    process = subprocess.Popen(command, env=runs.environment(tmp_path / "cache"), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (path / "metrics.jsonl").exists() or '"step": 3,' not in (path / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "goes on from there" in out
+    status = json.loads((path / "status.json").read_text())
+    assert status["state"] == "preempted" and 0 < status["step"] < 400
+    # Going on to the end would take a while: a run that resumes says so first.
+    process = subprocess.Popen(command, env=runs.environment(tmp_path / "cache"), stdout=subprocess.PIPE, text=True)
+    assert any(f"step-{status['step']:08d}" in line for line in process.stdout)
+    process.kill()
+    process.wait()

@@ -1,0 +1,1 @@
+"""Corpora as texts and labels. Imports nothing of the package but errors."""

@@ -1,0 +1,230 @@
+"""From sources to the splits of a task: which columns, which rows, which labels, and what is wrong with a row.
+
+    corpus = open_corpus("reviews.csv", task="clf")
+    for batch in corpus.splits["train"].batches():
+        batch.texts, batch.labels, batch.rows
+
+`open_rows` reads a corpus whole, without dividing it, for prediction and scoring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ulmfit.data.readers import Source
+from ulmfit.data.sources import SPLIT_NAMES, find
+from ulmfit.data.splits import UNLABELLED, Choice, Split, is_integer, unseen_label
+from ulmfit.errors import UserError
+
+DEFAULT_VALID = 0.1
+
+
+@dataclass
+class Corpus:
+    """The splits of one task: "train", "valid" and, where the data has one, "test"."""
+
+    splits: dict[str, Split]
+    text_columns: list[str]
+    label_column: str | None
+    label_names: list[str] | None  # sorted (integers by value), or in the order the data itself declares
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all splits: 16 hex digits."""
+        identity = "".join(f"{name} {split.fingerprint} " for name, split in sorted(self.splits.items()))
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def open_corpus(data: str | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
+                valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
+                label_names: list[str] | None = None, trained_columns: Sequence[str] = ()) -> Corpus:  # fmt: skip
+    """Opens what `data` names (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
+
+    lm: labels are ignored; train is train + unsup, and + test with `include_test` (then there is no test split).
+    clf: unsup is left out; `label_names` are the classes of a saved model, else they come from the data.
+
+    `text_column`: one column, or several by commas, joined as "xxfld 1 ... xxfld 2 ..."; default `text`, else the only
+    column of strings besides the label. `trained_columns`: those that a saved model read; without `text_column` they
+    are taken where the corpus has them. `label_column`: default `label`.
+    `valid`: a number = this fraction of train (by a hash of text and seed, so that neither the order of the rows nor
+    their number moves a row to the other side, and equal texts stay together), else a path, a boolean column or the
+    name of a split; default: the split valid, else the column is_valid, else 0.1. Raises UserError.
+    """
+    assert task in ("lm", "clf"), task
+    found = find(data, streaming=streaming)
+    train = found.get("train")
+    if train is None:
+        raise UserError(f"{data} has no train split, only {', '.join(found)}: rename it or give the file itself")
+    labels = label_column or "label"
+    if label_column and label_column not in train.columns:
+        raise UserError(f"{train.what} has no column {label_column}; its columns are {', '.join(train.columns)}")
+    if task == "clf" and labels not in train.columns:
+        raise UserError(f"{train.what} has no column {labels}: choose one of {', '.join(train.columns)} "
+                        "by --label-column")  # fmt: skip
+    texts = _text_columns(train, text_column, labels, trained_columns)
+    pool = [train]
+    if task == "lm":
+        pool += [found[name] for name in ("unsup", "test") if name in found and (name == "unsup" or include_test)]
+    held_out, choice, valid_name = _validation(found, valid, train, seed, streaming)
+
+    def split(name: str, parts: list[Source], rows: Choice | None = None) -> Split:
+        for part in parts:
+            missing = [column for column in texts + [labels] * (task == "clf") if column not in part.columns]
+            if missing:
+                raise UserError(f"{part.what} has no column {missing[0]}; its columns are {', '.join(part.columns)}")
+        return Split(name, parts, texts, label_column=labels if task == "clf" else None, choice=rows)
+
+    splits = {}
+    if choice is not None:
+        choice_of_train = Choice(False, choice.fraction, choice.seed, choice.column)
+        splits = {"train": split("train", pool, choice_of_train), "valid": split("valid", pool, choice)}
+    else:
+        pool = [part for part in pool if part is not held_out]
+        splits = {"train": split("train", pool), "valid": split("valid", [held_out])}
+    if "test" in found and not include_test and valid_name != "test":
+        splits["test"] = split("test", [found["test"]])
+    if task == "clf":
+        label_names = _resolve_labels(splits, labels, label_names)
+    return Corpus(splits, texts, labels if task == "clf" else None, label_names if task == "clf" else None)
+
+
+def open_rows(data: str | None, text_column: str | None = None, *, label_column: str | None = None,
+              label_names: list[str] | None = None, split: str | None = None, keep_unlabelled: bool = True,
+              streaming: bool = True, trained_columns: Sequence[str] = ()) -> Split:
+    """All rows of a corpus as one split in their order (train, valid, test, unsup), or those of one `split`.
+
+    Labels are read where `label_names` are given and the column (default `label`) is there; unlabelled rows then
+    have -1. Without `keep_unlabelled` they are faults, unsup is left out, and the column must be there. Columns of the
+    text as in `open_corpus`. Raises UserError.
+    """
+    found = find(data, streaming=streaming)
+    if split is not None and SPLIT_NAMES.get(split, split) not in found:
+        raise UserError(f"{data or 'the embedded sample'} has no split {split}, only {', '.join(found)}")
+    order = ("train", "valid", "test", *(["unsup"] if keep_unlabelled else []))
+    parts = [found[name] for name in (*order, *sorted(set(found) - {*order, "unsup"})) if name in found]
+    if split is not None:
+        parts = [found[SPLIT_NAMES.get(split, split)]]
+    if not parts:
+        raise UserError(f"{data} holds unlabelled texts only: label them or give another corpus")
+    labels = label_column or "label"
+    if label_column and not any(label_column in part.columns for part in parts):
+        raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {', '.join(parts[0].columns)}")
+    texts = _text_columns(parts[0], text_column, labels, trained_columns)
+    for part in parts:
+        if not set(texts) <= set(part.columns):
+            raise UserError(f"{part.what} has no column {', '.join(texts)}; its columns are {', '.join(part.columns)}")
+    for part in parts:
+        if not keep_unlabelled and labels not in part.columns:
+            raise UserError(f"{part.what} has no column {labels}: choose one of {', '.join(part.columns)} "
+                            "by --label-column")  # fmt: skip
+    known = label_names is not None and any(labels in part.columns for part in parts)
+    return Split(split or "whole", parts, texts, label_column=labels if known else None,
+                 label_names=label_names if known else None, keep_unlabelled=keep_unlabelled)  # fmt: skip
+
+
+def _text_columns(source: Source, wanted: str | None, label_column: str, trained: Sequence[str] = ()) -> list[str]:
+    listed = ", ".join(source.columns)
+    if wanted is None and any(name in source.columns for name in trained):
+        missing = [name for name in trained if name not in source.columns]
+        if missing:
+            raise UserError(f"{source.what} has no column {missing[0]}, which the model was trained on: choose one of "
+                            f"{listed} by --text-column")  # fmt: skip
+        return [column for name in trained for column in _text_columns(source, name, label_column)]
+    if wanted is not None:
+        names = [name.strip() for name in wanted.split(",")] if wanted not in source.columns else [wanted]
+        for name in names:
+            if name not in source.columns:
+                raise UserError(f"{source.what} has no column {name or wanted!r}; its columns are {listed}")
+            if source.types.get(name, "string") not in ("string", "large_string"):
+                raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text: choose another "
+                                f"of {listed} by --text-column")  # fmt: skip
+        return names
+    if "text" in source.columns:
+        return _text_columns(source, "text", label_column)
+    names = [name for name in source.columns if name != label_column
+             and source.types.get(name, "string") in ("string", "large_string")]  # fmt: skip
+    if len(names) > 1:  # csv reads everything as strings: leave out what only holds numbers or truth values
+        head = next(source.read(names, 100), {name: [] for name in names})
+        names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
+    if len(names) != 1:
+        raise UserError(f"{source.what} has no column text: choose one of {listed} by --text-column")
+    return names
+
+
+def _validation(found: dict[str, Source], valid: str | float | None, train: Source, seed: int,
+                streaming: bool) -> tuple[Source | None, Choice | None, str | None]:  # fmt: skip
+    """(the source of the validation rows, None, its split name if any), or (None, the rows of train, None)."""
+    if valid is None:
+        if "valid" in found:
+            return found["valid"], None, "valid"
+        return None, Choice(True, column="is_valid") if "is_valid" in train.columns else (
+            Choice(True, DEFAULT_VALID, seed)), None  # fmt: skip
+    try:
+        fraction = float(valid)
+    except ValueError:
+        fraction = None
+    if fraction is not None:
+        if not 0 < fraction < 1:
+            raise UserError(f"--valid {valid} is no fraction between 0 and 1")
+        return None, Choice(True, fraction, seed), None
+    valid = str(valid)
+    split = valid if valid in found else SPLIT_NAMES.get(valid)
+    matches = {"a path": os.path.exists(valid), "a column": valid in train.columns, "a split": split in found}
+    kinds = [kind for kind, matched in matches.items() if matched]
+    if len(kinds) > 1:
+        raise UserError(f"--valid {valid} is {' and '.join(kinds)}: write ./{valid} for the path, or "
+                        "rename one of them")
+    if not kinds:
+        raise UserError(f"--valid {valid} is no fraction, no path, none of the columns {', '.join(train.columns)} "
+                        f"and none of the splits {', '.join(found)}")  # fmt: skip
+    if kinds == ["a column"]:
+        return None, Choice(True, column=valid), None
+    if kinds == ["a split"]:
+        if split == "train":
+            raise UserError(f"--valid {valid} is the training split itself: give a fraction or another split")
+        return found[split], None, split
+    others = find(valid, streaming=streaming)
+    if "valid" not in others and len(others) > 1:
+        raise UserError(f"--valid {valid} holds the splits {', '.join(others)}: give the file of one of them")
+    source = others.get("valid") or next(iter(others.values()))
+    shared = set(map(os.path.realpath, source.files)) & set(map(os.path.realpath, train.files))
+    if shared:
+        raise UserError(f"--valid {valid} is among the training files: {min(shared)}")
+    return source, None, None
+
+
+def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | None) -> list[str]:
+    """The class names; sets them on every split. Raises UserError for one class only, or one unseen in training."""
+    counts = {name: split.count_labels() for name, split in splits.items()}
+    train, where = counts["train"], splits["train"].parts[0]
+    fixed = names is not None
+    if names is None:
+        names = where.classes.get(column) or sorted(train)
+        if column not in where.classes and all(map(is_integer, names)):
+            names = sorted((name for name in names if name != UNLABELLED), key=int)
+    seen = [name for name in names if train[name]]
+    known = set(names if fixed else seen) | ({UNLABELLED} if all(map(is_integer, names)) else set())
+    for name, split in splits.items():
+        unseen = sorted(set(counts[name]) - known)
+        if unseen and (seen or fixed):
+            raise unseen_label(split.parts[0], name, unseen[0], names)
+        split.label_names = names
+    if not seen:
+        raise UserError(f"column {column} of {where.what} labels none of the training rows")
+    if len(seen) < 2 and not fixed:
+        note = " (-1 means unlabelled)" if train[UNLABELLED] else ""
+        raise UserError(f"all training rows of {where.what} have the label {seen[0]}{note}: "
+                        "a classifier needs two classes or more")  # fmt: skip
+    return names
+
+
+def _is_plain(text: str) -> bool:
+    """A number, a truth value or nothing: what a column of texts does not consist of."""
+    try:
+        float(text)
+    except ValueError:
+        return text.strip().lower() in {"", "true", "false"}
+    return True

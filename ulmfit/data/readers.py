@@ -1,0 +1,337 @@
+"""Opens what `sources` has found and reads it from any place, as columns of Python values.
+
+`datasets` reads what comes from the hub, .csv and .tsv, and whatever is read more than once (its Arrow cache). Other
+local files of a stream are read by `shards`, because there a seek is cheap and in `datasets` it is a re-reading of
+the shard. `datasets` is imported late: it takes seconds, and the embedded sample does not need it.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ulmfit.data import sample
+from ulmfit.data.retry import faults_of, retried
+from ulmfit.data.shards import (
+    SLICE_BYTES,
+    UNDECODABLE,
+    Columns,
+    open_text,
+    read_lines,
+    read_parquet,
+    slices,
+    values,
+)
+from ulmfit.errors import UserError
+
+_SMALL = 256 * 2**20  # bytes up to which a corpus is fingerprinted by its content
+_MANY = 10_000  # files up to which it is
+_STREAM_ROWS = 1000  # at a time from a stream of `datasets`, whose state counts batches of one size
+Batches = Iterator[tuple[Columns, Any]]
+
+
+@dataclass
+class Source:
+    """Rows with named columns. `read` streams them in batches of Python values, at most `batch_size` rows each."""
+
+    what: str  # how messages name it
+    columns: list[str]
+    fingerprint: str  # 16 hex digits: changes when the rows change
+    files: list[str] = field(default_factory=list)
+    classes: dict[str, list[str]] = field(default_factory=dict)  # names behind integer (ClassLabel) columns
+    types: dict[str, str] = field(default_factory=dict)  # Arrow types where the format has them
+    _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]
+
+    def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
+        """Yields {column: values} of the wanted columns, in the order of the rows.
+
+        A value is what the format holds (str, int, float, bool, None); text that is no UTF-8 contains `UNDECODABLE`.
+        A read that fails for a reason that may pass is tried again (see `faults.retried`). Raises UserError where a
+        file is damaged, OSError where the last try failed.
+        """
+        return (batch for batch, _ in self.read_from(None, columns, batch_size))
+
+    def read_from(self, place: Any, columns: list[str], batch_size: int = 1000) -> Batches:
+        """As `read`, from a place in the source on (None: from its beginning), each batch with the place after it.
+
+        A place survives JSON and takes some hundred bytes. Going there opens no file before that of the place; inside
+        of it it costs what `shards` says; for .csv and .tsv, and for a shard of the hub, parsing it up to there.
+        """
+        return self._batches(columns, batch_size, place)
+
+
+def _fingerprint(kind: str, files: list[str]) -> str:
+    """Of the content where that is quick to read, so that a copied corpus is the same; else of name, size and time.
+
+    So it costs the reading of 256 MiB at most, and the status of every file.
+    """
+    digest = hashlib.sha256(kind.encode())
+    stats = [os.stat(path) for path in files]
+    small = sum(stat.st_size for stat in stats) <= _SMALL and len(files) <= _MANY
+    for path, stat in zip(files, stats, strict=True):
+        name = "/".join(Path(path).parts[-2:] if kind == "documents" else Path(path).parts[-1:])  # the folder: a class
+        digest.update(f"\n{name} {stat.st_size} ".encode("utf-8", "replace"))
+        if small:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(str(stat.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def open_files(files: list[str], kind: str, what: str, streaming: bool) -> Source:
+    """Files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the order given."""
+    for path in files:
+        if os.path.getsize(path) == 0:
+            raise UserError(f"{path} is empty: it holds no rows")
+    with faults_of(what):
+        if streaming and kind == "parquet":
+            return _parquet(files, what)
+        if kind in ("text", "jsonl"):
+            lines = _line_reader(files) if streaming else _load_files(files, kind, what, False)._batches
+            source = Source(what, ["text"], _fingerprint(kind, files), files, {}, {"text": "string"}, lines)
+            return _as_json(source) if kind == "jsonl" else _without_blank_lines(source)
+        return _load_files(files, kind, what, streaming)
+
+
+def _load_files(files: list[str], kind: str, what: str, streaming: bool) -> Source:
+    from datasets import Features, Value
+
+    options: dict[str, Any] = {}
+    columns: list[str] = []
+    if kind in ("csv", "tsv"):
+        separator = "\t" if kind == "tsv" else ","
+        columns = _header(files[0], separator)
+        # All columns are read as strings: nothing is guessed from the first rows ("007" stays, "NA" is a word).
+        options = {"features": Features({name: Value("string") for name in columns}), "sep": separator,
+                   "keep_default_na": False, "encoding": "utf-8", "encoding_errors": "ulmfit-mark"}
+    elif kind in ("text", "jsonl"):
+        options = {"features": Features({"text": Value("string")}), "encoding": "utf-8-sig",
+                   "encoding_errors": "ulmfit-mark"}
+    builder = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(kind, "text")
+    dataset = load(builder, data_files=[glob.escape(os.path.abspath(path)) for path in files], split="train",
+                   streaming=streaming, **options)  # fmt: skip
+    return of_dataset(dataset, what, _fingerprint(kind, files), columns, files)
+
+
+def _parquet(files: list[str], what: str) -> Source:
+    import pyarrow.parquet
+    from datasets import Features
+
+    features = Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
+    return Source(what, list(features), _fingerprint("parquet", files), files, *_types(features),
+                  lambda columns, batch_size, place: _over_files(
+                      files, place, lambda path, inside: read_parquet(path, columns, batch_size, inside)))  # fmt: skip
+
+
+def _line_reader(files: list[str]) -> Callable[[list[str], int, Any], Batches]:
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for lines, after in _over_files(files, place, lambda path, inside: read_lines(path, batch_size, inside)):
+            yield {"text": lines}, after
+
+    return batches
+
+
+def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterator[tuple[Any, Any]]]) -> (
+        Iterator[tuple[Any, Any]]):  # fmt: skip
+    """One file after another from [file number, place inside of it] on; none before it is opened."""
+    first, inside = place or (0, None)
+    for number in range(first, len(files)):
+        path = files[number]
+        for batch, after in retried(functools.partial(read, path), inside, lambda path=path: path):
+            yield batch, [number, after]
+        inside = None
+
+
+def load(*args: Any, **options: Any) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()  # every rank reads; the program has its own bar
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # the error is told once, by us
+    return datasets.load_dataset(*args, **options)
+
+
+def _header(path: str, separator: str) -> list[str]:
+    csv.field_size_limit(2**31 - 1)
+    with open_text(path) as file:
+        reader = csv.reader(file, delimiter=separator)
+        columns = next(reader, [])
+        first = next((row for row in reader if row), [])
+    if not columns or not first:
+        raise UserError(f"{path} holds no rows" + (", only column names" if columns else ""))
+    columns = [name or f"Unnamed: {place}" for place, name in enumerate(columns)]  # as pandas calls them
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path} names a column twice in its first line: {', '.join(columns)}")
+    if len(first) > len(columns):
+        raise UserError(f"{path} has {len(first)} fields in its second line and {len(columns)} column names in its "
+                        "first: name every column, and quote texts that contain the separator")
+    return columns
+
+
+def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str]) -> Source:
+    """A source over a Dataset (a place is a row) or an IterableDataset (a place is its state, and rows after it)."""
+    features = dataset.features or dataset._resolve_features().features or {}
+    columns = columns or list(features)
+    if not columns:
+        raise UserError(f"{what} is empty: it holds no rows")
+    streamed = not hasattr(dataset, "num_rows")
+    from huggingface_hub import HfFileSystem
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        if not streamed:
+            view = dataset.select_columns(wanted).with_format("arrow")
+            return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
+        # A copy, because views share the object that counts the shards, and passes side by side would mix them. All
+        # but the file systems that every dataset holds: to copy one in another thread adds to their cache meanwhile.
+        shared = {id(HfFileSystem._cache): HfFileSystem._cache}
+        view = copy.deepcopy(dataset, shared).select_columns(wanted).with_format("arrow")
+        name = functools.partial(_shard, view, what, files)
+        return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
+
+    return Source(what, columns, fingerprint, files, *_types(features), batches)
+
+
+def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
+    from datasets import ClassLabel
+
+    return ({name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
+            {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()})
+
+
+def _rows(view: Any, wanted: list[str], batch_size: int, place: int | None) -> Batches:
+    row = place or 0
+    for start in range(row, view.num_rows, batch_size):
+        for part in slices(view[start : start + batch_size], batch_size):
+            row += part.num_rows
+            yield {name: values(part.column(name)) for name in wanted}, row
+
+
+def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batches:
+    state, skip = place or (None, 0)
+    # Also where there is none: the view still has that of the try before.
+    view.load_state_dict(state)
+    for table in view.iter(_STREAM_ROWS):
+        row, after = skip, view.state_dict()
+        for part in slices(table.slice(skip), batch_size):
+            row += part.num_rows
+            yield {name: values(part.column(name)) for name in wanted}, (
+                [state, row] if row < table.num_rows else [after, 0])
+        state, skip = after, 0
+
+
+def _shard(view: Any, what: str, files: list[str]) -> str:
+    """The one of `files` that a view of a stream is reading; `what` where that is not known."""
+    reader = view._ex_iterable  # the state of the view itself is behind after a resume
+    while hasattr(reader, "ex_iterable"):
+        reader = reader.ex_iterable
+    number = (reader._state_dict or {}).get("shard_idx", len(files))
+    return files[number] if number < len(files) else what
+
+
+def _without_blank_lines(lines: Source) -> Source:
+    inner = lines._batches
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for batch, after in inner(["text"], batch_size, place):
+            yield {"text": [line for line in batch["text"] if line.strip()]} if wanted else batch, after
+
+    lines._batches = batches
+    return lines
+
+
+def _as_json(lines: Source) -> Source:
+    """Lines of JSON, parsed here so that one broken line is one row at fault and no types are guessed."""
+
+    def parse(line: str) -> dict[str, Any] | None:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        return row if isinstance(row, dict) else None
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for batch, after in lines._batches(["text"], batch_size, place):
+            rows = [parse(line) for line in batch["text"] if line.strip()]
+            yield {name: [UNDECODABLE if row is None else row.get(name) for row in rows] for name in wanted}, after
+
+    head = next(lines.read(["text"], 100), {"text": []})["text"]
+    rows = [parse(line) for line in head if line.strip()]
+    columns = list(dict.fromkeys(name for row in rows if row for name in row))
+    if not columns:
+        raise UserError(f"{lines.files[0]} does not hold one JSON object a line")
+    return Source(lines.what, columns, lines.fingerprint, lines.files, {}, {}, batches)
+
+
+def open_documents(paths: list[str], labels: list[str] | None, what: str, streaming: bool) -> Source:
+    """A folder of documents, one a file: columns text and, where the folders are classes, label."""
+    names = ["text"] if labels is None else ["text", "label"]
+    fingerprint = _fingerprint("documents", paths)
+
+    def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
+        columns: Columns = {name: [] for name in names}
+        length = 0
+        for number in range(place or 0, len(paths)):
+            path = paths[number]
+            for text, _ in retried(lambda _, path=path: _document(path), None, lambda path=path: path):
+                columns["text"].append(text)
+                length += len(text)
+            if labels is not None:
+                columns["label"].append(labels[number])
+            if len(columns["text"]) == batch_size or length > SLICE_BYTES:
+                yield {name: columns[name] for name in wanted}, number + 1
+                columns, length = {name: [] for name in names}, 0
+        if columns["text"]:
+            yield {name: columns[name] for name in wanted}, len(paths)
+
+    source = Source(what, names, fingerprint, paths, {}, dict.fromkeys(names, "string"), batches)
+    if streaming:
+        return source
+    with faults_of(what):
+        import datasets
+
+        datasets.disable_progress_bars()
+        features = datasets.Features({name: datasets.Value("string") for name in names})
+        dataset = datasets.Dataset.from_generator(
+            _document_rows, features=features, fingerprint=fingerprint,
+            gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels})
+        return of_dataset(dataset, what, fingerprint, names, paths)
+
+
+def _document(path: str) -> Iterator[tuple[str, None]]:
+    with open_text(path) as file:
+        text = file.read()
+    yield text, None
+
+
+def _document_rows(paths: list[str], labels: list[str] | None) -> Iterator[dict[str, str]]:
+    for place, path in enumerate(paths):
+        row = {"text": next(_document(path))[0]}
+        yield row if labels is None else row | {"label": labels[place]}
+
+
+@functools.cache  # both passes over it and its fingerprint; two megabytes in all
+def _sample_rows(split: str) -> list[sample.Review]:
+    return list(sample.generate(split))
+
+
+def open_sample(split: str) -> Source:
+    """A split of the embedded sample."""
+    rows = _sample_rows(split)
+
+    def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
+        for start in range(place or 0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            yield {name: [row[name] for row in part] for name in wanted}, start + len(part)  # type: ignore
+
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    return Source(f"the embedded sample ({split})", ["text", "label"], digest, [], {"label": list(sample.LABELS)},
+                  {"text": "string", "label": "int64"}, batches)  # fmt: skip

@@ -1,0 +1,105 @@
+"""What goes wrong while a shard is read: who is told, and whether another try can help.
+
+A failure that may pass (a network file system, the hub, a file that is still being copied) is tried again with
+back-off, from where it struck. A damaged file is not: it is named in a UserError.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ulmfit.errors import UserError
+
+TRIES = 5  # in a row without progress, with 1, 2, 4 and 8 seconds between them
+
+T = TypeVar("T")
+_TRANSIENT = frozenset(
+    getattr(errno, name) for name in (
+        "EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "EREMOTEIO", "ENOLINK", "ECOMM", "EPROTO", "EPIPE", "ENETDOWN",
+        "ENETUNREACH", "ENETRESET", "ECONNABORTED", "ECONNRESET", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN", "ETIMEDOUT",
+        "EHOSTDOWN", "EHOSTUNREACH") if hasattr(errno, name))  # fmt: skip
+_OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+_NETWORK_PACKAGES = frozenset({"aiohttp", "httpcore", "httpx", "requests", "urllib3"})
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether reading again may help: errors of file systems and connections, an answer 429 or 5xx, a short file.
+
+    A compressed file that ends early (EOFError) counts: it may still be on its way here. Wrong bytes do not.
+    """
+    for cause in _causes(error):
+        status = getattr(getattr(cause, "response", None), "status_code", getattr(cause, "status", None))
+        if isinstance(status, int):
+            return status == 429 or status >= 500
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause.errno in _TRANSIENT
+        if isinstance(cause, ConnectionError | TimeoutError | EOFError):
+            return True
+        if type(cause).__module__.partition(".")[0] in _NETWORK_PACKAGES:
+            return True
+    return False
+
+
+def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Callable[[], str]) -> (
+        Iterator[tuple[T, Any]]):  # fmt: skip
+    """What `read(place)` yields, (item, place after it), over failures that may pass: nothing twice, nothing lost.
+
+    After a failure `read` is called again with the place after the last item, `TRIES` times in a row at most; each
+    new try is told on stderr. `name()` is the shard that is being read. Raises OSError naming it after the last try,
+    UserError where it is damaged or ends early.
+    """
+    failures = 0
+    while True:
+        try:
+            for item, after in read(place):
+                failures, place = 0, after
+                yield item, after
+            return
+        except Exception as error:
+            if not is_transient(error):
+                with faults_of(name()):
+                    raise
+            failures += 1
+            what, delay = f"{name()} cannot be read ({reason_of(error)})", 2 ** (failures - 1)
+            if failures == TRIES:
+                if isinstance(_causes(error)[-1], EOFError):
+                    raise UserError(f"{what}: it is incomplete, copy or make it again") from error
+                code = next((cause.errno for cause in _causes(error) if getattr(cause, "errno", None)), errno.EIO)
+                raise OSError(code, f"{what}, also after {TRIES} tries: see to its file system or connection and start "
+                              "the same command again, it goes on from the last checkpoint") from error  # fmt: skip
+            print(f"{what}: try {failures + 1} of {TRIES} in {delay} s", file=sys.stderr, flush=True)
+        time.sleep(delay)
+
+
+@contextmanager
+def faults_of(what: str) -> Iterator[None]:
+    """Turns what readers raise on a file at fault into a UserError naming it; a failing or full disk, too many open
+    files or no memory are not its fault and are raised as they are."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if any(getattr(cause, "errno", None) in _TRANSIENT | _OF_THE_MACHINE for cause in _causes(error)):
+            raise
+        raise UserError(f"{what} cannot be read: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of the error at the root."""
+    root = _causes(error)[-1]
+    reason = (str(root).strip() or type(root).__name__).splitlines()[0].rstrip(".")
+    return "it holds no rows" if "corresponds to no data" in reason else reason
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from, down to the root."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return causes

@@ -1,0 +1,200 @@
+"""Where a corpus lies: a file, a glob, a folder, a hub name or the embedded sample, found and opened by `datasets`.
+
+`find` turns what the user wrote behind --data into named `Source`s. How a path is understood:
+
+* a file: .csv .tsv .jsonl (.json .ndjson) .parquet, and .txt (.tokens) with one document a line; all but .parquet
+  also as .gz .xz .zst .bz2. Blank lines of .txt and .jsonl files separate, they are no rows;
+* a glob or a folder of such files: files whose names contain train, valid (validation, val, dev), test or unsup
+  (unsupervised, unlabelled) between dots, dashes or underscores are these splits (wiki.train.tokens.xz); where no
+  name does, the files together are the corpus. A folder of .txt files not named so holds one document a file;
+* a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt; one
+  document a file, the classes are the folders' names, and the columns are `text` and `label`;
+* owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from ulmfit.data import sample
+from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
+from ulmfit.errors import UserError
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
+}  # fmt: skip
+_KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
+          ".parquet": "parquet", ".txt": "text", ".tokens": "text"}  # fmt: skip
+_COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+
+
+def find(data: str | None, *, streaming: bool = False) -> dict[str, Source]:
+    """Sources by split name ("train", "valid", "test", "unsup" or a name of the hub's); None: the embedded sample.
+
+    Something that is not divided into splits is {"train": source}. `streaming` reads without the Arrow cache of
+    `datasets`. Raises UserError for a path that does not exist or holds nothing readable.
+    """
+    if data is None:
+        return {split: open_sample(split) for split in sample.SPLITS}
+    if os.path.isdir(data):
+        found = _folder(Path(data), streaming)
+        if found is None:
+            raise UserError(f"folder {data} holds no .csv, .tsv, .jsonl, .parquet or .txt file and no folder of them")
+        return found
+    if os.path.exists(data):
+        if _kind(data) is None:
+            raise UserError(f"{data} is none of {' '.join(sorted(_KINDS))}, plain or {' '.join(_COMPRESSED)}")
+        return {"train": open_files([data], str(_kind(data)), data, streaming)}
+    if any(sign in data for sign in "*?["):
+        matches = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
+        if not matches:
+            raise UserError(f"no file matches {data}: check the path")
+        other = [path for path in matches if _kind(path) is None]
+        if other:
+            raise UserError(f"{data} matches {other[0]}, which is none of {' '.join(sorted(_KINDS))}")
+        return _by_name(matches, data, streaming)
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", data) and _kind(data) is None:
+        return _hub(data, streaming)
+    raise UserError(f"no file or folder {data}{_nearest(data) or ': check the path'}")
+
+
+# Files and folders
+
+
+def _kind(path: str | Path) -> str | None:
+    name = Path(path).name.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    return _KINDS.get(Path(name).suffix)
+
+
+def _nearest(data: str) -> str:
+    """What to say of a path that does not exist: which folder is missing, or which name is similar."""
+    parent, name = os.path.split(data.rstrip("/"))
+    if parent and not os.path.isdir(parent):
+        return f" (the folder {parent} does not exist)"
+    near = difflib.get_close_matches(name, os.listdir(parent or "."), n=1, cutoff=0.5)
+    return f" (the nearest is {os.path.join(parent, near[0])})" if near else ""
+
+
+def _split_of(path: str | Path) -> str | None:
+    words = re.split(r"[^a-z]+", Path(path).name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def _by_name(paths: list[str], what: str, streaming: bool) -> dict[str, Source]:
+    """One source for each split that the files' names tell of; all together where they tell of at most one."""
+    kinds = sorted({str(_kind(path)) for path in paths})
+    if len(kinds) > 1:
+        raise UserError(f"{what} holds files of the kinds {' and '.join(kinds)}: give one file or a glob of one kind")
+    (kind,) = kinds
+    groups: dict[str | None, list[str]] = {}
+    for path in paths:
+        groups.setdefault(_split_of(path), []).append(path)
+    if len(groups) == 1:
+        return {"train": open_files(paths, kind, what, streaming)}
+    if None in groups:
+        raise UserError(
+            f"{what} holds {groups[None][0]} beside files named by splits: "
+            "rename it to train*, valid*, test* or unsup*, or give a glob that leaves it out"
+        )
+    return {
+        split: open_files(group, kind, group[0] if len(group) == 1 else f"{what} ({split})", streaming)
+        for split, group in groups.items()
+    }
+
+
+def _folder(folder: Path, streaming: bool) -> dict[str, Source] | None:
+    """The sources of a folder, None if nothing in it can be read."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    folders = [path for path in inside if path.is_dir()]
+    files = [str(path) for path in inside if path.is_file() and _kind(path)]
+    tables = [path for path in files if _kind(path) != "text"]
+    named = [path for path in folders if path.name.lower() in SPLIT_NAMES]
+    split_folders = [path for path in named if SPLIT_NAMES[path.name.lower()] != "unsup"]
+    if split_folders and not tables:
+        found: dict[str, Source] = {}
+        for path in named:
+            for split, source in (_folder(path, streaming) or {}).items():
+                name = SPLIT_NAMES[path.name.lower()] if split == "train" else split
+                if name in found:
+                    raise UserError(f"folder {folder} holds the split {name} twice")
+                found[name] = source
+        return found or None
+    if tables:
+        return _by_name(tables, str(folder), streaming)
+    if files and all(_split_of(path) for path in files):
+        return _by_name(files, str(folder), streaming)
+    return _documents(folder, folders, files, streaming)
+
+
+def _documents(folder: Path, folders: list[Path], files: list[str], streaming: bool) -> dict[str, Source] | None:
+    """One document a file: a folder a class, or all loose files without classes."""
+    classes = {path.name: sorted(str(file) for file in path.iterdir() if _kind(file) == "text") for path in folders}
+    classes = {name: paths for name, paths in classes.items() if paths}
+    unlabelled = [path for name in classes if SPLIT_NAMES.get(name.lower()) == "unsup" for path in classes[name]]
+    labelled = {name: paths for name, paths in classes.items() if SPLIT_NAMES.get(name.lower()) != "unsup"}
+    found = {}
+    if labelled:
+        pairs = [(path, name) for name, paths in labelled.items() for path in paths]
+        found["train"] = open_documents(
+            [path for path, _ in pairs], [name for _, name in pairs], str(folder), streaming)
+    elif files:
+        found["train"] = open_documents(files, None, str(folder), streaming)
+    if unlabelled:
+        found["unsup"] = open_documents(unlabelled, None, f"{folder} (unsup)", streaming)
+    return found or None
+
+
+def _hub(data: str, streaming: bool) -> dict[str, Source]:
+    """A data set of the hub; offline, or where the hub does not answer within seconds, from the local cache."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    revision, offline = "cached", bool(constants.HF_HUB_OFFLINE)
+    try:
+        if not offline:
+            revision = str(HfApi().dataset_info(data.partition(":")[0], timeout=5).sha)
+    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", 404)
+        if status >= 500:  # the hub itself is down
+            return _load_hub(data, "cached", True, streaming)
+        cure = "log in with `hf auth login` and accept its terms" if status == 403 else "check the name"
+        raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub gives no data set of that name: "
+                        f"{cure}") from None  # fmt: skip
+    except Exception:  # no route, no name server, a proxy that refuses: all mean that the hub cannot be asked
+        offline = True
+    return _load_hub(data, revision, offline, streaming)
+
+
+def _load_hub(data: str, revision: str, offline: bool, streaming: bool) -> dict[str, Source]:
+    import datasets
+    from huggingface_hub import constants
+
+    name, _, configuration = data.partition(":")
+    switches = [(datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE")]
+    before = [getattr(module, switch) for module, switch in switches]
+    try:
+        for module, switch in switches:
+            setattr(module, switch, offline)
+        loaded = load(name, configuration or None, streaming=streaming)
+    except Exception as error:
+        if offline:
+            raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub cannot be reached to look for a "
+                            "data set of that name: check the path, or go on line") from error  # fmt: skip
+        raise UserError(f"the hub's data set {data} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        for (module, switch), value in zip(switches, before, strict=True):
+            setattr(module, switch, value)
+    found = {}
+    for split, dataset in loaded.items():
+        key = f"{name} {configuration} {revision} {split} {'' if streaming else dataset._fingerprint}"
+        found[SPLIT_NAMES.get(str(split), str(split))] = of_dataset(
+            dataset, f"{data} ({split})", hashlib.sha256(key.encode()).hexdigest()[:16], [], [])  # fmt: skip
+    return found

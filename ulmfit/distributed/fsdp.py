@@ -1,0 +1,100 @@
+"""FSDP2: weights, gradients and moments cut over the ranks by torch's `fully_shard`.
+
+The network is one unit. Its weights are gathered once a forward pass, which holds however many windows a
+rank's documents have; cut finer, ranks with documents of other lengths would wait for each other. What is
+sharded is a copy made at the start of a stage: the task's own network stays an ordinary module, out of date
+but for `full_weights`, which costs each rank one more copy of the weights and spares undoing the sharding.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.training import optim
+
+
+class FSDPEngine:
+    """The methods of `PlainEngine` (engine.py) over a sharded copy of the network."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._accelerator, self._progress = runtime.accelerator, runtime.progress
+        self._mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        self._net: nn.Module | None = None
+        self.model: nn.Module
+        self.optimizer: torch.optim.Optimizer
+
+    def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the network and a stage's fresh optimizer, whose parameters become the shards."""
+        if self._net is not None:
+            self._refresh()
+        self._net = net
+        self.model = fully_shard(copy.deepcopy(net), mesh=self._mesh)
+        optim.use_parameters(optimizer, dict(self.model.named_parameters()))
+        self.optimizer = optimizer
+        # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
+        self._accelerator._models.clear()
+        self._accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager:
+        """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
+        self.model.set_requires_gradient_sync(last)
+        self._progress.waits()  # the forward pass gathers weights
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        loss.backward()
+
+    def update(self, clip: float) -> tuple[Tensor, Tensor]:
+        """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip or math.inf, norm)
+        found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = found_inf  # the fused kernel leaves weights and moments alone where this is 1
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, found_inf
+
+    @contextmanager
+    def full_weights(self) -> Iterator[None]:
+        """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
+        self._refresh()
+        yield
+
+    def _refresh(self) -> None:
+        """Bring the task's network up to date (a collective)."""
+        self._net.load_state_dict({name: _gathered(value) for name, value in self.model.state_dict().items()})
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the current stage: whole moments, as `PlainEngine` (a collective)."""
+        named = optim.optimizer_state(self.optimizer)
+        return {"optimizer": {name: {key: _gathered(value).cpu() for key, value in moments.items()}
+                              for name, moments in named.items()}, "scaler": None}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` of any engine gave, after `begin_stage`."""
+        parameters = dict(self.model.named_parameters())
+
+        def shard(name: str, value: Tensor) -> Tensor:
+            value = value.to(self._mesh.device_type)
+            return distribute_tensor(value, self._mesh, parameters[name].placements) if value.ndim else value
+
+        optim.load_optimizer_state(self.optimizer, {
+            name: {key: shard(name, value) for key, value in moments.items()}
+            for name, moments in state["optimizer"].items()})
+
+
+def _gathered(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,0 +1,103 @@
+"""Memory that runs out: which option to change, and the number of micro-batches that fits."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.errors import UserError
+
+MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
+
+# Only torch's own allocator of the GPU has an error class: its allocator on the CPU, the CUDA runtime (another program
+# took what was free), cuBLAS and cuDNN raise a RuntimeError.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the device's or the machine's memory is used up."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _WORDS)
+
+
+def advice(micro_batches: int, most: int) -> str:
+    """What to do about a step that does not fit."""
+    if micro_batches < most:
+        return (f"give --micro-batches {2 * micro_batches} (now {micro_batches}), which trains the same model in less "
+                "memory, or --micro-batches auto on a GPU")
+    return "a step is already cut as finely as it can be; use more processes, a smaller --bptt or a smaller --preset"
+
+
+class _Alone:
+    """The engine of a trial: this process's forward and backward pass, met by no other rank."""
+
+    def __init__(self, net: nn.Module, runtime: Runtime) -> None:
+        self._net, self._runtime = net, runtime
+
+    def model(self, *arguments: Any, **options: Any) -> Any:
+        with self._runtime.accelerator.autocast():
+            return self._net(*arguments, **options)
+
+    def accumulate(self, *, last: bool) -> nullcontext:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def whole(self) -> nullcontext:
+        return nullcontext()
+
+
+def fit_micro_batches(task: Any, runtime: Runtime) -> int:
+    """The smallest power of two of micro-batches with which the largest step fits, equal on all ranks.
+
+    Each rank tries its own part of the largest step (all layers trained, AdamW's moments in place) and
+    leaves weights, statistics, hidden state and gradients as they were. Sets `task.micro_batches`.
+
+    Raises:
+        UserError: not even the finest cut fits, be it on another rank.
+    """
+    kept = {name: tensor.detach().cpu().clone() for name, tensor in task.net.state_dict().items()}
+    trained = [parameter.requires_grad for parameter in task.net.parameters()]
+    micro_batches = 1
+    while True:
+        task.micro_batches = micro_batches
+        # Agreed on before anyone leaves: the others would wait for a rank that raised on its own.
+        if not runtime.max([not _fits(task, runtime)])[0]:
+            break
+        micro_batches *= 2
+        if micro_batches > task.most_micro_batches:
+            raise UserError(f"a step of --batch-size does not fit the GPU's memory: {advice(1, 1)}")
+    for parameter, requires_grad in zip(task.net.parameters(), trained, strict=True):
+        parameter.requires_grad_(requires_grad)
+    task.net.load_state_dict(kept)
+    task.reset_hidden()
+    return micro_batches
+
+
+def _fits(task: Any, runtime: Runtime) -> bool:
+    held: list[Tensor] = []
+    try:
+        task.net.train().requires_grad_(True)
+        for parameter in task.net.parameters():
+            held += [torch.empty_like(parameter), torch.empty_like(parameter)]
+        if runtime.device.type == "cuda":
+            total = torch.cuda.get_device_properties(runtime.device).total_memory
+            held.append(torch.empty(int(MARGIN * total), dtype=torch.uint8, device=runtime.device))
+        batch = task.largest_batch()
+        with runtime.alone():
+            task.step(_Alone(task.net, runtime), batch, 0)
+        return True
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        held.clear()
+        task.net.zero_grad(set_to_none=True)
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(runtime.device)  # the log tells the peak of training

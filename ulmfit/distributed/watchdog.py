@@ -1,0 +1,133 @@
+"""Ends a run that hangs, and says who hangs.
+
+A collective waits for all ranks, so one that reads from a dead file system, or whose process was stopped,
+holds up the whole job, and the time-out of the process group names nobody. Here every rank publishes what it
+does in the store that the process group met in. When a rank has stood still for too long, it looks at what
+the others say, and the first that can tells the user.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ulmfit.distributed.progress import WAITING, Progress
+
+MOST_BETWEEN_BEATS = 10.0  # seconds
+_KEY = "ulmfit/beat/{}"
+
+
+class Watchdog:
+    """A thread that watches `progress` and leaves the process with exit code 1 when nothing moves for `limit` seconds.
+
+    Args:
+        store: of the process group (`set`, `get`, `check`); None for a single process.
+        tell: called before leaving, by one rank, with the sentence for the user.
+    """
+
+    def __init__(self, progress: Progress, *, rank: int, world_size: int, store: Any, limit: float,
+                 tell: Callable[[str], None]) -> None:
+        self._progress, self._rank, self._world_size = progress, rank, world_size
+        self._store, self._limit, self._tell = store, limit, tell
+        self._period = min(MOST_BETWEEN_BEATS, limit / 6)
+        self._beats = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._stopped.set()
+        self._thread.join(2 * self._period)  # not for ever: the node that holds the store may be gone
+
+    def _watch(self) -> None:
+        count, stood, last = -1, 0.0, time.monotonic()
+        while not self._stopped.wait(self._period):
+            now = time.monotonic()
+            # A process that was suspended (and all of them with it) finds itself later than it thought.
+            passed, last = min(now - last, 2 * self._period), now
+            stood = stood + passed if self._progress.count == count else 0.0
+            count = self._progress.count
+            try:
+                self._publish(stood)
+                if stood >= self._limit:
+                    self._give_up(stood)
+            except RuntimeError:  # the store is gone: the process group is being taken down
+                return
+
+    def _publish(self, stood: float) -> None:
+        self._beats += 1
+        if self._store is not None:
+            self._store.set(_KEY.format(self._rank), json.dumps(self._state(stood)))
+
+    def _state(self, stood: float) -> dict[str, Any]:
+        return {"beat": self._beats, "step": self._progress.step, "doing": self._progress.doing, "stood": stood,
+                "host": socket.gethostname(), "pid": os.getpid()}
+
+    def _give_up(self, stood: float) -> None:
+        before = self._others()
+        self._stopped.wait(3 * self._period)
+        self._publish(stood)
+        states = self._others() | {self._rank: self._state(stood)}
+        silent = [rank for rank in range(self._world_size)
+                  if rank != self._rank and (rank not in states or states[rank] == before.get(rank))]
+        heard = [rank for rank in range(self._world_size) if rank not in silent]
+        if self._stopped.is_set() or any(states[rank]["stood"] < self._limit / 2 for rank in heard):
+            return  # one of them moves: the others rightly wait for it
+        if self._rank == heard[0]:
+            sentence = describe(states, silent, self._limit)
+            print(f"failed: {sentence}", file=sys.stderr, flush=True)
+            # What hangs may be the disk that it would be written to: neither its error nor its silence may keep us.
+            teller = threading.Thread(target=self._try_to_tell, args=(sentence,), daemon=True)
+            teller.start()
+            teller.join(MOST_BETWEEN_BEATS)
+        else:
+            self._stopped.wait(3 * self._period)  # a rank that leaves breaks the connection of the one that tells
+        if self._rank == heard[0] or self._progress.doing != WAITING:
+            faulthandler.dump_traceback()
+        os._exit(1)
+
+    def _try_to_tell(self, sentence: str) -> None:
+        with suppress(OSError):
+            self._tell(sentence)
+
+    def _others(self) -> dict[int, dict[str, Any]]:
+        if self._store is None:
+            return {}
+        keys = {rank: _KEY.format(rank) for rank in range(self._world_size) if rank != self._rank}
+        return {rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
+
+
+def describe(states: dict[int, dict[str, Any]], silent: list[int], limit: float) -> str:
+    """Who holds up the run, in a sentence.
+
+    Args:
+        states: what the ranks last published.
+        silent: ranks that have not published for a while.
+    """
+    def place(rank: int) -> str:
+        state = states.get(rank)
+        if state is None:
+            return f"rank {rank}"
+        return (f"rank {rank} (host {state['host']}, process {state['pid']}) at step {state['step']}, "
+                f"{state['doing']}")
+
+    begun = f"no step has ended for {limit / 60:.3g} minutes (--watchdog)"
+    if silent:
+        return (f"{begun}; nothing is heard of {'; '.join(map(place, silent))}: the process was stopped or its node "
+                "is gone")
+    first = min(state["step"] for state in states.values())
+    held = [rank for rank in sorted(states) if states[rank]["doing"] != WAITING or
+            (states[rank]["step"] == first < max(state["step"] for state in states.values()))]
+    if held:
+        waits = "; the other ranks wait for it" if len(states) > len(held) else ""
+        return f"{begun}; {'; '.join(map(place, held))}{waits}"
+    return f"{begun}; all {len(states)} ranks wait for each other at step {first}: look at the network between them"

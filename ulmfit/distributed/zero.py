@@ -1,0 +1,163 @@
+"""DeepSpeed ZeRO: moments (stage 1), gradients too (2), weights too (3) cut over the ranks.
+
+DeepSpeed is called directly, in fp32 with autocast around the forward pass as in every other engine. What it
+takes apart is a copy of the network made at the start of a stage: the task's own network stays an ordinary
+module, out of date but for `full_weights`, which costs each rank one more copy of the weights and spares undoing what
+DeepSpeed does to a module. A fresh one a stage also holds exactly the layers that the stage trains, which is
+the only way of freezing that works under all three stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.sharding import zero_settings
+from ulmfit.training import optim
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine:
+    """The methods of `PlainEngine` (engine.py) over a copy of the network that DeepSpeed holds."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._deepspeed = _import_deepspeed(runtime)
+        self._settings = zero_settings()
+        self._net: nn.Module | None = None
+        self._reduction = ExitStack()
+        self.model: nn.Module
+        self.optimizer: torch.optim.Optimizer
+
+    def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the network and a stage's fresh optimizer, whose parameters become DeepSpeed's partitions."""
+        if self._net is not None:
+            self._refresh()
+            self.model.destroy()
+        self._net, self.optimizer = net, optimizer
+        inner = copy.deepcopy(net)
+        accelerator = self._runtime.accelerator
+        accelerator._models.clear()
+        # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
+        inner = accelerator.prepare_model(inner, device_placement=False, evaluation_mode=True)
+        self._parameters = dict(inner.named_parameters())
+        optim.use_parameters(optimizer, self._parameters)
+        trained = sum(p.numel() for p in inner.parameters() if p.requires_grad)
+        self.model, *_ = self._deepspeed.initialize(model=inner, optimizer=optimizer, dist_init_required=False, config={
+            # What a step is, and what its gradients are divided by, is the task's business.
+            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+            # "untested": any optimizer but DeepSpeed's own and Adam. AdamW acts on single elements, so parts will do.
+            "zero_allow_untested_optimizer": True,
+            # The buffer of a reduction; DeepSpeed's default is 2 GB.
+            "zero_optimization": {"reduce_bucket_size": trained} | self._settings,
+        })
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager:
+        """Around one micro-batch's forward and backward. The reduction waits for `update` in any case."""
+        if not self.model.inside_no_sync_ctxt:
+            # One reduction a step, in the order of the parameters. DeepSpeed's own order is that in which autograd
+            # finishes them, and ranks whose documents differ in length need not agree on it.
+            self._reduction.enter_context(self.model.coalesce_grad_reduction())
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        self.model.backward(loss)
+
+    def update(self, clip: float) -> tuple[Tensor, Tensor]:
+        """Clip and step: the gradient norm before clipping (infinite where it was not finite), and 1.0 where
+        the step was skipped."""
+        self._runtime.progress.waits()
+        self._reduction.close()
+        zero = self.model.optimizer
+        zero.clip_grad = clip
+        self.model.step()
+        device = self._runtime.device
+        norm = torch.as_tensor(zero._global_grad_norm, dtype=torch.float32, device=device)
+        return norm, torch.tensor(float(zero.overflow), device=device)
+
+    @contextmanager
+    def full_weights(self) -> Iterator[None]:
+        """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
+        self._refresh()
+        yield
+
+    def _refresh(self) -> None:
+        """Bring the task's network up to date (a collective)."""
+        gathered = nullcontext()
+        if self._settings["stage"] == 3:
+            gathered = self._deepspeed.zero.GatheredParameters(list(self._parameters.values()))
+        with gathered:
+            self._net.load_state_dict(self.model.module.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the current stage: whole moments, as `PlainEngine` (a collective)."""
+        if not self.optimizer.state:  # every step so far was skipped
+            return {"optimizer": {}, "scaler": None}
+        self._link_moments()
+        get = self._deepspeed.utils.safe_get_full_optimizer_state
+        named = {}
+        for group, partition in zip(self.optimizer.param_groups, self._partitions(), strict=True):
+            step = self.optimizer.state[partition]["step"]
+            for name in group["names"]:
+                parameter = self._parameters[name]
+                named[name] = {"step": step.clone()} | {key: get(parameter, key).cpu() for key in MOMENTS}
+        return {"optimizer": named, "scaler": None}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` of any engine gave, after `begin_stage`."""
+        if not state["optimizer"]:
+            return
+        for group, partition in zip(self.optimizer.param_groups, self._partitions(), strict=True):
+            step = state["optimizer"][group["names"][0]]["step"]
+            self.optimizer.state[partition] = {"step": step.to(partition.device).clone()} | {
+                key: torch.zeros_like(partition) for key in MOMENTS}
+        self._link_moments()
+        for name, moments in state["optimizer"].items():
+            for key in MOMENTS:
+                value = moments[key].to(self._runtime.device)
+                self._deepspeed.utils.safe_set_full_optimizer_state(self._parameters[name], value, key)
+
+    def _partitions(self) -> list[Tensor]:
+        """This rank's flat part of each group of parameters, which is what the optimizer steps."""
+        stage3 = self._settings["stage"] == 3
+        return getattr(self.model.optimizer, "fp32_partitioned_groups_flat" if stage3
+                       else "single_partition_of_fp32_groups")
+
+    def _link_moments(self) -> None:
+        """Let stages 1 and 2 find a parameter's share of the flat moments; stage 3 always does.
+
+        They link by themselves after the first group's step, when the other groups have no moments yet.
+        """
+        if self._settings["stage"] < 3:
+            self.model.optimizer._hp_optimizer_states_linked = False
+            self.model.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _import_deepspeed(runtime: Runtime) -> Any:
+    """The package, set up for a process group that exists."""
+    if runtime.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It calls functions of torch that 2.13 renamed, hundreds of times.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
+    # Its shared-memory reduction is compiled at first use, for about two minutes.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():  # one process
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    return deepspeed

@@ -1,0 +1,321 @@
+"""A checkpoint is the run: written aside, checked, renamed; complete or absent.
+
+    checkpoints/step-00001200/
+        tensors.safetensors    every tensor, under its path in the state ("model/embedding.weight")
+        state.json             the rest, with a mark where each tensor goes
+        manifest.json          size and SHA-256 of every other file; written last
+
+A process may be killed between any two instructions here. What it leaves is a folder whose name starts
+with a dot, which nothing but the next `write` looks at, or a complete checkpoint. One writer a run
+directory (`DirectoryLock` of lock.py) and rank 0 alone is assumed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ulmfit.errors import UserError
+from ulmfit.run.lock import process_alive
+
+FORMAT = 1
+MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
+_COMPLETE = re.compile(r"step-(\d{8,})")
+# tmp: being written. old: a checkpoint about to be replaced by another of the same step, still good.
+# trash: being deleted.
+_ASIDE = re.compile(r"\.step-(\d{8,})\.(tmp|old|trash)-(\d+)")
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- the public six
+
+
+class Snapshot(NamedTuple):
+    """A state at one moment: later changes of the tensors that it was taken from do not reach it.
+
+    Attributes:
+        tree: JSON-able, with {"$tensor": name} in place of tensors.
+        tensors: contiguous CPU tensors by name.
+    """
+
+    tree: Any
+    tensors: dict[str, Tensor]
+
+
+def snapshot(state: dict[str, Any]) -> Snapshot:
+    """A copy of `state` for `write`.
+
+    Args:
+        state: a nest of dicts with string keys, lists, tuples, tensors (any device, dense), int, float
+            (nan and infinities too), str, bool and None. Anything else is an AssertionError.
+    """
+    return _flatten(state)
+
+
+def write(directory: Path, step: int, snapshot: Snapshot, *, keep: int,
+          warn: Callable[[str], None] = _to_stderr) -> Path:
+    """Write the checkpoint of `step` and keep the newest `keep`. Returns its path.
+
+    Args:
+        directory: the run's `checkpoints` folder; made if missing.
+        keep: at least 1. Older checkpoints go only after the new one is in place.
+        warn: told about an old checkpoint that could not be deleted, which is no reason to stop.
+
+    Raises:
+        OSError: disk full, read-only and the like; nothing is left behind and the previous
+            checkpoints are untouched.
+    """
+    assert keep >= 1, "the newest checkpoint is always kept"
+    path = directory / f"step-{step:08d}"
+    aside = directory / f".{path.name}.tmp-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir()
+        save_file(snapshot.tensors, aside / TENSORS)
+        (aside / STATE).write_text(json.dumps(snapshot.tree, allow_nan=False))
+        _seal(aside, step)
+        _publish(aside, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        code = _error_number(error)
+        raise OSError(code, f"the checkpoint of step {step} could not be written ({os.strerror(code)}); "
+                            "earlier ones are untouched", str(directory)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _tidy(directory, step, keep, warn)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state that was saved, its tensors on the CPU: types, dtypes, shapes and bits are the same.
+
+    Tensors that were one (a tied weight) are one again. The files are not checked against their
+    checksums here: `latest` has done that. Raises UserError when they cannot be read at all.
+    """
+    try:
+        with safetensors.safe_open(path / TENSORS, framework="pt") as file:
+            # safetensors maps the file; a copy stays good when the checkpoint is deleted later.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        return _unpack(json.loads((path / STATE).read_text()), tensors)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({error}); delete it to go on from an "
+                        "earlier one, or start afresh with --resume never") from error
+
+
+def validate(path: Path, *, checksums: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, in words; empty when it is complete. Reads every byte unless
+    `checksums` is false, when sizes must do."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            return [f"its format is {manifest['format']}, this program reads {FORMAT}"]
+        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST} cannot be read: {error}"]
+    problems = [f"{name} is not in its manifest" for name in (STATE, TENSORS) if name not in files]
+    for name, (size, digest) in files.items():
+        try:
+            found = (path / name).stat().st_size
+            if found != size:
+                problems.append(f"{name} has {found} bytes instead of {size}")
+            elif checksums and _sha256(path / name) != digest:
+                problems.append(f"{name} does not match its checksum")
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error}")
+    return problems
+
+
+def latest(directory: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path | None:
+    """The newest complete checkpoint of the `checkpoints` folder, or None. Damaged ones are named to
+    `warn` and passed over."""
+    found = []
+    for entry in _entries(directory):
+        if match := _COMPLETE.fullmatch(entry.name):
+            found.append((int(match[1]), True, entry))
+        elif (match := _ASIDE.fullmatch(entry.name)) and match[2] == "old":
+            found.append((int(match[1]), False, entry))  # its replacement, if in place, comes first
+    for _, _, path in sorted(found, reverse=True):
+        problems = validate(path)
+        if not problems:
+            return path
+        warn(f"checkpoint {path} is damaged and passed over: {'; '.join(problems)}")
+    return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file as a whole: whoever reads it sees the old text or the new."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- state <-> json and tensors
+
+
+def _flatten(state: dict[str, Any]) -> Snapshot:
+    assert isinstance(state, dict), "the state is a dict"
+    tensors: dict[str, Tensor] = {}
+    names: dict[tuple, str] = {}  # the very same view of the same memory -> its name
+
+    def pack_tensor(value: Tensor, name: str) -> dict[str, str]:
+        assert value.layout == torch.strided and not value.is_quantized and value.device.type != "meta", (
+            f"{name}: only dense tensors that hold data can be saved")
+        value = value.detach().resolve_neg().resolve_conj()
+        view = (value.device, value.dtype, value.data_ptr(), value.shape, value.stride())
+        if value.numel() and view in names:
+            return {"$tensor": names[view]}
+        while name in tensors or name == "__metadata__":  # {"a/b": x, "a": {"b": y}}; safetensors' own
+            name += "'"
+        names[view] = name
+        # A copy in any case: training goes on with the tensor while this one is being written.
+        tensors[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
+        return {"$tensor": name}
+
+    def pack(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            return pack_tensor(value, name)
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"$float": str(float(value))}
+        if isinstance(value, (list, tuple)):
+            items = [pack(item, f"{name}/{i}") for i, item in enumerate(value)]
+            return items if isinstance(value, list) else {"$tuple": items}
+        assert isinstance(value, dict), f"{name}: a {type(value).__name__} cannot be saved"
+        for key in value:
+            assert isinstance(key, str) and not key.startswith("$"), f"{name}: key {key!r} is no plain string"
+        return {key: pack(item, f"{name}/{key}" if name else key) for key, item in value.items()}
+
+    return Snapshot(pack(state, ""), tensors)
+
+
+def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "$tensor" in tree:
+        return tensors[tree["$tensor"]]
+    if "$float" in tree:
+        return float(tree["$float"])
+    if "$tuple" in tree:
+        return tuple(_unpack(item, tensors) for item in tree["$tuple"])
+    return {key: _unpack(item, tensors) for key, item in tree.items()}
+
+
+# ---------------------------------------------------------------- files
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Flush every file of the folder to the disk, then write the manifest that makes it a checkpoint.
+
+    The folder is walked, so that files another engine put there are under the manifest as well.
+    """
+    files = {}
+    for file in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
+        _fsync(file)
+        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
+    _fsync(folder / MANIFEST)
+    for inner in (entry for entry in folder.rglob("*") if entry.is_dir()):
+        _fsync(inner)
+    _fsync(folder)
+
+
+def _publish(aside: Path, path: Path) -> None:
+    """Give a sealed folder its name. One of the same step that is there (a damaged one that was passed
+    over, say) stands beside under a name that `latest` knows, so that at no instant neither exists."""
+    if path.exists():
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    aside.rename(path)
+    _fsync(path.parent)
+
+
+def _tidy(directory: Path, step: int, keep: int, warn: Callable[[str], None]) -> None:
+    """Delete what dead writers left, and checkpoints older than the newest `keep` complete ones.
+
+    The one just written counts first and never goes. Later ones (passed over as damaged before this
+    run came by again) neither count nor go. Sizes decide what is complete: to read all of every
+    checkpoint at each save would cost more than the save.
+    """
+    doomed, complete = [], 1
+    older = [(int(m[1]), e) for e in _entries(directory)
+             if (m := _COMPLETE.fullmatch(e.name)) and int(m[1]) < step]
+    for _, path in sorted(older, reverse=True):
+        if complete >= keep:
+            doomed.append(path)
+        elif not validate(path, checksums=False):
+            complete += 1
+    for entry in _entries(directory):
+        match = _ASIDE.fullmatch(entry.name)
+        if match and (int(match[3]) == os.getpid() or not process_alive(int(match[3]))):
+            doomed.append(entry)
+    for path in doomed:
+        try:
+            if _COMPLETE.fullmatch(path.name):  # out of sight first: a half deleted one looks damaged
+                path = path.rename(path.with_name(f".{path.name}.trash-{os.getpid()}"))
+            shutil.rmtree(path)
+        except OSError as error:
+            warn(f"old checkpoint {path} could not be deleted ({error}); going on")
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return [entry for entry in directory.iterdir() if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush a folder; their renames are durable by themselves.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _error_number(error: Exception) -> int:
+    """errno of an OSError, or the one that safetensors' message carries."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else errno.EIO

@@ -1,0 +1,156 @@
+"""The run directory: who may write it, whether it is this run's, and where to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ulmfit import config as options
+from ulmfit.config import TrainConfig
+from ulmfit.distributed.runtime import Runtime, environment
+from ulmfit.distributed.stop import STOP_FILE
+from ulmfit.errors import UserError
+from ulmfit.run import checkpoint, lock
+from ulmfit.run.tracking import read_status, write_status
+
+
+def check_output(path: str | Path, *, resume: str) -> None:
+    """Refuse an output directory that cannot be ours, before any work is done and with nothing written.
+
+    Raises:
+        UserError: it is a file, holds something other than a run, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output-dir {path} is a file; name a directory")
+    # A start that was killed before config.json was there leaves the lock and perhaps a part of the file.
+    left = {lock.LOCK_FILE, "config.json.tmp"}
+    if (resume == "auto" and path.is_dir() and not (path / "config.json").exists()
+            and any(entry.name not in left for entry in path.iterdir())):
+        raise UserError(f"--output-dir {path} holds files that are not a run's; name an empty or a new directory")
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"--output-dir {path} cannot be written, for {parent} is a file; name another directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir {path} cannot be written; name a directory you may write to")
+
+
+class RunDirectory:
+    """An opened and locked run directory.
+
+    Attributes:
+        path: the directory.
+        resumed: the newest valid checkpoint's directory, or None for a fresh start.
+        finished: the run was done before; nothing is left to do.
+        stored: the earlier start's config.json, empty for a fresh start.
+    """
+
+    def __init__(self, config: TrainConfig, identity: dict[str, Any], runtime: Runtime, *,
+                 notice: Callable[[str], None]) -> None:
+        self.path = Path(config.output_dir)
+        self._runtime = runtime
+        self._lock: lock.DirectoryLock | None = None
+        self.finished, self.resumed, self.stored = runtime.on_main(lambda: self._open(config, identity, notice))
+
+    def _open(self, config: TrainConfig, identity: dict[str, Any], notice: Callable[[str], None]) -> tuple:
+        try:
+            if config.resume == "never" and self.path.exists() and any(self.path.iterdir()):
+                held = lock.DirectoryLock(self.path)
+                aside = lock.rename_aside(self.path)
+                (aside / held.path.name).unlink()
+                held.close()
+                notice(f"moved the earlier run to {aside}")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock.DirectoryLock(self.path)
+        except OSError as error:
+            raise UserError(f"--output-dir {self.path} cannot be written ({error.strerror}); "
+                            "name a directory you may write to") from None
+        try:
+            return self._decide(identity, type(config), notice)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _decide(self, identity: dict[str, Any], kind: type[TrainConfig],
+                notice: Callable[[str], None]) -> tuple:
+        (self.path / STOP_FILE).unlink(missing_ok=True)
+        for torn in self.path.glob(".*.tmp-*"):  # of a writer that was killed; it held the lock that is now ours
+            torn.unlink(missing_ok=True)
+        file = self.path / "config.json"
+        if not file.exists():
+            return False, None, {}
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{file} is damaged; start afresh with --resume never") from None
+        changed = options.differences(stored.get("identity", {}), json.loads(json.dumps(identity)), kind)
+        if changed:
+            raise UserError(f"--output-dir {self.path} holds another run ({'; '.join(changed)}); "
+                            "name another directory, or start afresh with --resume never")
+        status = read_status(self.path)
+        if status and status.get("state") == "done":
+            return True, None, stored
+        newest = checkpoint.latest(self.path / "checkpoints", warn=notice)
+        if newest is not None:
+            notice(f"going on from {newest}")
+        return False, newest, stored
+
+    def write_config(self, config: TrainConfig, identity: dict[str, Any], resolved: dict[str, Any]) -> None:
+        """config.json: options as given, what they became, versions, world size and commit."""
+        if not self._runtime.is_main:
+            return
+        content = {"task": config.task, "options": options.options(config), "resolved": resolved,
+                   "identity": identity, "threads": self._runtime.threads,
+                   "world_size": self._runtime.world_size, "engine": self._runtime.engine} | environment()
+        file = self.path / "config.json"
+        aside = file.with_suffix(".json.tmp")
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, file)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state to go on from, on every rank (read by rank 0: disks may be local to a node).
+
+        Raises:
+            UserError: it cannot be read; on every rank.
+        """
+        if self.resumed is None:
+            return None
+        return self._runtime.on_main(lambda: checkpoint.load(self.resumed))
+
+    def guard(self, write: Callable[[], Any]) -> None:
+        """Run rank 0's `write` (a save); an error of the disk ends the run on every rank.
+
+        Raises:
+            OSError: the disk is full or read-only; what was saved before is intact.
+        """
+        failure = ""
+        if self._runtime.is_main:
+            self._runtime.progress.now("writing a checkpoint")  # what a slow disk is blamed for by the watchdog
+            try:
+                write()
+            except OSError as error:
+                failure = f"{self.path} cannot be written: {error}"
+        if failure := self._runtime.broadcast(failure):
+            raise OSError(failure)
+
+    def status(self, state: str, step: int, **fields: Any) -> None:
+        """Write status.json (rank 0)."""
+        if self._runtime.is_main:
+            write_status(self.path, state, step, **fields)
+
+    def failed(self, step: int, error: str, **fields: Any) -> None:
+        """Write into status.json why the run failed (any rank), unless a reason is there already: the first is
+        the cause, and a broken connection what it leads to on the others."""
+        status = read_status(self.path)
+        if not (status and status.get("state") == "failed"):
+            write_status(self.path, "failed", step, error=error, **fields)
+
+    def close(self) -> None:
+        """Give up the lock."""
+        if self._lock is not None:
+            self._lock.close()

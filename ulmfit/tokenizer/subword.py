@@ -1,0 +1,93 @@
+"""Vocabularies of word pieces, for languages that do not put spaces between words.
+
+The same clean-up, repeat and case marks as for words; then spaces become U+2581, and white space and
+punctuation bound the pieces. The special tokens are entries of the vocabulary that a mark always matches
+whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+
+from ulmfit.tokenizer import rules as text_rules
+
+_MARKS = "xx(?:unk|pad|bos|eos|fld|maj|up|rep|wrep)"
+_SPACE = "\u2581"
+_SEP = "\x1f"  # bounds a special token
+
+
+def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer:
+    """The text with marks, lower-cased, each space as U+2581; `keep_marks=False` for learning the pieces."""
+
+    def replace(pattern: str, content: str) -> normalizers.Normalizer:
+        return normalizers.Replace(Regex(pattern), content)
+
+    return normalizers.Sequence(
+        [
+            *text_rules.clean(rules),
+            replace("[ \\t\u00a0\u3000\u2581]+", " "),
+            replace(r" ?\n ?", "\n"),
+            replace(r"\s+\z", ""),
+            *text_rules.case(rules),
+            replace(rf"\s(?={_MARKS}(?!\S))", _SEP) if keep_marks else replace(rf"\s{_MARKS}(?!\S)", ""),
+            replace(" ", _SPACE),
+        ]
+    )
+
+
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Line breaks, punctuation and the runs between them."""
+    pattern = rf"\n+|{_SPACE}?[^\s{_SPACE}{_SEP}\p{{P}}]+|{_SPACE}?\p{{P}}|{_SPACE}"
+    return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+
+
+def train(
+    texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_freq: int
+) -> tokenizers.Tokenizer:
+    """A pipeline without post-processor: kind is "unigram" or "bpe".
+
+    The trainer of `tokenizers` for unigram sums in the order of its threads, so that two runs may differ in
+    the last pieces; bpe and words are deterministic.
+    """
+    specials = text_rules.SPECIALS[rules]
+    room = vocab_size - len(specials)
+    options = {
+        "vocab_size": room,
+        "special_tokens": [],
+        "show_progress": False,
+        "initial_alphabet": ["\n", _SPACE],
+    }
+    if kind == "unigram":
+        backend = tokenizers.Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(**options | {"special_tokens": ["xxunk"], "unk_token": "xxunk"})
+    else:
+        backend = tokenizers.Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(**options, min_frequency=min_freq)
+    backend.normalizer = normalizer(rules, keep_marks=False)
+    backend.pre_tokenizer = pre_tokenizer()
+    backend.train_from_iterator(texts, trainer)
+
+    model = json.loads(backend.to_str())["model"]
+    if kind == "unigram":
+        pieces = [(piece, round(score, 6)) for piece, score in model["vocab"] if piece not in specials]
+        pieces = sorted(pieces, key=lambda entry: (-entry[1], entry[0]))[:room]
+        # 0 beats every sum of log-probabilities; rounded scores survive being written and read.
+        vocab = [(mark, 0.0) for mark in specials] + pieces
+        vocab += [(name, -100.0) for name in text_rules.padding(len(vocab), vocab_size)]
+        backend.model = models.Unigram(vocab, unk_id=specials.index("xxunk"), byte_fallback=False)
+    else:
+        learnt = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        names = specials + [piece for piece in learnt if piece not in specials]
+        names += text_rules.padding(len(names), vocab_size)
+        merges = [
+            tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]
+        ]
+        backend.model = models.BPE(
+            {name: i for i, name in enumerate(names)}, merges, unk_token="xxunk", ignore_merges=True
+        )
+    backend.normalizer = normalizer(rules)
+    return backend

@@ -1,0 +1,264 @@
+"""Characters to token ids and back: one `tokenizers` pipeline, saved as one tokenizer.json."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, processors, trainers
+
+from ulmfit.errors import UserError
+from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer import subword as text_subword
+from ulmfit.tokenizer.detokenize import detokenize
+
+BATCH = 1000  # documents a call into Rust: enough to occupy all threads, few enough to bound memory
+
+
+class Tokenizer:
+    """fastai's text rules, word splitting and vocabulary.
+
+    Source: fastai 1.0, text/transform.py; fastai 2, text/core.py. Every document starts with xxbos. Ids 0
+    to 8 are the special tokens in the order of the rules' version, the others follow by (count descending,
+    then lexicographic). The special tokens are ordinary words of the vocabulary: `xxfld 1` in a text is the
+    field mark that it looks like. `vocab` lists the tokens by id; `fingerprint` is 16 hex digits of the
+    SHA-256 of the file.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self._backend = backend
+        ids = backend.get_vocab(with_added_tokens=True)
+        specials = text_rules.SPECIALS["fastai1"]
+        if sorted(ids.values()) != list(range(len(ids))) or not set(specials) <= ids.keys():
+            raise UserError(
+                "The tokenizer was not made by ulmfit: its ids have gaps or a special token is missing."
+            )
+        self.rules = "fastai1" if ids["xxmaj"] < ids["xxrep"] else "fastai2"
+        self.vocab = [text_rules.surface(token, self.rules) for token in sorted(ids, key=ids.__getitem__)]
+        self.subword: str | None = {"Unigram": "unigram", "BPE": "bpe"}.get(type(backend.model).__name__)
+        self.unk_id, self.pad_id, self.bos_id = ids["xxunk"], ids["xxpad"], ids["xxbos"]
+        self.special_ids = frozenset(ids[token] for token in specials)
+        self.fingerprint = hashlib.sha256(self.to_str().encode()).hexdigest()[:16]
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Ids that generated text must not hold: xxunk, xxpad and the fillers xxfake<i>."""
+        fillers = (i for i, token in enumerate(self.vocab) if token.startswith("xxfake"))
+        return frozenset((self.unk_id, self.pad_id, *fillers))
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        *,
+        rules: str = "fastai1",
+        vocab_size: int = 60_000,
+        min_freq: int = 2,
+        subword: str | None = None,
+    ) -> Tokenizer:
+        """Learns the vocabulary from `texts`, read once.
+
+        Words seen fewer than `min_freq` times are left out; with the special tokens there are `vocab_size`
+        entries at most; where fewer words were found, `xxfake<i>` fill up to a multiple of 8.
+        Raises UserError for an unknown `rules` or `subword`, or a `vocab_size` without room for a word.
+        """
+        _check_rules(rules)
+        specials = text_rules.SPECIALS[rules]
+        if vocab_size <= len(specials):
+            raise UserError(
+                f"A vocabulary of {vocab_size} has no room for words: use more than {len(specials)}."
+            )
+        if subword not in (None, "unigram", "bpe"):
+            raise UserError(f"Unknown subword model {subword!r}: use unigram, bpe, or none for whole words.")
+        if subword:
+            backend = text_subword.train(
+                _encodable(texts), subword, rules=rules, vocab_size=vocab_size, min_freq=min_freq
+            )
+        else:
+            backend = _word_pipeline(rules)
+            words = _count_words(backend, _encodable(texts), min_freq=min_freq)
+            backend.model = _word_level([*specials, *words], vocab_size)
+        return cls(_with_xxbos(backend, rules))
+
+    @classmethod
+    def from_vocab(cls, vocab: Sequence[str], *, rules: str) -> Tokenizer:
+        """A tokenizer of whole words whose vocabulary was made elsewhere (fastai's itos.pkl).
+
+        Special tokens take the first ids, the words follow in their order; words that stand several times count
+        once, and fillers (xxfake) are left out. Raises UserError for unknown `rules`.
+        """
+        _check_rules(rules)
+        words = [_as_written(word, rules) for word in vocab if word and " " not in word.strip()]
+        backend = _word_pipeline(rules)
+        backend.model = _word_level([*text_rules.SPECIALS[rules], *words], len(vocab) + 16)
+        return cls(_with_xxbos(backend, rules))
+
+    def extended(self, texts: Iterable[str], *, vocab_size: int, min_freq: int = 2) -> Tokenizer:
+        """This tokenizer with the words of `texts` behind its own that it lacks, the most frequent first.
+
+        Every word keeps its id. Words seen fewer than `min_freq` times are left out, and there are `vocab_size`
+        entries at most. A tokenizer of word pieces can spell every word and comes back as it is.
+        Raises UserError if `vocab_size` is below the size of this vocabulary.
+        """
+        if self.subword:
+            return self
+        if vocab_size < len(self):
+            raise UserError(
+                f"A vocabulary of {vocab_size} has no room for the {len(self)} words to start from: "
+                f"use --vocab-size {len(self)} or more."
+            )
+        entries = self._backend.get_vocab(with_added_tokens=True)
+        own = sorted(entries, key=entries.__getitem__)
+        # A copy of this pipeline, not today's: an earlier version may have made it with other text rules.
+        backend = tokenizers.Tokenizer.from_str(self.to_str())
+        found = _count_words(backend, _encodable(texts), min_freq=min_freq)
+        backend.model = _word_level([*own, *(word for word in found if word not in entries)], vocab_size)
+        return Tokenizer(backend)
+
+    @classmethod
+    def from_str(cls, json: str) -> Tokenizer:
+        """Reads what `to_str` wrote. Raises UserError if it is not a tokenizer of ours."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(json)
+        except Exception as error:  # the bindings raise bare Exception
+            raise UserError(f"This is no tokenizer.json ({str(error).splitlines()[0]}): train one.") from None
+        return cls(backend)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Reads a tokenizer.json. Raises UserError if it is missing or not a tokenizer of ours."""
+        try:
+            json = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise UserError(f"Cannot read the tokenizer {path} ({reason}): give a tokenizer.json.") from None
+        try:
+            return cls.from_str(json)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def to_str(self) -> str:
+        return self._backend.to_str(pretty=False)
+
+    def save(self, path: str | Path) -> None:
+        """Writes tokenizer.json, which `tokenizers.Tokenizer.from_file` of any language reads too."""
+        Path(path).write_text(self.to_str(), encoding="utf-8")
+
+    def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
+        """The tokens of each text with xxbos, before the vocabulary turns rare ones into xxunk."""
+        texts = list(_encodable([texts] if isinstance(texts, str) else texts))
+        if self.subword:
+            return [encoding.tokens for encoding in self._backend.encode_batch_fast(texts)]
+        split, normalize = (
+            self._backend.pre_tokenizer.pre_tokenize_str,
+            self._backend.normalizer.normalize_str,
+        )
+        return [
+            ["xxbos"] + [text_rules.surface(piece, self.rules) for piece, _ in split(normalize(text))]
+            for text in texts
+        ]
+
+    def encode(self, texts: str | Iterable[str]) -> list[np.ndarray]:
+        """The ids of each text, int32."""
+        ids, lengths = self.encode_flat([texts] if isinstance(texts, str) else texts)
+        return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+    def encode_flat(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts one after the other (int32 [total]) and their lengths (int64 [texts]).
+
+        Rust releases the GIL and uses all cores (RAYON_NUM_THREADS), so a caller needs a thread at most.
+        A lone surrogate, which no UTF-8 file can hold, is read as U+FFFD.
+        """
+        texts = list(_encodable(texts))
+        ids: list[np.ndarray] = []
+        for start in range(0, len(texts), BATCH):
+            ids += to_arrays(self._backend.encode_batch_fast(texts[start : start + BATCH]))
+        return np.concatenate([np.zeros(0, np.int32), *ids]), np.array([len(row) for row in ids], np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text: capitals and repeats restored, punctuation and contractions joined, newlines kept.
+
+        Raises UserError for an id outside of the vocabulary.
+        """
+        try:
+            tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
+        except IndexError:
+            raise UserError(
+                f"An id is not in this tokenizer's vocabulary of {len(self)}: use its own."
+            ) from None
+        return detokenize(tokens, subword=self.subword is not None)
+
+
+def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
+    """The ids of each encoding, int32: all that Python does after Rust, some 50 ns a token."""
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def _check_rules(rules: str) -> None:
+    if rules not in text_rules.SPECIALS:
+        raise UserError(f"Unknown tokenizer rules {rules!r}: use fastai1 or fastai2.")
+
+
+def _word_pipeline(rules: str) -> tokenizers.Tokenizer:
+    """The pipeline of whole words, without vocabulary and post-processor."""
+    backend = tokenizers.Tokenizer(models.WordLevel({"xxunk": 0}, unk_token="xxunk"))
+    backend.normalizer = text_rules.normalizer(rules)
+    backend.pre_tokenizer = text_rules.pre_tokenizer()
+    return backend
+
+
+def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str], *, min_freq: int) -> list[str]:
+    """The words of `texts` seen `min_freq` times or more, by (count descending, then lexicographic).
+
+    `backend` loses its vocabulary.
+    """
+    # No special tokens for the trainer: those that also occur in the texts would get two numbers. It sorts in the
+    # order wanted.
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31, min_frequency=min_freq, show_progress=False, special_tokens=[]
+    )
+    backend.train_from_iterator(texts, trainer)
+    found = backend.get_vocab()
+    return sorted(found, key=found.__getitem__)
+
+
+def _word_level(words: Iterable[str], vocab_size: int) -> models.WordLevel:
+    """The vocabulary: `words` (each once, special tokens first), cut at `vocab_size`, then fillers of our own."""
+    vocab = _without_fillers(dict.fromkeys(words))[:vocab_size]
+    vocab += text_rules.padding(len(vocab), vocab_size)
+    return models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="xxunk")
+
+
+def _with_xxbos(backend: tokenizers.Tokenizer, rules: str) -> tokenizers.Tokenizer:
+    """Every document starts with xxbos."""
+    bos = text_rules.SPECIALS[rules].index("xxbos")
+    backend.post_processor = processors.TemplateProcessing(single="xxbos $A", special_tokens=[("xxbos", bos)])
+    return backend
+
+
+def _without_fillers(words: Iterable[str]) -> list[str]:
+    return [word for word in words if not re.fullmatch(r"xxfake\d*", word)]
+
+
+def _as_written(word: str, rules: str) -> str:
+    """The inverse of `rules.surface`: how an entry of the vocabulary writes a token."""
+    return word.replace(" ", "\u2581") if rules == "fastai1" and word[:1].isspace() else word
+
+
+def _encodable(texts: Iterable[str]) -> Iterator[str]:
+    """The texts as Rust can hold them: lone surrogates become U+FFFD."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"A text is of type {type(text).__name__}: only str can be tokenized.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield text

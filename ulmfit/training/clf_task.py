@@ -1,0 +1,248 @@
+"""train_classifier: a text classifier on a language model's encoder, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.documents import DocumentBatch, DocumentBatches, assign_to_ranks, collate
+from ulmfit.config import ClassifierConfig
+from ulmfit.device import to_device
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
+from ulmfit.errors import UserError
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.training import setup
+from ulmfit.training.engine import PlainEngine
+from ulmfit.training.evaluate import score_classifier
+from ulmfit.training.loop import StepResult
+from ulmfit.training.masks import Masks
+from ulmfit.training.run_task import run
+from ulmfit.training.setup import Session
+from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+
+
+def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Train as the options say, in config.output_dir.
+
+    Returns:
+        {"state": "done" | "preempted" | "found", "step": int, and the final metrics of the test split}.
+
+    Raises:
+        UserError: an option, file, column or model is at fault; nothing was written or overwritten.
+    """
+    with setup.open_session(config, stop) as session:
+        return _train(config, session)
+
+
+def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
+    runtime = session.runtime
+    pretrained = setup.open_pretrained(config.encoder) if config.encoder else None
+    if pretrained is None:
+        session.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
+    elif pretrained.tokenizer is None:
+        raise UserError(f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
+                        "first with train_lm.py --init, then give that run here")
+    else:
+        setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
+    recipe = recipe_for(config, pretrained=pretrained is not None)
+    corpus = setup.corpus_of(session)
+    tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
+    stores = {name: setup.store_of(session, split, tokenizer, with_labels=True)
+              for name, split in corpus.splits.items()}
+    recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
+
+    torch.manual_seed(config.seed)
+    sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    net = ClassifierNet(sizes.with_dropouts("clf", recipe.drop_mult), len(corpus.label_names), bptt=recipe.bptt,
+                        max_len=config.max_len, head_hidden=config.head_size, gradient_window=config.gradient_window)
+    if pretrained is not None:
+        net.encoder.load_state_dict(pretrained.encoder_state())
+    net = setup.to_precision(net, config, runtime)
+    task = ClassifierTask(net, stores["train"], stores["valid"], corpus.label_names, config=config, recipe=recipe,
+                          runtime=runtime, pad_id=tokenizer.pad_id)
+    return run(task, recipe, session, tokenizer=tokenizer, test=stores.get("test"),
+               saved={"label_names": corpus.label_names, "backwards": config.backwards,
+                      "text_columns": corpus.text_columns},
+               fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
+                             "encoder": pretrained.fingerprint if pretrained else None})
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity with the gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+@dataclass
+class ClassifierBatch:
+    """One step's documents as this rank sees them.
+
+    Attributes:
+        indices: all documents of the global step.
+        labels: theirs, int64.
+        parts: this rank's micro-batches.
+        lr_scale: factor for the learning rate, as in LMBatch.
+    """
+
+    indices: np.ndarray
+    labels: Tensor
+    parts: list[DocumentBatch]
+    epoch: int
+    step_in_epoch: int
+    lr_scale: float = 1.0
+
+
+class ClassifierTask:
+    """The classifier for the loop.
+
+    BatchNorm and the loss see the whole global batch. A document's encoding is small (3 x embedding), so
+    every rank gathers all of them, runs the same tiny head on the whole batch, and back-propagates into
+    the encodings of its own documents. With several micro-batches the encodings are first computed
+    without gradient, then each micro-batch is encoded again with one and put in place of its rows.
+    """
+
+    name = "classifier"
+
+    def __init__(self, net: ClassifierNet, train: TokenStore, valid: TokenStore, label_names: list[str], *,
+                 config: ClassifierConfig, recipe: Recipe, runtime: Runtime, pad_id: int) -> None:
+        self.net, self.groups = net, net.layer_groups()
+        self._train, self._valid, self._label_names = train, valid, label_names
+        self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
+        self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
+        self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+        self.most_micro_batches = recipe.batch_size
+        self._class_weights = None
+        if config.class_weights == "balanced":
+            counts = np.bincount(train.labels, minlength=len(label_names))
+            weights = train.num_documents / (len(label_names) * np.maximum(counts, 1))
+            self._class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """ceil(documents / batch_size), every epoch."""
+        return self._batches.steps_per_epoch
+
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[ClassifierBatch, dict[str, Any]]]:
+        """Steps from a position on, without end, with this rank's documents collated."""
+        for indices, epoch, step, after in self._batches.batches(state):
+            yield self._deal(indices, epoch, step), after
+
+    def largest_batch(self) -> ClassifierBatch:
+        """A step that takes as much memory as any: that of the longest documents."""
+        return self._deal(np.argsort(-self._train.lengths, kind="stable")[:self._recipe.batch_size], 0, 0)
+
+    def mean_tokens(self) -> float:
+        """Tokens of a global step, on average."""
+        return self._recipe.batch_size * float(self._train.lengths.mean())
+
+    def largest_tokens(self) -> float:
+        """Tokens of the largest micro-batch of this rank whose activations are kept."""
+        longest = np.sort(self._train.lengths)[-self._recipe.batch_size:]
+        kept = np.minimum(longest, self.net.backprop_tokens).sum()
+        return float(kept) / (self._runtime.world_size * self.micro_batches)
+
+    def reset_hidden(self) -> None:
+        """A classifier carries nothing from step to step."""
+
+    def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
+        shares = assign_to_ranks(self._train.lengths[indices], num_ranks=self._runtime.world_size,
+                                 micro_batches=self.micro_batches, backprop_tokens=self.net.backprop_tokens)
+        parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
+        return ClassifierBatch(indices, torch.from_numpy(self._train.labels[indices].astype(np.int64)), parts, epoch,
+                               step)
+
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The position is the same on all ranks."""
+        return state
+
+    def _collate(self, store: TokenStore, indices: np.ndarray, positions: np.ndarray) -> DocumentBatch:
+        return collate(store, indices, positions, pad_id=self._pad_id, backwards=self._config.backwards)
+
+    def step(self, engine: PlainEngine, batch: ClassifierBatch, number: int) -> StepResult:
+        """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
+        runtime, config, device = self._runtime, self._config, self._runtime.device
+        size = len(batch.indices)
+        labels = to_device(batch.labels, device)
+        everyone = Masks(self._config.seed, number, num_rows=size, rows=range(size), device=device)
+        num_passes = len(batch.parts)
+        cached = None
+        if num_passes > 1:
+            with torch.no_grad(), runtime.accelerator.autocast(), engine.full_weights():
+                cached = self._gather(batch, torch.cat([
+                    self.net.encode(to_device(part.tokens, device), part.lengths,
+                                    everyone.for_rows(part.positions)).pooled for part in batch.parts]))
+        trained = np.minimum(self._train.lengths[batch.indices], self.net.backprop_tokens)
+        width = self.net.config.embedding_size
+        for index, part in enumerate(batch.parts):
+            last = index == num_passes - 1
+            with engine.accumulate(last=last):
+                # Lengths as numbers: DDP and FSDP copy tensors to the device, from where the host would wait for them.
+                logits, ar_sum, tar_sum = engine.model(
+                    to_device(part.tokens, device), part.lengths.tolist(), everyone.for_rows(part.positions),
+                    combine=self._combiner(batch, part, cached), head_masks=everyone, update_statistics=last)
+                loss = F.cross_entropy(logits, labels, weight=self._class_weights,
+                                       label_smoothing=self._config.label_smoothing)
+                activation = (config.alpha * ar_sum / (trained.sum() * width)
+                              + config.beta * tar_sum / (max(1, (trained - 1).sum()) * width))
+                # Every pass on every rank has the whole head's gradient: their mean is the head's. AR and TAR are
+                # sums over the documents of one pass of one rank.
+                engine.backward(loss / num_passes + activation * runtime.world_size)
+        with torch.no_grad():
+            sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
+                                (logits.argmax(1) == labels).sum().double()])
+        return StepResult(sums / runtime.world_size, size, int(self._train.lengths[batch.indices].sum()))
+
+    def _combiner(self, batch: ClassifierBatch, part: DocumentBatch,
+                  cached: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Puts a micro-batch's encodings, with their gradient, among those of the whole global step.
+
+        The gradient is scaled up by what averaging over passes and ranks takes away: an encoding is
+        differentiated in one pass of one rank only.
+        """
+        factor = float(len(batch.parts) * self._runtime.world_size)
+
+        def combine(pooled: Tensor) -> Tensor:
+            whole = cached if cached is not None else self._gather(batch, pooled)
+            return whole.index_copy(0, to_device(part.positions, pooled.device), _ScaleGradient.apply(pooled, factor))
+
+        return combine
+
+    def _gather(self, batch: ClassifierBatch, own: Tensor) -> Tensor:
+        """All documents' encodings [size, 3E] in the order of the step, without gradient.
+
+        Each rank fills in its rows of zeros; the sum over ranks puts them together exactly.
+        """
+        whole = own.new_zeros(len(batch.indices), own.shape[1])
+        places = to_device(torch.cat([part.positions for part in batch.parts]), own.device)
+        whole[places] = own.detach()
+        return self._runtime.sum(whole)
+
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any]:
+        """Loss, accuracy, F1 and confusion matrix on a store (default: the validation split)."""
+        return score_classifier(self.net, store or self._valid, self._runtime, label_names=self._label_names,
+                                pad_id=self._pad_id, backwards=self._config.backwards)
+
+    def sample(self) -> None:
+        """A classifier generates no text."""
+        return None
+
+    def hidden_state(self) -> dict[str, Any]:
+        """A classifier carries nothing from step to step."""
+        return {}
+
+    def load_hidden_state(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""

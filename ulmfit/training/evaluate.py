@@ -1,0 +1,82 @@
+"""Scores of a model on a whole split: equal at any number of processes, each token or document once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.documents import collate
+from ulmfit.batches.lm import CachedRows
+from ulmfit.device import to_device
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.parallel_inference import read_side_by_side, reading_batches
+
+
+@torch.inference_mode()
+def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int,
+                         backwards: bool = False) -> dict[str, Any]:
+    """Loss (nats a token), perplexity and next-token accuracy over a store, read in order.
+
+    The store is cut into `num_rows` rows (fewer where it is short) at any world size, so that the figures
+    do not depend on it.
+    """
+    num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
+    rows = runtime.own_rows(num_rows)
+    sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
+    training = net.training
+    net.eval()
+    if len(rows):
+        source = CachedRows(store, batch_size=num_rows, bptt=bptt, seed=0, rows=rows, shuffle=False,
+                            backwards=backwards)
+        state = net.init_state(len(rows))
+        for batch in source.epoch_batches(0):
+            runtime.progress.now("evaluating")
+            tokens, targets = to_device(batch.tokens, runtime.device), to_device(batch.targets, runtime.device)
+            with runtime.accelerator.autocast():
+                out = net(tokens, targets, state)
+            state = out.state
+            sums += torch.stack([out.ce_sum.double(), out.num_correct.double(), (targets >= 0).sum().double()])
+    net.train(training)
+    loss, correct, count = runtime.sum(sums).tolist()
+    return {"loss": loss / count, "perplexity": float(np.exp(loss / count)), "accuracy": correct / count}
+
+
+@torch.inference_mode()
+def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *, label_names: Sequence[str],
+                     pad_id: int, backwards: bool = False) -> dict[str, Any]:
+    """Loss, accuracy, macro F1 and confusion matrix (rows: truth) over a labelled store."""
+    device, classes = runtime.device, len(label_names)
+    sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
+    training = net.training
+    net.eval()
+    # Documents are shared out before they are put into batches, whose size depends on this process's threads.
+    own = np.argsort(-store.lengths, kind="stable")[runtime.rank::runtime.world_size]
+    batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
+
+    def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
+        labels = to_device(torch.from_numpy(store.labels[part.indices.numpy()].astype(np.int64)), device)
+        with runtime.accelerator.autocast():
+            logits = net(to_device(part.tokens, device), part.lengths).logits
+        return labels, logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    for labels, logits in read_side_by_side(read, batches, device):
+        runtime.progress.now("evaluating")
+        cells = labels * classes + logits.argmax(1)
+        sums[:-1] += torch.bincount(cells, minlength=classes * classes)
+        sums[-1] += F.cross_entropy(logits, labels, reduction="sum").double()
+    net.train(training)
+    sums = runtime.sum(sums)
+    confusion = sums[:-1].view(classes, classes)
+    hits, truths, guesses = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    f1 = 2 * hits / (truths + guesses).clamp(min=1)
+    return {"loss": (sums[-1] / truths.sum()).item(), "accuracy": (hits.sum() / truths.sum()).item(),
+            "f1": f1.mean().item(), "confusion": confusion.long().tolist(), "labels": list(label_names)}

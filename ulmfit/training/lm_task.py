@@ -1,0 +1,222 @@
+"""train_language_model: pretrain or fine-tune the AWD-LSTM language model, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.lm import MOST_JITTER, CachedRows, LMBatch, StreamedRows, merge_states
+from ulmfit.config import LMConfig
+from ulmfit.device import to_device
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
+from ulmfit.errors import UserError
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.pretrained import init_language_model
+from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
+from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training import setup
+from ulmfit.training.engine import PlainEngine
+from ulmfit.training.evaluate import score_language_model
+from ulmfit.training.loop import StepResult
+from ulmfit.training.masks import Masks, derive_seed, draw_words
+from ulmfit.training.run_task import run
+from ulmfit.training.setup import Session
+from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+
+SAMPLE_WORDS = 40
+PROMPT_WORDS = 6
+
+
+def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Train as the options say, in config.output_dir.
+
+    Returns:
+        {"state": "done" | "preempted" | "found", "step": int, and the final metrics of each split}.
+
+    Raises:
+        UserError: an option, file, column or model is at fault; nothing was written or overwritten.
+    """
+    with setup.open_session(config, stop) as session:
+        return _train(config, session)
+
+
+def _train(config: LMConfig, session: Session) -> dict[str, Any]:
+    runtime = session.runtime
+    pretrained = setup.open_pretrained(config.init) if config.init else None
+    if pretrained is not None:
+        setup.check_direction(pretrained, config, f"--init {config.init}")
+    recipe = recipe_for(config, pretrained=pretrained is not None)
+    micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+    if recipe.batch_size % (runtime.world_size * micro_batches):
+        raise UserError(
+            f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
+            f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}")
+
+    corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
+    if config.tokenizer:
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+    else:
+        base = None
+        if pretrained is not None:
+            base = pretrained.tokenizer or Tokenizer.from_vocab(pretrained.vocab, rules=config.rules)
+        tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
+        if base is not None:
+            session.say(f"vocabulary: {len(base):,} pretrained words and {len(tokenizer) - len(base):,} of the corpus")
+
+    if config.sampled_softmax is not None:
+        if config.sampled_softmax >= len(tokenizer):
+            raise UserError(f"--sampled-softmax {config.sampled_softmax} has nothing to leave out of a vocabulary of "
+                            f"{len(tokenizer)} words; leave the option out")
+        session.say(f"--sampled-softmax {config.sampled_softmax}: each step learns from about "
+                    f"{config.sampled_softmax:,} of {len(tokenizer):,} words; loss and accuracy of training steps are "
+                    "among these and do not compare with the full softmax's, by which every evaluation goes")
+
+    rows = runtime.own_rows(recipe.batch_size)
+    if config.streaming:
+        source = StreamedRows(corpus.splits["train"], tokenizer, batch_size=recipe.batch_size, bptt=recipe.bptt,
+                              seed=config.seed, rows=rows, backwards=config.backwards)
+    else:
+        store = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=False)
+        source = CachedRows(store, batch_size=recipe.batch_size, bptt=recipe.bptt, seed=config.seed, rows=rows,
+                            backwards=config.backwards, jitter=config.bptt_jitter)
+        recipe = lengthen_quick(recipe, config, source.steps_per_epoch(0))
+    held_out = {name: setup.store_of(session, split, tokenizer, with_labels=False)
+                for name, split in corpus.splits.items() if name != "train"}
+
+    torch.manual_seed(config.seed)
+    sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    net = LanguageModelNet(sizes.with_dropouts("lm", recipe.drop_mult))
+    if pretrained is not None:
+        init_language_model(net, pretrained.state, pretrained.vocab, tokenizer.vocab)
+    net = setup.to_precision(net, config, runtime)
+    task = LanguageModelTask(net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe,
+                             runtime=runtime, rows=rows)
+    return run(task, recipe, session, tokenizer=tokenizer, test=held_out.get("test"),
+               saved={"backwards": config.backwards, "bptt": recipe.bptt},
+               fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
+                             "init": pretrained.fingerprint if pretrained else None})
+
+
+class LanguageModelTask:
+    """The language model for the loop: global rows, carried hidden state, AR and TAR.
+
+    A rank holds `rows` of the global batch and carries their hidden state; `--micro-batches` cuts them
+    further. Losses are summed and divided by the global number of targets, so that no cut changes them.
+    """
+
+    name = "language model"
+
+    def __init__(self, net: LanguageModelNet, source: CachedRows | StreamedRows, valid: TokenStore | None,
+                 tokenizer: Tokenizer, *, config: LMConfig, recipe: Recipe, runtime: Runtime, rows: range) -> None:
+        self.net, self.groups = net, net.layer_groups()
+        self._source, self._valid, self._tokenizer = source, valid, tokenizer
+        self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
+        self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
+        self._inclusion: Tensor | None = None  # of each word as a candidate of the sampled softmax
+        if config.sampled_softmax is not None:
+            self._inclusion = inclusion_probabilities(net.config.vocab_size, config.sampled_softmax)
+            self._log_inclusion = self._inclusion.log().to(runtime.device, dtype=net.decoder_bias.dtype)
+        self.reset_hidden()
+
+    @property
+    def most_micro_batches(self) -> int:
+        """The finest cut: the largest power of two that divides this rank's rows."""
+        return len(self._rows) & -len(self._rows)
+
+    def largest_batch(self) -> LMBatch:
+        """A step that takes as much memory as any (its tokens mean nothing)."""
+        length = self._recipe.bptt + (MOST_JITTER if self._config.bptt_jitter else 0)
+        tokens = torch.zeros(len(self._rows), length, dtype=torch.long)
+        return LMBatch(tokens, tokens, tokens.numel(), True, 0, 0)
+
+    def mean_tokens(self) -> float:
+        """Tokens of a global step."""
+        return self._recipe.batch_size * self._recipe.bptt
+
+    def largest_tokens(self) -> float:
+        """Tokens of a micro-batch of this rank whose activations are kept."""
+        return len(self._rows) * self._recipe.bptt / self.micro_batches
+
+    def reset_hidden(self) -> None:
+        """Start from an empty hidden state."""
+        self._state = self.net.init_state(len(self._rows))
+
+    def steps_in_epoch(self, epoch: int) -> int | None:
+        """Steps of an epoch of the cached corpus; None for a stream."""
+        return None if self._config.streaming else self._source.steps_per_epoch(epoch)
+
+    def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[LMBatch, dict[str, Any]]]:
+        """Batches from a position on, without end."""
+        return self._source.batches(state)
+
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A position for all rows from every rank's (a collective)."""
+        return merge_states(self._runtime.gather_objects([state]))
+
+    def step(self, engine: PlainEngine, batch: LMBatch, number: int) -> StepResult:
+        """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
+        runtime, config, device = self._runtime, self._config, self._runtime.device
+        tokens, targets = to_device(batch.tokens, device), to_device(batch.targets, device)
+        if batch.reset:
+            self.reset_hidden()
+        cuts = torch.arange(len(self._rows)).chunk(self.micro_batches)
+        candidates = None
+        if self._inclusion is not None:
+            words = draw_words(config.seed, number, self._inclusion)
+            candidates = Candidates(to_device(words, device), self._log_inclusion)
+        masks = Masks(config.seed, number, num_rows=self._recipe.batch_size, rows=self._rows, device=device)
+        pairs = max(1, batch.num_targets - self._recipe.batch_size)  # neighbouring targets, for TAR
+        width = self.net.config.embedding_size
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        states = []
+        for index, cut in enumerate(cuts):
+            part = slice(int(cut[0]), int(cut[-1]) + 1)
+            with engine.accumulate(last=index == len(cuts) - 1):
+                out = engine.model(tokens[part], targets[part], [(h[part], c[part]) for h, c in self._state],
+                                   masks.for_rows(self._rows[part]), candidates)
+                loss = (out.ce_sum / batch.num_targets + config.alpha * out.ar_sum / (batch.num_targets * width)
+                        + config.beta * out.tar_sum / (pairs * width))
+                # DDP averages over ranks; the loss is already a share of the global mean.
+                engine.backward(loss * runtime.world_size)
+            states.append(out.state)
+            sums += torch.stack([out.ce_sum.detach().double(), out.num_correct.double()])
+        self._state = [tuple(torch.cat(part) for part in zip(*layer, strict=True))
+                       for layer in zip(*states, strict=True)]
+        return StepResult(sums, batch.num_targets, batch.num_targets)
+
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
+        """Loss, perplexity and accuracy on a store (default: the validation split); None without one."""
+        store = store or self._valid
+        if store is None:
+            return None
+        return score_language_model(self.net, store, self._runtime, num_rows=self._recipe.batch_size,
+                                    bptt=self._recipe.bptt, backwards=self._config.backwards)
+
+    def sample(self) -> str | None:
+        """A generated continuation of the beginning of a validation text (rank 0, private data: --no-samples)."""
+        if self._config.backwards:
+            return None  # text written from its end reads as noise
+        store = self._valid
+        prompt = store.document(0)[:PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
+        seed = derive_seed(self._config.seed, "sample")
+        generator = torch.Generator(self._runtime.device).manual_seed(seed)
+        ids = self.net.generate_ids([prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids,
+                                    generator=generator)[0]
+        return self._tokenizer.decode(prompt + ids)
+
+    def hidden_state(self) -> dict[str, Any]:
+        """The hidden state of every global row (a collective)."""
+        def whole(part: Tensor) -> Tensor:
+            return self._runtime.gather(part).flatten(0, 1).cpu()
+        return {"hidden": [[whole(h), whole(c)] for h, c in self._state]}
+
+    def load_hidden_state(self, state: dict[str, Any]) -> None:
+        """Take this rank's rows of a hidden state, whatever number of ranks saved it."""
+        mine = slice(self._rows.start, self._rows.stop)
+        self._state = [(h[mine].to(self._runtime.device), c[mine].to(self._runtime.device))
+                       for h, c in state["hidden"]]

@@ -1,0 +1,129 @@
+"""From a prepared task to a finished run directory: what both trainers do once they know what to train."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.config import LMConfig, identity, options
+from ulmfit.distributed.memory import fit_micro_batches
+from ulmfit.distributed.watchdog import Watchdog
+from ulmfit.errors import UserError
+from ulmfit.model.pretrained import save_model
+from ulmfit.run.directory import RunDirectory
+from ulmfit.run.tracking import Tracker
+from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training.estimate import estimate, sentences
+from ulmfit.training.loop import Loop, Task, plan_stages
+from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.setup import Session
+from ulmfit.training.stages import Recipe
+
+
+def run(task: Task, recipe: Recipe, session: Session, *, tokenizer: Tokenizer, test: TokenStore | None,
+        saved: dict[str, Any], fingerprints: dict[str, str | None]) -> dict[str, Any]:
+    """Open the run directory, train from where it stands, save the model and score the test split.
+
+    Args:
+        test: scored once, at the end.
+        saved: what the model's config.json holds beside the architecture.
+        fingerprints: of the inputs; with the options they are the identity of the run.
+
+    Returns:
+        {"state": "done" | "preempted" | "found", "step": int, "test": metrics if there is a test split}.
+    """
+    config, runtime = session.config, session.runtime
+    plan = plan_stages(task, recipe.stages, config.max_steps)
+    total_steps = sum(planned.num_steps for planned in plan)
+    resolved = {"batch_size": recipe.batch_size, "bptt": recipe.bptt, "drop_mult": recipe.drop_mult,
+                "weight_decay": recipe.weight_decay, "clip": recipe.clip, "vocabulary": len(tokenizer),
+                "parameters": sum(p.numel() for p in task.net.parameters()),
+                "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan]}
+    session.say(f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
+                f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}")
+    if config.lr_find:
+        found = run_finder(task, recipe, config=config, runtime=runtime)
+        session.say(found.report())
+        return {"state": "found", "step": 0} | found.suggestions
+
+    run_identity = identity(config, **fingerprints)
+    directory = RunDirectory(config, run_identity, runtime, notice=session.say)
+    try:
+        if directory.finished:
+            session.say(f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
+                        "--resume never the same one afresh")
+            return {"state": "done", "step": total_steps}
+        if config.micro_batches == "auto":
+            _choose_micro_batches(task, session, directory)
+            resolved["micro_batches"] = task.micro_batches
+        start = directory.load_checkpoint()
+        directory.write_config(config, run_identity, resolved)
+        if runtime.is_main:
+            tokenizer.save(directory.path / "tokenizer.json")
+        sampled = config.sampled_softmax if isinstance(config, LMConfig) else None
+        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=total_steps, log_every=config.log_every,
+                          start_step=start["position"]["step"] if start else 0, task=config.task,
+                          sampled=sampled is not None)
+        tracker.log_hparams({"options": options(config), "resolved": resolved})
+        if runtime.device.type == "cpu" and start is None:
+            needs = estimate(task, plan, config=config, runtime=runtime)
+            for sentence in sentences(needs, world_size=runtime.world_size, sampled=sampled):
+                session.say(sentence)
+        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=session.stop, tracker=tracker,
+                    directory=directory, start=start)
+        del start  # the loop lets go of these tensors once they are in place
+        session.stop.watch(directory.path, config.max_time, session.started)
+        return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+    finally:
+        directory.close()
+
+
+def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory) -> None:
+    """As few as fit; those of the run's beginning where it goes on with as many processes, to the same bits."""
+    if directory.resumed and directory.stored.get("world_size") == session.runtime.world_size:
+        task.micro_batches = directory.stored["resolved"].get("micro_batches", 1)
+        return
+    if session.runtime.device.type != "cuda":
+        session.say("--micro-batches auto: no GPU here, so 1")
+        return
+    session.say(f"--micro-batches auto: {fit_micro_batches(task, session.runtime)} micro-batch(es) a process fit")
+
+
+def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,
+             saved: dict[str, Any]) -> dict[str, Any]:
+    """Train, and leave the outcome in status.json whatever happens."""
+    result: dict[str, Any] = {}
+    runtime, limit = loop.runtime, 60 * loop.config.watchdog
+    directory.status("running", loop.position.step)
+
+    def tell(sentence: str) -> None:
+        directory.failed(loop.position.step, sentence)
+
+    watchdog = Watchdog(runtime.progress, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(),
+                        limit=limit, tell=tell) if limit else None
+    try:
+        state = loop.run()
+        if state == "done":
+            with loop.engine.full_weights():
+                if runtime.is_main:
+                    save_model(directory.path / "model", loop.task.net, tokenizer, saved)
+                if test is not None:
+                    result["test"] = loop.task.evaluate(test)
+                    tracker.log_eval(loop.position.step, "test", **result["test"])
+        tracker.close()
+    except BaseException as error:
+        with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
+            loop.saver.wait()
+        if isinstance(error, UserError) and not runtime.is_main:  # of this rank alone: a shard that only it reads
+            print(f"error on rank {runtime.rank}: {error}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            directory.failed(loop.position.step, f"{type(error).__name__}: {error}", rank=runtime.rank)
+        raise
+    finally:
+        if watchdog is not None:
+            watchdog.close()
+    reason = {"reason": loop.stop.reason or "asked of another rank"} if state == "preempted" else {}
+    directory.status(state, loop.position.step, **reason)
+    return {"state": state, "step": loop.position.step} | result

@@ -1,0 +1,230 @@
+"""From options to opened inputs: what both trainers do before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.batches.cache import TokenStore, build_or_open
+from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
+from ulmfit.data.corpus import Corpus, Split, open_corpus
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
+from ulmfit.errors import UserError
+from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
+from ulmfit.model.fastai_format import load_fastai
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.pretrained import find_model, load_model
+from ulmfit.run.directory import check_output
+from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer.tokenizer import Tokenizer
+
+VOCAB_SIZE = 60_000  # fastai's
+ROOM_FOR_WORDS = 10_000  # of the task, beside a pretrained vocabulary as large as fastai's
+STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
+
+
+@dataclass
+class Session:
+    """A started run: options checked, processes met, nothing of the corpus read yet."""
+
+    config: TrainConfig
+    runtime: Runtime
+    stop: StopRequest
+    started: float
+
+    def say(self, sentence: str) -> None:
+        """A line for the user (rank 0)."""
+        if self.runtime.is_main:
+            print(sentence, flush=True)
+
+
+@contextmanager
+def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
+    """Check the options, join the process group, and leave it at the end."""
+    started = time.monotonic()
+    check(config)
+    check_output(config.output_dir, resume=config.resume)
+    restore_threads(config)
+    runtime = Runtime(config)
+    try:
+        yield Session(config, runtime, stop or StopRequest(), started)
+    except UserError:
+        runtime.close()
+        raise
+    # After any other error the ranks may be at different places, and to leave the group in good order would mean
+    # to wait for them: the end of the process frees the others.
+    runtime.close()
+
+
+def restore_threads(config: TrainConfig) -> None:
+    """Go on with the thread count the run was begun with: sums are split by it, so it moves last bits."""
+    file = Path(config.output_dir) / "config.json"
+    if config.threads is not None or config.resume == "never" or not file.exists():
+        return
+    try:
+        config.threads = int(json.loads(file.read_text(encoding="utf-8"))["threads"])
+    except (ValueError, KeyError, TypeError):
+        return  # a damaged config.json is named when the directory is opened
+    if config.threads != torch.get_num_threads() and int(os.environ.get("RANK", 0)) == 0:
+        print(f"using {config.threads} CPU threads, as this run did when it began", flush=True)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A language model to start from.
+
+    Attributes:
+        state: tensors by our names (`encoder.*` and `decoder_bias`; no decoder_bias in an encoder-only file).
+        tokenizer: None where only a vocabulary came with the weights (fastai).
+        fingerprint: of the weights file.
+    """
+
+    config: AWDLSTMConfig
+    state: dict[str, Tensor]
+    vocab: list[str]
+    tokenizer: Tokenizer | None
+    backwards: bool
+    fingerprint: str
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The encoder's tensors, without prefix."""
+        return {name.removeprefix("encoder."): tensor for name, tensor in self.state.items()
+                if name.startswith("encoder.")}
+
+
+def open_pretrained(path: str) -> Pretrained:
+    """A run directory or its model/ of ours, or a fastai .pth with its vocabulary in the same folder.
+
+    Raises:
+        UserError: nothing usable is there; the message says what is missing.
+    """
+    if path.endswith(".pth"):
+        beside = [file for pattern in ("itos*.pkl", "*vocab*.pkl", "*itos*", "*vocab*")
+                  for file in sorted(Path(path).parent.glob(pattern))
+                  if file.suffix in (".pkl", ".json", ".txt") and file != Path(path)]
+        if not beside:
+            raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
+        model = load_fastai(path, beside[0])
+        return Pretrained(model.config, model.state, model.vocab, None, False, file_fingerprint(path))
+    folder = find_model(path)
+    net, tokenizer, saved = load_model(folder)
+    if not isinstance(net, LanguageModelNet):
+        raise UserError(f"{path} is a classifier; give the language model it was made from")
+    return Pretrained(net.config, net.state_dict(), tokenizer.vocab, tokenizer, saved["backwards"],
+                      file_fingerprint(folder / "model.safetensors"))
+
+
+def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> None:
+    """Refuse a model that reads the other way (UserError naming `flag`); fastai's files do not tell theirs."""
+    if pretrained.tokenizer is not None and pretrained.backwards != config.backwards:
+        direction, cure = ("backwards", "add") if pretrained.backwards else ("forwards", "leave out")
+        raise UserError(f"{flag} reads {direction}; {cure} --backwards")
+
+
+def cache_directory(config: TrainConfig) -> Path:
+    """Where tokenised corpora are kept: --cache-dir, else $ULMFIT_CACHE, else ~/.cache/ulmfit."""
+    chosen = config.cache_dir or os.environ.get("ULMFIT_CACHE") or Path.home() / ".cache" / "ulmfit"
+    return Path(chosen).expanduser()
+
+
+def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
+    """Open the corpus on every rank, rank 0 first (it fills the reader's cache, and a mistake is found once)."""
+    config = session.config
+    opened: list[Corpus] = []
+
+    def read() -> None:
+        opened.append(open_corpus(config.data, task=config.task, text_column=config.text_column,
+                                  label_column=config.label_column, valid=config.valid, seed=config.seed,
+                                  streaming=config.streaming, include_test=include_test, label_names=label_names))
+
+    session.runtime.on_main(read)
+    if not opened:
+        read()
+    return opened[0]
+
+
+def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) -> Tokenizer:
+    """The tokenizer of the options: trained once on the training split, then kept in the cache.
+
+    With `base`, that of the pretrained model, it is `base` with the frequent words of the split behind its own.
+    """
+    config = session.config
+    assert isinstance(config, LMConfig | ClassifierConfig)
+    vocab_size = config.vocab_size or max(VOCAB_SIZE, len(base) + ROOM_FOR_WORDS if base else 0)
+
+    def learn(texts: Iterator[str]) -> Tokenizer:
+        if base is not None:
+            return base.extended(texts, vocab_size=vocab_size, min_freq=config.min_freq)
+        return Tokenizer.train(texts, rules=config.rules, vocab_size=vocab_size, min_freq=config.min_freq,
+                               subword=config.subword)
+
+    def train() -> str:
+        # The rules as they stand in a tokenizer.json: one that was kept by an earlier version may have others.
+        rules = base.fingerprint if base else text_rules.normalizer(config.rules).__getstate__()
+        key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        file = cache_directory(config) / "tokenizers" / f"{name}.json"
+        if file.exists():
+            return Tokenizer.from_file(file).to_str()
+        texts = (text for batch in split.batches() for text in batch.texts)
+        if config.streaming:
+            texts = islice(texts, STREAM_TOKENIZER_DOCUMENTS)
+        tokenizer = learn(texts)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{os.getpid()}")
+        tokenizer.save(aside)
+        os.replace(aside, file)
+        return tokenizer.to_str()
+
+    return Tokenizer.from_str(session.runtime.on_main(train))
+
+
+def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
+    """The split as token ids, tokenised by whichever rank comes first."""
+    store = build_or_open(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
+    session.runtime.barrier()
+    if store.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.skipped.items()))
+        session.say(f"{split.name}: skipped {reasons}")
+    return store
+
+
+def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig | None) -> AWDLSTMConfig:
+    """The encoder's sizes: the pretrained model's, else those of --preset.
+
+    Raises:
+        UserError: --preset names other sizes than the pretrained model has.
+    """
+    preset = config.preset or ("tiny" if config.data is None else "base" if torch.cuda.is_available() else "small")
+    if pretrained is None:
+        return AWDLSTMConfig(vocab_size, **PRESETS[preset])
+    sizes = {name: getattr(pretrained, name) for name in PRESETS[preset]}
+    if config.preset is not None and sizes != PRESETS[preset]:
+        asked, got = ("/".join(map(str, values.values())) for values in (PRESETS[preset], sizes))
+        raise UserError(f"--preset {preset} is {asked} but the pretrained model is {got}; leave out --preset")
+    return AWDLSTMConfig(vocab_size, **sizes)
+
+
+def to_precision(net: nn.Module, config: TrainConfig, runtime: Runtime) -> nn.Module:
+    """The model on its device, in fp64 where asked for (mixed precision keeps fp32 weights)."""
+    return net.to(runtime.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """16 hex digits of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
