@@ -115,7 +115,8 @@ def main() -> None:
                     "resume": "never", "save_every": 0, "log_every": 50} | json.loads(args.clf)))
             scores.append(last_evaluation(output, "accuracy"))
             line = {"name": args.name, "task": task.name, "fold": fold, "accuracy": scores[-1],
-                    "curve": curve(output, "accuracy"), "lm": [args.lm, args.lm_stages], "clf": [args.clf, args.clf_stages], "lm_seconds": lm_seconds,
+                    "curve": curve(output, "accuracy"), "lm": [args.lm, args.lm_stages],
+                    "clf": [args.clf, args.clf_stages], "lm_seconds": lm_seconds,
                     "clf_seconds": time.process_time() - begun}
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -345,7 +345,8 @@ def test_subword_does_not_panic(kind):
 
 
 def test_extended_keeps_every_word_and_its_id_and_adds_frequent_ones(tokenizer):
-    more = tokenizer.extended(["tardis a tardis, a tardis Hello", "sofa sofa rare", "xxmaj xxfake1 xxfake1"], vocab_size=1000)
+    more = tokenizer.extended(["tardis a tardis, a tardis Hello", "sofa sofa rare", "xxmaj xxfake1 xxfake1"],
+                              vocab_size=1000)
     own = [word for word in tokenizer.vocab if not word.startswith("xxfake")]
     assert more.vocab[:len(own)] == own
     assert more.vocab[len(own):len(own) + 3] == ["tardis", "a", "sofa"]
