@@ -43,7 +43,7 @@ def set_stages(task: str, stages: list[list]) -> None:
 def folds_of(task: Path, work: Path) -> list[Path]:
     """Folders with train.csv and valid.csv, one a fold, and all.csv, the texts of all."""
     folder = work / "data" / task.name
-    rows = pd.concat([pd.read_csv(task / f"{name}.csv") for name in ("train", "valid")], ignore_index=True)
+    rows = pd.concat([pd.read_csv(task / f"{name}.csv", keep_default_na=False) for name in ("train", "valid")], ignore_index=True)
     rows = rows.sample(frac=1, random_state=SEED).reset_index(drop=True)
     for fold in range(FOLDS):
         if not (folder / str(fold) / "valid.csv").exists():
