@@ -1,8 +1,8 @@
 """Train a text classifier on the encoder of a language model.
 
-    python train_clf.py                                         the embedded sample, about a minute
-    python train_clf.py --data reviews.csv --encoder runs/lm    your own corpus
-    accelerate launch train_clf.py --data ...                   the same on every GPU
+python train_clf.py                                         the embedded sample, about a minute
+python train_clf.py --data reviews.csv --encoder runs/lm    your own corpus
+accelerate launch train_clf.py --data ...                   the same on every GPU
 """
 
 from ulmfit.distributed.stop import StopRequest

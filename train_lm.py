@@ -1,8 +1,8 @@
 """Pretrain or fine-tune an AWD-LSTM language model.
 
-    python train_lm.py                                          the embedded sample, about a minute
-    python train_lm.py --data reviews.csv --output-dir runs/lm  your own corpus
-    accelerate launch train_lm.py --data ...                    the same on every GPU
+python train_lm.py                                          the embedded sample, about a minute
+python train_lm.py --data reviews.csv --output-dir runs/lm  your own corpus
+accelerate launch train_lm.py --data ...                    the same on every GPU
 """
 
 from ulmfit.distributed.stop import StopRequest

@@ -53,18 +53,27 @@ def ours(options: argparse.Namespace, train: np.ndarray, test: list[list[int]]) 
     from ulmfit.training.engine import PlainEngine
     from ulmfit.training.stages import recipe_for
 
-    config = ClassifierConfig(recipe="ulmfit", batch_size=options.batch_size, max_len=MAX_LEN,
-                              precision=options.precision)
+    config = ClassifierConfig(
+        recipe="ulmfit", batch_size=options.batch_size, max_len=MAX_LEN, precision=options.precision
+    )
     runtime = Runtime(config)
     recipe = recipe_for(config, pretrained=False)
     sizes = AWDLSTMConfig(options.vocab_size, **PRESETS[options.preset]).with_dropouts("clf", recipe.drop_mult)
     net = ClassifierNet(sizes, 2, bptt=WINDOW, max_len=MAX_LEN).to(runtime.device)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         store = make_store(folder + "/train", train, options.vocab_size, classes=2)
-        task = ClassifierTask(net, store, store, ["neg", "pos"], config=config, recipe=recipe, runtime=runtime,
-                              pad_id=1)
-        optimizer = optim.build_optimizer(net, task.groups, range(len(task.groups)), [1e-3] * len(task.groups),
-                                          weight_decay=recipe.weight_decay, eps=config.adam_eps, decay_bias_norm=True)
+        task = ClassifierTask(
+            net, store, store, ["neg", "pos"], config=config, recipe=recipe, runtime=runtime, pad_id=1
+        )
+        optimizer = optim.build_optimizer(
+            net,
+            task.groups,
+            range(len(task.groups)),
+            [1e-3] * len(task.groups),
+            weight_decay=recipe.weight_decay,
+            eps=config.adam_eps,
+            decay_bias_norm=True,
+        )
         engine = PlainEngine(runtime)
         engine.begin_stage(net, optimizer)
         batches = stack.enter_context(Prefetcher(pinned(task.batches(None), runtime.device)))
@@ -133,8 +142,15 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: list[list[i
 
     def loader(texts: list, batch_size: int, shuffle: bool) -> SortedDL:
         documents = [(TensorText(torch.as_tensor(text)), torch.tensor(i % 2)) for i, text in enumerate(texts)]
-        return SortedDL(documents, res=[len(text) for text in texts], bs=batch_size, shuffle=shuffle,
-                        device=default_device(), before_batch=Pad_Chunk(seq_len=WINDOW), num_workers=0)
+        return SortedDL(
+            documents,
+            res=[len(text) for text in texts],
+            bs=batch_size,
+            shuffle=shuffle,
+            device=default_device(),
+            before_batch=Pad_Chunk(seq_len=WINDOW),
+            num_workers=0,
+        )
 
     reviews = loader(test, 64, False)
     random = [rng.integers(10, options.vocab_size, n) for n in train]
@@ -142,8 +158,17 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: list[list[i
     loaders.vocab = [f"word{i}" for i in range(options.vocab_size)]
     embedding, hidden, layers = SIZES[options.preset]
     config = awd_lstm_clas_config | {"emb_sz": embedding, "n_hid": hidden, "n_layers": layers}
-    learn = text_classifier_learner(loaders, AWD_LSTM, seq_len=WINDOW, config=config, pretrained=False, n_out=2,
-                                    drop_mult=0.5, max_len=MAX_LEN, loss_func=CrossEntropyLossFlat())
+    learn = text_classifier_learner(
+        loaders,
+        AWD_LSTM,
+        seq_len=WINDOW,
+        config=config,
+        pretrained=False,
+        n_out=2,
+        drop_mult=0.5,
+        max_len=MAX_LEN,
+        loss_func=CrossEntropyLossFlat(),
+    )
     if options.precision != "fp32":
         learn = learn.to_fp16() if options.precision == "fp16" else learn.to_bf16()
 
@@ -164,8 +189,9 @@ def serve_peer(options: argparse.Namespace, train: np.ndarray, test: list[list[i
     serve(options, train_epoch, predict, alone, ["predict"])
 
 
-def serve(options: argparse.Namespace, train_epoch: Callable, predict: Callable, alone: Callable,
-          names: list[str]) -> None:
+def serve(
+    options: argparse.Namespace, train_epoch: Callable, predict: Callable, alone: Callable, names: list[str]
+) -> None:
     def measure() -> dict[str, float]:
         found = sides.matrix_peak(options.precision)
         for name in names:
@@ -189,8 +215,10 @@ def test_reviews(number: int, vocab_size: int) -> list[list[int]]:
 
     from ulmfit.tokenizer.tokenizer import Tokenizer
 
-    train, test = (pyarrow.parquet.read_table(Path(folder, "imdb", f"{split}.parquet"), columns=["text"])["text"]
-                   for split in ("train", "test"))
+    train, test = (
+        pyarrow.parquet.read_table(Path(folder, "imdb", f"{split}.parquet"), columns=["text"])["text"]
+        for split in ("train", "test")
+    )
     tokenizer = Tokenizer.train(train.to_pylist()[::10], vocab_size=vocab_size)
     texts = test.take(rng.choice(len(test), number, replace=False)).to_pylist()
     return [document.tolist() for document in tokenizer.encode(texts)]
@@ -232,16 +260,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "documents.json")
         given.write_text(json.dumps([train.tolist(), test]))
-        found = sides.alternate(options, [*sys.argv, "--documents-file", str(given)],
-                                sides.environment(options.threads))
+        found = sides.alternate(
+            options, [*sys.argv, "--documents-file", str(given)], sides.environment(options.threads)
+        )
     report(options, found, {"train": train.tolist(), "predict": [len(document) for document in test]})
 
 
 def report(options: argparse.Namespace, found: dict[str, sides.Side], lengths: dict[str, list[int]]) -> None:
     ours = found["ours"]
     peak = max(max(side.values("peak")) for side in found.values())
-    print(f"{options.preset}, V = {options.vocab_size}, {options.precision}, peak {peak / 1e9:.0f} GFLOP/s, medians of "
-          f"{options.rounds} rounds")
+    print(
+        f"{options.preset}, V = {options.vocab_size}, {options.precision}, peak {peak / 1e9:.0f} GFLOP/s, medians of "
+        f"{options.rounds} rounds"
+    )
     for part, passes in (("train", 3), ("predict", 1), ("int8", 1)):
         if part not in ours.rounds[0]:
             continue
@@ -252,16 +283,20 @@ def report(options: argparse.Namespace, found: dict[str, sides.Side], lengths: d
             key = part if part in side.rounds[0] else "predict"
             wall = side.median(key)
             share = passes * lstm_flops(options.preset) * tokens / wall / peak
-            print(f"  {name:5} {documents / wall:9.2f} documents/s {tokens / wall:8.0f} tokens/s "
-                  f"{tokens / side.median(key + '_cpu'):8.0f} a CPU second {share:6.1%} of the peak")
+            print(
+                f"  {name:5} {documents / wall:9.2f} documents/s {tokens / wall:8.0f} tokens/s "
+                f"{tokens / side.median(key + '_cpu'):8.0f} a CPU second {share:6.1%} of the peak"
+            )
             if name == "peer":
                 wall, cpu = (sides.ratio(side.values(key + unit), ours.values(part + unit)) for unit in ("", "_cpu"))
                 print(f"  ours / peer: {wall} documents/s, {cpu} a CPU second")
     for name, side in found.items():
         print(f"{name}: peak memory {side.facts['memory']:.2f} GiB")
         for part, far in side.facts["far"].items():
-            print(f"  {part}: {sum(value > 1e-5 for value in far)} of {ALONE} documents have other probabilities alone "
-                  f"than in a batch (largest difference {max(far):.1e})")
+            print(
+                f"  {part}: {sum(value > 1e-5 for value in far)} of {ALONE} documents have other probabilities alone "
+                f"than in a batch (largest difference {max(far):.1e})"
+            )
     far = ours.facts["far"]
     assert max(far["predict"]) < (1e-5 if options.precision == "fp32" else 1e-2)
     assert max(far.get("int8", [0])) < 1e-3

@@ -67,8 +67,10 @@ def review_lengths() -> np.ndarray:
 
     texts = pyarrow.parquet.read_table(Path(folder, "imdb", "train.parquet"), columns=["text"])["text"].to_pylist()
     lengths = np.asarray(Tokenizer.train(texts[::50]).encode_flat(texts)[1], dtype=np.int64)
-    print(f"lengths: {len(lengths)} IMDb reviews, mean {lengths.mean():.0f}, median {np.median(lengths):.0f}, "
-          f"longest {lengths.max()}")
+    print(
+        f"lengths: {len(lengths)} IMDb reviews, mean {lengths.mean():.0f}, median {np.median(lengths):.0f}, "
+        f"longest {lengths.max()}"
+    )
     return lengths
 
 
@@ -117,8 +119,10 @@ def deal_ours(lengths: np.ndarray, ranks: int, per_rank: int) -> Iterator[list[n
     """For each step of an epoch the lengths that each rank holds."""
     for indices in DocumentBatches(lengths, batch_size=per_rank * ranks, seed=0).plan(0):
         step = lengths[indices]
-        shares = [np.concatenate(parts) for parts in assign_to_ranks(step, num_ranks=ranks, micro_batches=1,
-                                                                     backprop_tokens=MAX_LEN)]
+        shares = [
+            np.concatenate(parts)
+            for parts in assign_to_ranks(step, num_ranks=ranks, micro_batches=1, backprop_tokens=MAX_LEN)
+        ]
         assert sorted(np.concatenate(shares)) == list(range(len(step))), "each on one rank"
         yield [step[share] for share in shares]
 
@@ -128,7 +132,7 @@ def deal_peer(lengths: np.ndarray, order: Sequence[int], ranks: int, per_rank: i
     share = -(-len(order) // ranks)
     parts = lengths[np.resize(order, share * ranks)].reshape(ranks, share)
     for first in range(0, share, per_rank):
-        yield list(parts[:, first:first + per_rank])
+        yield list(parts[:, first : first + per_rank])
 
 
 def summary(steps: list[list[np.ndarray]], computed) -> tuple[float, float, float]:
@@ -155,11 +159,16 @@ def main() -> None:
     shuffled = np.random.default_rng(0).permutation(len(lengths))
     order = None
     if options.peer:
-        found = subprocess.run([options.peer, "-c", PEER], text=True, check=True,
-                               input=json.dumps([lengths.tolist(), options.per_rank, WINDOW]), stdout=subprocess.PIPE)
+        found = subprocess.run(
+            [options.peer, "-c", PEER],
+            text=True,
+            check=True,
+            input=json.dumps([lengths.tolist(), options.per_rank, WINDOW]),
+            stdout=subprocess.PIPE,
+        )
         order, read = json.loads(found.stdout)
         assert sorted(order) == list(range(len(lengths)))
-        assert read == computed_peer(lengths[order[:options.per_rank]])[0]
+        assert read == computed_peer(lengths[order[: options.per_rank]])[0]
     print(f"{'':28}{'padding':>9}{'balance':>9}{'balance by cost':>17}")
     for ranks in options.ranks:
         rows = {"ours": (deal_ours(lengths, ranks, options.per_rank), computed_ours)}

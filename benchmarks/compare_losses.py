@@ -33,10 +33,14 @@ def main() -> None:
         worst = max(worst, apart)
         print(f"step {step:5}  {a[step]:.9f}  {b[step]:.9f}  {apart:.1e}")
     print(f"{len(a.keys() & b.keys())} steps, largest relative difference of the loss {worst:.1e}")
-    first, second = (safetensors.torch.load_file(run / "model" / "model.safetensors")
-                     for run in (arguments.first, arguments.second))
-    apart = {name: ((first[name].double() - second[name].double()).norm() / first[name].double().norm()).item()
-             for name in first if first[name].is_floating_point()}
+    first, second = (
+        safetensors.torch.load_file(run / "model" / "model.safetensors") for run in (arguments.first, arguments.second)
+    )
+    apart = {
+        name: ((first[name].double() - second[name].double()).norm() / first[name].double().norm()).item()
+        for name in first
+        if first[name].is_floating_point()
+    }
     name = max(apart, key=apart.get)
     print(f"largest relative difference of a weight tensor by norm {apart[name]:.1e} ({name})")
 

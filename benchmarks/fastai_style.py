@@ -27,8 +27,9 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class LanguageModel(nn.Module):
     """Embedding, LSTM layers and tied decoder; forward(tokens [B, T]) -> logits, last output, last output dropped."""
 
-    def __init__(self, vocab_size: int, embedding: int, hidden: int, layers: int, device: str,
-                 drop_mult: float = 1.0) -> None:
+    def __init__(
+        self, vocab_size: int, embedding: int, hidden: int, layers: int, device: str, drop_mult: float = 1.0
+    ) -> None:
         super().__init__()
         self.p = {name: p * drop_mult for name, p in DROPOUTS.items()}
         self.embedding = nn.Embedding(vocab_size, embedding, device=device)
@@ -37,8 +38,10 @@ class LanguageModel(nn.Module):
         nn.init.zeros_(self.decoder.bias)
         self.decoder.weight = self.embedding.weight
         widths = [embedding, *[hidden] * (layers - 1), embedding]
-        self.lstms = nn.ModuleList(nn.LSTM(into, out, batch_first=True, device=device)
-                                   for into, out in zip(widths[:-1], widths[1:], strict=True))
+        self.lstms = nn.ModuleList(
+            nn.LSTM(into, out, batch_first=True, device=device)
+            for into, out in zip(widths[:-1], widths[1:], strict=True)
+        )
         self.raw = nn.ParameterList()
         for lstm in self.lstms:
             self.raw.append(lstm.weight_hh_l0.data)
@@ -102,8 +105,9 @@ class _Finite:
         self.reached = True
 
 
-def build(sizes: tuple[int, int, int], vocab_size: int, precision: str,
-          device: str) -> Callable[[Tensor, Tensor], float]:
+def build(
+    sizes: tuple[int, int, int], vocab_size: int, precision: str, device: str
+) -> Callable[[Tensor, Tensor], float]:
     """step(tokens, targets) on batches of the CPU's memory; the loss."""
     net = LanguageModel(vocab_size, *sizes, device)
     optimizer = Adam(list(net.parameters()), 1e-3)
@@ -151,8 +155,7 @@ def check() -> None:
     loss, regularized = losses(theirs, tokens, targets)
     count, width = tokens.numel(), 20
     torch.testing.assert_close(loss.double(), out.ce_sum / count, rtol=1e-6, atol=0)
-    (out.ce_sum / count + ALPHA * out.ar_sum / (count * width)
-     + BETA * out.tar_sum / ((count - 4) * width)).backward()
+    (out.ce_sum / count + ALPHA * out.ar_sum / (count * width) + BETA * out.tar_sum / ((count - 4) * width)).backward()
     regularized.backward()
     torch.testing.assert_close(theirs.embedding.weight.grad, ours.encoder.embedding.weight.grad, rtol=1e-4, atol=1e-6)
     for i, layer in enumerate(ours.encoder.layers):

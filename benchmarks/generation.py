@@ -49,7 +49,7 @@ def serve_ours(options: argparse.Namespace) -> None:
             else:
                 word = logits.argmax(1, keepdim=True)
             text = torch.cat([text, word], 1)
-        return text[0, len(prompts[0]):].tolist()
+        return text[0, len(prompts[0]) :].tolist()
 
     generate = partial(net.generate_ids, banned=(0, 1))
     greedy = feed_again(10, temperature=0)
@@ -60,8 +60,9 @@ def serve_ours(options: argparse.Namespace) -> None:
         found = {}
         for words in options.words:
             found[f"one {words}"] = words / sides.seconds(partial(generate, prompts[:1], max_new_tokens=words))
-            found[f"batch {words}"] = options.batch * words / sides.seconds(
-                partial(generate, prompts, max_new_tokens=words))
+            found[f"batch {words}"] = (
+                options.batch * words / sides.seconds(partial(generate, prompts, max_new_tokens=words))
+            )
             found[f"again {words}"] = words / sides.seconds(partial(feed_again, words))
         return found
 
@@ -75,18 +76,22 @@ def serve_peer(options: argparse.Namespace) -> None:
     defaults.cpus = 1
     # Words that fastai's rules leave whole: no letter three times in a row, as 444 would be.
     words = ("q".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(options.vocab_size))
-    vocab = [*defaults.text_spec_tok, *words][:options.vocab_size]
+    vocab = [*defaults.text_spec_tok, *words][: options.vocab_size]
     texts = [" ".join(vocab[i] for i in prompt[1:]) for prompt in prompts_of(16, options.vocab_size)]
-    loaders = TextDataLoaders.from_df(pd.DataFrame({"text": texts}), is_lm=True, text_vocab=vocab, text_col="text",
-                                      bs=2, seq_len=4, num_workers=0)
+    loaders = TextDataLoaders.from_df(
+        pd.DataFrame({"text": texts}), is_lm=True, text_vocab=vocab, text_col="text", bs=2, seq_len=4, num_workers=0
+    )
     embedding, hidden, layers = SIZES[options.preset]
     config = awd_lstm_lm_config | {"emb_sz": embedding, "n_hid": hidden, "n_layers": layers}
     learn = language_model_learner(loaders, AWD_LSTM, config=config, pretrained=False)
     assert len(loaders.test_dl([texts[0]]).items[0]) == PROMPT + 1
 
     def measure() -> dict[str, float]:
-        return {f"predict {number}": number / sides.seconds(
-            partial(learn.predict, texts[0], number, temperature=0.75, no_bar=True)) for number in options.words}
+        return {
+            f"predict {number}": number
+            / sides.seconds(partial(learn.predict, texts[0], number, temperature=0.75, no_bar=True))
+            for number in options.words
+        }
 
     sides.serve(measure)
 

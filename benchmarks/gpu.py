@@ -92,12 +92,28 @@ def tests(s: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder, "report.xml"), Path(os.environ.get("OUT") or folder, "gpu_tests.txt")
         chosen = ["-k", "loss_and_gradients or bits"] if s.tiny else []
-        command = [sys.executable, "-m", "pytest", "tests/training/test_cuda.py", "-v", "--timeout", "100", *chosen,
-                   "-o", "junit_family=xunit1", f"--junitxml={report}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/training/test_cuda.py",
+            "-v",
+            "--timeout",
+            "100",
+            *chosen,
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={report}",
+        ]
         try:
             with open(log, "w") as file:
-                done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                                      env=os.environ | {"ULMFIT_TEST_DEVICE": s.device, "OMP_NUM_THREADS": "2"})
+                done = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"ULMFIT_TEST_DEVICE": s.device, "OMP_NUM_THREADS": "2"},
+                )
         except TimeoutError:
             for test, outcome in re.findall(r"::test_(\S+) (PASSED|FAILED|ERROR|SKIPPED)", log.read_text()):
                 yield {"test": test, "outcome": outcome.lower()}
@@ -110,8 +126,11 @@ def tests(s: Settings) -> Iterator[Row]:
                 if (found := case.find(kind)) is not None:
                     outcome, told = kind, " ".join(found.get("message", "").split())[:160].replace("|", "/")
             figures = [f"{p.get('name')} {p.get('value')}" for p in case.iter("property")]
-            yield {"test": case.get("name").removeprefix("test_"), "outcome": outcome,
-                   "figures": "; ".join([*figures, *([told] if told else [])])}
+            yield {
+                "test": case.get("name").removeprefix("test_"),
+                "outcome": outcome,
+                "figures": "; ".join([*figures, *([told] if told else [])]),
+            }
 
 
 def peak(s: Settings) -> Iterator[Row]:
@@ -142,8 +161,12 @@ def step(s: Settings) -> Iterator[Row]:
 
             memory, tokens = gibibytes(measure), rows * s.bptt
             share = tokens * flops_per_token(s.preset, s.vocab) / wall / s.peaks.get(precision, math.nan)
-            row |= {f"{precision} tokens/s": round(tokens / wall), f"{precision} ms": round(1e3 * wall, 2),
-                    f"{precision} peak": f"{share:.1%}", f"{precision} GiB": round(memory, 2)}
+            row |= {
+                f"{precision} tokens/s": round(tokens / wall),
+                f"{precision} ms": round(1e3 * wall, 2),
+                f"{precision} peak": f"{share:.1%}",
+                f"{precision} GiB": round(memory, 2),
+            }
             del ours, measure
         yield row
 
@@ -162,10 +185,13 @@ def peer(s: Settings) -> Iterator[Row]:
                     times[name].append(timed(both[name], s.seconds / 2, 1))
             # Both hold weights and moments meanwhile (0.5 GiB each), so the difference is what a step needs.
             memory = {name: gibibytes(work) for name, work in both.items()}
-            yield {"precision": precision, "batch": rows,
-                   **{f"{name} tokens/s": round(rows * s.bptt / statistics.median(times[name])) for name in both},
-                   "ours / theirs": sides.ratio(times["theirs"], times["ours"]),
-                   **{f"{name} GiB": round(memory[name], 2) for name in both}}
+            yield {
+                "precision": precision,
+                "batch": rows,
+                **{f"{name} tokens/s": round(rows * s.bptt / statistics.median(times[name])) for name in both},
+                "ours / theirs": sides.ratio(times["theirs"], times["ours"]),
+                **{f"{name} GiB": round(memory[name], 2) for name in both},
+            }
             del ours, step_of_theirs, both
 
 
@@ -196,9 +222,14 @@ def loss(s: Settings) -> Iterator[Row]:
             for chunk in [32, 64, None] if s.tiny else [512, 1024, 2048, 4096, 8192, None]:
                 memory = gibibytes(lambda chunk=chunk: run(chunk)) - held
                 wall = timed(lambda chunk=chunk: run(chunk), s.seconds / 4)
-                yield {"precision": precision, "rows of logits": count, "chunk": chunk or "whole logits",
-                       "ms": round(1e3 * wall, 3), "GiB": round(memory, 2),
-                       "loss": round((run(chunk) / count).item(), 4)}
+                yield {
+                    "precision": precision,
+                    "rows of logits": count,
+                    "chunk": chunk or "whole logits",
+                    "ms": round(1e3 * wall, 3),
+                    "GiB": round(memory, 2),
+                    "loss": round((run(chunk) / count).item(), 4),
+                }
 
 
 def lstm(s: Settings) -> Iterator[Row]:
@@ -240,11 +271,15 @@ def classifier(s: Settings) -> Iterator[Row]:
         options = argparse.Namespace(batch_size=size, precision=precision, preset=s.preset, vocab_size=s.vocab)
         test = [rng.integers(2, s.vocab, length).tolist() for length in lengths[:number]]
         with documents.ours(options, train, test) as (train_epoch, predict, alone, _):
-            far = (predict("predict")[:documents.ALONE] - alone("predict")).abs().max().item()
+            far = (predict("predict")[: documents.ALONE] - alone("predict")).abs().max().item()
             found = [timed(work, s.seconds, 1) for work in (train_epoch, lambda: predict("predict"))]
-        yield {"precision": precision, "train documents/s": round(len(train) / found[0], 1),
-               "train tokens/s": round(train.sum() / found[0]), "predict documents/s": round(number / found[1], 1),
-               "alone and in a batch differ by": f"{far:.1e}"}
+        yield {
+            "precision": precision,
+            "train documents/s": round(len(train) / found[0], 1),
+            "train tokens/s": round(train.sum() / found[0]),
+            "predict documents/s": round(number / found[1], 1),
+            "alone and in a batch differ by": f"{far:.1e}",
+        }
 
 
 def profile(s: Settings) -> Iterator[Row]:
@@ -264,17 +299,33 @@ def profile(s: Settings) -> Iterator[Row]:
             elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
                 spent[event.key] = (event.self_device_time_total, event.count)
         whole = sum(time for time, _ in spent.values()) / 3e6
-        yield {"batch": rows, "kernel": "all", "share": f"{whole / wall:.0%} of a step's {1e3 * wall:.2f} ms",
-               "calls": sum(count for _, count in spent.values()) // 3}
+        yield {
+            "batch": rows,
+            "kernel": "all",
+            "share": f"{whole / wall:.0%} of a step's {1e3 * wall:.2f} ms",
+            "calls": sum(count for _, count in spent.values()) // 3,
+        }
         for key, (time_, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:14]:
-            yield {"batch": rows, "kernel": key[:70].replace("|", "/"), "share": f"{time_ / 3e6 / whole:.1%}",
-                   "calls": count // 3}
+            yield {
+                "batch": rows,
+                "kernel": key[:70].replace("|", "/"),
+                "share": f"{time_ / 3e6 / whole:.1%}",
+                "calls": count // 3,
+            }
         del ours
 
 
 #: Seconds that a part may take. The whole is less than 8 minutes.
 PARTS: dict[Callable[[Settings], Iterator[Row]], int] = {
-    tests: 180, peak: 20, step: 110, peer: 70, loss: 35, lstm: 20, classifier: 50, profile: 40}
+    tests: 180,
+    peak: 20,
+    step: 110,
+    peer: 70,
+    loss: 35,
+    lstm: 20,
+    classifier: 50,
+    profile: 40,
+}
 TOTAL = 470
 
 
@@ -332,8 +383,11 @@ def main() -> None:
         if folder := os.environ.get("OUT"):
             Path(folder, "gpu.md").write_text("\n".join(text) + "\n")
             Path(folder, "gpu.json").write_text(json.dumps({"machine": text[0], "parts": results}, indent=1) + "\n")
-    failed = [name for name, result in results.items()
-              if result["fault"] or any(row.get("outcome") in ("failure", "error") for row in result["rows"])]
+    failed = [
+        name
+        for name, result in results.items()
+        if result["fault"] or any(row.get("outcome") in ("failure", "error") for row in result["rows"])
+    ]
     print(f"\n{time.monotonic() - begun:.0f} s; " + (f"at fault: {', '.join(failed)}" if failed else "no fault"))
     sys.exit(bool(failed))
 

@@ -48,7 +48,9 @@ def main() -> None:
         # The reviews keep their HTML line breaks; "br" would else be the most frequent feature of all.
         TfidfVectorizer(
             preprocessor=lambda text: text.replace("<br />", " ").lower(),
-            ngram_range=(1, 2), min_df=3, sublinear_tf=True,
+            ngram_range=(1, 2),
+            min_df=3,
+            sublinear_tf=True,
         ),
         LogisticRegression(max_iter=1000),
     )

@@ -44,13 +44,18 @@ def main() -> None:
         far = np.abs(alone - found[name][:ALONE]).max(1)
         assert far.max() < (1e-3 if name == "int8" else 1e-6)
         right = (found[name].argmax(1) == labels).mean()
-        print(f"{name}: accuracy {right:.4f} on {len(texts)} reviews, {seconds:.1f} CPU seconds with the tokenizer's; "
-              f"{(far > 1e-6).sum()} of {ALONE} have other probabilities alone than in a batch (largest difference "
-              f"{far.max():.1e})", flush=True)
+        print(
+            f"{name}: accuracy {right:.4f} on {len(texts)} reviews, {seconds:.1f} CPU seconds with the tokenizer's; "
+            f"{(far > 1e-6).sum()} of {ALONE} have other probabilities alone than in a batch (largest difference "
+            f"{far.max():.1e})",
+            flush=True,
+        )
     difference = np.abs(found["fp32"] - found["int8"])[:, 0]
-    print(f"int8 beside fp32: probabilities differ by {difference.mean():.1e} on average, "
-          f"{np.quantile(difference, 0.99):.1e} at the 99th percentile, {difference.max():.1e} at most; "
-          f"{(found['fp32'].argmax(1) == found['int8'].argmax(1)).mean():.2%} get the same label")
+    print(
+        f"int8 beside fp32: probabilities differ by {difference.mean():.1e} on average, "
+        f"{np.quantile(difference, 0.99):.1e} at the 99th percentile, {difference.max():.1e} at most; "
+        f"{(found['fp32'].argmax(1) == found['int8'].argmax(1)).mean():.2%} get the same label"
+    )
 
 
 if __name__ == "__main__":

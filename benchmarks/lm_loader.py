@@ -111,8 +111,10 @@ def serve_peer(options: argparse.Namespace) -> None:
     vocab = [f"word{i}" for i in range(options.vocab_size)]
     words = Datasets([[vocab[i] for i in text] for text in ids], [[Numericalize(vocab)]])
     settings = {"bs": options.rows, "seq_len": options.bptt, "shuffle": True, "lens": lengths.tolist()}
-    loaders = {"words": LMDataLoader(words, **settings),
-               "ids": LMDataLoader([(LMTensorText(text),) for text in ids], **settings)}
+    loaders = {
+        "words": LMDataLoader(words, **settings),
+        "ids": LMDataLoader([(LMTensorText(text),) for text in ids], **settings),
+    }
     steps = max(2, options.steps // 40)
 
     def stretch(loader) -> float:
@@ -154,14 +156,20 @@ def main() -> None:
     found = sides.alternate(options, sys.argv, sides.environment(options.threads))
     need = options.need or step_pace(options)
     print(f"batches of {options.rows} x {options.bptt}; a training step needs {need:,.0f} tokens/s")
-    names = {"alone": "CachedRows", "prefetched": "CachedRows, Prefetcher", "words": "fastai LMDataLoader, words",
-             "ids": "fastai LMDataLoader, ids"}
+    names = {
+        "alone": "CachedRows",
+        "prefetched": "CachedRows, Prefetcher",
+        "words": "fastai LMDataLoader, words",
+        "ids": "fastai LMDataLoader, ids",
+    }
     best = found["peer"].values("ids") if options.peer else None
     for side in found.values():
         for key in side.rounds[0]:
             beside = f"  {sides.ratio(side.values(key), best)} of fastai from ids" if best else ""
-            print(f"  {names[key]:28} {side.median(key):14,.0f} tokens/s  {side.median(key) / need:9,.1f} x the need"
-                  f"{beside}")
+            print(
+                f"  {names[key]:28} {side.median(key):14,.0f} tokens/s  {side.median(key) / need:9,.1f} x the need"
+                f"{beside}"
+            )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,13 @@ from collections.abc import Callable
 import side_by_side as sides
 import torch
 
-SIZES = {"tiny": (64, 128, 2), "small": (200, 512, 2), "base": (400, 1152, 3), "blog": (400, 1150, 3),
-         "wide": (512, 1024, 3)}  # stated again, because the peer's environment does not hold ulmfit
+SIZES = {
+    "tiny": (64, 128, 2),
+    "small": (200, 512, 2),
+    "base": (400, 1152, 3),
+    "blog": (400, 1150, 3),
+    "wide": (512, 1024, 3),
+}  # stated again, because the peer's environment does not hold ulmfit
 
 
 def lstm_flops(preset: str) -> float:
@@ -69,11 +74,12 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
     own = runtime.own_rows(rows)
     task = LanguageModelTask(net, None, None, None, config=config, recipe=recipe, runtime=runtime, rows=own)
     trained, rates = range(len(task.groups)), [1e-3] * len(task.groups)
-    optimizer = optim.build_optimizer(net, task.groups, trained, rates, weight_decay=recipe.weight_decay,
-                                      eps=config.adam_eps, decay_bias_norm=True)
+    optimizer = optim.build_optimizer(
+        net, task.groups, trained, rates, weight_decay=recipe.weight_decay, eps=config.adam_eps, decay_bias_norm=True
+    )
     engine = PlainEngine(runtime)
     engine.begin_stage(net, optimizer)
-    tokens, targets = (part[own.start:own.stop] for part in batch_of(rows, bptt, vocab_size))
+    tokens, targets = (part[own.start : own.stop] for part in batch_of(rows, bptt, vocab_size))
     if runtime.device.type == "cuda":  # as the loop's prefetching thread does
         tokens, targets = tokens.pin_memory(), targets.pin_memory()
     batch = LMBatch(tokens, targets, rows * bptt, False, 0, 0)
@@ -216,15 +222,20 @@ def main() -> None:
             return serve(options, options.precision[-1])
 
     print(sides.machine())
-    print(f"{options.preset}, V = {options.vocab_size}, {options.rows} x {options.bptt} tokens, medians of "
-          f"{options.rounds} rounds of {options.steps} steps")
+    print(
+        f"{options.preset}, V = {options.vocab_size}, {options.rows} x {options.bptt} tokens, medians of "
+        f"{options.rounds} rounds of {options.steps} steps"
+    )
     flops = dict.fromkeys(("ours", "peer"), flops_per_token(options.preset, options.vocab_size))
     flops["sampled"] = flops_per_token(options.preset, options.sampled_softmax or 0)
     for precision in options.precision:
         for heap in options.malloc:
-            found = sides.alternate(options, [*sys.argv, "--precision", precision],
-                                    sides.environment(options.threads, heap),
-                                    ["sampled"] if options.sampled_softmax else [])
+            found = sides.alternate(
+                options,
+                [*sys.argv, "--precision", precision],
+                sides.environment(options.threads, heap),
+                ["sampled"] if options.sampled_softmax else [],
+            )
             peak, core = (max(max(side.values(key)) for side in found.values()) for key in ("peak", "peak_cpu"))
             threads = found["ours"].facts["threads"]
             print(f"{precision}, malloc {heap}, {threads} threads, peak {peak / 1e9:.0f} GFLOP/s")
@@ -232,17 +243,21 @@ def main() -> None:
                 pace = side.median("tokens")
                 by_cpu = side.median("by_cpu")
                 share = "" if torch.cuda.is_available() else f" ({by_cpu * flops[name] / core:.1%})"
-                print(f"  {name:7} {pace:10.1f} tokens/s, {by_cpu:.1f} a CPU second  "
-                      f"{pace * flops[name] / peak:6.1%}{share} of the peak  {side.facts['memory']:6.2f} GiB",
-                      flush=True)
+                print(
+                    f"  {name:7} {pace:10.1f} tokens/s, {by_cpu:.1f} a CPU second  "
+                    f"{pace * flops[name] / peak:6.1%}{share} of the peak  {side.facts['memory']:6.2f} GiB",
+                    flush=True,
+                )
                 expected = first_loss(options, sampled=name == "sampled")
                 assert math.isclose(side.rounds[0]["first"], expected, rel_tol=0.05), side.rounds
             pairs = [("ours", "peer"), ("sampled", "peer"), ("sampled", "ours")]
             for first, second in [(a, b) for a, b in pairs if a in found and b in found]:
                 a, b = found[first], found[second]
-                print(f"  {first} / {second}: {sides.ratio(a.values('tokens'), b.values('tokens'))} tokens/s, "
-                      f"{sides.ratio(a.values('by_cpu'), b.values('by_cpu'))} a CPU second, "
-                      f"{a.facts['memory'] / b.facts['memory']:.2f}x memory")
+                print(
+                    f"  {first} / {second}: {sides.ratio(a.values('tokens'), b.values('tokens'))} tokens/s, "
+                    f"{sides.ratio(a.values('by_cpu'), b.values('by_cpu'))} a CPU second, "
+                    f"{a.facts['memory'] / b.facts['memory']:.2f}x memory"
+                )
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ def main() -> None:
     runtime = Runtime(LMConfig())
     net = LanguageModelNet(AWDLSTMConfig(args.vocab_size, **PRESETS[args.preset])).to(runtime.device)
     groups = net.layer_groups()
-    optimizer = optim.build_optimizer(net, groups, range(len(groups)), [1e-3] * len(groups), weight_decay=0.01,
-                                      eps=1e-8, decay_bias_norm=True)
+    optimizer = optim.build_optimizer(
+        net, groups, range(len(groups)), [1e-3] * len(groups), weight_decay=0.01, eps=1e-8, decay_bias_norm=True
+    )
     engine = PlainEngine(runtime)
     engine.begin_stage(net, optimizer)
     tokens = torch.randint(args.vocab_size, (args.rows, args.bptt), device=runtime.device)
@@ -75,15 +76,22 @@ def main() -> None:
             writing.append(time.perf_counter() - begun)
             idle += [step() for _ in range(3)]
             beyond.append(sum(slowed) - len(slowed) * statistics.median(idle))
-            print(f"save {len(waits)}: step {statistics.median(idle):.3f} s, waited {waits[-1]:.3f} s, {len(slowed)} "
-                  f"steps while writing {writing[-1]:.1f} s, beyond the idle steps {beyond[-1]:+.2f} s", flush=True)
+            print(
+                f"save {len(waits)}: step {statistics.median(idle):.3f} s, waited {waits[-1]:.3f} s, {len(slowed)} "
+                f"steps while writing {writing[-1]:.1f} s, beyond the idle steps {beyond[-1]:+.2f} s",
+                flush=True,
+            )
         saver.wait()
         size = sum(file.stat().st_size for file in next(Path(folder).glob("step-*")).iterdir())
     cost = statistics.median(waits) + max(0.0, statistics.median(beyond))
-    print(f"checkpoint of {size / 2**20:.0f} MiB: the loop waits {statistics.median(waits):.3f} s, the steps beside "
-          f"the writing lose {statistics.median(beyond):.2f} s (medians of {args.saves})")
-    print("share of the loop's time: " + ", ".join(
-        f"{cost / (60 * minutes):.2%} saving every {minutes} min" for minutes in (1, 5, 15, 30)))
+    print(
+        f"checkpoint of {size / 2**20:.0f} MiB: the loop waits {statistics.median(waits):.3f} s, the steps beside "
+        f"the writing lose {statistics.median(beyond):.2f} s (medians of {args.saves})"
+    )
+    print(
+        "share of the loop's time: "
+        + ", ".join(f"{cost / (60 * minutes):.2%} saving every {minutes} min" for minutes in (1, 5, 15, 30))
+    )
 
 
 if __name__ == "__main__":

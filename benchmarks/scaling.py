@@ -74,18 +74,24 @@ def model_step(options: argparse.Namespace, rows: int, gpus: int) -> dict[str, f
 def print_model(options: argparse.Namespace) -> None:
     size = sum(parameter_bytes(options.preset, options.vocab_size, options.gradient_bytes))
     print(f"Model of {options.preset}, V = {options.vocab_size}, bptt {options.bptt}, {size / 1e6:.0f} MB of gradients")
-    print(f"Assumed: {options.rate:g} TFLOP/s sustained, {options.step_latency:g} us a time step, {options.inside:g} "
-          f"GB/s in a node of {options.node_size}, {options.between:g} GB/s between nodes, {options.latency:g} us x "
-          "log2 N")
+    print(
+        f"Assumed: {options.rate:g} TFLOP/s sustained, {options.step_latency:g} us a time step, {options.inside:g} "
+        f"GB/s in a node of {options.node_size}, {options.between:g} GB/s between nodes, {options.latency:g} us x "
+        "log2 N"
+    )
     print("rows/GPU   GPUs  compute ms  all-reduce ms  exposed ms    tokens/s  efficiency")
     for rows in options.rows:
         for gpus in (1, 8, 16, 32, 64, 128, 256, 512):
             cost = model_step(options, rows, gpus)
-            print(f"{rows:8} {gpus:6} {cost['compute'] * 1e3:11.1f} {cost['reduce'] * 1e3:14.2f} "
-                  f"{cost['exposed'] * 1e3:11.2f} {gpus * rows * options.bptt / cost['step']:11.3g} "
-                  f"{cost['compute'] / cost['step']:11.1%}")
-    needed = [f"{gpus} GPUs {next(rows for rows in range(8, 10**6, 8) if efficient(options, rows, gpus))}"
-              for gpus in (8, 64, 512)]
+            print(
+                f"{rows:8} {gpus:6} {cost['compute'] * 1e3:11.1f} {cost['reduce'] * 1e3:14.2f} "
+                f"{cost['exposed'] * 1e3:11.2f} {gpus * rows * options.bptt / cost['step']:11.3g} "
+                f"{cost['compute'] / cost['step']:11.1%}"
+            )
+    needed = [
+        f"{gpus} GPUs {next(rows for rows in range(8, 10**6, 8) if efficient(options, rows, gpus))}"
+        for gpus in (8, 64, 512)
+    ]
     print("rows a GPU for 90 %: " + ", ".join(needed))
 
 
@@ -105,15 +111,19 @@ def work(options: argparse.Namespace) -> None:
         size = sum(parameter_bytes(options.preset, options.vocab_size))
         assert size == sum(4 * parameter.numel() for parameter in engine.model.parameters())
         losses = [runtime.sum(step()).item() for _ in range(2)]  # the first steps are slow
-        found = {"step": statistics.median(sides.seconds(step) for _ in range(options.steps)), "losses": losses,
-                 "threads": torch.get_num_threads()}
+        found = {
+            "step": statistics.median(sides.seconds(step) for _ in range(options.steps)),
+            "losses": losses,
+            "threads": torch.get_num_threads(),
+        }
         if world > 1:
             with engine.model.no_sync():
                 found["local"] = statistics.median(sides.seconds(step) for _ in range(options.steps))
             gradients = torch.zeros(int(size) // 4, device=runtime.device)
             dist.all_reduce(gradients)
             found["reduce"] = statistics.median(
-                sides.seconds(lambda: dist.all_reduce(gradients)) for _ in range(max(3, options.steps)))
+                sides.seconds(lambda: dist.all_reduce(gradients)) for _ in range(max(3, options.steps))
+            )
         if runtime.is_main:
             sides.say(found)
         runtime.close()
@@ -139,12 +149,16 @@ def measure(options: argparse.Namespace) -> None:
         rows = processes if options.weak else 1
         pace = [scale * rows / run["step"] for run in done]
         base = [scale * (options.processes[0] if options.weak else 1) / run["step"] for run in first]
-        print(f"{processes} processes x {done[0]['threads']} threads: {statistics.median(pace):9.1f} tokens/s, "
-              f"{sides.ratio(pace, base)} of {options.processes[0]} process", flush=True)
+        print(
+            f"{processes} processes x {done[0]['threads']} threads: {statistics.median(pace):9.1f} tokens/s, "
+            f"{sides.ratio(pace, base)} of {options.processes[0]} process",
+            flush=True,
+        )
         if not options.weak and options.precision == "fp32":
             for run in done:
-                assert all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(run["losses"], first[0]["losses"],
-                                                                           strict=True)), (run, first[0])
+                assert all(
+                    math.isclose(a, b, rel_tol=1e-5) for a, b in zip(run["losses"], first[0]["losses"], strict=True)
+                ), (run, first[0])
         if processes > 1:
             step, local, reduce = (statistics.median(run[key] for run in done) for key in ("step", "local", "reduce"))
             lstm, embedding = parameter_bytes(options.preset, options.vocab_size)
@@ -154,9 +168,11 @@ def measure(options: argparse.Namespace) -> None:
             arithmetic = lstm_flops(options.preset)
             backward = local * 2 / 3 * arithmetic / (arithmetic + 2 * SIZES[options.preset][0] * options.vocab_size)
             hides = local + exposed(reduce * share, reduce * (1 - share), backward, layers)
-            print(f"  step {step:.3f} s; without reduction {local:.3f} s; bare all-reduce of "
-                  f"{(lstm + embedding) / 1e6:.0f} MB {reduce:.3f} s; the model says {hides:.3f} s, and "
-                  f"{local + reduce:.3f} s where nothing is hidden")
+            print(
+                f"  step {step:.3f} s; without reduction {local:.3f} s; bare all-reduce of "
+                f"{(lstm + embedding) / 1e6:.0f} MB {reduce:.3f} s; the model says {hides:.3f} s, and "
+                f"{local + reduce:.3f} s where nothing is hidden"
+            )
 
 
 def main() -> None:

@@ -39,9 +39,14 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int, malloc: bool = 
     parser.add_argument("--threads", type=int, help="CPU threads of each side (default: torch's)")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     if malloc:
-        parser.add_argument("--malloc", nargs="+", default=["default"], metavar="HEAP",
-                            help="heaps to measure under, both sides alike: default, warm (glibc that keeps its "
-                                 "memory) or a library to preload, such as libjemalloc.so.2")
+        parser.add_argument(
+            "--malloc",
+            nargs="+",
+            default=["default"],
+            metavar="HEAP",
+            help="heaps to measure under, both sides alike: default, warm (glibc that keeps its "
+            "memory) or a library to preload, such as libjemalloc.so.2",
+        )
 
 
 def add_peer(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +55,12 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
             raise argparse.ArgumentTypeError(f"{path} is no program; give FOLDER/bin/python of setup_peer.sh FOLDER")
         return path
 
-    parser.add_argument("--peer", type=executable, metavar="PYTHON",
-                        help="of the environment made by setup_peer.sh (default: ours alone)")
+    parser.add_argument(
+        "--peer",
+        type=executable,
+        metavar="PYTHON",
+        help="of the environment made by setup_peer.sh (default: ours alone)",
+    )
 
 
 def environment(threads: int | None = None, heap: str = "default") -> dict[str, str]:
@@ -71,8 +80,9 @@ class Side:
 
     def __init__(self, name: str, python: str, argv: Sequence[str], env: dict[str, str]) -> None:
         self.name, self.rounds = name, []
-        self._process = subprocess.Popen([python, *argv, "--side", name], text=True, env=env,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [python, *argv, "--side", name], text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.facts = self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -101,8 +111,9 @@ class Side:
         return [measured[key] for measured in self.rounds]
 
 
-def alternate(options: argparse.Namespace, argv: Sequence[str], env: dict[str, str],
-              more: Sequence[str] = ()) -> dict[str, Side]:
+def alternate(
+    options: argparse.Namespace, argv: Sequence[str], env: dict[str, str], more: Sequence[str] = ()
+) -> dict[str, Side]:
     """Measure all sides in turn; a first round that is not kept warms each up. Returns ended sides by name.
 
     `more` names further sides in this Python. `memory` (GiB at the peak) is added to each side's facts.
@@ -200,5 +211,7 @@ def machine() -> str:
     root = Path(__file__).resolve().parents[1]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    return (f"{date.today()}, {platform.machine()}, {device}, load {os.getloadavg()[0]:.1f}, "
-            f"torch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}")
+    return (
+        f"{date.today()}, {platform.machine()}, {device}, load {os.getloadavg()[0]:.1f}, "
+        f"torch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}"
+    )

@@ -74,8 +74,15 @@ def measure(stream: StreamedRows, num_documents: int, every: int) -> tuple[list[
             seconds = time.perf_counter() - begin
             tokens = state["step"] * batch.tokens.numel()
             behind = read - min(document for document, _ in state["positions"])
-            lines.append({"documents": read, "rss_mb": round(resident() / 1e6, 1), "tokens": tokens,
-                          "tokens_per_second": round(tokens / seconds), "documents_between_rows": behind})
+            lines.append(
+                {
+                    "documents": read,
+                    "rss_mb": round(resident() / 1e6, 1),
+                    "tokens": tokens,
+                    "tokens_per_second": round(tokens / seconds),
+                    "documents_between_rows": behind,
+                }
+            )
             print(*(f"{name} {value:,}" for name, value in lines[-1].items()), sep="  ", flush=True)
         if read >= num_documents:
             return lines, state
@@ -103,8 +110,10 @@ def main() -> None:
         lines, state = measure(stream(), options.documents, options.every)
         begin = time.perf_counter()
         next(stream().batches(state))
-        print(f"a resume after the last of them takes {time.perf_counter() - begin:.1f} s, its position is "
-              f"{len(json.dumps(state)):,} bytes of JSON")
+        print(
+            f"a resume after the last of them takes {time.perf_counter() - begin:.1f} s, its position is "
+            f"{len(json.dumps(state)):,} bytes of JSON"
+        )
     steady = [line for line in lines if line["documents"] >= options.documents / 5]
     slope, _ = np.polyfit([line["documents"] for line in steady], [line["rss_mb"] * 1e6 for line in steady], 1)
     print(f"slope after the first fifth: {slope:.2f} bytes a document")

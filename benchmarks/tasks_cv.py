@@ -35,15 +35,21 @@ def set_stages(task: str, stages: list[list]) -> None:
     """Put other stages into the recipe quick: lists of (first trained group, epochs, lr, divisor of the lr)."""
     for key, recipe in recipes._QUICK.items():
         if key[0] == task:
-            recipes._QUICK[key] = replace(recipe, stages=tuple(
-                recipes.Stage(f"groups from {first}", first, epochs, lr, divisor)
-                for first, epochs, lr, divisor in stages))
+            recipes._QUICK[key] = replace(
+                recipe,
+                stages=tuple(
+                    recipes.Stage(f"groups from {first}", first, epochs, lr, divisor)
+                    for first, epochs, lr, divisor in stages
+                ),
+            )
 
 
 def folds_of(task: Path, work: Path) -> list[Path]:
     """Folders with train.csv and valid.csv, one a fold, and all.csv, the texts of all."""
     folder = work / "data" / task.name
-    rows = pd.concat([pd.read_csv(task / f"{name}.csv", keep_default_na=False) for name in ("train", "valid")], ignore_index=True)
+    rows = pd.concat(
+        [pd.read_csv(task / f"{name}.csv", keep_default_na=False) for name in ("train", "valid")], ignore_index=True
+    )
     rows = rows.sample(frac=1, random_state=SEED).reset_index(drop=True)
     for fold in range(FOLDS):
         if not (folder / str(fold) / "valid.csv").exists():
@@ -58,9 +64,21 @@ def trained_language_model(name: str, options: dict, task: Path, work: Path, ini
     """The directory of the language model `name` on this task's texts, trained where it is not there yet."""
     output = work / "lm" / name / task.name
     if not (output / "model" / "model.safetensors").exists():
-        train_language_model(LMConfig(**{
-            "data": str(work / "data" / task.name / "all.csv"), "output_dir": str(output), "init": init, "threads": 1,
-            "resume": "never", "save_every": 0, "samples": False, "valid": "0.05"} | options))
+        train_language_model(
+            LMConfig(
+                **{
+                    "data": str(work / "data" / task.name / "all.csv"),
+                    "output_dir": str(output),
+                    "init": init,
+                    "threads": 1,
+                    "resume": "never",
+                    "save_every": 0,
+                    "samples": False,
+                    "valid": "0.05",
+                }
+                | options
+            )
+        )
     return str(output)
 
 
@@ -103,28 +121,50 @@ def main() -> None:
         encoder = args.init if args.lm == "no-fine-tuning" else None
         if args.lm not in ("none", "no-fine-tuning"):
             with contextlib.redirect_stdout(io.StringIO()):
-                encoder = trained_language_model(args.lm_name or args.name, json.loads(args.lm), task, args.work,
-                                                 args.init)
+                encoder = trained_language_model(
+                    args.lm_name or args.name, json.loads(args.lm), task, args.work, args.init
+                )
         lm_seconds = time.process_time() - begun
         for fold in args.folds:
             output = args.work / "clf" / args.name / task.name / str(fold)
             begun = time.process_time()
             with contextlib.redirect_stdout(io.StringIO()):
-                train_classifier(ClassifierConfig(**{
-                    "data": str(folds[fold]), "output_dir": str(output), "encoder": encoder, "threads": 1,
-                    "resume": "never", "save_every": 0, "log_every": 50} | json.loads(args.clf)))
+                train_classifier(
+                    ClassifierConfig(
+                        **{
+                            "data": str(folds[fold]),
+                            "output_dir": str(output),
+                            "encoder": encoder,
+                            "threads": 1,
+                            "resume": "never",
+                            "save_every": 0,
+                            "log_every": 50,
+                        }
+                        | json.loads(args.clf)
+                    )
+                )
             scores.append(last_evaluation(output, "accuracy"))
-            line = {"name": args.name, "task": task.name, "fold": fold, "accuracy": scores[-1],
-                    "curve": curve(output, "accuracy"), "lm": [args.lm, args.lm_stages],
-                    "clf": [args.clf, args.clf_stages], "lm_seconds": lm_seconds,
-                    "clf_seconds": time.process_time() - begun}
+            line = {
+                "name": args.name,
+                "task": task.name,
+                "fold": fold,
+                "accuracy": scores[-1],
+                "curve": curve(output, "accuracy"),
+                "lm": [args.lm, args.lm_stages],
+                "clf": [args.clf, args.clf_stages],
+                "lm_seconds": lm_seconds,
+                "clf_seconds": time.process_time() - begun,
+            }
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             for heavy in ("checkpoints", "model", "tensorboard"):
                 shutil.rmtree(output / heavy, ignore_errors=True)
         mean = sum(scores) / len(scores)
-        print(f"{args.name:28} {task.name:6} {mean:.4f}  ({', '.join(f'{score:.4f}' for score in scores)})  "
-              f"lm {lm_seconds:.0f} s, clf {line['clf_seconds']:.0f} s a fold", flush=True)
+        print(
+            f"{args.name:28} {task.name:6} {mean:.4f}  ({', '.join(f'{score:.4f}' for score in scores)})  "
+            f"lm {lm_seconds:.0f} s, clf {line['clf_seconds']:.0f} s a fold",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

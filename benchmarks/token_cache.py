@@ -58,8 +58,12 @@ def job(name: str, data: str, cache: str) -> dict[str, float]:
     begun, cpu = time.perf_counter(), time.process_time()
     if name == "build":
         store = build_or_open(split, tokenizer, cache, with_labels=False)
-        return {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "tokens": store.num_tokens,
-                "memory": sides.peak_memory()}
+        return {
+            "seconds": time.perf_counter() - begun,
+            "cpu": time.process_time() - cpu,
+            "tokens": store.num_tokens,
+            "memory": sides.peak_memory(),
+        }
     if name == "reopen":
         store = build_or_open(split, tokenizer, cache, with_labels=False)
         store.document(len(store) - 1)
@@ -137,20 +141,27 @@ def main() -> None:
         for threads in dict.fromkeys((1, os.cpu_count())):
             cache = Path(folder, f"cache{threads}")
             small, built = (measure("build", data, cache, threads) for data in (quarter, whole))
-            print(f"build, {threads} tokenizer thread(s): {size / built['seconds']:.2f} MB/s, "
-                  f"{built['tokens'] / built['seconds']:,.0f} tokens/s, {built['cpu'] / built['seconds']:.2f} cores "
-                  f"busy ({size / built['cpu']:.2f} MB and {built['tokens'] / built['cpu']:,.0f} tokens a CPU second); "
-                  f"peak memory {built['memory']:.2f} GiB, for a quarter of the corpus {small['memory']:.2f} GiB")
+            print(
+                f"build, {threads} tokenizer thread(s): {size / built['seconds']:.2f} MB/s, "
+                f"{built['tokens'] / built['seconds']:,.0f} tokens/s, {built['cpu'] / built['seconds']:.2f} cores "
+                f"busy ({size / built['cpu']:.2f} MB and {built['tokens'] / built['cpu']:,.0f} tokens a CPU second); "
+                f"peak memory {built['memory']:.2f} GiB, for a quarter of the corpus {small['memory']:.2f} GiB"
+            )
         print(f"reopening: {1000 * measure('reopen', whole, cache, 1)['seconds']:.0f} ms")
         alone = measure("parts", whole, Path(folder, "parts"), 1)
         python = sum(alone.values()) - alone["tokenizing"]
-        print("alone, CPU microseconds per KB: " + ", ".join(f"{name} {value:.1f}" for name, value in alone.items())
-              + f"; in Python {100 * python / sum(alone.values()):.1f} %, so at most {1000 / python:.0f} MB/s")
+        print(
+            "alone, CPU microseconds per KB: "
+            + ", ".join(f"{name} {value:.1f}" for name, value in alone.items())
+            + f"; in Python {100 * python / sum(alone.values()):.1f} %, so at most {1000 / python:.0f} MB/s"
+        )
         for ranks in (1, 8):
             found = measure(f"stream{ranks}", whole, cache, os.cpu_count())
-            print(f"streaming, one rank of {ranks} ({ROWS // ranks} x {BPTT} a step): {found['pace']:,.0f} tokens/s "
-                  f"({found['per_cpu']:,.0f} a CPU second); a rank of a node that trains {NEED:,} a second needs "
-                  f"{NEED / ranks:,.0f}")
+            print(
+                f"streaming, one rank of {ranks} ({ROWS // ranks} x {BPTT} a step): {found['pace']:,.0f} tokens/s "
+                f"({found['per_cpu']:,.0f} a CPU second); a rank of a node that trains {NEED:,} a second needs "
+                f"{NEED / ranks:,.0f}"
+            )
 
 
 if __name__ == "__main__":

@@ -37,21 +37,36 @@ def main() -> int:
 def compare(folder: Path, precisions: list[str], tasks: list[str]) -> int:
     data = runs.write_reviews(folder / "reviews.csv", 120)
     cache = str(folder / "cache")
-    pretrained = runs.lm_config(folder / "pretrained", data=str(data), preset="tiny", max_steps=30, lr=1e-2,
-                                cache_dir=cache)
-    cells = [(precision, task, number, cuts) for precision in precisions for task in tasks
-             for number in WORLDS for cuts in CUTS]
+    pretrained = runs.lm_config(
+        folder / "pretrained", data=str(data), preset="tiny", max_steps=30, lr=1e-2, cache_dir=cache
+    )
+    cells = [
+        (precision, task, number, cuts)
+        for precision in precisions
+        for task in tasks
+        for number in WORLDS
+        for cuts in CUTS
+    ]
     jobs = [world.job("lm", vars(pretrained), world=1)]
     for precision, task, number, cuts in cells:
         steps = {"max_steps": 50} if precision == "fp32" else {}
         trainer, options = runs.whole_recipe(
-            task, data, folder / "pretrained", folder / f"{precision}-{task}-{number}x{cuts}", precision=precision,
-            micro_batches=cuts, cache_dir=cache, **steps)
+            task,
+            data,
+            folder / "pretrained",
+            folder / f"{precision}-{task}-{number}x{cuts}",
+            precision=precision,
+            micro_batches=cuts,
+            cache_dir=cache,
+            **steps,
+        )
         jobs.append(world.job(trainer, options, world=number))
     world.launch(jobs, folder / "launch", timeout=3600)
 
-    print("| arithmetic | run | processes | micro-batches | steps | loss | evaluation | tensor | bound | |\n"
-          "|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| arithmetic | run | processes | micro-batches | steps | loss | evaluation | tensor | bound | |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
+    )
     kept = True
     for precision, task, number, cuts in cells:
         if (number, cuts) == (1, 1):
@@ -59,13 +74,24 @@ def compare(folder: Path, precisions: list[str], tasks: list[str]) -> int:
             continue
         run, bound = folder / f"{precision}-{task}-{number}x{cuts}", BOUNDS[precision][task]
         loss = runs.largest_relative_difference(runs.losses(reference), runs.losses(run))
-        score = runs.largest_relative_difference(*([line["loss"] for line in runs.events(path, "eval")]
-                                                   for path in (reference, run)))
+        score = runs.largest_relative_difference(
+            *([line["loss"] for line in runs.events(path, "eval")] for path in (reference, run))
+        )
         tensor = runs.distance(runs.weights(reference), runs.weights(run))
         within = max(loss, score, tensor) <= bound
         kept = kept and within
-        row = [precision, TASKS[task], number, cuts, len(runs.losses(run)), f"{loss:.1e}", f"{score:.1e}",
-               f"{tensor:.1e}", f"{bound:.0e}", "kept" if within else "BROKEN"]
+        row = [
+            precision,
+            TASKS[task],
+            number,
+            cuts,
+            len(runs.losses(run)),
+            f"{loss:.1e}",
+            f"{score:.1e}",
+            f"{tensor:.1e}",
+            f"{bound:.0e}",
+            "kept" if within else "BROKEN",
+        ]
         print("|", " | ".join(map(str, row)), "|", flush=True)
     return 0 if kept else 1
 

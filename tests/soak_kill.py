@@ -69,8 +69,15 @@ def prepare(folder: Path) -> None:
 
 def a_run(folder: Path, task: str, world: int, name: str) -> Run:
     """A run of `task` on `world` processes, saving often; not started yet."""
-    trainer, options = runs.whole_recipe(task, folder / "reviews.csv", folder / "pretrained", folder / name,
-                                         max_steps=STEPS[task][world], save_every=4, eval_every=30)
+    trainer, options = runs.whole_recipe(
+        task,
+        folder / "reviews.csv",
+        folder / "pretrained",
+        folder / name,
+        max_steps=STEPS[task][world],
+        save_every=4,
+        eval_every=30,
+    )
     config = {"lm": LMConfig, "clf": ClassifierConfig}[trainer](**options)
     launcher = [] if world == 1 else ["-m", *LAUNCHERS["torchrun"], str(world)]
     script = str(ROOT / f"train_{trainer}.py")
@@ -79,8 +86,9 @@ def a_run(folder: Path, task: str, world: int, name: str) -> Run:
 
 def start(run: Run) -> subprocess.Popen:
     with open(run.log, "ab") as log:
-        return subprocess.Popen(run.command, env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, stdout=log,
-                                stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            run.command, env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 def finish(run: Run) -> None:
@@ -167,8 +175,11 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """TensorBoard's scalars as it shows them, but for what is measured in time."""
     board = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
-    return {tag: [(event.step, event.value) for event in board.Scalars(tag)]
-            for tag in board.Tags()["scalars"] if not runs.TIMINGS & set(tag.split("/"))}
+    return {
+        tag: [(event.step, event.value) for event in board.Scalars(tag)]
+        for tag in board.Tags()["scalars"]
+        if not runs.TIMINGS & set(tag.split("/"))
+    }
 
 
 def differences(reference: Path, path: Path) -> dict[str, bool]:
@@ -180,8 +191,8 @@ def differences(reference: Path, path: Path) -> dict[str, bool]:
     return {
         "bit-equal": (reference / model).read_bytes() == (path / model).read_bytes(),
         "metrics equal": runs.metrics(reference) == runs.metrics(path),
-        "one curve": expected == got and all(a[0] < b[0] for points in got.values()
-                                             for a, b in zip(points, points[1:], strict=False)),
+        "one curve": expected == got
+        and all(a[0] < b[0] for points in got.values() for a, b in zip(points, points[1:], strict=False)),
         "nothing left": not left,
     }
 
@@ -225,8 +236,10 @@ def main() -> int:
     os.environ.setdefault("ULMFIT_CACHE", str(folder / "cache"))
     prepare(folder)
     begun, good, total = time.monotonic(), True, 0
-    print("| task | processes | kind | kills | during a save | runs | bit-equal | metrics equal | one curve | "
-          "nothing left |\n|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| task | processes | kind | kills | during a save | runs | bit-equal | metrics equal | one curve | "
+        "nothing left |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
     for (task, world), kinds in sorted(planned.items()):
         rng.shuffle(kinds)
         done = soak(folder, task, world, kinds, rng)
@@ -240,8 +253,9 @@ def main() -> int:
             cells = [task, world, kind, kills, sum(run.in_save.count(kind) for run, _ in touched), len(touched)]
             cells += ["yes" if ok else "NO" for ok in verdicts.values()]
             print("|", " | ".join(map(str, cells)), "|", flush=True)
-    print(f"\n{total} kills in {(time.monotonic() - begun) / 60:.0f} minutes, "
-          f"{'all equal' if good else 'NOT ALL EQUAL'}")
+    print(
+        f"\n{total} kills in {(time.monotonic() - begun) / 60:.0f} minutes, {'all equal' if good else 'NOT ALL EQUAL'}"
+    )
     if arguments.folder is None and good:
         shutil.rmtree(folder)
     return 0 if good else 1

@@ -67,8 +67,10 @@ def lines(path, rows):
 
 def contents(folder):
     """Every file below a folder with its content, every folder with None."""
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            for path in sorted(Path(folder).rglob("*"))}
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        for path in sorted(Path(folder).rglob("*"))
+    }
 
 
 def attempt(words, place):
@@ -170,7 +172,8 @@ if not torch.cuda.is_available():
 def prepare(words, place):
     """Make the run and model folders that a case names."""
     copies = {"copy_lm": place.lm, "damaged_run": place.lm, "unfinished": place.lm} | dict.fromkeys(
-        ("bad_tokenizer", "other_words", "fewer_words", "bad_weights"), place.lm / "model")
+        ("bad_tokenizer", "other_words", "fewer_words", "bad_weights"), place.lm / "model"
+    )
     for name, source in copies.items():
         if name in words:
             shutil.copytree(source, name)
@@ -187,7 +190,8 @@ def prepare(words, place):
     size = len(ulmfit.Tokenizer.from_file(place.lm / "tokenizer.json"))
     if "other_words" in words:
         ulmfit.Tokenizer.train([" ".join(f"word{n}" for n in range(size))] * 2, vocab_size=size).save(
-            "other_words/tokenizer.json")
+            "other_words/tokenizer.json"
+        )
     if "fewer_words" in words:
         ulmfit.Tokenizer.train(["a few words"] * 2).save("fewer_words/tokenizer.json")
 
@@ -285,8 +289,9 @@ def test_the_commands_end_with_2_and_one_sentence(place, name):
     script, words, sentence = COMMANDS[name]
     prepare(words, place)
     before = contents(".")
-    done = subprocess.run([sys.executable, str(ROOT / script), *words.split()], capture_output=True, text=True,
-                          timeout=200)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *words.split()], capture_output=True, text=True, timeout=200
+    )
     last = done.stderr.rstrip("\n").split("\n")[-1]
     assert done.returncode == 2, done.stderr
     assert last.startswith("error: ") and re.search(sentence, last), last

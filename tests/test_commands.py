@@ -74,8 +74,19 @@ def test_tokenizer_is_trained_on_the_training_split(command, runs, reviews):
 
 
 def test_tokenizer_options(command, reviews):
-    command("tokenizer", "--data", reviews, "--output", "t.json", "--rules", "fastai2", "--vocab-size", 100,
-            "--subword", "bpe")
+    command(
+        "tokenizer",
+        "--data",
+        reviews,
+        "--output",
+        "t.json",
+        "--rules",
+        "fastai2",
+        "--vocab-size",
+        100,
+        "--subword",
+        "bpe",
+    )
     trained = ulmfit.Tokenizer.from_file("t.json")
     assert (len(trained), trained.rules, trained.subword) == (100, "fastai2", "bpe")
 
@@ -100,15 +111,30 @@ def test_show_reads_language_model_rows_that_go_on(command, runs, reviews):
     assert [len(row) for row in rows] == [7] * 4 and rows[0][0] == "xxbos"
     tok = ulmfit.Tokenizer.from_file(runs.lm / "tokenizer.json")
     with open(reviews, encoding="utf-8", newline="") as file:
-        documents = [" ".join(word if word in tok.vocab else "xxunk" for word in tok.tokenize([row["text"]])[0])
-                     for row in csv.DictReader(file)]
+        documents = [
+            " ".join(word if word in tok.vocab else "xxunk" for word in tok.tokenize([row["text"]])[0])
+            for row in csv.DictReader(file)
+        ]
     opening = " ".join(rows[0] + rows[2])  # the first row of both steps: 14 tokens of one document or two
     assert any(document.startswith(opening[:60]) for document in documents)
 
 
 def test_show_reads_documents_with_their_labels(command, runs, reviews):
-    lines = command("show", "--data", reviews, "--tokenizer", runs.clf / "model", "--task", "clf", "--rows", 3,
-                    "--steps", 1, "--bptt", 1000)
+    lines = command(
+        "show",
+        "--data",
+        reviews,
+        "--tokenizer",
+        runs.clf / "model",
+        "--task",
+        "clf",
+        "--rows",
+        3,
+        "--steps",
+        1,
+        "--bptt",
+        1000,
+    )
     assert lines[0].startswith("epoch 0 step 0: ") and "documents of" in lines[0] and len(lines) == 4
     tok = ulmfit.Tokenizer.from_file(runs.lm / "tokenizer.json")
     truth = {}
@@ -121,8 +147,9 @@ def test_show_reads_documents_with_their_labels(command, runs, reviews):
 
 
 def test_show_names_its_mistakes(mistake, runs, reviews):
-    assert "no column class" in mistake("show", "--data", reviews, "--tokenizer", runs.lm, "--task", "clf",
-                                        "--label-column", "class")
+    assert "no column class" in mistake(
+        "show", "--data", reviews, "--tokenizer", runs.lm, "--task", "clf", "--label-column", "class"
+    )
     assert "absent" in mistake("show", "--data", reviews, "--tokenizer", "absent")
     assert "lower --batch-size" in mistake("show", "--data", reviews, "--tokenizer", runs.lm, "--batch-size", 10**6)
     assert "--rows" in mistake("show", "--tokenizer", runs.lm, "--rows", 0)
@@ -184,8 +211,9 @@ def test_predict_leaves_nothing_behind_a_mistake(mistake, runs, reviews, tmp_pat
 @pytest.mark.parametrize("world_size", (1, 2, 3, 8))
 @pytest.mark.parametrize("num_rows", (0, 1, 5, 16))
 def test_shares_of_the_processes_joined_by_rank_are_the_whole(world_size, num_rows):
-    shares = [Runtime.own_rows(SimpleNamespace(rank=rank, world_size=world_size), num_rows)
-              for rank in range(world_size)]
+    shares = [
+        Runtime.own_rows(SimpleNamespace(rank=rank, world_size=world_size), num_rows) for rank in range(world_size)
+    ]
     assert [row for share in shares for row in share] == list(range(num_rows))
 
 
@@ -208,8 +236,10 @@ def test_generate_names_its_mistakes(mistake, runs):
 
 
 def test_int8_moves_probabilities_a_little(command, mistake, runs, reviews):
-    plain, int8 = ([line.split("\t") for line in command("predict", "--model", runs.clf, "--data", reviews, *more)]
-                   for more in ((), ("--int8",)))
+    plain, int8 = (
+        [line.split("\t") for line in command("predict", "--model", runs.clf, "--data", reviews, *more)]
+        for more in ((), ("--int8",))
+    )
     differences = [abs(float(a[1]) - float(b[1])) for a, b in zip(plain, int8, strict=True)]
     assert 0 < max(differences) < 0.02
     (line,) = command("evaluate", "--model", runs.clf, "--data", reviews, "--int8")
@@ -239,8 +269,10 @@ def test_predict_and_evaluate_read_what_the_classifier_was_trained_on(command, t
     assert command("predict", *two_columns) == command("predict", *two_columns, *given)
     assert command("predict", *two_columns) != command("predict", *two_columns, "--text-column", "text")
     for split in (("--split", "all"), ("--valid", "0.5")):
-        own, other, text = (json.loads(command("evaluate", *two_columns, *split, *more)[0])["loss"]
-                            for more in ((), given, ("--text-column", "text")))
+        own, other, text = (
+            json.loads(command("evaluate", *two_columns, *split, *more)[0])["loss"]
+            for more in ((), given, ("--text-column", "text"))
+        )
         assert own == other != text
 
 
@@ -249,7 +281,8 @@ def test_a_table_with_other_columns_than_the_classifier_was_trained_on(command, 
     assert len(command("predict", "--model", "model", "--data", "texts.csv")) == 1
     (tmp_path / "half.csv").write_text("text,body\none film,was good\n")
     assert "half.csv has no column title, which the model was trained on" in mistake(
-        "predict", "--model", "model", "--data", "half.csv")
+        "predict", "--model", "model", "--data", "half.csv"
+    )
 
 
 # evaluate
@@ -275,8 +308,12 @@ def test_evaluate_a_file_without_splits_scores_every_row(command, runs, reviews)
     scores = json.loads(line)
     predicted = ulmfit.TextClassifier.from_pretrained(runs.clf).predict([row["text"] for row in rows])
     hits = sum(prediction.label == row["label"] for prediction, row in zip(predicted, rows, strict=True))
-    loss = -np.mean([np.log(prediction.probabilities[["neg", "pos"].index(row["label"])])
-                     for prediction, row in zip(predicted, rows, strict=True)])
+    loss = -np.mean(
+        [
+            np.log(prediction.probabilities[["neg", "pos"].index(row["label"])])
+            for prediction, row in zip(predicted, rows, strict=True)
+        ]
+    )
     assert scores["split"] == "all" and scores["documents"] == len(rows)
     assert scores["accuracy"] == pytest.approx(hits / len(rows))
     assert scores["loss"] == pytest.approx(loss, rel=1e-4)
@@ -301,8 +338,13 @@ def test_evaluate_takes_test_then_valid(command, mistake, runs, reviews, tmp_pat
     for split in (None, "train", "validation", "test", "all"):
         (line,) = command("evaluate", "--model", runs.clf, "--data", data, *(["--split", split] if split else []))
         documents[split] = (json.loads(line)["split"], json.loads(line)["documents"])
-    assert documents == {None: ("test", 30), "train": ("train", 50), "validation": ("valid", 20), "test": ("test", 30),
-                         "all": ("all", 100)}
+    assert documents == {
+        None: ("test", 30),
+        "train": ("train", 50),
+        "validation": ("valid", 20),
+        "test": ("test", 30),
+        "all": ("all", 100),
+    }
     assert "no split trial, only" in mistake("evaluate", "--model", runs.clf, "--data", data, "--split", "trial")
     assert "--valid" in mistake("evaluate", "--model", runs.clf, "--data", data, "--valid", "0.1")
     os.remove("corpus/test.csv")
@@ -329,7 +371,8 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(mistake, runs, tmp
 def test_evaluate_needs_labels_for_a_classifier_alone(command, mistake, runs, tmp_path):
     (tmp_path / "new.csv").write_text("text,sentiment\n" + "one film was good,pos\n" * 5)
     assert "no column label: choose one of text, sentiment" in mistake(
-        "evaluate", "--model", runs.clf, "--data", "new.csv")
+        "evaluate", "--model", runs.clf, "--data", "new.csv"
+    )
     (line,) = command("evaluate", "--model", runs.clf, "--data", "new.csv", "--label-column", "sentiment")
     assert json.loads(line)["documents"] == 5
     (line,) = command("evaluate", "--model", runs.lm, "--data", "new.csv", "--text-column", "text")
@@ -393,8 +436,13 @@ def test_commands_that_do_not_exist(mistake):
 
 def test_the_real_command(runs):
     def run(*argv):
-        return subprocess.run([sys.executable, "-m", "ulmfit", *argv], capture_output=True, text=True, timeout=120,
-                              env=os.environ | {"PYTHONPATH": str(Path(ulmfit.__file__).parents[1])})
+        return subprocess.run(
+            [sys.executable, "-m", "ulmfit", *argv],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": str(Path(ulmfit.__file__).parents[1])},
+        )
 
     done = run("predict", "--model", runs.clf, "good", "bad")
     assert done.returncode == 0, done.stderr

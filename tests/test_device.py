@@ -26,8 +26,9 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device",
-                        lambda device: seen["threads"].setdefault(threading.current_thread().name, device))
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: seen["threads"].setdefault(threading.current_thread().name, device)
+    )
     return seen
 
 

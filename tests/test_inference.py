@@ -11,9 +11,16 @@ import pytest
 import ulmfit
 from ulmfit.errors import UserError
 
-TEXTS = ["bad", "A good film. " * 200, "", "It was not bad at all<br />but long", "THE END " * 30, "a\n\nb",
-         "\u4e2d\u6587"]
-PROMPT = "I liked  this MOVIE because \"zyzzyva"  # a double space, an unknown word and an open quote
+TEXTS = [
+    "bad",
+    "A good film. " * 200,
+    "",
+    "It was not bad at all<br />but long",
+    "THE END " * 30,
+    "a\n\nb",
+    "\u4e2d\u6587",
+]
+PROMPT = 'I liked  this MOVIE because "zyzzyva'  # a double space, an unknown word and an open quote
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,14 @@ def test_predictions_compare_by_value_and_unpack():
     assert first == same and hash(first) == hash(same) and len({first, same}) == 1
     zeros = [ulmfit.Prediction("pos", 1, np.array([zero, 1], np.float32)) for zero in (0.0, -0.0)]
     assert zeros[0] == zeros[1] and hash(zeros[0]) == hash(zeros[1])
-    for other in (ulmfit.Prediction("neg", 1, probabilities), ulmfit.Prediction("pos", 0, probabilities),
-                  ulmfit.Prediction("pos", 1, np.array([0.2, 0.8], np.float32)),
-                  ulmfit.Prediction("pos", 1, np.array([0.25, 0.75, 0], np.float32)), tuple(first), "pos"):
+    for other in (
+        ulmfit.Prediction("neg", 1, probabilities),
+        ulmfit.Prediction("pos", 0, probabilities),
+        ulmfit.Prediction("pos", 1, np.array([0.2, 0.8], np.float32)),
+        ulmfit.Prediction("pos", 1, np.array([0.25, 0.75, 0], np.float32)),
+        tuple(first),
+        "pos",
+    ):
         assert first != other
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.label = "neg"
@@ -131,8 +143,9 @@ def test_settings_out_of_range_are_refused(language_model, options, words):
 
 
 def test_a_backward_model_continues_nothing(language_model):
-    backward = ulmfit.LanguageModel(language_model.net, language_model.tokenizer,
-                                    language_model.config | {"backwards": True})
+    backward = ulmfit.LanguageModel(
+        language_model.net, language_model.tokenizer, language_model.config | {"backwards": True}
+    )
     with pytest.raises(UserError, match="--backwards"):
         backward.generate("The")
 

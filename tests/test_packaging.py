@@ -28,13 +28,20 @@ def project_files() -> list[Path]:
     """The text files that git tracks or would; all of the tree's where git is not there to ask."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listing.returncode == 0:
         names = [name for name in listing.stdout.split("\0") if name]
     else:
-        names = [str(path.relative_to(ROOT)) for folder in ("ulmfit", "launch", "tests", "benchmarks", ".ci")
-                 for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+        names = [
+            str(path.relative_to(ROOT))
+            for folder in ("ulmfit", "launch", "tests", "benchmarks", ".ci")
+            for path in (ROOT / folder).rglob("*")
+            if "__pycache__" not in path.parts
+        ]
     return [ROOT / name for name in names if (ROOT / name).is_file()]
 
 
@@ -92,8 +99,11 @@ def test_constraints_pin_everything_that_is_installed():
 def test_imports_are_declared_dependencies():
     """Whatever the package and the scripts import is in pyproject.toml, not merely installed by chance."""
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    optional = {canonicalize_name(Requirement(line).name)
-                for extra in ("deepspeed", "figures") for line in PROJECT["optional-dependencies"][extra]}
+    optional = {
+        canonicalize_name(Requirement(line).name)
+        for extra in ("deepspeed", "figures")
+        for line in PROJECT["optional-dependencies"][extra]
+    }
     owners = packages_distributions()
     for path in [*(ROOT / "ulmfit").rglob("*.py"), ROOT / "train_lm.py", ROOT / "train_clf.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -145,7 +155,8 @@ def test_accelerate_reads_the_launch_configs(path):
     engine = {"fsdp2": ("FSDP", {}, {"fsdp_version": 2})} | {
         # Without its launcher named, several machines would be started by pdsh.
         f"zero{stage}": ("DEEPSPEED", {"zero_stage": stage, "deepspeed_multinode_launcher": "standard"}, {})
-        for stage in (1, 2, 3)}
+        for stage in (1, 2, 3)
+    }
     expected = engine.get(path.stem, ("MULTI_GPU" if several else "NO", {}, {}))
     assert (config.distributed_type.value, config.deepspeed_config, config.fsdp_config) == expected
 
@@ -177,8 +188,13 @@ def test_setup_says_what_is_missing(tmp_path, name, body, cure):
     tools.mkdir()
     for file in ("constraints.txt", "pyproject.toml", "launch/setup.sh"):
         (tree / file).write_bytes((ROOT / file).read_bytes())
-    done = subprocess.run(["bash", tree / "launch" / "setup.sh"], env=bare_python(tools, name, body),
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", tree / "launch" / "setup.sh"],
+        env=bare_python(tools, name, body),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert cure in done.stderr and done.stderr.count("\n") == 1
     assert not (tree / ".venv").exists()

@@ -29,8 +29,9 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("number", "rows", "in_int8"), [
-    (1, 1, 1), (20, FEWEST_ROWS, FEWEST_ROWS), (100, 25, 25), (1000, 32, 128)])
+@pytest.mark.parametrize(
+    ("number", "rows", "in_int8"), [(1, 1, 1), (20, FEWEST_ROWS, FEWEST_ROWS), (100, 25, 25), (1000, 32, 128)]
+)
 def test_batches_are_of_the_rows_that_a_core_reads_fastest_or_two_a_thread(number, rows, in_int8, two_threads):
     plain, lengths = ClassifierNet(AWDLSTMConfig(20, 4, 4, 1), 2), np.arange(1, number + 1)
     for expected, net in ((rows, plain), (in_int8, quantize_encoder(copy.deepcopy(plain)))):
@@ -99,8 +100,13 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
     store = SimpleNamespace(lengths=np.arange(1, 401), labels=np.zeros(400, np.int32))
     for rank, threads in ((0, 1), (1, 7)):
         torch.set_num_threads(threads)
-        runtime = SimpleNamespace(rank=rank, world_size=2, device=CPU, sum=lambda values: values,
-                                  progress=SimpleNamespace(now=lambda _: None),
-                                  accelerator=SimpleNamespace(autocast=contextlib.nullcontext))
+        runtime = SimpleNamespace(
+            rank=rank,
+            world_size=2,
+            device=CPU,
+            sum=lambda values: values,
+            progress=SimpleNamespace(now=lambda _: None),
+            accelerator=SimpleNamespace(autocast=contextlib.nullcontext),
+        )
         evaluate.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
     assert sorted(scored) == list(range(400))

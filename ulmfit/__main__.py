@@ -43,6 +43,7 @@ def _at_least(least: int) -> Callable[[str], int]:
         if number < least:
             raise argparse.ArgumentTypeError(f"{text} is too small, give a number of at least {least}")
         return number
+
     return whole_number
 
 
@@ -57,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def corpus(sub: argparse.ArgumentParser, default: str = "the embedded sample", columns: str = "text") -> None:
         sub.add_argument("--data", help=f"file, glob, folder or hub name (default: {default})")
-        sub.add_argument("--text-column", help="column with the text, or several joined by commas (default: "
-                                               f"{columns}, else the only one)")
+        sub.add_argument(
+            "--text-column",
+            help=f"column with the text, or several joined by commas (default: {columns}, else the only one)",
+        )
 
     sub = command("tokenizer", tokenizer, "train a tokenizer on a corpus's training split and save it")
     corpus(sub)
@@ -81,14 +84,20 @@ def _parser() -> argparse.ArgumentParser:
 
     int8 = "matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move by 0.001 or so"
     trained = "what the classifier was trained on, else text"
-    sub = command("predict", predict, "label and probability of texts or of a corpus, a line each; "
-                                      "under accelerate launch, on all processes")
+    sub = command(
+        "predict",
+        predict,
+        "label and probability of texts or of a corpus, a line each; under accelerate launch, on all processes",
+    )
     sub.add_argument("--model", required=True, help="run directory of a classifier, or its model/")
     sub.add_argument("text", nargs="*", metavar="TEXT", help="texts to classify")
     corpus(sub, "the texts on the command line", trained)
     sub.add_argument("--int8", action="store_true", help=int8)
-    sub.add_argument("--output", help="write there instead of the terminal; .jsonl and .csv have the row's number "
-                                      "and all probabilities (default: the terminal)")
+    sub.add_argument(
+        "--output",
+        help="write there instead of the terminal; .jsonl and .csv have the row's number "
+        "and all probabilities (default: the terminal)",
+    )
 
     sub = command("generate", generate, "continue prompts with a language model")
     sub.add_argument("--model", required=True, help="run directory of a language model, or its model/")
@@ -104,8 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     corpus(sub, columns=trained)
     sub.add_argument("--label-column", help="column with the label (default: label)")
     sub.add_argument("--split", help="split to score; 'all' for every row (default: test, else valid, else all)")
-    sub.add_argument("--valid", help="what training held out of data without a valid split, with --split valid "
-                                     "(default: the column is_valid, else 0.1)")
+    sub.add_argument(
+        "--valid",
+        help="what training held out of data without a valid split, with --split valid "
+        "(default: the column is_valid, else 0.1)",
+    )
     sub.add_argument("--seed", type=_at_least(0), default=0, help="training's seed, which chose a held-out fraction")
     sub.add_argument("--int8", action="store_true", help=int8)
     sub.add_argument("--batch-size", type=_at_least(1), default=64, help="rows a language model is read in")
@@ -121,15 +133,18 @@ def tokenizer(args: argparse.Namespace) -> None:
     _check_output(output)
     split = open_corpus(args.data, task="lm", text_column=args.text_column).splits["train"]
     texts = (text for batch in split.batches() for text in batch.texts)
-    trained = Tokenizer.train(texts, rules=args.rules, vocab_size=args.vocab_size, min_freq=args.min_freq,
-                              subword=args.subword)
+    trained = Tokenizer.train(
+        texts, rules=args.rules, vocab_size=args.vocab_size, min_freq=args.min_freq, subword=args.subword
+    )
     try:
         trained.save(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}); name another file") from None
     _tell_skipped(split.skipped)
-    print(f"{output}: {len(trained):,} tokens, fingerprint {trained.fingerprint}, begins with "
-          f"{' '.join(trained.vocab[:16])}")
+    print(
+        f"{output}: {len(trained):,} tokens, fingerprint {trained.fingerprint}, begins with "
+        f"{' '.join(trained.vocab[:16])}"
+    )
 
 
 def show(args: argparse.Namespace) -> None:
@@ -145,8 +160,9 @@ def show(args: argparse.Namespace) -> None:
     path = Path(args.tokenizer)
     tok = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
     is_clf = args.task == "clf"
-    corpus = open_corpus(args.data, task=args.task, text_column=args.text_column, label_column=args.label_column,
-                         seed=args.seed)
+    corpus = open_corpus(
+        args.data, task=args.task, text_column=args.text_column, label_column=args.label_column, seed=args.seed
+    )
     store = build_or_open(corpus.splits["train"], tok, cache_directory(LMConfig()), with_labels=is_clf)
     _tell_skipped(store.skipped)
     size = args.batch_size or (32 if is_clf else 64)
@@ -157,12 +173,14 @@ def show(args: argparse.Namespace) -> None:
     if is_clf:
         source = DocumentBatches(store.lengths, batch_size=size, seed=args.seed)
         for indices, epoch, step, _ in islice(source.batches(None), args.steps):
-            print(f"epoch {epoch} step {step}: {len(indices)} documents of {store.lengths[indices].min()} to "
-                  f"{store.lengths[indices].max()} tokens")
-            for index in indices[:args.rows]:
+            print(
+                f"epoch {epoch} step {step}: {len(indices)} documents of {store.lengths[indices].min()} to "
+                f"{store.lengths[indices].max()} tokens"
+            )
+            for index in indices[: args.rows]:
                 ids = store.document(index)
                 more = f" ... ({len(ids)} tokens)" if len(ids) > args.bptt else ""
-                print(f"  [{corpus.label_names[store.labels[index]]}] {words(ids[:args.bptt])}{more}")
+                print(f"  [{corpus.label_names[store.labels[index]]}] {words(ids[: args.bptt])}{more}")
         return
     source = CachedRows(store, batch_size=size, bptt=args.bptt, seed=args.seed, rows=range(min(args.rows, size)))
     for batch, _ in islice(source.batches(None), args.steps):
@@ -184,14 +202,20 @@ def predict(args: argparse.Namespace) -> None:
         if args.output:
             runtime.on_main(lambda: _check_output(Path(args.output)))
         model = TextClassifier.from_pretrained(args.model, device=runtime.device, int8=args.int8)
-        split = open_rows(args.data, args.text_column,
-                          trained_columns=model.config.get("text_columns", ())) if args.data else None
-        texts = enumerate(args.text) if split is None else (
-            pair for batch in split.batches() for pair in zip(batch.rows, batch.texts, strict=True))
+        split = (
+            open_rows(args.data, args.text_column, trained_columns=model.config.get("text_columns", ()))
+            if args.data
+            else None
+        )
+        texts = (
+            enumerate(args.text)
+            if split is None
+            else (pair for batch in split.batches() for pair in zip(batch.rows, batch.texts, strict=True))
+        )
         with _writer(args.output if runtime.is_main else os.devnull, model.label_names) as write:
             while chunk := list(islice(texts, CHUNK * runtime.world_size)):
                 mine = runtime.own_rows(len(chunk))
-                share = [text for _, text in chunk[mine.start:mine.stop]]
+                share = [text for _, text in chunk[mine.start : mine.stop]]
                 rows = runtime.gather_objects(list(model.probabilities(share)))
                 for (number, _), row in zip(chunk, rows, strict=True):
                     write(number, model.label_names[row.argmax()], row)
@@ -211,8 +235,9 @@ def _check_output(path: Path) -> None:
     if path.exists():
         raise UserError(f"--output {path} exists; name another file or remove it")
     if not path.parent.is_dir():
-        raise UserError(f"--output {path} cannot be written, for {path.parent} is no folder; make it, or name "
-                        "another file")
+        raise UserError(
+            f"--output {path} cannot be written, for {path.parent} is no folder; make it, or name another file"
+        )
 
 
 @contextmanager
@@ -227,9 +252,16 @@ def _writer(output: str | None, labels: Sequence[str]) -> Iterator[Callable[[str
     try:
         with open(aside, "w", encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
-                yield lambda number, label, row: print(json.dumps({
-                    "row": number, "label": label,
-                    "probabilities": dict(zip(labels, map(float, row), strict=True))}), file=file)
+                yield lambda number, label, row: print(
+                    json.dumps(
+                        {
+                            "row": number,
+                            "label": label,
+                            "probabilities": dict(zip(labels, map(float, row), strict=True)),
+                        }
+                    ),
+                    file=file,
+                )
             elif path.suffix == ".csv":
                 table = csv.writer(file)
                 table.writerow(["row", "label", *labels])
@@ -253,8 +285,14 @@ def generate(args: argparse.Namespace) -> None:
     from ulmfit.inference import LanguageModel
 
     model = LanguageModel.from_pretrained(args.model)
-    for text in model.generate(args.prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-                               top_k=args.top_k, min_p=args.min_p, seed=args.seed):
+    for text in model.generate(
+        args.prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        seed=args.seed,
+    ):
         print(text)
 
 
@@ -282,11 +320,18 @@ def evaluate(args: argparse.Namespace) -> None:
         store = build_or_open(split, tok, cache_directory(config), with_labels=is_classifier)
         runtime.barrier()
         if is_classifier:
-            metrics = score_classifier(net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id,
-                                       backwards=saved["backwards"])
+            metrics = score_classifier(
+                net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id, backwards=saved["backwards"]
+            )
         else:
-            metrics = score_language_model(net, store, runtime, num_rows=args.batch_size,
-                                           bptt=saved.get("bptt", LM_WINDOW), backwards=saved["backwards"])
+            metrics = score_language_model(
+                net,
+                store,
+                runtime,
+                num_rows=args.batch_size,
+                bptt=saved.get("bptt", LM_WINDOW),
+                backwards=saved["backwards"],
+            )
         if runtime.is_main:
             _tell_skipped(store.skipped)
             print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
@@ -309,13 +354,27 @@ def _split_to_score(args: argparse.Namespace, saved: Mapping[str, Any]) -> tuple
         raise UserError(f"--valid chooses rows of --split valid and not of {name}; leave it out")
     if name == "valid" and "train" in found and (args.valid or "valid" not in found):
         task = "clf" if label_names else "lm"
-        corpus = open_corpus(args.data, task=task, text_column=args.text_column, label_column=args.label_column,
-                             valid=args.valid, seed=args.seed, label_names=label_names,
-                             trained_columns=trained_columns)
+        corpus = open_corpus(
+            args.data,
+            task=task,
+            text_column=args.text_column,
+            label_column=args.label_column,
+            valid=args.valid,
+            seed=args.seed,
+            label_names=label_names,
+            trained_columns=trained_columns,
+        )
         return name, corpus.splits["valid"]
-    return name, open_rows(args.data, args.text_column, label_column=args.label_column, label_names=label_names,
-                           split=None if name == "all" else name, keep_unlabelled=label_names is None,
-                           streaming=False, trained_columns=trained_columns)
+    return name, open_rows(
+        args.data,
+        args.text_column,
+        label_column=args.label_column,
+        label_names=label_names,
+        split=None if name == "all" else name,
+        keep_unlabelled=label_names is None,
+        streaming=False,
+        trained_columns=trained_columns,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -101,8 +101,7 @@ def _readable(value: str, hint: Any) -> bool:
     return False
 
 
-def run_script(kind: type[Config], train: Callable[[Config, StopRequest], dict[str, Any]],
-               stop: StopRequest) -> int:
+def run_script(kind: type[Config], train: Callable[[Config, StopRequest], dict[str, Any]], stop: StopRequest) -> int:
     """Parse, train, and give the exit code: 0 done or preempted, 2 a user's mistake, 1 failed."""
     main = int(os.environ.get("RANK", 0)) == 0
     try:

@@ -26,10 +26,28 @@ FEWEST_SAMPLED = 64
 
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.
-OPERATION = frozenset({
-    "output_dir", "micro_batches", "save_every", "keep", "log_every", "eval_every", "resume", "max_time",
-    "samples", "watchdog", "config", "cache_dir", "threads", "lr_find", "data", "init", "encoder", "tokenizer",
-})
+OPERATION = frozenset(
+    {
+        "output_dir",
+        "micro_batches",
+        "save_every",
+        "keep",
+        "log_every",
+        "eval_every",
+        "resume",
+        "max_time",
+        "samples",
+        "watchdog",
+        "config",
+        "cache_dir",
+        "threads",
+        "lr_find",
+        "data",
+        "init",
+        "encoder",
+        "tokenizer",
+    }
+)
 
 
 @dataclass
@@ -183,6 +201,7 @@ class ClassifierConfig(TrainConfig):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for an option out of range or for options that contradict each other."""
+
     def need(ok: bool, sentence: str) -> None:
         if not ok:
             raise UserError(sentence)
@@ -198,31 +217,46 @@ def check(config: TrainConfig) -> None:
         need(value is None or 0 <= value < math.inf, f"--{_flag(name)} is {value}; give 0 or more")
     for name in ("lr", "epochs", "max_time", "adam_eps"):
         value = getattr(config, name)
-        need(value is None or (value > 0 and math.isfinite(value)),
-             f"--{_flag(name)} is {value}; give a number above 0")
+        need(
+            value is None or (value > 0 and math.isfinite(value)), f"--{_flag(name)} is {value}; give a number above 0"
+        )
     need(config.seed < 2**63, f"--seed is {config.seed}; give a number below 2**63")
     need(config.bptt is None or config.bptt >= 2, f"--bptt is {config.bptt}; give at least 2")
-    need(config.epochs is None or config.max_steps is None,
-         "--epochs and --max-steps both set the length of training; give one of them")
-    need(not (config.compress_gradients and config.precision == "fp64"),
-         "--compress-gradients rounds to bf16 what --precision fp64 computes exactly; leave out one of them")
+    need(
+        config.epochs is None or config.max_steps is None,
+        "--epochs and --max-steps both set the length of training; give one of them",
+    )
+    need(
+        not (config.compress_gradients and config.precision == "fp64"),
+        "--compress-gradients rounds to bf16 what --precision fp64 computes exactly; leave out one of them",
+    )
     if isinstance(config, LMConfig):
-        need(not config.streaming or config.max_steps is not None,
-             "--streaming has no epochs to count; give --max-steps, the length of the whole schedule")
-        need(not (config.streaming and config.bptt_jitter),
-             "--bptt-jitter needs the token cache; leave out --streaming or the jitter")
-        need(config.init is None or config.tokenizer is None,
-             "--init brings the vocabulary to start from and --tokenizer another; give one of them")
-        need(config.init is None or config.subword is None,
-             "--init brings its own tokenizer; leave out --subword")
-        need(config.sampled_softmax is None or config.sampled_softmax >= FEWEST_SAMPLED,
-             f"--sampled-softmax is {config.sampled_softmax}; give at least {FEWEST_SAMPLED} (thousands train well)")
-        need(config.subword is None or config.tokenizer is None,
-             "--subword trains a tokenizer and --tokenizer names a trained one; give one of them")
+        need(
+            not config.streaming or config.max_steps is not None,
+            "--streaming has no epochs to count; give --max-steps, the length of the whole schedule",
+        )
+        need(
+            not (config.streaming and config.bptt_jitter),
+            "--bptt-jitter needs the token cache; leave out --streaming or the jitter",
+        )
+        need(
+            config.init is None or config.tokenizer is None,
+            "--init brings the vocabulary to start from and --tokenizer another; give one of them",
+        )
+        need(config.init is None or config.subword is None, "--init brings its own tokenizer; leave out --subword")
+        need(
+            config.sampled_softmax is None or config.sampled_softmax >= FEWEST_SAMPLED,
+            f"--sampled-softmax is {config.sampled_softmax}; give at least {FEWEST_SAMPLED} (thousands train well)",
+        )
+        need(
+            config.subword is None or config.tokenizer is None,
+            "--subword trains a tokenizer and --tokenizer names a trained one; give one of them",
+        )
     if isinstance(config, ClassifierConfig):
         need(0 <= config.label_smoothing < 1, f"--label-smoothing is {config.label_smoothing}; give 0 to below 1")
-        need(config.encoder is None or config.subword is None,
-             "--encoder brings its own tokenizer; leave out --subword")
+        need(
+            config.encoder is None or config.subword is None, "--encoder brings its own tokenizer; leave out --subword"
+        )
 
 
 def _flag(name: str) -> str:
@@ -246,8 +280,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], kind: type[TrainConfig
     An option that `old` lacks came with a later version of this code: it stood at its default.
     """
     old = options(kind()) | old
-    return [f"{_flag(name)}: {old.get(name)} -> {new.get(name)}"
-            for name in sorted(new.keys() | (old.keys() - OPERATION)) if old.get(name) != new.get(name)]
+    return [
+        f"{_flag(name)}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(new.keys() | (old.keys() - OPERATION))
+        if old.get(name) != new.get(name)
+    ]
 
 
 def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:
@@ -267,6 +304,8 @@ def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:
         raise UserError(f"--config {path} is not the config.json of a run") from None
     names = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(stored.keys() - names):
-        raise UserError(f"--config {path} holds {', '.join(unknown)}, which this command does not know; "
-                        "use it with the script that wrote it")
+        raise UserError(
+            f"--config {path} holds {', '.join(unknown)}, which this command does not know; "
+            "use it with the script that wrote it"
+        )
     return kind(**stored)

@@ -49,6 +49,7 @@ def _pin(item: Any) -> Any:
     if isinstance(item, (tuple, list)):
         return type(item)(map(_pin, item))
     if dataclasses.is_dataclass(item):
-        return dataclasses.replace(item, **{field.name: _pin(getattr(item, field.name))
-                                            for field in dataclasses.fields(item)})
+        return dataclasses.replace(
+            item, **{field.name: _pin(getattr(item, field.name)) for field in dataclasses.fields(item)}
+        )
     return item

@@ -41,7 +41,8 @@ class Prediction:
         if not isinstance(other, Prediction):
             return NotImplemented
         return (self.label, self.index) == (other.label, other.index) and np.array_equal(
-            self.probabilities, other.probabilities)
+            self.probabilities, other.probabilities
+        )
 
     def __hash__(self) -> int:
         return hash((self.label, self.index, tuple(self.probabilities.tolist())))
@@ -72,8 +73,16 @@ class LanguageModel:
     @overload
     def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
 
-    def generate(self, prompt: str | Sequence[str], *, max_new_tokens: int = 40, temperature: float = 0.75,
-                 top_k: int | None = None, min_p: float | None = None, seed: int | None = None) -> str | list[str]:
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        max_new_tokens: int = 40,
+        temperature: float = 0.75,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+    ) -> str | list[str]:
         """Continue a prompt, or each of several.
 
         Args:
@@ -90,8 +99,10 @@ class LanguageModel:
             UserError: a setting is out of range, or the model reads texts from their end.
         """
         if self.config.get("backwards"):
-            raise UserError("this language model reads texts backwards and cannot continue one; "
-                            "give a model that was trained without --backwards")
+            raise UserError(
+                "this language model reads texts backwards and cannot continue one; "
+                "give a model that was trained without --backwards"
+            )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)
@@ -99,15 +110,22 @@ class LanguageModel:
             generator.seed()
         else:
             generator.manual_seed(seed)
-        new = self.net.generate_ids(ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                                    min_p=min_p, banned=self.tokenizer.banned_ids, generator=generator)
+        new = self.net.generate_ids(
+            ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            min_p=min_p,
+            banned=self.tokenizer.banned_ids,
+            generator=generator,
+        )
         texts = [written + self._continuation(*parts) for written, *parts in zip(prompts, ids, new, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def _continuation(self, ids: list[int], new: list[int]) -> str:
         """What follows the prompt's text: decoded with the prompt, on which spaces and capitals depend."""
         head, whole = self.tokenizer.decode(ids), self.tokenizer.decode(ids + new)
-        return whole[len(head):] if whole.startswith(head) else " " + self.tokenizer.decode(new)
+        return whole[len(head) :] if whole.startswith(head) else " " + self.tokenizer.decode(new)
 
 
 class TextClassifier:
@@ -118,8 +136,9 @@ class TextClassifier:
         self.label_names: list[str] = config["label_names"]
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None,
-                        int8: bool = False) -> TextClassifier:
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | torch.device | None = None, int8: bool = False
+    ) -> TextClassifier:
         """Load a run directory or its model/.
 
         Args:
@@ -155,8 +174,9 @@ class TextClassifier:
 
         def read(indices: np.ndarray) -> np.ndarray:
             ids = np.concatenate([documents[index] for index in indices])
-            tokens = pad(ids, lengths[indices], pad_id=self.tokenizer.pad_id,
-                         backwards=bool(self.config.get("backwards")))
+            tokens = pad(
+                ids, lengths[indices], pad_id=self.tokenizer.pad_id, backwards=bool(self.config.get("backwards"))
+            )
             logits = self.net(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths[indices])).logits
             return logits.float().softmax(1).cpu().numpy()
 

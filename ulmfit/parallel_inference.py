@@ -31,12 +31,14 @@ def reading_batches(lengths: np.ndarray, net: ClassifierNet, device: torch.devic
     return evaluation_batches(lengths, max_rows=min(net.encoder.rows_of_a_core, max(FEWEST_ROWS, share)))
 
 
-def read_side_by_side(read: Callable[[np.ndarray], Result], batches: Sequence[np.ndarray],
-                      device: torch.device) -> Iterator[Result]:
+def read_side_by_side(
+    read: Callable[[np.ndarray], Result], batches: Sequence[np.ndarray], device: torch.device
+) -> Iterator[Result]:
     """`read(batch)` of every batch, in their order; without gradient.
 
     On the CPU as many are read at a time as torch has threads, each by one. A single batch has all of them.
     """
+
     def without_gradient(batch: np.ndarray) -> Result:
         with torch.inference_mode():  # a setting of the thread
             return read(batch)

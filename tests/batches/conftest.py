@@ -44,8 +44,12 @@ class FakeSplit:
         for first in range(start or 0, len(self.documents), self.batch_size):
             part = slice(first, first + self.batch_size)
             texts = [" ".join(map(str, document)) for document in self.documents[part]]
-            yield TextBatch(texts, self.labels[part] if self.labels else None,
-                            list(range(2 * first, 2 * (first + len(texts)), 2)), first + len(texts))
+            yield TextBatch(
+                texts,
+                self.labels[part] if self.labels else None,
+                list(range(2 * first, 2 * (first + len(texts)), 2)),
+                first + len(texts),
+            )
 
     def check(self):
         self.checks += 1
@@ -66,6 +70,8 @@ def fakes():
 @pytest.fixture
 def make_store(tmp_path):
     def make(documents, labels=None, vocab_size=1000):
-        return build_or_open(FakeSplit(documents, labels), FakeTokenizer(vocab_size), tmp_path / "cache",
-                             with_labels=labels is not None)
+        return build_or_open(
+            FakeSplit(documents, labels), FakeTokenizer(vocab_size), tmp_path / "cache", with_labels=labels is not None
+        )
+
     return make

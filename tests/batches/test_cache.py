@@ -59,8 +59,13 @@ def test_documents_without_tokens_and_labels(tmp_path, fakes):
 def test_progress_counts_documents_and_tokens(tmp_path, fakes):
     make_tokenizer, make_split, make_documents = fakes
     documents, seen = make_documents(7), []
-    build_or_open(make_split(documents), make_tokenizer(), tmp_path, with_labels=False,
-                  progress=lambda *counts: seen.append(counts))
+    build_or_open(
+        make_split(documents),
+        make_tokenizer(),
+        tmp_path,
+        with_labels=False,
+        progress=lambda *counts: seen.append(counts),
+    )
     assert seen == [(n, sum(map(len, documents[:n]))) for n in (3, 6, 7)]
 
 
@@ -71,10 +76,11 @@ def test_a_cache_is_keyed_by_corpus_tokenizer_and_labels(tmp_path, fakes):
     assert (split.passes, split.checks) == (1, 1)
     again = build_or_open(split, make_tokenizer(), tmp_path, with_labels=True)
     assert split.passes == 1 and again.fingerprint == first.fingerprint
-    others = [build_or_open(split, make_tokenizer(), tmp_path, with_labels=False),
-              build_or_open(split, make_tokenizer(2000), tmp_path, with_labels=True),
-              build_or_open(make_split(make_documents(8), [0] * 8), make_tokenizer(), tmp_path,
-                            with_labels=True)]
+    others = [
+        build_or_open(split, make_tokenizer(), tmp_path, with_labels=False),
+        build_or_open(split, make_tokenizer(2000), tmp_path, with_labels=True),
+        build_or_open(make_split(make_documents(8), [0] * 8), make_tokenizer(), tmp_path, with_labels=True),
+    ]
     assert len({store.fingerprint for store in [first, *others]}) == 4
     assert TokenStore.open(first.path).num_tokens == first.num_tokens
 
@@ -122,8 +128,7 @@ def test_a_directory_that_cannot_be_written_is_the_users_to_cure(tmp_path, fakes
     make_tokenizer, make_split, make_documents = fakes
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/cache .*another cache directory"):
-        build_or_open(make_split(make_documents(9)), make_tokenizer(), tmp_path / "file" / "cache",
-                      with_labels=False)
+        build_or_open(make_split(make_documents(9)), make_tokenizer(), tmp_path / "file" / "cache", with_labels=False)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -146,7 +151,8 @@ def test_a_full_disk_leaves_nothing_torn(tmp_path, fakes, monkeypatch, save_seco
     monkeypatch.setattr(cache, "SAVE_SECONDS", save_seconds)
     split = make_split(make_documents(300))
     builder = multiprocessing.get_context("fork").Process(
-        target=_build_on_a_full_disk, args=(split, make_tokenizer(5000), tmp_path))
+        target=_build_on_a_full_disk, args=(split, make_tokenizer(5000), tmp_path)
+    )
     builder.start()
     builder.join(60)
     assert builder.exitcode == 0
@@ -199,7 +205,7 @@ def test_a_killed_build_is_cleaned_up_and_then_built_once_by_many_processes(tmp_
         builder.join(60)
     assert [builder.exitcode for builder in builders] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "pass\n" * 2  # the killed one and one other
-    entry, = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     store = TokenStore.open(entry)
     documents = fakes[2](30)
     assert [store.document(n).tolist() for n in range(30)] == documents
@@ -240,7 +246,8 @@ def _kill_until_built(split, tokenizer, directory, where, most):
     log = directory.parent / "log"
     for kills in range(most):
         builder = multiprocessing.get_context("fork").Process(
-            target=_build_and_die, args=(split, tokenizer, directory, log, where))
+            target=_build_and_die, args=(split, tokenizer, directory, log, where)
+        )
         builder.start()
         builder.join(120)
         if builder.exitcode == 0:

@@ -36,8 +36,10 @@ def test_an_epoch_has_every_document_once_in_steps_of_even_size(n, batch_size, s
 
 def test_epochs_differ_and_are_functions_of_the_seed():
     lengths = review_lengths(500)
-    plans = [DocumentBatches(lengths, batch_size=16, seed=seed).plan(epoch)
-             for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]]
+    plans = [
+        DocumentBatches(lengths, batch_size=16, seed=seed).plan(epoch)
+        for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]
+    ]
     flat = [np.concatenate(plan).tolist() for plan in plans]
     assert flat[0] == flat[1] and len(set(map(tuple, flat))) == 3
 
@@ -92,8 +94,9 @@ def test_dealing_is_a_partition_by_length(n, num_ranks, micro_batches):
     classes = [part for part in classes if len(part)]
     assert all(one.min() >= other.max() for one, other in itertools.pairwise(classes))
     again = assign_to_ranks(lengths, num_ranks=num_ranks, micro_batches=micro_batches)
-    assert all(np.array_equal(a, b) for one, other in zip(dealt, again, strict=True)
-               for a, b in zip(one, other, strict=True))
+    assert all(
+        np.array_equal(a, b) for one, other in zip(dealt, again, strict=True) for a, b in zip(one, other, strict=True)
+    )
 
 
 def cost(lengths, backprop_tokens, overhead=16, forward=1 / 3):
@@ -115,8 +118,9 @@ def test_ranks_are_balanced_and_little_is_padding(num_ranks, batch_size, micro_b
     for indices in DocumentBatches(lengths, batch_size=batch_size, seed=0).plan(0)[::3]:
         step = lengths[indices]
         costs = []
-        for parts in assign_to_ranks(step, num_ranks=num_ranks, micro_batches=micro_batches,
-                                     backprop_tokens=backprop_tokens):
+        for parts in assign_to_ranks(
+            step, num_ranks=num_ranks, micro_batches=micro_batches, backprop_tokens=backprop_tokens
+        ):
             costs.append(sum(cost(step[part], backprop_tokens) for part in parts))
             for part in parts:
                 tokens += step[part].sum()
@@ -150,8 +154,7 @@ def test_collate_pads_on_the_right_from_the_longest_to_the_shortest(fakes, make_
     for row, index in zip(batch.tokens.tolist(), batch.indices.tolist(), strict=True):
         document = documents[index][::-1] if backwards else documents[index]
         assert row == document + [1] * (len(row) - len(document))
-    assert all(tensor.dtype == torch.int64
-               for tensor in (batch.tokens, batch.lengths, batch.positions, batch.indices))
+    assert all(tensor.dtype == torch.int64 for tensor in (batch.tokens, batch.lengths, batch.positions, batch.indices))
 
 
 def test_a_batch_without_documents(fakes, make_store):

@@ -37,11 +37,20 @@ def assert_equal(batch, other):
 def joined(parts):
     """The batch of all ranks, from those of one step."""
     first = parts[0]
-    assert all((part.num_targets, part.reset, part.epoch, part.step_in_epoch, part.lr_scale) ==
-               (first.num_targets, first.reset, first.epoch, first.step_in_epoch, first.lr_scale)
-               for part in parts)
-    return type(first)(torch.cat([part.tokens for part in parts]), torch.cat([part.targets for part in parts]),
-                       first.num_targets, first.reset, first.epoch, first.step_in_epoch, first.lr_scale)
+    assert all(
+        (part.num_targets, part.reset, part.epoch, part.step_in_epoch, part.lr_scale)
+        == (first.num_targets, first.reset, first.epoch, first.step_in_epoch, first.lr_scale)
+        for part in parts
+    )
+    return type(first)(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        first.num_targets,
+        first.reset,
+        first.epoch,
+        first.step_in_epoch,
+        first.lr_scale,
+    )
 
 
 def test_a_permutation_depends_on_its_place_alone():
@@ -75,8 +84,9 @@ class TestCachedRows:
     @pytest.fixture
     def source(self, make_store, documents, batch_size, bptt, options):
         store = make_store(documents)
-        return lambda rows=None, **more: CachedRows(store, batch_size=batch_size, bptt=bptt, seed=3,
-                                                    rows=rows or range(batch_size), **options | more)
+        return lambda rows=None, **more: CachedRows(
+            store, batch_size=batch_size, bptt=bptt, seed=3, rows=rows or range(batch_size), **options | more
+        )
 
     def test_every_token_is_target_once_and_follows_its_input(self, source, documents, batch_size, options):
         corpus = list(itertools.chain(*documents))
@@ -135,10 +145,24 @@ class TestCachedRows:
             state = json.loads(json.dumps(merge_states([run[done - 1][1]] * 2)))
             half = deal_rows(batch_size, 2)[1]
             for (batch, state_after), (other, other_state) in zip(
-                    run[done:done + 4], source(half).batches(state), strict=False):
-                assert_equal(other, joined([type(batch)(batch.tokens[half.start:], batch.targets[half.start:],
-                                                        batch.num_targets, batch.reset, batch.epoch,
-                                                        batch.step_in_epoch, batch.lr_scale)]))
+                run[done : done + 4], source(half).batches(state), strict=False
+            ):
+                assert_equal(
+                    other,
+                    joined(
+                        [
+                            type(batch)(
+                                batch.tokens[half.start :],
+                                batch.targets[half.start :],
+                                batch.num_targets,
+                                batch.reset,
+                                batch.epoch,
+                                batch.step_in_epoch,
+                                batch.lr_scale,
+                            )
+                        ]
+                    ),
+                )
                 assert state_after == other_state
 
 
@@ -162,7 +186,7 @@ def test_jitter_scales_the_learning_rate_and_is_bounded(make_store):
     halved = lengths < 52
     assert 0.01 < halved.mean() < 0.12 and abs(lengths[~halved].mean() - 69.5) < 1
     other = [batch.tokens.shape[1] for batch in source.epoch_batches(1)]
-    assert other[:len(lengths)] != lengths.tolist()
+    assert other[: len(lengths)] != lengths.tolist()
     plain = CachedRows(store, batch_size=2, bptt=70, seed=1, rows=range(1))
     assert {batch.lr_scale for batch in plain.epoch_batches(0)} == {1.0}
 
@@ -174,8 +198,9 @@ def test_backwards_reads_the_joined_text_from_its_end_as_fastai(make_store):
     documents = [list(range(2, 9)), list(range(20, 33)), list(range(40, 52))]
     for backwards in (False, True):
         theirs = np.array(golden[f"lm_batches_v1_backwards{backwards}"])  # [step, row, (input, target), T]
-        rows = CachedRows(make_store(documents), batch_size=3, bptt=5, seed=0, rows=range(3), shuffle=False,
-                          backwards=backwards)
+        rows = CachedRows(
+            make_store(documents), batch_size=3, bptt=5, seed=0, rows=range(3), shuffle=False, backwards=backwards
+        )
         batch = next(iter(rows.epoch_batches(0)))
         # Their later rows start elsewhere: they cut 32 tokens into 3 rows without a target for each end.
         assert batch.tokens[0].tolist() == theirs[0, 0, 0].tolist()
@@ -193,8 +218,11 @@ def test_a_position_in_other_data_is_refused(fakes, make_store):
     documents = fakes[2](20)
     options = {"batch_size": 4, "bptt": 5, "seed": 0, "rows": range(4)}
     _, state = next(CachedRows(make_store(documents), **options).batches())
-    for change, word in [({"batch_size": 2, "rows": range(2)}, "batch size"), ({"bptt": 6}, "bptt"),
-                         ({"seed": 1}, "seed")]:
+    for change, word in [
+        ({"batch_size": 2, "rows": range(2)}, "batch size"),
+        ({"bptt": 6}, "bptt"),
+        ({"seed": 1}, "seed"),
+    ]:
         with pytest.raises(UserError, match=f"another {word}"):
             next(CachedRows(make_store(documents), **options | change).batches(state))
     with pytest.raises(UserError, match="another corpus or tokenizer"):
@@ -224,8 +252,16 @@ class TestStreamedRows:
     @pytest.fixture
     def source(self, fakes, documents, batch_size, bptt, window, backwards):
         return lambda rows=None, **more: StreamedRows(
-            fakes[1](documents), fakes[0](), batch_size=batch_size, bptt=bptt, seed=3,
-            rows=rows or range(batch_size), window=window, backwards=backwards, **more)
+            fakes[1](documents),
+            fakes[0](),
+            batch_size=batch_size,
+            bptt=bptt,
+            seed=3,
+            rows=rows or range(batch_size),
+            window=window,
+            backwards=backwards,
+            **more,
+        )
 
     def test_rows_are_the_documents_dealt_in_turn(self, source, documents, batch_size, bptt, window, backwards):
         needed = STEPS * bptt + 1
@@ -233,7 +269,7 @@ class TestStreamedRows:
         for epoch in itertools.count():
             dealt = []
             for index, start in enumerate(range(0, len(documents), window)):
-                part = documents[start:start + window]
+                part = documents[start : start + window]
                 for place in permutation(len(part), 3, epoch, index):
                     dealt.append(part[place])
                     rows[number % batch_size].extend(part[place][::-1] if backwards else part[place])
@@ -243,7 +279,7 @@ class TestStreamedRows:
                 break
         run = take(source().batches(), STEPS)
         for row in range(batch_size):
-            assert torch.cat([batch.tokens[row] for batch, _ in run]).tolist() == rows[row][:needed - 1]
+            assert torch.cat([batch.tokens[row] for batch, _ in run]).tolist() == rows[row][: needed - 1]
             assert torch.cat([batch.targets[row] for batch, _ in run]).tolist() == rows[row][1:needed]
         for step, (batch, _) in enumerate(run):
             assert batch.tokens.shape == batch.targets.shape == (batch_size, bptt)
@@ -262,15 +298,16 @@ class TestStreamedRows:
             assert merge_states([state] * num_ranks) == state  # saved again before any step
             for other_ranks in DEALINGS:
                 resumed = [source(rows).batches(state) for rows in deal_rows(batch_size, other_ranks)]
-                for batch, state_after in whole[done:done + 4]:
+                for batch, state_after in whole[done : done + 4]:
                     pieces = [next(rank) for rank in resumed]
                     assert_equal(batch, joined([piece for piece, _ in pieces]))
                     assert merge_states([piece for _, piece in pieces])["positions"] == state_after["positions"]
 
     def test_a_bound_on_what_waits_changes_nothing(self, source, batch_size):
         free, tight = source(), source(max_waiting=1)
-        for (batch, state), (other, other_state) in zip(take(free.batches(), STEPS),
-                                                        take(tight.batches(), STEPS), strict=True):
+        for (batch, state), (other, other_state) in zip(
+            take(free.batches(), STEPS), take(tight.batches(), STEPS), strict=True
+        ):
             assert_equal(batch, other)
             assert state["positions"] == other_state["positions"]
         assert tight.num_passes > free.num_passes + batch_size - 2  # every row has its own reader by now
@@ -281,8 +318,9 @@ def test_what_waits_is_bounded(fakes):
     split = fakes[1]([[7] * (60 if n % 4 == 0 else 2) for n in range(400)])
     waiting = {}
     for limit in (2**26, 100):
-        stream = StreamedRows(split, fakes[0](), batch_size=4, bptt=4, seed=0, rows=range(4), window=1,
-                              max_waiting=limit)
+        stream = StreamedRows(
+            split, fakes[0](), batch_size=4, bptt=4, seed=0, rows=range(4), window=1, max_waiting=limit
+        )
         batches, largest = stream.batches(), 0
         for _ in range(200):
             next(batches)
@@ -296,8 +334,9 @@ def test_what_short_documents_take_beside_their_tokens_is_bounded_too(fakes):
     split = fakes[1]([[7] * (90 if n % 4 == 0 else 1) for n in range(400)])
     most = {}
     for limit in (2**26, 50 * OVERHEAD):
-        batches = StreamedRows(split, fakes[0](), batch_size=4, bptt=4, seed=0, rows=range(4), window=1,
-                               max_waiting=limit).batches()
+        batches = StreamedRows(
+            split, fakes[0](), batch_size=4, bptt=4, seed=0, rows=range(4), window=1, max_waiting=limit
+        ).batches()
         most[limit] = 0
         for _ in range(150):
             next(batches)
@@ -311,8 +350,12 @@ def test_a_rank_tokenises_only_its_own_rows(fakes):
     encoded = []
     for rows in deal_rows(8, 4):
         tokenizer = make_tokenizer()
-        take(StreamedRows(make_split(documents), tokenizer, batch_size=8, bptt=4, seed=0, rows=rows,
-                          window=48).batches(), 1)
+        take(
+            StreamedRows(
+                make_split(documents), tokenizer, batch_size=8, bptt=4, seed=0, rows=rows, window=48
+            ).batches(),
+            1,
+        )
         encoded.append(set(tokenizer.encoded))
     assert sum(map(len, encoded)) == len(set.union(*encoded))
     assert all(len(texts) == 12 for texts in encoded)  # a quarter of one window

@@ -32,7 +32,7 @@ def write_corpus(kind, num_shards, num_rows=240):
         first += length
     Path("c").mkdir(exist_ok=True)
     for shard in range(num_shards):
-        part = texts[shard * num_rows // num_shards:(shard + 1) * num_rows // num_shards]
+        part = texts[shard * num_rows // num_shards : (shard + 1) * num_rows // num_shards]
         if kind == "parquet":
             pq.write_table(pa.table({"text": part}), f"c/{shard:03}.parquet", row_group_size=11)
         elif kind == "csv":
@@ -79,7 +79,7 @@ def test_any_ranks_go_on_from_any_step_of_any_ranks(stream, kind, num_shards):
             state = json.loads(json.dumps(merge_states(saved)))
             assert len(json.dumps(state)) < 2000
             resumed = [stream(rows).batches(state) for rows in deal(after)]
-            for batch, _ in whole[done:done + 4]:
+            for batch, _ in whole[done : done + 4]:
                 pieces = [next(rank)[0] for rank in resumed]
                 assert torch.equal(batch.tokens, torch.cat([piece.tokens for piece in pieces]))
                 assert torch.equal(batch.targets, torch.cat([piece.targets for piece in pieces]))
@@ -167,8 +167,9 @@ def test_a_tokenizer_of_another_fingerprint_is_refused(stream, fakes):
     write_corpus("jsonl", 1)
     source = stream()
     _, state = next(source.batches())
-    other = StreamedRows(source.split, fakes[0](30_000), batch_size=BATCH_SIZE, bptt=12, seed=3,
-                         rows=range(BATCH_SIZE), window=25)
+    other = StreamedRows(
+        source.split, fakes[0](30_000), batch_size=BATCH_SIZE, bptt=12, seed=3, rows=range(BATCH_SIZE), window=25
+    )
     with pytest.raises(UserError, match="another corpus or tokenizer"):
         next(other.batches(state))
 

@@ -74,7 +74,7 @@ def write(kind: str) -> list[str]:
     Path("c").mkdir()
     paths = []
     for number in range(NUM_FILES):
-        texts = TEXTS[number * NUM_ROWS:(number + 1) * NUM_ROWS]
+        texts = TEXTS[number * NUM_ROWS : (number + 1) * NUM_ROWS]
         if kind == "documents":
             for place, text in enumerate(texts):
                 paths.append(f"c/{number}-{place:02}.txt")
@@ -128,7 +128,7 @@ def test_what_follows_a_place_is_read_and_nothing_else(kind, streaming):
         assert rest(split, after, 5) == (texts[done:], rows[done:], skipped, num_rows)
     if streaming and "sv" not in kind:  # files before the place are not opened
         middle = next(batch.after for batch in batches if batch.rows[-1] >= len(rows) * 2 // 3)
-        for path in paths[:len(paths) // 2]:
+        for path in paths[: len(paths) // 2]:
             Path(path).unlink()
         expected = [row for row in rows if row >= middle["row"]]
         assert rest(split, middle)[1] == expected and len(expected) > 7
@@ -183,7 +183,8 @@ def test_passes_side_by_side_keep_their_places(kind):
 
 def test_streams_read_lines_as_the_cached_reader_does():
     content = b"\xef\xbb\xbffirst\rsecond\r\nthird \x0b\x0c\xc2\x85 \xe2\x80\xa8 still\n\xef\xbb\xbfkept\n" + (
-        b"bad \xff\xfe\n\xe2\x82\n" + b"long " * 50 + b"\n\n\r\n  \n" + b"more\n" * 40 + b"no end")
+        b"bad \xff\xfe\n\xe2\x82\n" + b"long " * 50 + b"\n\n\r\n  \n" + b"more\n" * 40 + b"no end"
+    )
     Path("a.txt").write_bytes(content)
     read = [list(corpora.open_rows("a.txt", streaming=mode).batches()) for mode in (True, False)]
     texts, others = ([text for batch in batches for text in batch.texts] for batches in read)
@@ -322,8 +323,9 @@ def test_a_failing_shard_of_datasets_is_tried_again(pauses, capsys):
                     raise ConnectionError("reset by peer")
                 yield {"text": f"{shard} {row}"}
 
-    dataset = datasets.IterableDataset.from_generator(generate, gen_kwargs={"shards": [0, 1, 2]},
-                                                      features=datasets.Features({"text": datasets.Value("string")}))
+    dataset = datasets.IterableDataset.from_generator(
+        generate, gen_kwargs={"shards": [0, 1, 2]}, features=datasets.Features({"text": datasets.Value("string")})
+    )
     source = of_dataset(dataset, "owner/name (train)", "f", [], [])
     read = [text for columns in source.read(["text"], 4) for text in columns["text"]]
     assert read == [f"{shard} {row}" for shard in range(3) for row in range(10)] and pauses == [1, 2, 4]
@@ -381,4 +383,4 @@ def test_thousands_of_shards_are_open_one_at_a_time(kind):
         most = max(most, len(list(descriptors.iterdir())))
     assert most <= before + 3 and count > 600
     last = {"part": 0, "place": [1999, None], "row": 0, "num_rows": 0, "skipped": {}}
-    assert rest(split, last)[0] == TEXTS[NUM_ROWS:2 * NUM_ROWS]  # 1999 % 3 == 1
+    assert rest(split, last)[0] == TEXTS[NUM_ROWS : 2 * NUM_ROWS]  # 1999 % 3 == 1

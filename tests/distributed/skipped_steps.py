@@ -47,7 +47,8 @@ def main() -> None:
             moved = weights[2][key] - weights[1][key] * (1 - 0.1 * 0.1)
             assert torch.allclose(moved.abs(), torch.full_like(moved, 0.1), rtol=1e-3), (name, key, moved)
         assert {key: value["step"].item() for key, value in engine.state()["optimizer"].items()} == dict.fromkeys(
-            names, 1.0), name
+            names, 1.0
+        ), name
     assert sharding.USE_FSDP not in os.environ
     runtime.close()
 

@@ -21,9 +21,12 @@ def done(tmp_path_factory):
     pretrained = runs.lm_config(path / "pretrained", data=str(data), preset="tiny", max_steps=30, lr=1e-2)
     jobs = [world.job("lm", vars(pretrained), world=1)]
     for task in TASKS:
-        plans = {"plain": ({}, [None]), "bf16": ({"compress_gradients": True}, [None]),
-                 "bf16-stopped": ({"compress_gradients": True}, [*STOPS[task], None]),
-                 "bf16-cut": ({"compress_gradients": True, "micro_batches": 2}, [None])}
+        plans = {
+            "plain": ({}, [None]),
+            "bf16": ({"compress_gradients": True}, [None]),
+            "bf16-stopped": ({"compress_gradients": True}, [*STOPS[task], None]),
+            "bf16-cut": ({"compress_gradients": True, "micro_batches": 2}, [None]),
+        }
         for name, (options, stops) in plans.items():
             for stop_at in stops:
                 trainer, given = runs.whole_recipe(task, data, path / "pretrained", path / f"{task}-{name}", **options)

@@ -21,8 +21,9 @@ from ulmfit.errors import UserError
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None,
-                                     reason="deepspeed is not installed (the extra of that name)")
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (the extra of that name)"
+)
 STEPS, EARLY, LATE = 20, 5, 15  # the language model's second stage begins at step 7
 LM = {"max_steps": STEPS, "save_every": 5, "keep": 9}
 CLF = {"max_steps": STEPS, "recipe": "blog"}
@@ -51,8 +52,15 @@ def clf_config(path: Path, name: str, **options):
 
 
 def launch(engine: str, path: Path, *command: str) -> None:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-                str(ROOT / "launch" / f"{engine}.yaml"), "--num_processes", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "launch" / f"{engine}.yaml"),
+        "--num_processes",
+        "2",
+    ]
     env = environment(path / "cache", PYTHONPATH=str(ROOT))
     done = subprocess.run([*launcher, *command], env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -82,8 +90,9 @@ def assert_same(run: Path, reference: Path, tolerance: float) -> None:
     assert len(runs.losses(reference)) == STEPS
     assert runs.losses(run) == pytest.approx(runs.losses(reference), rel=tolerance)
     assert runs.distance(runs.weights(reference), runs.weights(run)) < tolerance
-    ours, theirs = ([line["loss"] for line in runs.metrics(each) if line["event"] == "eval"]
-                    for each in (run, reference))
+    ours, theirs = (
+        [line["loss"] for line in runs.metrics(each) if line["event"] == "eval"] for each in (run, reference)
+    )
     assert ours == pytest.approx(theirs, rel=tolerance) and ours
 
 
@@ -152,19 +161,35 @@ def test_zero2_trains_the_same_classifier(plain32):
 @pytest.mark.slow
 @needs_deepspeed
 def test_steps_without_a_finite_gradient_change_nothing(plain):
-    launch("cpu_2_processes", plain, str(Path(__file__).with_name("skipped_steps.py")),
-           "plain", "fsdp2", "zero1", "zero2", "zero3")
+    launch(
+        "cpu_2_processes",
+        plain,
+        str(Path(__file__).with_name("skipped_steps.py")),
+        "plain",
+        "fsdp2",
+        "zero1",
+        "zero2",
+        "zero3",
+    )
 
 
-@pytest.mark.parametrize(("variables", "task", "options", "words"), [
-    ({sharding.USE_FSDP: "true"}, "lm", {}, "fsdp_version: 2"),
-    ({sharding.USE_FSDP: "true", "FSDP_VERSION": "2"}, "lm", {"precision": "fp16"}, "use bf16"),
-    ({sharding.USE_DEEPSPEED: "true"}, "lm", {"precision": "fp64"}, "use fp32"),
-    ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "clf", {}, "launch/zero2.yaml"),
-    ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "lm", {}, "ZeRO stage 0"),
-    ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "lm", {}, "offload"),
-    ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "missing.json"}, "lm", {}, "missing.json"),
-])
+@pytest.mark.parametrize(
+    ("variables", "task", "options", "words"),
+    [
+        ({sharding.USE_FSDP: "true"}, "lm", {}, "fsdp_version: 2"),
+        ({sharding.USE_FSDP: "true", "FSDP_VERSION": "2"}, "lm", {"precision": "fp16"}, "use bf16"),
+        ({sharding.USE_DEEPSPEED: "true"}, "lm", {"precision": "fp64"}, "use fp32"),
+        ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "clf", {}, "launch/zero2.yaml"),
+        ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "lm", {}, "ZeRO stage 0"),
+        ({sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "lm", {}, "offload"),
+        (
+            {sharding.USE_DEEPSPEED: "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "missing.json"},
+            "lm",
+            {},
+            "missing.json",
+        ),
+    ],
+)
 def test_what_an_engine_cannot_do_is_refused(variables, task, options, words, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # whether deepspeed is installed or not
     for name, value in variables.items():

@@ -23,11 +23,27 @@ def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_pa
     one, two = tmp_path / "one", tmp_path / "two"
     train_language_model(runs.lm_config(one, precision="fp64"))
     options = runs.arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               str(runs.ROOT / "train_lm.py"), *options]
-    done = subprocess.run(command, env=runs.environment(tmp_path / "cache"), capture_output=True, text=True,
-                          timeout=280)
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        str(runs.ROOT / "train_lm.py"),
+        *options,
+    ]
+    done = subprocess.run(
+        command, env=runs.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((two / "config.json").read_text())["world_size"] == 2
     assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-10)
@@ -36,6 +52,7 @@ def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_pa
 
 def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
     """As when a launcher starts processes that do not find each other: each would train a model of its own."""
+
     class Alone:
         process_index, num_processes, device, is_main_process = 0, 1, "cpu", True
 
@@ -63,8 +80,9 @@ def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     path = tmp_path / "run"
     command = [sys.executable, str(runs.ROOT / "train_lm.py"), *runs.arguments(runs.lm_config(path, max_steps=400))]
-    process = subprocess.Popen(command, env=runs.environment(tmp_path / "cache"), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=runs.environment(tmp_path / "cache"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or '"step": 3,' not in (path / "metrics.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()

@@ -53,7 +53,8 @@ def test_other_errors_are_not_taken_for_it():
 def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path, monkeypatch):
     task_class, train, config = {
         "lm": (LanguageModelTask, train_language_model, runs.lm_config(tmp_path / "run", max_steps=3)),
-        "clf": (ClassifierTask, train_classifier, runs.clf_config(tmp_path / "run", max_steps=3))}[task]
+        "clf": (ClassifierTask, train_classifier, runs.clf_config(tmp_path / "run", max_steps=3)),
+    }[task]
     train(type(config)(**vars(config) | {"output_dir": str(tmp_path / "plain"), "micro_batches": 4}))
     tried = short_of_memory(task_class, monkeypatch, fits=4)
 

@@ -18,8 +18,13 @@ from ulmfit.run import checkpoint
 
 pytestmark = pytest.mark.timeout(900)
 STEPS = 600  # a stop takes up to 40 fast steps: they ask each other every 20
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-              str(runs.ROOT / "launch" / "cpu_2_processes.yaml")]
+ACCELERATE = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(runs.ROOT / "launch" / "cpu_2_processes.yaml"),
+]
 TWO_NODES = ["bash", str(runs.ROOT / "launch" / "two_nodes.sh")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -29,13 +34,22 @@ def start(launcher: list[str], run: Path, *options: str, protect: bool = False, 
 
     `protect` starts the launcher deaf to SIGUSR1, which would kill it and leave its workers without the signal.
     """
-    command = [*launcher, str(runs.ROOT / "train_lm.py"),
-               *runs.arguments(runs.lm_config(run, max_steps=STEPS, **config)), *options]
+    command = [
+        *launcher,
+        str(runs.ROOT / "train_lm.py"),
+        *runs.arguments(runs.lm_config(run, max_steps=STEPS, **config)),
+        *options,
+    ]
     if protect:
         command = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash", *command]
     with open(run.parent / "log", "a") as log:
-        return subprocess.Popen(command, env=runs.environment(run.parent / "cache", ULMFIT_PYTHON=sys.executable),
-                                stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            env=runs.environment(run.parent / "cache", ULMFIT_PYTHON=sys.executable),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def events(run: Path) -> int:

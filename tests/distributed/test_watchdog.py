@@ -24,17 +24,29 @@ def state(step, doing, rank=0):
     return {"beat": 1, "step": step, "doing": doing, "stood": 60.0, "host": f"node{rank}", "pid": 100 + rank}
 
 
-@pytest.mark.parametrize("states,silent,expected", [
-    ({0: state(7, WAITING), 1: state(7, "reading data", 1), 2: state(7, WAITING, 2)}, [],
-     "rank 1 (host node1, process 101) at step 7, reading data; the other ranks wait for it"),
-    ({0: state(7, WAITING), 1: state(6, WAITING, 1)}, [],
-     "rank 1 (host node1, process 101) at step 6, waiting for the other ranks; the other ranks wait for it"),
-    ({0: state(7, WAITING), 1: state(7, WAITING, 1)}, [], "all 2 ranks wait for each other at step 7"),
-    ({0: state(7, WAITING), 1: state(5, "computing", 1)}, [1],
-     "nothing is heard of rank 1 (host node1, process 101) at step 5, computing: the process was stopped"),
-    ({0: state(7, WAITING)}, [1], "nothing is heard of rank 1: the process was stopped or its node is gone"),
-    ({0: state(7, "reading data")}, [], "rank 0 (host node0, process 100) at step 7, reading data"),
-])
+@pytest.mark.parametrize(
+    "states,silent,expected",
+    [
+        (
+            {0: state(7, WAITING), 1: state(7, "reading data", 1), 2: state(7, WAITING, 2)},
+            [],
+            "rank 1 (host node1, process 101) at step 7, reading data; the other ranks wait for it",
+        ),
+        (
+            {0: state(7, WAITING), 1: state(6, WAITING, 1)},
+            [],
+            "rank 1 (host node1, process 101) at step 6, waiting for the other ranks; the other ranks wait for it",
+        ),
+        ({0: state(7, WAITING), 1: state(7, WAITING, 1)}, [], "all 2 ranks wait for each other at step 7"),
+        (
+            {0: state(7, WAITING), 1: state(5, "computing", 1)},
+            [1],
+            "nothing is heard of rank 1 (host node1, process 101) at step 5, computing: the process was stopped",
+        ),
+        ({0: state(7, WAITING)}, [1], "nothing is heard of rank 1: the process was stopped or its node is gone"),
+        ({0: state(7, "reading data")}, [], "rank 0 (host node0, process 100) at step 7, reading data"),
+    ],
+)
 def test_the_sentence_names_the_rank(states, silent, expected):
     sentence = describe(states, silent, 900)
     assert sentence.startswith("no step has ended for 15 minutes") and expected in sentence
@@ -49,8 +61,9 @@ class Store(dict):
     def set(self, key, value):
         self[key] = value
         self.beat += 1
-        self["ulmfit/beat/1"] = json.dumps(state(3, "evaluating", 1) | {
-            "beat": self.beat, "stood": 0.0 if self.moves else 60.0})
+        self["ulmfit/beat/1"] = json.dumps(
+            state(3, "evaluating", 1) | {"beat": self.beat, "stood": 0.0 if self.moves else 60.0}
+        )
 
     def get(self, key):
         return self[key]
@@ -113,6 +126,7 @@ def test_a_disk_that_takes_nothing_keeps_no_hanging_process_alive(monkeypatch):
 
 def test_why_another_rank_failed_is_not_written_over(tmp_path, monkeypatch):
     """A rank that failed waits for no one, but on GPUs the others hang until somebody notices."""
+
     class Noticing(Watchdog):
         def __init__(self, *args, tell, **options):
             super().__init__(*args, tell=tell, **options)
@@ -152,8 +166,16 @@ train_language_model(runs.lm_config(Path(sys.argv[1]), watchdog=0.1, save_every=
 def test_a_hanging_rank_of_two_ends_the_run_and_is_named(tmp_path):
     script = tmp_path / "hang.py"
     script.write_text(HANG)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
-               str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        str(tmp_path / "run"),
+    ]
     environment = runs.environment(tmp_path / "cache", PYTHONPATH=str(runs.ROOT))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

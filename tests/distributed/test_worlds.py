@@ -22,13 +22,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TASKS = ("lm", "stream", "clf")
 STAGE_ENDS = {"lm": [22, 66], "stream": [22, 66], "clf": [13, 26, 39, 65]}
 # (processes, micro-batches) compared with (1, 1)
-CUTS = {"lm": [(1, 4), (2, 2), (4, 1)], "stream": [(1, 2), (2, 4), (4, 2)], "clf": [(1, 2), (2, 4), (4, 1)],
-        "sampled": [(1, 4), (2, 2)]}
+CUTS = {
+    "lm": [(1, 4), (2, 2), (4, 1)],
+    "stream": [(1, 2), (2, 4), (4, 2)],
+    "clf": [(1, 2), (2, 4), (4, 1)],
+    "sampled": [(1, 4), (2, 2)],
+}
 # Around the end of a stage; elsewhere; and at the very end, where only the model is left to be written.
 STOPS = {"lm": [21, 22, 23, 50], "stream": [22, 40, 66], "clf": [12, 13, 14, 30]}
 # Processes of a run, and the step at which it is stopped there: in a stage, between stages, after an epoch's end.
-MOVES = {"lm": [(4, 12), (1, 22), (2, 50), (4, None)], "stream": [(4, 12), (1, 22), (2, 50), (4, None)],
-         "clf": [(4, 10), (1, 26), (2, 45), (4, None)]}
+MOVES = {
+    "lm": [(4, 12), (1, 22), (2, 50), (4, None)],
+    "stream": [(4, 12), (1, 22), (2, 50), (4, None)],
+    "clf": [(4, 10), (1, 26), (2, 45), (4, None)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +53,21 @@ def a_job(given: Path, task: str, name: str, number: int, stop_at: int | None = 
 
 
 def cut_jobs(given: Path, number: int) -> list[dict]:
-    return [a_job(given, task, f"{task}-{processes}x{cuts}", processes, precision="fp64", micro_batches=cuts)
-            for task in CUTS for processes, cuts in CUTS[task] if processes == number]
+    return [
+        a_job(given, task, f"{task}-{processes}x{cuts}", processes, precision="fp64", micro_batches=cuts)
+        for task in CUTS
+        for processes, cuts in CUTS[task]
+        if processes == number
+    ]
 
 
 def interrupted_jobs(given: Path, number: int) -> list[dict]:
-    return [a_job(given, task, f"{task}-{number}-{name}", number, stop_at)
-            for task in TASKS for name, stops in (("straight", [None]), ("stopped", [*STOPS[task], None]))
-            for stop_at in stops]
+    return [
+        a_job(given, task, f"{task}-{number}-{name}", number, stop_at)
+        for task in TASKS
+        for name, stops in (("straight", [None]), ("stopped", [*STOPS[task], None]))
+        for stop_at in stops
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +86,11 @@ def two(given):
 
 @pytest.fixture(scope="module")
 def four(given):
-    moves = [a_job(given, task, f"{task}-moved", number, stop_at, precision="fp64")
-             for task in TASKS for number, stop_at in MOVES[task]]
+    moves = [
+        a_job(given, task, f"{task}-moved", number, stop_at, precision="fp64")
+        for task in TASKS
+        for number, stop_at in MOVES[task]
+    ]
     world.launch(cut_jobs(given, 4) + interrupted_jobs(given, 4) + moves, given / "launch-4")
     return given
 
@@ -151,7 +168,8 @@ def test_a_resume_with_another_global_batch_is_refused(given, capsys, monkeypatc
     assert run_script(LMConfig, train_language_model, stop=None) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: --output-dir {given / 'refused'} holds another run (batch-size: 16 -> 32); name another directory, "
-        "or start afresh with --resume never")
+        "or start afresh with --resume never"
+    )
     with pytest.raises(UserError, match="16 rows cannot be dealt evenly to 1 processes x 3 micro-batches; give a"):
         world.train(a_job(given, "lm", "refused", 1, micro_batches=3))
     assert runs.metrics(given / "refused") == before

@@ -26,11 +26,13 @@ def golden():
             return {name: torch.tensor(content[name]) for name in content.files}
 
     return SimpleNamespace(
-        v1=arrays(1), v2=arrays(2),
+        v1=arrays(1),
+        v2=arrays(2),
         json1=json.loads((folder / "golden_v1.json").read_text()),
         json2=json.loads((folder / "golden_v2.json").read_text()),
         tokens=torch.tensor(random(7).randint(2, 50, (2, 14))),
-        documents=[torch.tensor(random(20 + i).randint(2, 50, n)) for i, n in enumerate((30, 20, 9))])
+        documents=[torch.tensor(random(20 + i).randint(2, 50, n)) for i, n in enumerate((30, 20, 9))],
+    )
 
 
 class _Recorder(TorchDispatchMode):

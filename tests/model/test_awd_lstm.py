@@ -39,8 +39,14 @@ def reference(net, x, state, weights_hh=None, between=None):
     for i, layer in enumerate(net.layers):
         lstm = nn.LSTM(layer.weight_ih.shape[1], layer.weight_hh.shape[1], batch_first=True).to(x.dtype)
         weight_hh = layer.weight_hh if weights_hh is None else weights_hh[i]
-        lstm.load_state_dict({"weight_ih_l0": layer.weight_ih, "weight_hh_l0": weight_hh,
-                              "bias_ih_l0": layer.bias_ih, "bias_hh_l0": layer.bias_hh})
+        lstm.load_state_dict(
+            {
+                "weight_ih_l0": layer.weight_ih,
+                "weight_hh_l0": weight_hh,
+                "bias_ih_l0": layer.bias_ih,
+                "bias_hh_l0": layer.bias_hh,
+            }
+        )
         x, (h, c) = lstm(x, tuple(part.unsqueeze(0) for part in state[i]))
         if between is not None and i + 1 < len(net.layers):
             x = x * between[i]
@@ -48,9 +54,10 @@ def reference(net, x, state, weights_hh=None, between=None):
     return x, new_state
 
 
-@pytest.mark.parametrize(("vocab_size", "preset", "count"),
-                         [(60_000, "base", 44_333_280), (33_278, "blog", 33_556_078),
-                          (10_000, "blog", 24_221_600)])
+@pytest.mark.parametrize(
+    ("vocab_size", "preset", "count"),
+    [(60_000, "base", 44_333_280), (33_278, "blog", 33_556_078), (10_000, "blog", 24_221_600)],
+)
 def test_parameter_counts(vocab_size, preset, count):
     with torch.device("meta"):
         net = AWDLSTM(AWDLSTMConfig(vocab_size, **PRESETS[preset]))
@@ -86,11 +93,11 @@ def test_weight_drop_uses_the_dropped_weight_and_keeps_the_parameter():
     net = encoder(only(weight_p=0.5))
     before = copy.deepcopy(net.state_dict())
     output, _ = net(tokens(), net.init_state(4), masks(), window=2)
-    drawn = [masks().shared(0.5, tuple(layer.weight_hh.shape), "weight", i, 2)
-             for i, layer in enumerate(net.layers)]
+    drawn = [masks().shared(0.5, tuple(layer.weight_hh.shape), "weight", i, 2) for i, layer in enumerate(net.layers)]
     x = net.embedding.weight[tokens()]
-    dropped, _ = reference(net, x, net.init_state(4), [layer.weight_hh * mask for layer, mask
-                                                       in zip(net.layers, drawn, strict=True)])
+    dropped, _ = reference(
+        net, x, net.init_state(4), [layer.weight_hh * mask for layer, mask in zip(net.layers, drawn, strict=True)]
+    )
     torch.testing.assert_close(output, dropped, rtol=0, atol=1e-12)
     raw, _ = reference(net, x, net.init_state(4))
     assert (output - raw).abs().max() > 1e-3
@@ -112,8 +119,10 @@ def test_all_dropouts_as_defined():
     output, _ = net(ids, net.init_state(4), m, window=3)
     x = net.embedding.weight * m.shared(config.embed_p, (30,), "embedding", 3).unsqueeze(1)
     x = x[ids] * m.per_row(config.input_p, 6, "input", 3).unsqueeze(1)
-    hh = [layer.weight_hh * m.shared(config.weight_p, tuple(layer.weight_hh.shape), "weight", i, 3)
-          for i, layer in enumerate(net.layers)]
+    hh = [
+        layer.weight_hh * m.shared(config.weight_p, tuple(layer.weight_hh.shape), "weight", i, 3)
+        for i, layer in enumerate(net.layers)
+    ]
     between = [m.per_row(config.hidden_p, 10, "hidden", i, 3).unsqueeze(1) for i in range(2)]
     expected, _ = reference(net, x, net.init_state(4), hh, between)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
@@ -132,8 +141,9 @@ def test_word_dropout_drops_words_everywhere_without_copying_the_matrix(recorder
 
 def test_masks_differ_by_window_and_step_and_repeat_at_the_same_place():
     net = encoder()
-    outputs = [net(tokens(), net.init_state(4), masks(step), window)[0] for step, window in
-               ((0, 0), (0, 1), (1, 0), (0, 0))]
+    outputs = [
+        net(tokens(), net.init_state(4), masks(step), window)[0] for step, window in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
     assert torch.equal(outputs[0], outputs[3])
     assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
@@ -174,7 +184,7 @@ def test_initial_weights_are_fastais_and_follow_the_seed():
     assert 0.095 < net.embedding.weight.abs().max() <= 0.1
     for layer, hidden in zip(net.layers, (10, 10, 6), strict=True):
         for parameter in layer.parameters():
-            assert 0.7 * hidden ** -0.5 < parameter.abs().max() <= hidden ** -0.5
+            assert 0.7 * hidden**-0.5 < parameter.abs().max() <= hidden**-0.5
     torch.manual_seed(1)
     assert not torch.equal(AWDLSTM(SMALL).embedding.weight, net.embedding.weight)
 
@@ -223,7 +233,11 @@ def test_dropouts_are_fastais(golden):
         for name in ("input_p", "hidden_p", "weight_p", "embed_p", "output_p"):
             assert getattr(config, name) == peer[name]
         assert (config.embedding_size, config.hidden_size, config.num_layers, config.pad_id) == (
-            peer["emb_sz"], peer["n_hid"], peer["n_layers"], peer["pad_token"])
+            peer["emb_sz"],
+            peer["n_hid"],
+            peer["n_layers"],
+            peer["pad_token"],
+        )
     assert AWDLSTMConfig(30).with_dropouts("lm", 0.3).weight_p == pytest.approx(0.06)
 
 
@@ -236,14 +250,17 @@ def test_settings_out_of_range_are_refused():
         AWDLSTMConfig(30, hidden_size=0)
 
 
-@pytest.mark.parametrize(("device", "weights", "autocast", "bf16_in_cudnn", "expected"), [
-    ("cuda", torch.float32, None, True, torch.float32),
-    ("cuda", torch.float64, None, True, torch.float64),
-    ("cuda", torch.float32, torch.float16, False, torch.float16),
-    ("cuda", torch.float32, torch.bfloat16, True, torch.bfloat16),
-    ("cuda", torch.float32, torch.bfloat16, False, torch.float32),
-    ("cpu", torch.float32, torch.bfloat16, False, torch.float32),
-])
+@pytest.mark.parametrize(
+    ("device", "weights", "autocast", "bf16_in_cudnn", "expected"),
+    [
+        ("cuda", torch.float32, None, True, torch.float32),
+        ("cuda", torch.float64, None, True, torch.float64),
+        ("cuda", torch.float32, torch.float16, False, torch.float16),
+        ("cuda", torch.float32, torch.bfloat16, True, torch.bfloat16),
+        ("cuda", torch.float32, torch.bfloat16, False, torch.float32),
+        ("cpu", torch.float32, torch.bfloat16, False, torch.float32),
+    ],
+)
 def test_the_dtype_of_the_recurrence(device, weights, autocast, bf16_in_cudnn, expected):
     assert recurrence_dtype(device, weights, autocast, bf16_in_cudnn=bf16_in_cudnn) == expected
 
@@ -254,8 +271,11 @@ def test_a_half_precision_recurrence_keeps_state_masks_and_gradients_in_float32(
     net = encoder(dtype=torch.float32)
     seen = []
     for layer in net.layers:
-        layer.register_forward_hook(lambda _, inputs, outputs: seen.append(
-            (outputs[0].dtype, inputs[2].dtype, *(part.dtype for part in (*inputs[1], *outputs[1])))))
+        layer.register_forward_hook(
+            lambda _, inputs, outputs: seen.append(
+                (outputs[0].dtype, inputs[2].dtype, *(part.dtype for part in (*inputs[1], *outputs[1])))
+            )
+        )
 
     def run():
         net.zero_grad()

@@ -39,7 +39,7 @@ def documents(lengths=tuple(LENGTHS)):
 def batch(docs, extra=0):
     tokens = torch.ones(len(docs), max(map(len, docs)) + extra, dtype=torch.long)
     for row, document in zip(tokens, docs, strict=True):
-        row[:len(document)] = document
+        row[: len(document)] = document
     return tokens, torch.tensor([len(document) for document in docs])
 
 
@@ -53,9 +53,9 @@ def pooled_outputs(net, document, backprop_tokens):
     state, outputs = net.encoder.init_state(1), []
     for start in range(0, len(document), net.bptt):
         with torch.set_grad_enabled(start + net.bptt > len(document) - backprop_tokens):
-            output, state = net.encoder(document[None, start:start + net.bptt], state)
+            output, state = net.encoder(document[None, start : start + net.bptt], state)
         outputs.append(output)
-    return torch.cat(outputs, 1)[0, -net.max_len:]
+    return torch.cat(outputs, 1)[0, -net.max_len :]
 
 
 def read_alone(net, document, backprop_tokens=MAX_LEN):
@@ -111,13 +111,16 @@ def test_gradient_window_changes_the_gradient_and_not_the_value(backprop_tokens)
 def test_ar_and_tar_by_definition_with_their_gradient(backprop_tokens):
     net = model(gradient_window=backprop_tokens)
     encoding = net.encode(*batch(documents()))
-    outputs = [pooled_outputs(net, document, net.backprop_tokens)[-net.backprop_tokens:] for document in documents()]
+    outputs = [pooled_outputs(net, document, net.backprop_tokens)[-net.backprop_tokens :] for document in documents()]
     expected = (sum(pool.square().sum() for pool in outputs), sum(pool.diff(dim=0).square().sum() for pool in outputs))
     for ours, theirs in zip(encoding[1:], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
     weights = list(net.encoder.parameters())
-    for ours, theirs in zip(torch.autograd.grad(encoding.ar_sum + 3 * encoding.tar_sum, weights),
-                            torch.autograd.grad(expected[0] + 3 * expected[1], weights), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(encoding.ar_sum + 3 * encoding.tar_sum, weights),
+        torch.autograd.grad(expected[0] + 3 * expected[1], weights),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
     net.encoder.requires_grad_(False)
     assert net.encode(*batch(documents()))[1:] == (0, 0)  # nothing to train: nothing to compute
@@ -167,7 +170,12 @@ def test_masks_are_drawn_for_each_window_from_the_documents_start():
     model().encode(*batch(documents([12])), Spy())
     assert {place[-1] for place in asked} == {0, 1, 2}
     assert {place for place in asked if place[-1] == 2} == {
-        ("embedding", 2), ("input", 2), ("weight", 0, 2), ("weight", 1, 2), ("hidden", 0, 2)}
+        ("embedding", 2),
+        ("input", 2),
+        ("weight", 0, 2),
+        ("weight", 1, 2),
+        ("hidden", 0, 2),
+    }
 
 
 def saved_elements(net, docs):
@@ -272,12 +280,12 @@ def test_parts_combined_before_the_head_give_the_step_of_the_whole():
 
     parts = [[15, 2, 5], [], [1, 0, 3, 4], [6, 7, 8, 9, 10, 11, 12, 13, 14]]
     pooled = torch.empty(16, 18, dtype=torch.float64)
-    inputs = [batch([docs[i] for i in rows]) if rows else (torch.ones(0, 1, dtype=torch.long), [])
-              for rows in parts]
+    inputs = [batch([docs[i] for i in rows]) if rows else (torch.ones(0, 1, dtype=torch.long), []) for rows in parts]
     with torch.no_grad():
         for rows, part in zip(parts, inputs, strict=True):
             pooled[rows] = net.encode(*part, masks(rows)).pooled
     for number, (rows, part) in enumerate(zip(parts, inputs, strict=True)):
+
         def combine(own, rows=rows):
             return pooled.index_copy(0, torch.tensor(rows, dtype=torch.long), own)
 
@@ -305,7 +313,12 @@ def test_layer_groups_are_fastais():
     parameters = dict(net.named_parameters())
     groups = net.layer_groups()
     assert [sum(parameters[name].numel() for name in group) for group in groups] == [
-        24_000_000, 7_160_832, 10_626_048, 2_486_400, 62_652]
+        24_000_000,
+        7_160_832,
+        10_626_048,
+        2_486_400,
+        62_652,
+    ]
     assert sorted(sum(groups, [])) == sorted(parameters)
 
 

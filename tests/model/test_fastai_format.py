@@ -44,8 +44,12 @@ def language_model_file(version):
 def classifier_file(version, dropout=True):
     """Dropout layers take a place in fastai's numbering when their probability is not 0."""
     state = encoder_file(version, "0.module.")
-    places = {(1, True): ["0", "2", "4", "6"], (1, False): ["0", "1", "3", "4"],
-              (2, True): ["0.0", "0.2", "1.0", "1.2"], (2, False): ["0.0", "0.1", "1.0", "1.1"]}
+    places = {
+        (1, True): ["0", "2", "4", "6"],
+        (1, False): ["0", "1", "3", "4"],
+        (2, True): ["0.0", "0.2", "1.0", "1.2"],
+        (2, False): ["0.0", "0.1", "1.0", "1.1"],
+    }
     norm1, linear1, norm2, linear2 = (f"1.layers.{place}." for place in places[version, dropout])
     for norm, width in ((norm1, 3 * E), (norm2, 5)):
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -102,15 +106,18 @@ def test_the_layouts_here_are_fastais(golden, version):
     assert {name: list(tensor.shape) for name, tensor in ours.items()} == dict(theirs)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda state: state.pop("0.encoder.weight"), "no encoder.weight"),
-    (lambda state: [state.pop(name) for name in list(state) if ".rnns." in name], "no rnns.0"),
-    (lambda state: [state.pop(name) for name in list(state) if ".rnns.0" in name], "no rnns.0"),
-    (lambda state: state.pop("0.rnns.1.module.weight_ih_l0"), "lacks 0.rnns.1.module.weight_ih_l0"),
-    (lambda state: state.update({"0.rnns.0.module.weight_ih_l0_reverse": torch.zeros(1)}), "bidirectional"),
-    (lambda state: state.update({"1.decoder.weight": torch.zeros(V, E)}), "not tied"),
-    (lambda state: state.update({"epoch": 3}), "no state dict"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("0.encoder.weight"), "no encoder.weight"),
+        (lambda state: [state.pop(name) for name in list(state) if ".rnns." in name], "no rnns.0"),
+        (lambda state: [state.pop(name) for name in list(state) if ".rnns.0" in name], "no rnns.0"),
+        (lambda state: state.pop("0.rnns.1.module.weight_ih_l0"), "lacks 0.rnns.1.module.weight_ih_l0"),
+        (lambda state: state.update({"0.rnns.0.module.weight_ih_l0_reverse": torch.zeros(1)}), "bidirectional"),
+        (lambda state: state.update({"1.decoder.weight": torch.zeros(V, E)}), "not tied"),
+        (lambda state: state.update({"epoch": 3}), "no state dict"),
+    ],
+)
 def test_other_models_are_refused(change, words):
     state = language_model_file(1)
     change(state)
@@ -125,8 +132,10 @@ def test_another_head_is_refused():
         fastai_state_dict(state)
 
 
-@pytest.mark.parametrize(("content", "kind"), [
-    (language_model_file, "language_model"), (encoder_file, "encoder"), (classifier_file, "classifier")])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(language_model_file, "language_model"), (encoder_file, "encoder"), (classifier_file, "classifier")],
+)
 def test_load_fastai(tmp_path, content, kind):
     torch.save(content(2), tmp_path / "model.pth")
     (tmp_path / "itos.pkl").write_bytes(pickle.dumps(WORDS))
@@ -148,8 +157,9 @@ def test_a_file_with_fastai_2s_optimizer_is_read_without_fastcore(tmp_path, monk
     module.L = L
     for name, stub in (("fastcore", types.ModuleType("fastcore")), ("fastcore.foundation", module)):
         monkeypatch.setitem(sys.modules, name, stub)
-    torch.save({"model": language_model_file(2), "opt": {"state": [], "hypers": L([{"lr": 0.1}])}},
-               tmp_path / "model.pth")
+    torch.save(
+        {"model": language_model_file(2), "opt": {"state": [], "hypers": L([{"lr": 0.1}])}}, tmp_path / "model.pth"
+    )
     for name in ("fastcore.foundation", "fastcore"):
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "itos.txt").write_text("\n".join(WORDS) + "\n")
@@ -181,19 +191,35 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert Bomb.exploded  # the file was a live one
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("v.pkl", pickle.dumps(WORDS)), ("v.json", json.dumps(WORDS).encode()),
-    ("v.json", json.dumps({word: i for i, word in reversed(list(enumerate(WORDS)))}).encode()),
-    ("v.txt", "\n".join(WORDS).encode()), ("vocab", ("\n".join(WORDS) + "\n").encode())])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("v.pkl", pickle.dumps(WORDS)),
+        ("v.json", json.dumps(WORDS).encode()),
+        ("v.json", json.dumps({word: i for i, word in reversed(list(enumerate(WORDS)))}).encode()),
+        ("v.txt", "\n".join(WORDS).encode()),
+        ("vocab", ("\n".join(WORDS) + "\n").encode()),
+    ],
+)
 def test_vocabulary_formats(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert read_vocabulary(tmp_path / name) == WORDS
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("v.pkl", b""), ("v.pkl", b"garbage"), ("v.pkl", pickle.dumps([1, 2])),
-    ("v.pkl", pickle.dumps(["a"])[:-3]), ("v.json", b"{"), ("v.json", b'{"a": 0, "b": 2}'), ("v.json", b"[]"),
-    ("v.json", b"3"), ("v.txt", b"\xff\xfe")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("v.pkl", b""),
+        ("v.pkl", b"garbage"),
+        ("v.pkl", pickle.dumps([1, 2])),
+        ("v.pkl", pickle.dumps(["a"])[:-3]),
+        ("v.json", b"{"),
+        ("v.json", b'{"a": 0, "b": 2}'),
+        ("v.json", b"[]"),
+        ("v.json", b"3"),
+        ("v.txt", b"\xff\xfe"),
+    ],
+)
 def test_bad_vocabularies_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="no list of words"):

@@ -39,7 +39,7 @@ def batch(picked):
     documents = [documents[i] for i in picked]
     tokens = torch.ones(len(documents), max(map(len, documents)), dtype=torch.long)
     for row, document in zip(tokens, documents, strict=True):
-        row[:len(document)] = document
+        row[: len(document)] = document
     return tokens, [len(document) for document in documents]
 
 

@@ -38,8 +38,9 @@ def golden_model(golden):
     return net
 
 
-@pytest.mark.parametrize(("vocab_size", "preset", "count"),
-                         [(60_000, "base", 44_333_280), (33_278, "blog", 33_556_078)])
+@pytest.mark.parametrize(
+    ("vocab_size", "preset", "count"), [(60_000, "base", 44_333_280), (33_278, "blog", 33_556_078)]
+)
 def test_parameter_counts_with_one_tied_matrix(vocab_size, preset, count):
     with torch.device("meta"):
         net = LanguageModelNet(AWDLSTMConfig(vocab_size, **PRESETS[preset]))
@@ -53,7 +54,11 @@ def test_layer_groups_are_fastais():
     parameters = dict(net.named_parameters())
     groups = net.layer_groups()
     assert [sum(parameters[name].numel() for name in group) for group in groups] == [
-        7_160_832, 10_626_048, 2_486_400, 24_060_000]
+        7_160_832,
+        10_626_048,
+        2_486_400,
+        24_060_000,
+    ]
     assert sorted(sum(groups, [])) == sorted(parameters)
 
 
@@ -62,7 +67,7 @@ def test_logits_over_two_calls_are_fastais(golden):
     state = net.init_state(2)
     for call, ids in enumerate(golden.tokens.split(7, 1), start=1):
         for t in range(7):
-            logits, _ = net.next_logits(ids[:, :t + 1], state)
+            logits, _ = net.next_logits(ids[:, : t + 1], state)
             torch.testing.assert_close(logits, golden.v1[f"lm.logits{call}"][:, t], rtol=0, atol=1e-6)
         _, state = net.next_logits(ids, state)
 
@@ -70,8 +75,7 @@ def test_logits_over_two_calls_are_fastais(golden):
 def test_a_step_is_fastais(golden):
     """Cross-entropy, AR (alpha 2), TAR (beta 1) and the norm of the gradient of every tensor."""
     net, expected = golden_model(golden), golden.json2["lm_step"]
-    out = net(golden.tokens[:, :7], golden.tokens[:, 1:8], net.init_state(2),
-              Masks(0, 0, num_rows=2, rows=[0, 1]))
+    out = net(golden.tokens[:, :7], golden.tokens[:, 1:8], net.init_state(2), Masks(0, 0, num_rows=2, rows=[0, 1]))
     ce, ar, tar = out.ce_sum / 14, 2 * out.ar_sum / (14 * 12), out.tar_sum / (12 * 12)
     assert ce.item() == pytest.approx(expected["ce"], rel=1e-6)
     assert ar.item() == pytest.approx(expected["ar"], rel=1e-5)
@@ -149,7 +153,7 @@ def refeed(net, prompt, count, pick):
     for _ in range(count):
         logits, _ = net.next_logits(torch.tensor([ids]), net.init_state(1))
         ids.append(pick(logits[0]))
-    return ids[len(prompt):]
+    return ids[len(prompt) :]
 
 
 def test_greedy_generation_equals_reading_everything_again():
@@ -185,14 +189,17 @@ def fixed_distribution(probabilities):
     return net
 
 
-@pytest.mark.parametrize(("settings", "expected"), [
-    ({"temperature": 1}, [0.4, 0.3, 0.2, 0.1]),
-    ({"temperature": 0.5}, [0.16 / 0.3, 0.09 / 0.3, 0.04 / 0.3, 0.01 / 0.3]),
-    ({"temperature": 1, "top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
-    ({"temperature": 1, "min_p": 0.45}, [4 / 9, 3 / 9, 2 / 9, 0]),
-    ({"temperature": 1, "banned": {0, 3}}, [0, 0.6, 0.4, 0]),
-    ({"temperature": 1, "banned": [0], "top_k": 2}, [0, 0.6, 0.4, 0]),
-])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1}, [0.4, 0.3, 0.2, 0.1]),
+        ({"temperature": 0.5}, [0.16 / 0.3, 0.09 / 0.3, 0.04 / 0.3, 0.01 / 0.3]),
+        ({"temperature": 1, "top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
+        ({"temperature": 1, "min_p": 0.45}, [4 / 9, 3 / 9, 2 / 9, 0]),
+        ({"temperature": 1, "banned": {0, 3}}, [0, 0.6, 0.4, 0]),
+        ({"temperature": 1, "banned": [0], "top_k": 2}, [0, 0.6, 0.4, 0]),
+    ],
+)
 def test_sampling_follows_the_distribution(settings, expected):
     net = fixed_distribution([0.4, 0.3, 0.2, 0.1])
     generator = torch.Generator().manual_seed(3)
@@ -206,17 +213,24 @@ def test_generation_follows_the_seed():
     net = model()
 
     def draw(seed):
-        return net.generate_ids([[2, 3]], max_new_tokens=20, temperature=1,
-                                generator=torch.Generator().manual_seed(seed))
+        return net.generate_ids(
+            [[2, 3]], max_new_tokens=20, temperature=1, generator=torch.Generator().manual_seed(seed)
+        )
 
     assert draw(1) == draw(1) != draw(2)
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"max_new_tokens": -1}, "max_new_tokens is -1"), ({"temperature": -0.5}, "temperature is -0.5"),
-    ({"temperature": math.nan}, "temperature is nan"), ({"top_k": 0}, "top_k is 0"),
-    ({"min_p": 1.5}, "min_p is 1.5"), ({"banned": range(30)}, "every word"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"banned": range(30)}, "every word"),
+    ],
+)
 def test_sampling_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         model().generate_ids([[2]], **{"max_new_tokens": 3, **settings})

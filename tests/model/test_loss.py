@@ -30,8 +30,9 @@ def test_equals_cross_entropy(chunk_size, masked, with_bias):
     loss, correct = linear_cross_entropy(hidden, weight, bias, targets, chunk_size=chunk_size)
     expected = plain(hidden, weight, bias, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
-    for ours, theirs in zip(torch.autograd.grad(3 * loss, inputs), torch.autograd.grad(3 * expected, inputs),
-                            strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * loss, inputs), torch.autograd.grad(3 * expected, inputs), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
     assert correct.dtype == torch.int64
     assert correct == (F.linear(hidden, weight, bias).argmax(1) == targets).sum()
@@ -39,8 +40,9 @@ def test_equals_cross_entropy(chunk_size, masked, with_bias):
 
 def test_gradcheck():
     hidden, weight, bias, targets = problem()
-    assert torch.autograd.gradcheck(lambda *x: linear_cross_entropy(*x, targets, chunk_size=5)[0],
-                                    (hidden, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda *x: linear_cross_entropy(*x, targets, chunk_size=5)[0], (hidden, weight, bias)
+    )
 
 
 def test_float32_is_as_exact_as_torch():
@@ -116,9 +118,9 @@ def test_gradients_that_nobody_needs_are_not_computed(frozen, recorder):
 def test_a_loss_scale_enters_in_float32():
     inputs = problem(torch.float32)
     plain_grads = torch.autograd.grad(linear_cross_entropy(*inputs)[0], inputs[:3])
-    scaled = torch.autograd.grad(linear_cross_entropy(*inputs)[0] * 2.0 ** 40, inputs[:3])
+    scaled = torch.autograd.grad(linear_cross_entropy(*inputs)[0] * 2.0**40, inputs[:3])
     for a, b in zip(plain_grads, scaled, strict=True):
-        assert torch.equal(a * 2.0 ** 40, b)
+        assert torch.equal(a * 2.0**40, b)
 
 
 def test_backward_twice():
@@ -155,7 +157,7 @@ def test_hidden_in_half_precision_gets_its_gradient_in_kind():
     linear_cross_entropy(half, weight, bias, targets)[0].backward()
     assert half.grad.dtype == torch.bfloat16 and weight.grad.dtype == torch.float32
     same = half.detach().float().requires_grad_()
-    expected, = torch.autograd.grad(plain(same, weight, bias, targets), same)
+    (expected,) = torch.autograd.grad(plain(same, weight, bias, targets), same)
     torch.testing.assert_close(half.grad.float(), expected, rtol=0.01, atol=1e-4)
 
 

@@ -102,7 +102,10 @@ def test_bytes_are_a_function_of_the_weights(tmp_path, tokenizer):
     tensors = safetensors.torch.load(content)
     assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in net.parameters())  # tied once
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json"]
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_loading_draws_no_random_numbers_and_keeps_no_hold_of_the_file(run, tokenizer):
@@ -127,6 +130,7 @@ def break_architecture(**changes):
     def change(model):
         architecture = json.loads((model / "config.json").read_text())["architecture"]
         edit(model / "config.json", architecture={**architecture, **changes})
+
     return change
 
 
@@ -135,46 +139,51 @@ def break_weights(**changes):
         tensors = safetensors.torch.load_file(model / "model.safetensors") | changes
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         safetensors.torch.save_file(tensors, model / "model.safetensors")
+
     return change
 
 
 def truncate(name):
     def change(model):
         content = (model / name).read_bytes()
-        (model / name).write_bytes(content[:len(content) // 2])
+        (model / name).write_bytes(content[: len(content) // 2])
+
     return change
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (shutil.rmtree, "holds no model.safetensors"),
-    (lambda model: shutil.rmtree(model.parent), "does not exist"),
-    (lambda model: (model / "config.json").unlink(), "no config.json"),
-    (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer.json"),
-    (truncate("config.json"), "config.json cannot be read"),
-    (truncate("tokenizer.json"), "tokenizer.json"),
-    (truncate("model.safetensors"), "model.safetensors cannot be read"),
-    (lambda model: (model / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
-    (lambda model: (model / "config.json").write_text("[1]"), "not a JSON object"),
-    (lambda model: (model / "config.json").write_bytes(b"\xff\xfe{"), "config.json cannot be read"),
-    (break_config(format_version=99), "update ulmfit"),
-    (break_config(format_version="1"), "format_version in .* is '1'"),
-    (break_config(task="translator"), "task 'translator'"),
-    (break_config(task="gone"), "task in .* is None"),
-    (break_config(backwards=0), "backwards in .* is 0"),
-    (break_config(architecture="gone"), "architecture in .* is None"),
-    (break_architecture(hidden_size=8.5), "hidden_size in .* is 8.5"),
-    (break_architecture(num_layers=True), "num_layers in .* is True"),
-    (break_architecture(hidden_size=-8), "hidden_size is -8"),
-    (break_architecture(weight_p=2), "weight_p is 2"),
-    (break_architecture(hidden_size=9), "has shape"),
-    (break_architecture(num_layers=3), "has shape"),
-    (break_architecture(vocab_size=99), "words but the model 99"),
-    (break_config(task="classifier"), "label_names in .* is None"),
-    (break_config(task="classifier", label_names=["a", 1]), "not a list of names"),
-    (break_config(task="classifier", label_names=["a"], max_len=9, head_hidden=5), "head_p in .* is None"),
-    (break_weights(decoder_bias=None), "lacks decoder_bias"),
-    (break_weights(extra=torch.zeros(2)), "unknown tensor extra"),
-])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (shutil.rmtree, "holds no model.safetensors"),
+        (lambda model: shutil.rmtree(model.parent), "does not exist"),
+        (lambda model: (model / "config.json").unlink(), "no config.json"),
+        (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (truncate("config.json"), "config.json cannot be read"),
+        (truncate("tokenizer.json"), "tokenizer.json"),
+        (truncate("model.safetensors"), "model.safetensors cannot be read"),
+        (lambda model: (model / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
+        (lambda model: (model / "config.json").write_text("[1]"), "not a JSON object"),
+        (lambda model: (model / "config.json").write_bytes(b"\xff\xfe{"), "config.json cannot be read"),
+        (break_config(format_version=99), "update ulmfit"),
+        (break_config(format_version="1"), "format_version in .* is '1'"),
+        (break_config(task="translator"), "task 'translator'"),
+        (break_config(task="gone"), "task in .* is None"),
+        (break_config(backwards=0), "backwards in .* is 0"),
+        (break_config(architecture="gone"), "architecture in .* is None"),
+        (break_architecture(hidden_size=8.5), "hidden_size in .* is 8.5"),
+        (break_architecture(num_layers=True), "num_layers in .* is True"),
+        (break_architecture(hidden_size=-8), "hidden_size is -8"),
+        (break_architecture(weight_p=2), "weight_p is 2"),
+        (break_architecture(hidden_size=9), "has shape"),
+        (break_architecture(num_layers=3), "has shape"),
+        (break_architecture(vocab_size=99), "words but the model 99"),
+        (break_config(task="classifier"), "label_names in .* is None"),
+        (break_config(task="classifier", label_names=["a", 1]), "not a list of names"),
+        (break_config(task="classifier", label_names=["a"], max_len=9, head_hidden=5), "head_p in .* is None"),
+        (break_weights(decoder_bias=None), "lacks decoder_bias"),
+        (break_weights(extra=torch.zeros(2)), "unknown tensor extra"),
+    ],
+)
 def test_a_damaged_model_is_refused_in_one_sentence(run, damage, words):
     damage(run / "model")
     with pytest.raises(UserError, match=words) as caught:
@@ -189,15 +198,17 @@ def test_keys_of_a_later_version_are_let_be(run):
 
 
 def test_vocabulary_transfer_is_fastais(golden):
-    weight, bias = transfer_vocabulary(torch.arange(12.0).view(4, 3), torch.arange(4.0), list("abcd"),
-                                       ["c", "new", "a"])
+    weight, bias = transfer_vocabulary(
+        torch.arange(12.0).view(4, 3), torch.arange(4.0), list("abcd"), ["c", "new", "a"]
+    )
     assert torch.equal(weight, torch.tensor(golden.json1["convert_weights"]["0.encoder.weight"]))
     assert torch.equal(bias, torch.tensor(golden.json1["convert_weights"]["1.decoder.bias"]))
 
 
 def test_vocabulary_transfer_of_repeated_words_and_without_bias():
-    weight, bias = transfer_vocabulary(torch.arange(6.0).view(3, 2), None, ["a", "xxfake", "xxfake"],
-                                       ["xxfake", "b", "xxfake"])
+    weight, bias = transfer_vocabulary(
+        torch.arange(6.0).view(3, 2), None, ["a", "xxfake", "xxfake"], ["xxfake", "b", "xxfake"]
+    )
     assert bias is None
     assert torch.equal(weight, torch.tensor([[2.0, 3], [2, 3], [2, 3]]))  # rows 1 and the mean, here alike
     unknown, _ = transfer_vocabulary(weight, None, list("abc"), ["d", "e"])
@@ -215,8 +226,9 @@ def test_a_language_model_starts_from_another_vocabulary(tokenizer):
     assert torch.equal(new.decoder_bias[0], old.decoder_bias.mean())
     assert_equal_state(new.encoder.layers, old.encoder.layers)
     with pytest.raises(UserError, match="preset"):
-        init_language_model(LanguageModelNet(AWDLSTMConfig(len(words), 6, 9, 2)), old.state_dict(),
-                            tokenizer.vocab, words)
+        init_language_model(
+            LanguageModelNet(AWDLSTMConfig(len(words), 6, 9, 2)), old.state_dict(), tokenizer.vocab, words
+        )
 
 
 # -------------------------------------------------------------------------------------------------- 8 bits

@@ -48,8 +48,9 @@ def test_equals_a_plain_reference(chunk_size, masked):
     expected, expected_correct = plain(*inputs, candidates)
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     assert correct == expected_correct and correct.dtype == torch.int64
-    for ours, theirs in zip(torch.autograd.grad(3 * loss, inputs[:3]), torch.autograd.grad(3 * expected, inputs[:3]),
-                            strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * loss, inputs[:3]), torch.autograd.grad(3 * expected, inputs[:3]), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
@@ -60,8 +61,9 @@ def test_all_words_are_the_full_softmax():
     expected, expected_correct = linear_cross_entropy(*inputs)
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
     assert correct == expected_correct
-    for ours, theirs in zip(torch.autograd.grad(loss, inputs[:3]), torch.autograd.grad(expected, inputs[:3]),
-                            strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, inputs[:3]), torch.autograd.grad(expected, inputs[:3]), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-14)
 
 
@@ -86,13 +88,15 @@ def test_at_the_true_distribution_there_is_nothing_to_learn(number):
                 continue
             candidates = Candidates(chosen.nonzero().squeeze(1), correction)
             for target in range(v):
-                loss, _ = sampled_cross_entropy(torch.zeros(1, 1, dtype=torch.float64), weight, bias,
-                                                torch.tensor([target]), candidates)
+                loss, _ = sampled_cross_entropy(
+                    torch.zeros(1, 1, dtype=torch.float64), weight, bias, torch.tensor([target]), candidates
+                )
                 total += chance * true[target] * torch.autograd.grad(loss, bias)[0]
         return total
 
-    torch.testing.assert_close(expected_gradient(true.log(), inclusion.log()), torch.zeros(v, dtype=torch.float64),
-                               rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        expected_gradient(true.log(), inclusion.log()), torch.zeros(v, dtype=torch.float64), rtol=0, atol=1e-15
+    )
     assert expected_gradient(torch.zeros(v, dtype=torch.float64), inclusion.log()).abs().max() > 1e-2
     if number < v:
         assert expected_gradient(true.log(), torch.zeros(v, dtype=torch.float64)).abs().max() > 1e-3

@@ -18,8 +18,18 @@ import torch
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-          torch.int8, torch.uint8, torch.bool]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 
 
 def save(directory: Path, step: int, state: dict | None = None, *, keep: int = 3, **options) -> Path:
@@ -35,8 +45,9 @@ def assert_same(a, b, place="state"):
     assert type(a) is type(b), place
     if isinstance(a, torch.Tensor):
         assert (a.dtype, a.shape) == (b.dtype, b.shape), place
-        assert torch.equal(a.contiguous().reshape(-1).view(torch.uint8),
-                           b.contiguous().reshape(-1).view(torch.uint8)), place
+        assert torch.equal(
+            a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
+        ), place
     elif isinstance(a, dict):
         assert list(a) == list(b), place
         for key in a:
@@ -57,12 +68,21 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     state = {
         "tensors": {str(dtype): (torch.randn(3, 5, generator=generator) * 50).to(dtype) for dtype in DTYPES},
         "special": torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-45]),
-        "scalar": torch.tensor(3.5), "empty": torch.empty(0, 4), "generator": generator.get_state(),
-        "transposed": base.t(), "slice": base[1:3], "column": base[:, 2], "parameter": base.clone(),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 4),
+        "generator": generator.get_state(),
+        "transposed": base.t(),
+        "slice": base[1:3],
+        "column": base[:, 2],
+        "parameter": base.clone(),
         "numbers": [0, -1, 2**80, 0.1, -0.0, 1e300, math.nan, math.inf, -math.inf, True, False, None],
-        "betas": (0.9, 0.99), "nothing": {}, "none": [], "nested": [{"h": [base[0], (base[1],)]}],
-        "text": "a \"quoted\" word\nand \u00e9\u4e16\U0001f600",
-        "a/b": torch.ones(1), "a": {"b": torch.zeros(1)},
+        "betas": (0.9, 0.99),
+        "nothing": {},
+        "none": [],
+        "nested": [{"h": [base[0], (base[1],)]}],
+        "text": 'a "quoted" word\nand \u00e9\u4e16\U0001f600',
+        "a/b": torch.ones(1),
+        "a": {"b": torch.zeros(1)},
         "__metadata__": torch.ones(2),
     }
     loaded = checkpoint.load(save(tmp_path, 1, state))
@@ -94,8 +114,18 @@ def test_what_is_loaded_outlives_the_files(tmp_path):
     assert torch.equal(loaded["w"], weight)
 
 
-@pytest.mark.parametrize("state", [{"a": {1: 2}}, {"a": object()}, {"a": b"x"}, {"$tensor": 1}, {"a": {1, 2}},
-                                   {"a": torch.ones(2).to_sparse()}, {"a": torch.ones(2, device="meta")}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a": {1: 2}},
+        {"a": object()},
+        {"a": b"x"},
+        {"$tensor": 1},
+        {"a": {1, 2}},
+        {"a": torch.ones(2).to_sparse()},
+        {"a": torch.ones(2, device="meta")},
+    ],
+)
 def test_what_cannot_be_exact_is_refused(tmp_path, state):
     with pytest.raises(AssertionError):
         save(tmp_path, 1, state)
@@ -235,13 +265,15 @@ def test_saving_where_nothing_can_be_saved(tmp_path):
 
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-                          capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     # A limit on the size of files stands for the disk; 3 MB pass the small save and stop the big one.
-    done = run("""
+    done = run(
+        """
         import errno, resource, signal, sys
         from pathlib import Path
         import torch
@@ -257,7 +289,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
                 assert error.errno == errno.EFBIG, error
                 print(error)
         assert torch.equal(checkpoint.load(checkpoint.latest(directory))["w"], torch.ones(1000))
-        """, tmp_path)
+        """,
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 2 could not be written (File too large)") == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]

@@ -40,7 +40,11 @@ def test_a_second_run_is_refused_until_the_first_is_over(tmp_path):
 
 def test_another_process_is_refused(tmp_path):
     with DirectoryLock(tmp_path):
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(f"""
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(f"""
             from pathlib import Path
             from ulmfit.errors import UserError
             from ulmfit.run.lock import DirectoryLock
@@ -48,7 +52,12 @@ def test_another_process_is_refused(tmp_path):
                 DirectoryLock(Path({str(tmp_path)!r}))
             except UserError as error:
                 print(error)
-            """)], capture_output=True, text=True, timeout=120)
+            """),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     assert f"process {os.getpid()} on" in done.stdout, done.stderr
 
 
@@ -142,8 +151,7 @@ def test_of_many_that_find_a_dead_lock_one_takes_it(tmp_path):
         codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(11)]
         print(codes.count(3), flush=True)
         """)
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             text=True)
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "11\n"
     child.communicate(timeout=60)
 

@@ -17,8 +17,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ulmfit.run import tracking
 from ulmfit.run.tracking import Tracker, memory_mib, read_status, write_status
 
-TRAIN_KEYS = ["event", "step", "stage", "epoch", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
-              "data_wait", "memory"]
+TRAIN_KEYS = [
+    "event",
+    "step",
+    "stage",
+    "epoch",
+    "tokens",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "data_wait",
+    "memory",
+]
 
 
 class Terminal(io.StringIO):
@@ -27,14 +38,30 @@ class Terminal(io.StringIO):
 
 
 def tracker(directory: Path, **options) -> Tracker:
-    return Tracker(directory, **({"is_main": True, "total_steps": 100, "log_every": 10, "task": "lm",
-                                  "console": io.StringIO()} | options))
+    return Tracker(
+        directory,
+        **({"is_main": True, "total_steps": 100, "log_every": 10, "task": "lm", "console": io.StringIO()} | options),
+    )
 
 
 def log_step(log: Tracker, step: int, **fields) -> None:
-    log.log_train(step, **({"stage": 0, "epoch": 0.5, "tokens": step * 50, "loss": 1 / step, "lr": 1e-3,
-                            "grad_norm": 0.25, "tokens_per_second": 1234.5, "data_wait": 0.01, "memory": 99.0}
-                           | fields))
+    log.log_train(
+        step,
+        **(
+            {
+                "stage": 0,
+                "epoch": 0.5,
+                "tokens": step * 50,
+                "loss": 1 / step,
+                "lr": 1e-3,
+                "grad_norm": 0.25,
+                "tokens_per_second": 1234.5,
+                "data_wait": 0.01,
+                "memory": 99.0,
+            }
+            | fields
+        ),
+    )
 
 
 def lines(directory: Path) -> list[dict]:
@@ -46,8 +73,7 @@ def lines(directory: Path) -> list[dict]:
 
 
 def board(directory: Path) -> EventAccumulator:
-    events = EventAccumulator(str(directory / tracking.TENSORBOARD),
-                              size_guidance={"scalars": 0, "tensors": 0})
+    events = EventAccumulator(str(directory / tracking.TENSORBOARD), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     return events
 
@@ -67,8 +93,18 @@ def test_a_training_line_has_the_agreed_keys(tmp_path):
     (line,) = lines(tmp_path)
     assert list(line) == [*TRAIN_KEYS, "skipped"]
     assert line["event"] == "train" and line["step"] == 10 and line["loss"] == 0.1 and line["skipped"] == 2
-    expected = {"loss": 0.1, "perplexity": math.exp(0.1), "lr": 1e-3, "momentum": 0.8, "grad_norm": 0.25,
-                "tokens_per_second": 1234.5, "data_wait": 0.01, "memory": 99, "tokens": 500, "skipped": 2}
+    expected = {
+        "loss": 0.1,
+        "perplexity": math.exp(0.1),
+        "lr": 1e-3,
+        "momentum": 0.8,
+        "grad_norm": 0.25,
+        "tokens_per_second": 1234.5,
+        "data_wait": 0.01,
+        "memory": 99,
+        "tokens": 500,
+        "skipped": 2,
+    }
     for name, value in expected.items():
         assert curve(tmp_path, f"train/{name}") == [(10, pytest.approx(value, abs=1e-5))]
     assert curve(tmp_path, "lr/embedding") == [(10, 1e-4)] and curve(tmp_path, "lr/head") == [(10, 1e-3)]
@@ -112,12 +148,21 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
 def test_an_evaluation_reaches_all_three(tmp_path):
     console = io.StringIO()
     log = tracker(tmp_path, console=console)
-    log.log_eval(50, "valid", loss=0.5, accuracy=0.873, tokens=12345, confusion=[[3, 1], [0, 4]],
-                 labels=["neg|x", "pos"])
+    log.log_eval(
+        50, "valid", loss=0.5, accuracy=0.873, tokens=12345, confusion=[[3, 1], [0, 4]], labels=["neg|x", "pos"]
+    )
     log.close()
     (line,) = lines(tmp_path)
-    assert line == {"event": "eval", "split": "valid", "step": 50, "loss": 0.5, "accuracy": 0.873,
-                    "tokens": 12345, "confusion": [[3, 1], [0, 4]], "labels": ["neg|x", "pos"]}
+    assert line == {
+        "event": "eval",
+        "split": "valid",
+        "step": 50,
+        "loss": 0.5,
+        "accuracy": 0.873,
+        "tokens": 12345,
+        "confusion": [[3, 1], [0, 4]],
+        "labels": ["neg|x", "pos"],
+    }
     assert curve(tmp_path, "valid/accuracy") == [(50, 0.873)]
     table = text_of(tmp_path, "valid/confusion").splitlines()
     assert table[2] == r"| neg\|x | 3 | 1 |" and table[3] == "| pos | 0 | 4 |"
@@ -143,8 +188,7 @@ def test_texts_are_shown_verbatim(tmp_path):
     log.close()
     assert text_of(tmp_path, "samples") == "    # no heading\n    *none*"
     rows = text_of(tmp_path, "options").splitlines()
-    assert rows[2:] == ["| lr | 0.001 |", "| stages | [1, 2] |", "| model.bptt | 70 |",
-                        r"| model.path | a\|b |"]
+    assert rows[2:] == ["| lr | 0.001 |", "| stages | [1, 2] |", "| model.bptt | 70 |", r"| model.path | a\|b |"]
 
 
 def run(directory: Path, *, start: int, end: int, checkpoint: int | None = None) -> None:
@@ -166,8 +210,10 @@ def run(directory: Path, *, start: int, end: int, checkpoint: int | None = None)
 
 
 def without_timings(directory: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in ("tokens_per_second", "seconds")}
-            for line in lines(directory)]
+    return [
+        {key: value for key, value in line.items() if key not in ("tokens_per_second", "seconds")}
+        for line in lines(directory)
+    ]
 
 
 @pytest.mark.parametrize(("checkpoint", "killed"), [(40, 60), (40, 41), (40, 40), (0, 60)])
@@ -249,8 +295,9 @@ def test_lines_only_where_there_is_no_terminal(tmp_path, capsys):
     log_step(log, 10, loss=2.0)
     log.close()
     out, err = capsys.readouterr()
-    assert out.startswith("step  10/100  epoch 0.50  stage 0  loss 2.0000  perplexity 7.4  lr 1.00e-03  "
-                          "1,234 tokens/s  left ")
+    assert out.startswith(
+        "step  10/100  epoch 0.50  stage 0  loss 2.0000  perplexity 7.4  lr 1.00e-03  1,234 tokens/s  left "
+    )
     assert out.count("\n") == 1 and "\r" not in out and err == ""
 
 

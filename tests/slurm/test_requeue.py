@@ -24,16 +24,19 @@ def write(run: Path, state: str, step: int, checkpoint: int) -> None:
     (run / "status.json").write_text(json.dumps({"state": state, "step": step}))
 
 
-@pytest.mark.parametrize(("before", "after", "code", "options", "requeued"), [
-    # Killed further on than ever, but what it would go on from is what it went on from.
-    (("failed", 910, 900), ("failed", 950, 900), 137, [], False),
-    # Killed before it came as far as the last time, with a newer checkpoint.
-    (("failed", 1000, 900), ("failed", 990, 980), 137, [], True),
-    (("preempted", 40, 40), ("preempted", 80, 80), 0, [], True),
-    (("preempted", 40, 40), ("preempted", 40, 40), 0, [], False),
-    # Another run was there, which the trainer has moved aside.
-    (("done", 500, 500), ("preempted", 100, 100), 0, ["--resume", "never"], True),
-])
+@pytest.mark.parametrize(
+    ("before", "after", "code", "options", "requeued"),
+    [
+        # Killed further on than ever, but what it would go on from is what it went on from.
+        (("failed", 910, 900), ("failed", 950, 900), 137, [], False),
+        # Killed before it came as far as the last time, with a newer checkpoint.
+        (("failed", 1000, 900), ("failed", 990, 980), 137, [], True),
+        (("preempted", 40, 40), ("preempted", 80, 80), 0, [], True),
+        (("preempted", 40, 40), ("preempted", 40, 40), 0, [], False),
+        # Another run was there, which the trainer has moved aside.
+        (("done", 500, 500), ("preempted", 100, 100), 0, ["--resume", "never"], True),
+    ],
+)
 def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, options, requeued, tmp_path):
     bin, run = tmp_path / "bin", tmp_path / "run"
     bin.mkdir()
@@ -45,10 +48,23 @@ def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, opt
     write(run, *before)
     write(tmp_path / "after", *after)
     environment = os.environ | {
-        "PATH": f"{bin}:{os.environ['PATH']}", "ULMFIT_PYTHON": sys.executable, "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "7", "REQUEUED": str(tmp_path / "requeued"),
-        "AFTER": str(tmp_path / "after"), "RUN": str(run), "CODE": str(code)}
-    done = subprocess.run(["bash", "launch/slurm.sbatch", "train_lm.py", "--output-dir", str(run), *options], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, timeout=120)
+        "PATH": f"{bin}:{os.environ['PATH']}",
+        "ULMFIT_PYTHON": sys.executable,
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_JOB_ID": "7",
+        "REQUEUED": str(tmp_path / "requeued"),
+        "AFTER": str(tmp_path / "after"),
+        "RUN": str(run),
+        "CODE": str(code),
+    }
+    done = subprocess.run(
+        ["bash", "launch/slurm.sbatch", "train_lm.py", "--output-dir", str(run), *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == (0 if requeued else 1), done.stderr
     assert (tmp_path / "requeued").exists() == requeued

@@ -1,7 +1,7 @@
 """launch/slurm.sbatch on a real SLURM of two virtual nodes, which cluster.sh brings up in a folder of its own.
 
-    ULMFIT_TRANSCRIPT=out.txt python -m pytest tests/slurm      what SLURM and the jobs said, into a file
-    ULMFIT_TIME_LIMIT=1 python -m pytest tests/slurm -k same    two real one-minute limits in place of signals
+ULMFIT_TRANSCRIPT=out.txt python -m pytest tests/slurm      what SLURM and the jobs said, into a file
+ULMFIT_TIME_LIMIT=1 python -m pytest tests/slurm -k same    two real one-minute limits in place of signals
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | ENVIRONMENT | {
-            "SLURM_CONF": str(folder / "slurm" / "slurm.conf"), "ULMFIT_PYTHON": sys.executable,
-            "ULMFIT_CACHE": str(folder / "cache"), "SLURM_WAIT": "3"}
+        self.environment = (
+            os.environ
+            | ENVIRONMENT
+            | {
+                "SLURM_CONF": str(folder / "slurm" / "slurm.conf"),
+                "ULMFIT_PYTHON": sys.executable,
+                "ULMFIT_CACHE": str(folder / "cache"),
+                "SLURM_WAIT": "3",
+            }
+        )
         self.transcript = Path(os.environ.get("ULMFIT_TRANSCRIPT", folder / "transcript.txt"))
 
     def run(self, *command: str, show: bool = False) -> str:
@@ -80,8 +87,11 @@ class Cluster:
 
 def shortened(log: str) -> str:
     """A job's log without all but a few of the lines of steps, and without the warnings of libraries."""
-    lines = [line for line in log.splitlines()
-             if not line.startswith(("step", "[rank")) and "Warning" not in line and "**kwargs" not in line]
+    lines = [
+        line
+        for line in log.splitlines()
+        if not line.startswith(("step", "[rank")) and "Warning" not in line and "**kwargs" not in line
+    ]
     return "\n".join(lines)
 
 
@@ -115,9 +125,14 @@ def status(run: Path) -> dict:
 def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
     straight, run = cluster.folder / "straight", cluster.folder / "run"
     steps = {"max_steps": 4000, "save_every": 0} if REAL_LIMIT else {"max_steps": 500}
-    whole = subprocess.run(["bash", ROOT / "launch" / "two_nodes.sh", "train_lm.py",
-                            *arguments(runs.lm_config(straight, **steps))], env=cluster.environment, cwd=ROOT,
-                           capture_output=True, text=True, timeout=600)
+    whole = subprocess.run(
+        ["bash", ROOT / "launch" / "two_nodes.sh", "train_lm.py", *arguments(runs.lm_config(straight, **steps))],
+        env=cluster.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert whole.returncode == 0, whole.stderr[-3000:]
     limit = ["--time=1", "--signal=B:USR1@20"] if REAL_LIMIT else []
     job = cluster.submit(*limit, "launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, **steps)))
@@ -141,15 +156,18 @@ def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
     a, b = runs.weights(straight), runs.weights(run)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert runs.metrics(straight) == runs.metrics(run)
-    cluster.say(f"model.safetensors of the job, stopped twice, and of a run never stopped: {len(a)} of {len(a)} "
-                "tensors bit-equal (torch.equal), metrics.jsonl equal but for timings")
+    cluster.say(
+        f"model.safetensors of the job, stopped twice, and of a run never stopped: {len(a)} of {len(a)} "
+        "tensors bit-equal (torch.equal), metrics.jsonl equal but for timings"
+    )
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_is_requeued_and_a_cancelled_job_is_not(cluster):
     run = cluster.folder / "killed"
-    job = cluster.submit("launch/slurm.sbatch", "train_lm.py",
-                         *arguments(runs.lm_config(run, max_steps=20000, save_every=20)))
+    job = cluster.submit(
+        "launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=20000, save_every=20))
+    )
     cluster.wait(job, lambda now: step_of(run) > 60, 90)
     (pid,) = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_launcher(pid, job, node=1)]
     os.kill(pid, signal.SIGKILL)
@@ -173,8 +191,12 @@ def is_launcher(pid: int, job: str, *, node: int) -> bool:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return (f"SLURM_JOB_ID={job}".encode() in variables and b"--machine_rank" in words
-            and words[words.index(b"--machine_rank") + 1] == str(node).encode() and words[0] != b"srun")
+    return (
+        f"SLURM_JOB_ID={job}".encode() in variables
+        and b"--machine_rank" in words
+        and words[words.index(b"--machine_rank") + 1] == str(node).encode()
+        and words[0] != b"srun"
+    )
 
 
 @pytest.mark.slow

@@ -68,11 +68,7 @@ def test_nothing_to_encode(tokenizer):
 def test_saved_file_is_the_whole_pipeline(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     again = Tokenizer.from_file(tmp_path / "tokenizer.json")
-    assert (again.fingerprint, again.rules, again.vocab) == (
-        tokenizer.fingerprint,
-        tokenizer.rules,
-        tokenizer.vocab,
-    )
+    assert (again.fingerprint, again.rules, again.vocab) == (tokenizer.fingerprint, tokenizer.rules, tokenizer.vocab)
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     text = "Hello THE film,\n\nagain!!!!"
     assert plain.encode(text).ids == tokenizer.encode(text)[0].tolist()
@@ -129,14 +125,7 @@ def test_a_unit_that_ends_otherwise_is_no_repeat(text):
 @pytest.mark.parametrize("count", [4, 9, 10, 11, 20, 99, 100, 101, 110, 200, 305, 999])
 def test_repeats_are_counted(tokenizer, count):
     assert tokenizer.tokenize("x " + "!" * count)[0][2:] == ["xxrep", str(count), "!"]
-    assert tokenizer.tokenize("so " + "no " * count + "way")[0] == [
-        "xxbos",
-        "so",
-        "xxwrep",
-        str(count),
-        "no",
-        "way",
-    ]
+    assert tokenizer.tokenize("so " + "no " * count + "way")[0] == ["xxbos", "so", "xxwrep", str(count), "no", "way"]
 
 
 def test_very_long_repeats_saturate(tokenizer):
@@ -193,18 +182,11 @@ def fuzzed_texts(number: int, seed: int = 0):
                 alphabet = draw.choice(_ALPHABETS)
                 parts.append("".join(draw.choice(alphabet) for _ in range(draw.randint(1, 30))))
             elif kind < 0.5:
-                parts.append(
-                    draw.choice(draw.choice(_ALPHABETS)) * draw.choice([1, 2, 3, 4, 5, 10, 99, 1000])
-                )
+                parts.append(draw.choice(draw.choice(_ALPHABETS)) * draw.choice([1, 2, 3, 4, 5, 10, 99, 1000]))
             elif kind < 0.6:
-                parts.append(
-                    (draw.choice(_FRAGMENTS) + draw.choice([" ", "", "-", ", ", "\n"])) * draw.randint(1, 60)
-                )
+                parts.append((draw.choice(_FRAGMENTS) + draw.choice([" ", "", "-", ", ", "\n"])) * draw.randint(1, 60))
             elif kind < 0.7:
-                codes = [
-                    draw.choice([draw.randrange(32, 0xD800), draw.randrange(0xE000, 0x110000)])
-                    for _ in range(9)
-                ]
+                codes = [draw.choice([draw.randrange(32, 0xD800), draw.randrange(0xE000, 0x110000)]) for _ in range(9)]
                 parts.append("".join(map(chr, codes)))
             elif kind < 0.75:
                 parts.append("".join(draw.choice(".,!?'\"()-") for _ in range(draw.randint(100, 1000))))
@@ -345,11 +327,12 @@ def test_subword_does_not_panic(kind):
 
 
 def test_extended_keeps_every_word_and_its_id_and_adds_frequent_ones(tokenizer):
-    more = tokenizer.extended(["tardis a tardis, a tardis Hello", "sofa sofa rare", "xxmaj xxfake1 xxfake1"],
-                              vocab_size=1000)
+    more = tokenizer.extended(
+        ["tardis a tardis, a tardis Hello", "sofa sofa rare", "xxmaj xxfake1 xxfake1"], vocab_size=1000
+    )
     own = [word for word in tokenizer.vocab if not word.startswith("xxfake")]
-    assert more.vocab[:len(own)] == own
-    assert more.vocab[len(own):len(own) + 3] == ["tardis", "a", "sofa"]
+    assert more.vocab[: len(own)] == own
+    assert more.vocab[len(own) : len(own) + 3] == ["tardis", "a", "sofa"]
     assert len(set(more.vocab)) == len(more) and len(more) % 8 == 0
     assert more.encode("the film TARDIS")[0].tolist()[-1] == more.vocab.index("tardis")
     assert np.array_equal(more.encode("Hello the book")[0], tokenizer.encode("Hello the book")[0])
@@ -375,8 +358,10 @@ def test_a_vocabulary_of_fastai_becomes_a_tokenizer(tokenizer):
     again = Tokenizer.from_vocab([*tokenizer.vocab, "xxfake", "film"], rules=tokenizer.rules)
     assert again.vocab == tokenizer.vocab
     lines = Tokenizer.train(["a \n\n  b\n\n  c"] * 2, rules=tokenizer.rules)
-    assert Tokenizer.from_vocab(lines.vocab, rules=tokenizer.rules).encode("b\n\n  c")[0].tolist() == \
-        lines.encode("b\n\n  c")[0].tolist()
+    assert (
+        Tokenizer.from_vocab(lines.vocab, rules=tokenizer.rules).encode("b\n\n  c")[0].tolist()
+        == lines.encode("b\n\n  c")[0].tolist()
+    )
 
 
 def test_word_pieces_need_no_more_words():

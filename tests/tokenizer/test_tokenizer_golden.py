@@ -63,9 +63,7 @@ def test_tokens_of_a_thousand_reviews(version, tokenizer):
     with lzma.open(Path(GOLDEN, f"imdb_tokens_v{version}.jsonl.xz"), "rt", encoding="utf-8") as lines:
         golden = [json.loads(line) for line in lines]
     for split in {g["split"] for g in golden}:
-        rows = parquet.read_table(
-            Path(DATA, "imdb", f"{split}.parquet"), columns=["id", "label", "text"]
-        ).to_pylist()
+        rows = parquet.read_table(Path(DATA, "imdb", f"{split}.parquet"), columns=["id", "label", "text"]).to_pylist()
         texts |= {(split, row["id"], row["label"]): row["text"] for row in rows}
     ours = tokenizer.tokenize([texts[g["split"], g["id"], g["label"]] for g in golden])
     for got, expected in zip(ours, (g["tokens"] for g in golden), strict=True):

@@ -67,15 +67,34 @@ def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **op
     stage; bptt jitter; for the classifier documents longer than what is pooled, label smoothing, class weights and
     steps smaller than 4 ranks x 4 micro-batches.
     """
-    shared = {"data": str(data), "recipe": "blog", "drop_mult": 1.0, "threads": 1, "log_every": 1, "eval_every": 20,
-              "save_every": 0, "samples": False, "output_dir": str(output_dir)}
+    shared = {
+        "data": str(data),
+        "recipe": "blog",
+        "drop_mult": 1.0,
+        "threads": 1,
+        "log_every": 1,
+        "eval_every": 20,
+        "save_every": 0,
+        "samples": False,
+        "output_dir": str(output_dir),
+    }
     lm = {"init": str(pretrained), "max_steps": 66, "batch_size": 16, "bptt": 12, "lr": 4e-3, "clip": 0.2}
     own = {
         "lm": ("lm", lm | {"bptt_jitter": True}),
         "sampled": ("lm", lm | {"sampled_softmax": 100}),
         "stream": ("lm", lm | {"streaming": True}),
-        "clf": ("clf", {"encoder": str(pretrained), "batch_size": 8, "bptt": 40, "max_len": 60, "clip": 4.0,
-                        "label_smoothing": 0.1, "class_weights": "balanced"}),
+        "clf": (
+            "clf",
+            {
+                "encoder": str(pretrained),
+                "batch_size": 8,
+                "bptt": 40,
+                "max_len": 60,
+                "clip": 4.0,
+                "label_smoothing": 0.1,
+                "class_weights": "balanced",
+            },
+        ),
     }
     trainer, more = own[task]
     return trainer, shared | more | options
@@ -106,8 +125,13 @@ def largest_relative_difference(a: list[float], b: list[float]) -> float:
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """The largest relative difference of a tensor by its norm; nan if there is one anywhere."""
     assert a.keys() == b.keys()
-    return torch.stack([(a[name].double() - b[name].double()).norm() / a[name].double().norm().clamp(min=1e-30)
-                        for name in a]).max().item()
+    return (
+        torch.stack(
+            [(a[name].double() - b[name].double()).norm() / a[name].double().norm().clamp(min=1e-30) for name in a]
+        )
+        .max()
+        .item()
+    )
 
 
 class StopAtCall(StopRequest):

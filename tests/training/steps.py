@@ -44,8 +44,10 @@ class Chain:
             word = text[-1]
             text = torch.from_numpy(np.stack(text, 1) + SPECIAL)
             if step >= (state or {"step": 0})["step"]:
-                yield LMBatch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), rows * bptt, step == 0, 0,
-                              step), {"step": step + 1}
+                yield (
+                    LMBatch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), rows * bptt, step == 0, 0, step),
+                    {"step": step + 1},
+                )
 
 
 class Documents:
@@ -56,8 +58,10 @@ class Documents:
         self.num_documents = number
         self.lengths = rng.integers(5, longest, number)
         self.labels = (np.arange(number) % 2).astype(np.int32)
-        self._ids = [SPECIAL + (rng.integers(0, VOCAB // 2, n) + label * VOCAB // 3)
-                     for n, label in zip(self.lengths, self.labels, strict=True)]
+        self._ids = [
+            SPECIAL + (rng.integers(0, VOCAB // 2, n) + label * VOCAB // 3)
+            for n, label in zip(self.lengths, self.labels, strict=True)
+        ]
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = [np.empty(0, np.int64), *(self._ids[index] for index in indices)]
@@ -67,26 +71,53 @@ class Documents:
 class Trainer:
     """A task and its engine, all layers trained at one rate, and `step`."""
 
-    def __init__(self, name: str, precision: str, *, rows: int = 16, bptt: int = 24, micro_batches: int = 1,
-                 deterministic: bool = False, rate: float = 3e-3, sizes: AWDLSTMConfig = SIZES) -> None:
+    def __init__(
+        self,
+        name: str,
+        precision: str,
+        *,
+        rows: int = 16,
+        bptt: int = 24,
+        micro_batches: int = 1,
+        deterministic: bool = False,
+        rate: float = 3e-3,
+        sizes: AWDLSTMConfig = SIZES,
+    ) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision of a process
         kind = {"lm": LMConfig, "clf": ClassifierConfig}[name]
-        config = kind(recipe="ulmfit", batch_size=rows, bptt=bptt, drop_mult=0.3, micro_batches=micro_batches,
-                      precision=precision, deterministic=deterministic)
+        config = kind(
+            recipe="ulmfit",
+            batch_size=rows,
+            bptt=bptt,
+            drop_mult=0.3,
+            micro_batches=micro_batches,
+            precision=precision,
+            deterministic=deterministic,
+        )
         self.runtime = runtime = Runtime(config)
         recipe, sizes = recipe_for(config, pretrained=False), sizes.with_dropouts(name, 0.3)
         if name == "lm":
             net = setup.to_precision(LanguageModelNet(sizes), config, runtime)
-            self.task = LanguageModelTask(net, Chain(rows, bptt, sizes.vocab_size), None, None, config=config,
-                                          recipe=recipe, runtime=runtime, rows=range(rows))
+            self.task = LanguageModelTask(
+                net,
+                Chain(rows, bptt, sizes.vocab_size),
+                None,
+                None,
+                config=config,
+                recipe=recipe,
+                runtime=runtime,
+                rows=range(rows),
+            )
         else:
             net = setup.to_precision(ClassifierNet(sizes, 2, bptt=bptt, max_len=3 * bptt), config, runtime)
             documents = Documents(8 * rows, 5 * bptt)
-            self.task = ClassifierTask(net, documents, documents, ["neg", "pos"], config=config, recipe=recipe,
-                                       runtime=runtime, pad_id=1)
+            self.task = ClassifierTask(
+                net, documents, documents, ["neg", "pos"], config=config, recipe=recipe, runtime=runtime, pad_id=1
+            )
         groups = self.task.groups
-        optimizer = optim.build_optimizer(net, groups, range(len(groups)), [rate] * len(groups), weight_decay=0.01,
-                                          eps=1e-8, decay_bias_norm=True)
+        optimizer = optim.build_optimizer(
+            net, groups, range(len(groups)), [rate] * len(groups), weight_decay=0.01, eps=1e-8, decay_bias_norm=True
+        )
         self.net, self.engine, self.number = net, PlainEngine(runtime), 0
         self.engine.begin_stage(net, optimizer)
         self.seek(0)
@@ -109,8 +140,12 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What the loop would save."""
-        return {"model": dict(self.net.state_dict()), "engine": self.engine.state(),
-                "carried": self.task.hidden_state(), "step": self.number}
+        return {
+            "model": dict(self.net.state_dict()),
+            "engine": self.engine.state(),
+            "carried": self.task.hidden_state(),
+            "step": self.number,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`, as the loop does."""

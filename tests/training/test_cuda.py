@@ -119,8 +119,10 @@ def test_the_recurrence_runs_in_the_precision_asked_for_on_weights_as_cudnn_want
         output, (h, c) = layer(x, state, torch.ones_like(layer.weight_hh))
     output.float().sum().backward()
     assert output.dtype == wanted and {h.dtype, c.dtype, layer.weight_hh.grad.dtype} == {torch.float32}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, \
-            torch.autocast("cuda", dtype=HALF.get(precision), enabled=precision != "fp32"):
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+        torch.autocast("cuda", dtype=HALF.get(precision), enabled=precision != "fp32"),
+    ):
         layer(x, state)
     assert "aten::_cudnn_rnn" in {event.name for event in profile.events()}, "not cuDNN's LSTM"
 

@@ -29,8 +29,11 @@ def test_a_sampled_softmax_is_counted_as_such(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     counted = []
     real = estimate.flops_per_token
-    monkeypatch.setattr(estimate, "flops_per_token",
-                        lambda sizes, **options: counted.append(options["output_words"]) or real(sizes, **options))
+    monkeypatch.setattr(
+        estimate,
+        "flops_per_token",
+        lambda sizes, **options: counted.append(options["output_words"]) or real(sizes, **options),
+    )
     train_language_model(runs.lm_config(tmp_path / "run", max_steps=3, sampled_softmax=100))
     assert counted and set(counted) == {100}
     printed = capsys.readouterr().out
@@ -39,8 +42,9 @@ def test_a_sampled_softmax_is_counted_as_such(tmp_path, monkeypatch, capsys):
 
 
 def test_what_does_not_fit_is_warned_of():
-    needs = estimate.Estimate(memory=3 * 2**30, memory_free=2 * 2**30, disk=5 * 2**30, disk_free=2**30, step=1.5,
-                              whole=7200)
+    needs = estimate.Estimate(
+        memory=3 * 2**30, memory_free=2 * 2**30, disk=5 * 2**30, disk_free=2**30, step=1.5, whole=7200
+    )
     first, memory, disk = estimate.sentences(needs, world_size=1)
     assert first == "needs about 3.0 GiB of memory, 5.0 GiB of disk and 2 hours (1.5 s a step) besides evaluations"
     assert "2.0 GiB of memory are free" in memory and "1.0 GiB of disk" in disk
@@ -51,8 +55,9 @@ def test_a_run_says_what_it_needs_and_needs_about_that(tmp_path, monkeypatch, ca
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     told = []
     real = estimate.sentences
-    monkeypatch.setattr("ulmfit.training.run_task.sentences",
-                        lambda needs, **options: told.append(needs) or real(needs, **options))
+    monkeypatch.setattr(
+        "ulmfit.training.run_task.sentences", lambda needs, **options: told.append(needs) or real(needs, **options)
+    )
     train_language_model(runs.lm_config(tmp_path / "run", save_every=4))
     assert "needs about" in capsys.readouterr().out
     (needs,) = told

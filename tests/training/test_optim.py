@@ -80,8 +80,9 @@ def test_freeze_trains_the_groups_from_there_on(freeze_to, trained):
 
 def test_decay_spares_bias_and_norm_on_request():
     net, groups = two_groups()
-    optimizer = optim.build_optimizer(net, groups, [0, 1, 2], [1.0, 2.0, 3.0], weight_decay=0.5, eps=1e-8,
-                                      decay_bias_norm=False)
+    optimizer = optim.build_optimizer(
+        net, groups, [0, 1, 2], [1.0, 2.0, 3.0], weight_decay=0.5, eps=1e-8, decay_bias_norm=False
+    )
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
     assert {name for name, value in decay.items() if value} == {"0.weight", "2.weight"}
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}

@@ -27,8 +27,10 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def ask_at_every_step(monkeypatch):
     """Stop requests are looked at about once a second of work; here at every step."""
+
     def agreed(self):
         return self.stop.requested()
+
     monkeypatch.setattr(Loop, "_stop_agreed", agreed)
 
 
@@ -201,6 +203,7 @@ def test_a_run_without_a_finite_gradient_stops_and_says_where(tmp_path, encoder,
 
 def poisoned(self, engine, batch, number):
     from ulmfit.training.loop import StepResult
+
     for parameter in self.net.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
     return StepResult(torch.zeros(2, dtype=torch.float64), 1, 1)
@@ -213,8 +216,9 @@ def test_a_skipped_step_leaves_weights_and_moments(encoder):
 
     engine = PlainEngine(Runtime(runs.lm_config("unused")))
     net = torch.nn.Linear(3, 2)
-    inner = optim.build_optimizer(net, [["weight", "bias"]], [0], [0.1], weight_decay=0.1, eps=1e-8,
-                                  decay_bias_norm=True)
+    inner = optim.build_optimizer(
+        net, [["weight", "bias"]], [0], [0.1], weight_decay=0.1, eps=1e-8, decay_bias_norm=True
+    )
     engine.begin_stage(net, inner)
     before = net.weight.detach().clone()
     for value, skipped in ((float("inf"), 1.0), (1.0, 0.0)):

@@ -13,7 +13,11 @@ def test_blog_recipe_has_the_posts_numbers():
     assert (lm.batch_size, lm.drop_mult) == (48, 0.3)
     clf = recipe_for(ClassifierConfig(recipe="blog"), pretrained=True)
     assert [(s.freeze_to, s.epochs, s.lr) for s in clf.stages] == [
-        (-1, 1, 1.45e-3), (-2, 1, 1.45e-3), (-3, 1, 1e-3), (0, 2, 1e-3)]
+        (-1, 1, 1.45e-3),
+        (-2, 1, 1.45e-3),
+        (-3, 1, 1e-3),
+        (0, 2, 1e-3),
+    ]
     assert [s.lr_divisor for s in clf.stages] == [1.0] + [DISCRIMINATIVE] * 3
     assert (clf.batch_size, clf.drop_mult) == (48, 0.5)
     assert all(s.momentum == (0.8, 0.7) and s.schedule == "one-cycle" for s in (*lm.stages, *clf.stages))

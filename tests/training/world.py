@@ -34,8 +34,19 @@ from ulmfit.training.loop import Loop
 
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node"],
-    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
-                   "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes"],
+    "accelerate": [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "--num_processes",
+    ],
 }
 
 
@@ -64,8 +75,15 @@ def launch(jobs: Sequence[dict[str, Any]], folder: Path, *, launcher: str = "tor
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
     command = [sys.executable, "-m", *LAUNCHERS[launcher], str(world), "-m", "tests.training.world", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, timeout=timeout)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
     (folder / "output.txt").write_text(done.stdout)
     assert done.returncode == 0, f"{folder / 'output.txt'} ends with\n{done.stdout[-4000:]}"
 

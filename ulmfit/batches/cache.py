@@ -92,7 +92,7 @@ class TokenStore:
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
         first = int(self._shard_starts[shard])
-        return self._shards[shard][start - first:stop - first]
+        return self._shards[shard][start - first : stop - first]
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Several documents in the order given: their ids one after another, and int64 lengths [n]."""
@@ -118,12 +118,18 @@ class TokenStore:
         begins = starts - self._shard_starts[shards]
         pieces = np.stack([shards, begins, lengths, ends]).T.tolist()
         for shard, begin, length, end in pieces:
-            ids[end - length:end] = self._shards[shard][begin:begin + length]
+            ids[end - length : end] = self._shards[shard][begin : begin + length]
         return ids
 
 
-def build_or_open(split: Any, tokenizer: Any, cache_dir: str | Path, *, with_labels: bool,
-                  progress: Callable[[int, int], None] | None = None) -> TokenStore:
+def build_or_open(
+    split: Any,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    *,
+    with_labels: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
     """The token cache of a split, built by the first process that asks and opened by all others.
 
     Args:
@@ -157,8 +163,9 @@ def build_or_open(split: Any, tokenizer: Any, cache_dir: str | Path, *, with_lab
         lock.release()
 
 
-def _build(split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool,
-           progress: Callable[[int, int], None] | None) -> None:
+def _build(
+    split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool, progress: Callable[[int, int], None] | None
+) -> None:
     """Write a cache entry to `path`, or what a killed build left to write. The caller holds its lock."""
     partial = path.with_name(key + ".partial")
     with writing(path.parent):

@@ -44,8 +44,13 @@ class CacheWriter:
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir()
-            progress = {"num_documents": 0, "num_tokens": 0, "after": None, "shards": ["tokens-00000.bin"],
-                        "sizes": dict.fromkeys([*columns, "tokens-00000.bin"], 0)}
+            progress = {
+                "num_documents": 0,
+                "num_tokens": 0,
+                "after": None,
+                "shards": ["tokens-00000.bin"],
+                "sizes": dict.fromkeys([*columns, "tokens-00000.bin"], 0),
+            }
         self.num_documents: int = progress["num_documents"]
         self.num_tokens: int = progress["num_tokens"]
         self.after: dict[str, Any] | None = progress["after"]
@@ -77,8 +82,7 @@ class CacheWriter:
         self._new_file(self.shards[-1])
         self._room = SHARD_BYTES // self.dtype.itemsize
 
-    def add(self, ids: np.ndarray, lengths: np.ndarray, labels: Sequence[int] | None,
-            rows: Sequence[int]) -> None:
+    def add(self, ids: np.ndarray, lengths: np.ndarray, labels: Sequence[int] | None, rows: Sequence[int]) -> None:
         lengths = np.ascontiguousarray(lengths, dtype="<i8")
         assert len(lengths) == len(rows) and int(lengths.sum()) == len(ids)
         assert len(ids) == 0 or 0 <= int(ids.min()) and int(ids.max()) < self.vocab_size
@@ -110,8 +114,16 @@ class CacheWriter:
         """Make everything added so far durable, up to the place `after` of the split."""
         for file in self._files.values():
             _sync_file(file)
-        self._publish(PROGRESS, {"num_documents": self.num_documents, "num_tokens": self.num_tokens, "after": after,
-                                 "shards": self.shards, "sizes": self._sizes()})
+        self._publish(
+            PROGRESS,
+            {
+                "num_documents": self.num_documents,
+                "num_tokens": self.num_tokens,
+                "after": after,
+                "shards": self.shards,
+                "sizes": self._sizes(),
+            },
+        )
         self.after = after
 
     def _sizes(self) -> dict[str, int]:
@@ -132,9 +144,15 @@ class CacheWriter:
         for name in list(self._files):
             self._seal(name)
         manifest = {
-            "format": FORMAT, "fingerprint": fingerprint, "vocab_size": self.vocab_size,
-            "num_documents": self.num_documents, "num_tokens": self.num_tokens, "dtype": self.dtype.str,
-            "labels": "labels.bin" in self._names, "skipped": skipped, "shards": self.shards,
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "vocab_size": self.vocab_size,
+            "num_documents": self.num_documents,
+            "num_tokens": self.num_tokens,
+            "dtype": self.dtype.str,
+            "labels": "labels.bin" in self._names,
+            "skipped": skipped,
+            "shards": self.shards,
             "sizes": self._sizes(),
         }
         self._publish(MANIFEST, manifest)
@@ -146,7 +164,7 @@ class CacheWriter:
         file.write(np.zeros(1, dtype="<i8"))
         lengths = map_file(self.path / "lengths.bin", np.dtype("<i8"))
         for first in range(0, len(lengths), 2**20):
-            ends = total + np.cumsum(lengths[first:first + 2**20])
+            ends = total + np.cumsum(lengths[first : first + 2**20])
             file.write(ends)
             total = int(ends[-1])
 
@@ -179,8 +197,10 @@ def writing(cache_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"The token cache cannot be written to {cache_dir} ({error.strerror or error}): free "
-                        "space there or choose another cache directory.") from error
+        raise UserError(
+            f"The token cache cannot be written to {cache_dir} ({error.strerror or error}): free "
+            "space there or choose another cache directory."
+        ) from error
 
 
 def map_file(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -50,8 +50,10 @@ class DocumentBatches:
 
     def __init__(self, lengths: np.ndarray, *, batch_size: int, seed: int, shuffle: bool = True) -> None:
         if batch_size < 2:
-            raise UserError(f"--batch-size {batch_size} is too small: the classifier's batch normalisation "
-                            "needs 2 documents a step or more.")
+            raise UserError(
+                f"--batch-size {batch_size} is too small: the classifier's batch normalisation "
+                "needs 2 documents a step or more."
+            )
         self.lengths = np.array(lengths, dtype=np.int64)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         n = len(self.lengths)
@@ -73,8 +75,7 @@ class DocumentBatches:
         parts = np.split(order, self._cuts[1:-1])
         return [parts[step] for step in permutation(steps, self.seed, epoch, _STEPS)]
 
-    def batches(self, state: dict[str, Any] | None = None
-                ) -> Iterator[tuple[np.ndarray, int, int, dict[str, Any]]]:
+    def batches(self, state: dict[str, Any] | None = None) -> Iterator[tuple[np.ndarray, int, int, dict[str, Any]]]:
         """(indices, epoch, step_in_epoch, state to go on after it) of all epochs from 0 on, endlessly.
 
         The state is small and JSON-able. UserError if it is of other documents, batch size or seed.
@@ -106,9 +107,14 @@ def _added_cost(length: int, begin: int, units: float, first: int | None, overhe
     return units + overhead * (1 - FORWARD) * more, min(first, begin)
 
 
-def assign_to_ranks(lengths_of_step: np.ndarray, *, num_ranks: int, micro_batches: int,
-                    backprop_tokens: int | None = None,
-                    overhead: float = TIME_STEP_OVERHEAD) -> list[list[np.ndarray]]:
+def assign_to_ranks(
+    lengths_of_step: np.ndarray,
+    *,
+    num_ranks: int,
+    micro_batches: int,
+    backprop_tokens: int | None = None,
+    overhead: float = TIME_STEP_OVERHEAD,
+) -> list[list[np.ndarray]]:
     """Cut one step into ranks and micro-batches.
 
     The documents, from the longest to the shortest, are first cut into `micro_batches` classes of equal
@@ -161,8 +167,14 @@ class DocumentBatch:
     indices: LongTensor
 
 
-def collate(store: TokenStore, indices: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray, *,
-            pad_id: int, backwards: bool = False) -> DocumentBatch:
+def collate(
+    store: TokenStore,
+    indices: Sequence[int] | np.ndarray,
+    positions: Sequence[int] | np.ndarray,
+    *,
+    pad_id: int,
+    backwards: bool = False,
+) -> DocumentBatch:
     """The batch of documents `indices` of a token cache, which have the places `positions` in their step.
 
     backwards reverses each document's ids, padding still on the right.
@@ -171,9 +183,12 @@ def collate(store: TokenStore, indices: Sequence[int] | np.ndarray, positions: S
     order = np.argsort(-store.lengths[indices], kind="stable")
     ids, lengths = store.read(indices[order])
     positions = np.asarray(positions, dtype=np.int64)[order]
-    return DocumentBatch(torch.from_numpy(pad(ids, lengths, pad_id=pad_id, backwards=backwards)),
-                         torch.from_numpy(lengths.astype(np.int64)), torch.from_numpy(positions),
-                         torch.from_numpy(indices[order]))
+    return DocumentBatch(
+        torch.from_numpy(pad(ids, lengths, pad_id=pad_id, backwards=backwards)),
+        torch.from_numpy(lengths.astype(np.int64)),
+        torch.from_numpy(positions),
+        torch.from_numpy(indices[order]),
+    )
 
 
 def pad(ids: np.ndarray, lengths: np.ndarray, *, pad_id: int, backwards: bool = False) -> np.ndarray:
@@ -188,8 +203,9 @@ def pad(ids: np.ndarray, lengths: np.ndarray, *, pad_id: int, backwards: bool = 
     return tokens
 
 
-def evaluation_batches(lengths: np.ndarray, *, token_budget: int = EVALUATION_TOKENS,
-                       max_rows: int = EVALUATION_ROWS) -> list[np.ndarray]:
+def evaluation_batches(
+    lengths: np.ndarray, *, token_budget: int = EVALUATION_TOKENS, max_rows: int = EVALUATION_ROWS
+) -> list[np.ndarray]:
     """Batches of all documents for reading without gradient, from the longest to the shortest.
 
     Each holds at most `max_rows` documents and at most `token_budget` tokens with padding (its number of documents
@@ -200,6 +216,6 @@ def evaluation_batches(lengths: np.ndarray, *, token_budget: int = EVALUATION_TO
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
         size = max(1, min(token_budget // longest, max_rows))
-        batches.append(order[start:start + size])
+        batches.append(order[start : start + size])
         start += size
     return batches

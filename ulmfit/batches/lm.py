@@ -46,14 +46,26 @@ class CachedRows:
         UserError: there are fewer pairs than rows.
     """
 
-    def __init__(self, store: TokenStore, *, batch_size: int, bptt: int, seed: int, rows: range,
-                 shuffle: bool = True, backwards: bool = False, jitter: bool = False,
-                 pad_id: int = 1) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        batch_size: int,
+        bptt: int,
+        seed: int,
+        rows: range,
+        shuffle: bool = True,
+        backwards: bool = False,
+        jitter: bool = False,
+        pad_id: int = 1,
+    ) -> None:
         assert bptt >= 1 and rows.step == 1 and 0 <= rows.start < rows.stop <= batch_size
         pairs = store.num_tokens - 1
         if pairs < batch_size:
-            raise UserError(f"{store.num_tokens} tokens do not fill {batch_size} rows with 2 tokens each: "
-                            f"lower --batch-size to {max(1, pairs)} or less, or give more text.")
+            raise UserError(
+                f"{store.num_tokens} tokens do not fill {batch_size} rows with 2 tokens each: "
+                f"lower --batch-size to {max(1, pairs)} or less, or give more text."
+            )
         self.store, self.batch_size, self.bptt, self.seed, self.rows = store, batch_size, bptt, seed, rows
         self.shuffle, self.backwards, self.jitter, self.pad_id = shuffle, backwards, jitter, pad_id
         cuts = np.arange(batch_size + 1, dtype=np.int64) * pairs // batch_size
@@ -94,9 +106,15 @@ class CachedRows:
             if counts_here.min() < length:
                 masked = np.arange(length) >= counts_here[:, None]
                 tokens[masked], targets[masked] = self.pad_id, IGNORED
-            yield LMBatch(torch.from_numpy(tokens), torch.from_numpy(targets), num_targets=int(counts.sum()),
-                          reset=step == 0, epoch=epoch, step_in_epoch=step,
-                          lr_scale=length / self.bptt if self.jitter else 1.0)
+            yield LMBatch(
+                torch.from_numpy(tokens),
+                torch.from_numpy(targets),
+                num_targets=int(counts.sum()),
+                reset=step == 0,
+                epoch=epoch,
+                step_in_epoch=step,
+                lr_scale=length / self.bptt if self.jitter else 1.0,
+            )
 
     def _step_ends(self, epoch: int) -> np.ndarray:
         """How far the longest row is after each step of an epoch, int64 [steps]."""
@@ -112,7 +130,7 @@ class CachedRows:
             pieces.append(total + np.cumsum(lengths))
             total = int(pieces[-1][-1])
         ends = np.concatenate(pieces)
-        return np.minimum(ends[:int(np.searchsorted(ends, self._longest)) + 1], self._longest)
+        return np.minimum(ends[: int(np.searchsorted(ends, self._longest)) + 1], self._longest)
 
 
 class _JoinedText:
@@ -134,7 +152,7 @@ class _JoinedText:
             begin, end = self.total - end, self.total - begin
         first = int(np.searchsorted(bounds, begin, side="right")) - 1
         last = int(np.searchsorted(bounds, end, side="left"))
-        self._bounds = bounds[first:last + 1].copy()
+        self._bounds = bounds[first : last + 1].copy()
         self._offsets = np.asarray(self.store.offsets[order[first:last]])
 
     def read(self, begins: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

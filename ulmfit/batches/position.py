@@ -63,5 +63,7 @@ def check_identity(state: dict[str, Any] | None, expected: dict[str, Any]) -> No
         found = state.get(name)
         if found != value:
             what = "corpus or tokenizer" if name == "source" else name.replace("_", " ")
-            raise UserError(f"The saved position in the data is of another {what} ({found}, now {value}): "
-                            "resume with the same one, or start afresh by --resume never.")
+            raise UserError(
+                f"The saved position in the data is of another {what} ({found}, now {value}): "
+                "resume with the same one, or start afresh by --resume never."
+            )

@@ -87,6 +87,7 @@ class Prefetcher(Iterator[T], Generic[T]):
     def __enter__(self) -> Prefetcher[T]:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -48,8 +48,19 @@ class StreamedRows:
         UserError: a pass without documents; a pass of another length.
     """
 
-    def __init__(self, split: Any, tokenizer: Any, *, batch_size: int, bptt: int, seed: int, rows: range,
-                 window: int = 1000, backwards: bool = False, max_waiting: int = 2**26) -> None:
+    def __init__(
+        self,
+        split: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        bptt: int,
+        seed: int,
+        rows: range,
+        window: int = 1000,
+        backwards: bool = False,
+        max_waiting: int = 2**26,
+    ) -> None:
         assert bptt >= 1 and window >= 1 and rows.step == 1 and 0 <= rows.start < rows.stop <= batch_size
         self.split, self.tokenizer = split, tokenizer
         self.batch_size, self.bptt, self.seed, self.rows = batch_size, bptt, seed, rows
@@ -58,8 +69,13 @@ class StreamedRows:
         self.num_passes = 0  # opened so far, for those who watch what a stream costs
         self._dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
         source = hashlib.sha256(f"{split.fingerprint}/{tokenizer.fingerprint}/{window}".encode()).hexdigest()
-        self._identity = {"source": source[:32], "batch_size": batch_size, "bptt": bptt, "seed": seed,
-                          "direction": "backwards" if backwards else "forwards"}
+        self._identity = {
+            "source": source[:32],
+            "batch_size": batch_size,
+            "bptt": bptt,
+            "seed": seed,
+            "direction": "backwards" if backwards else "forwards",
+        }
 
     def steps_per_epoch(self, epoch: int = 0) -> None:
         """None: rows cross the end of an epoch at different steps."""
@@ -76,7 +92,7 @@ class StreamedRows:
         if state is not None:
             first, last = state["rows"]
             assert first <= self.rows.start and self.rows.stop <= last, "merge the states of all ranks first"
-            mine = state["positions"][self.rows.start - first:self.rows.stop - first]
+            mine = state["positions"][self.rows.start - first : self.rows.stop - first]
             step, rows = state["step"], [_Row(document, offset) for document, offset in mine]
             place = state["place"]
             self.num_documents = self.num_documents or state["num_documents"]
@@ -86,14 +102,26 @@ class StreamedRows:
             self._fill(readers)
             for values, row in zip(grid, rows, strict=True):
                 row.read_into(values)
-            batch = LMBatch(torch.from_numpy(grid[:, :-1].copy()), torch.from_numpy(grid[:, 1:].copy()),
-                            num_targets=self.batch_size * self.bptt, reset=step == 0, epoch=0,
-                            step_in_epoch=step)
+            batch = LMBatch(
+                torch.from_numpy(grid[:, :-1].copy()),
+                torch.from_numpy(grid[:, 1:].copy()),
+                num_targets=self.batch_size * self.bptt,
+                reset=step == 0,
+                epoch=0,
+                step_in_epoch=step,
+            )
             step += 1
-            yield batch, self._identity | {
-                "step": step, "num_documents": self.num_documents, "rows": [self.rows.start, self.rows.stop],
-                "positions": [[row.document, row.offset] for row in rows],
-                "place": min((reader.oldest_place() for reader in readers), key=_number)}
+            yield (
+                batch,
+                self._identity
+                | {
+                    "step": step,
+                    "num_documents": self.num_documents,
+                    "rows": [self.rows.start, self.rows.stop],
+                    "positions": [[row.document, row.offset] for row in rows],
+                    "place": min((reader.oldest_place() for reader in readers), key=_number),
+                },
+            )
 
     def _fill(self, readers: list[_Reader]) -> None:
         """Read on until every row has a step's tokens and the target of its last."""
@@ -131,8 +159,8 @@ class _Row:
         """Copy the next tokens, [bptt + 1], and advance by bptt: the last target is the next input."""
         filled, offset = 0, self.offset
         for _, ids in self.waiting:
-            piece = ids[offset:offset + len(values) - filled]
-            values[filled:filled + len(piece)] = piece
+            piece = ids[offset : offset + len(values) - filled]
+            values[filled : filled + len(piece)] = piece
             filled, offset = filled + len(piece), 0
             if filled == len(values):
                 break
@@ -172,8 +200,11 @@ class _Reader:
         place, texts = next(self._windows)
         self._places.append(place)
         first = _number(place)
-        chosen = [number for number in range(first, first + len(texts))
-                  if (row := self._row_of.get(number % source.batch_size)) and number >= row.next]
+        chosen = [
+            number
+            for number in range(first, first + len(texts))
+            if (row := self._row_of.get(number % source.batch_size)) and number >= row.next
+        ]
         if not chosen:
             return
         ids, lengths = source.tokenizer.encode_flat([texts[number - first] for number in chosen])
@@ -210,11 +241,12 @@ class _Reader:
             split.check()
             length = end - place["first"]
             if length == 0:
-                raise UserError(f"The split {split.name!r} holds no documents: check the data and its "
-                                "columns.")
+                raise UserError(f"The split {split.name!r} holds no documents: check the data and its columns.")
             if source.num_documents not in (None, length):
-                raise UserError(f"The split {split.name!r} had {source.num_documents} documents, now {length}: "
-                                "start afresh by --resume never, on data that stays.")
+                raise UserError(
+                    f"The split {split.name!r} had {source.num_documents} documents, now {length}: "
+                    "start afresh by --resume never, on data that stays."
+                )
             source.num_documents = length
             place = _START | {"number": end, "first": end, "epoch": place["epoch"] + 1}
 
@@ -228,7 +260,7 @@ class _Reader:
             while taken < len(batch.texts):
                 if not window:
                     place = place | {"split": before, "skip": taken}
-                part = batch.texts[taken:taken + size - len(window)]
+                part = batch.texts[taken : taken + size - len(window)]
                 window += part
                 taken += len(part)
                 if len(window) == size:

@@ -91,9 +91,17 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
     return Corpus(splits, texts, labels if task == "clf" else None, label_names if task == "clf" else None)
 
 
-def open_rows(data: str | None, text_column: str | None = None, *, label_column: str | None = None,
-              label_names: list[str] | None = None, split: str | None = None, keep_unlabelled: bool = True,
-              streaming: bool = True, trained_columns: Sequence[str] = ()) -> Split:
+def open_rows(
+    data: str | None,
+    text_column: str | None = None,
+    *,
+    label_column: str | None = None,
+    label_names: list[str] | None = None,
+    split: str | None = None,
+    keep_unlabelled: bool = True,
+    streaming: bool = True,
+    trained_columns: Sequence[str] = (),
+) -> Split:
     """All rows of a corpus as one split in their order (train, valid, test, unsup), or those of one `split`.
 
     Labels are read where `label_names` are given and the column (default `label`) is there; unlabelled rows then
@@ -175,8 +183,9 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
     matches = {"a path": os.path.exists(valid), "a column": valid in train.columns, "a split": split in found}
     kinds = [kind for kind, matched in matches.items() if matched]
     if len(kinds) > 1:
-        raise UserError(f"--valid {valid} is {' and '.join(kinds)}: write ./{valid} for the path, or "
-                        "rename one of them")
+        raise UserError(
+            f"--valid {valid} is {' and '.join(kinds)}: write ./{valid} for the path, or rename one of them"
+        )
     if not kinds:
         raise UserError(f"--valid {valid} is no fraction, no path, none of the columns {', '.join(train.columns)} "
                         f"and none of the splits {', '.join(found)}")  # fmt: skip

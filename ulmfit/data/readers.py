@@ -21,16 +21,7 @@ from typing import Any
 
 from ulmfit.data import sample
 from ulmfit.data.retry import faults_of, retried
-from ulmfit.data.shards import (
-    SLICE_BYTES,
-    UNDECODABLE,
-    Columns,
-    open_text,
-    read_lines,
-    read_parquet,
-    slices,
-    values,
-)
+from ulmfit.data.shards import SLICE_BYTES, UNDECODABLE, Columns, open_text, read_lines, read_parquet, slices, values
 from ulmfit.errors import UserError
 
 _SMALL = 256 * 2**20  # bytes up to which a corpus is fingerprinted by its content
@@ -112,11 +103,19 @@ def _load_files(files: list[str], kind: str, what: str, streaming: bool) -> Sour
         separator = "\t" if kind == "tsv" else ","
         columns = _header(files[0], separator)
         # All columns are read as strings: nothing is guessed from the first rows ("007" stays, "NA" is a word).
-        options = {"features": Features({name: Value("string") for name in columns}), "sep": separator,
-                   "keep_default_na": False, "encoding": "utf-8", "encoding_errors": "ulmfit-mark"}
+        options = {
+            "features": Features({name: Value("string") for name in columns}),
+            "sep": separator,
+            "keep_default_na": False,
+            "encoding": "utf-8",
+            "encoding_errors": "ulmfit-mark",
+        }
     elif kind in ("text", "jsonl"):
-        options = {"features": Features({"text": Value("string")}), "encoding": "utf-8-sig",
-                   "encoding_errors": "ulmfit-mark"}
+        options = {
+            "features": Features({"text": Value("string")}),
+            "encoding": "utf-8-sig",
+            "encoding_errors": "ulmfit-mark",
+        }
     builder = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(kind, "text")
     dataset = load(builder, data_files=[glob.escape(os.path.abspath(path)) for path in files], split="train",
                    streaming=streaming, **options)  # fmt: skip
@@ -172,8 +171,10 @@ def _header(path: str, separator: str) -> list[str]:
     if len(set(columns)) < len(columns):
         raise UserError(f"{path} names a column twice in its first line: {', '.join(columns)}")
     if len(first) > len(columns):
-        raise UserError(f"{path} has {len(first)} fields in its second line and {len(columns)} column names in its "
-                        "first: name every column, and quote texts that contain the separator")
+        raise UserError(
+            f"{path} has {len(first)} fields in its second line and {len(columns)} column names in its "
+            "first: name every column, and quote texts that contain the separator"
+        )
     return columns
 
 
@@ -203,8 +204,10 @@ def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], fi
 def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     from datasets import ClassLabel
 
-    return ({name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
-            {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()})
+    return (
+        {name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
+        {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()},
+    )
 
 
 def _rows(view: Any, wanted: list[str], batch_size: int, place: int | None) -> Batches:
@@ -223,8 +226,10 @@ def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batche
         row, after = skip, view.state_dict()
         for part in slices(table.slice(skip), batch_size):
             row += part.num_rows
-            yield {name: values(part.column(name)) for name in wanted}, (
-                [state, row] if row < table.num_rows else [after, 0])
+            yield (
+                {name: values(part.column(name)) for name in wanted},
+                ([state, row] if row < table.num_rows else [after, 0]),
+            )
         state, skip = after, 0
 
 
@@ -301,8 +306,11 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, stream
         datasets.disable_progress_bars()
         features = datasets.Features({name: datasets.Value("string") for name in names})
         dataset = datasets.Dataset.from_generator(
-            _document_rows, features=features, fingerprint=fingerprint,
-            gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels})
+            _document_rows,
+            features=features,
+            fingerprint=fingerprint,
+            gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels},
+        )
         return of_dataset(dataset, what, fingerprint, names, paths)
 
 

@@ -144,7 +144,8 @@ def _documents(folder: Path, folders: list[Path], files: list[str], streaming: b
     if labelled:
         pairs = [(path, name) for name, paths in labelled.items() for path in paths]
         found["train"] = open_documents(
-            [path for path, _ in pairs], [name for _, name in pairs], str(folder), streaming)
+            [path for path, _ in pairs], [name for _, name in pairs], str(folder), streaming
+        )
     elif files:
         found["train"] = open_documents(files, None, str(folder), streaming)
     if unlabelled:

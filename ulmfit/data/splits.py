@@ -120,8 +120,11 @@ class Split:
         if not self.num_rows:
             cure = "it is empty"
             if self.choice:
-                cure = f"change the column {self.choice.column} or --valid" if self.choice.column else (
-                    f"{self.choice.fraction:g} is too small or too large a part of it for --valid")
+                cure = (
+                    f"change the column {self.choice.column} or --valid"
+                    if self.choice.column
+                    else (f"{self.choice.fraction:g} is too small or too large a part of it for --valid")
+                )
             raise UserError(f"{where} leaves no rows for the {self.name} split: {cure}")
         if skipped > MAX_SKIPPED * self.num_rows or skipped == self.num_rows:
             cure = "clean them or choose the column by --text-column"

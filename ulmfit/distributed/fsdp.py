@@ -80,8 +80,12 @@ class FSDPEngine:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the current stage: whole moments, as `PlainEngine` (a collective)."""
         named = optim.optimizer_state(self.optimizer)
-        return {"optimizer": {name: {key: _gathered(value).cpu() for key, value in moments.items()}
-                              for name, moments in named.items()}, "scaler": None}
+        return {
+            "optimizer": {
+                name: {key: _gathered(value).cpu() for key, value in moments.items()} for name, moments in named.items()
+            },
+            "scaler": None,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on with what `state` of any engine gave, after `begin_stage`."""
@@ -91,9 +95,13 @@ class FSDPEngine:
             value = value.to(self._mesh.device_type)
             return distribute_tensor(value, self._mesh, parameters[name].placements) if value.ndim else value
 
-        optim.load_optimizer_state(self.optimizer, {
-            name: {key: shard(name, value) for key, value in moments.items()}
-            for name, moments in state["optimizer"].items()})
+        optim.load_optimizer_state(
+            self.optimizer,
+            {
+                name: {key: shard(name, value) for key, value in moments.items()}
+                for name, moments in state["optimizer"].items()
+            },
+        )
 
 
 def _gathered(value: Tensor) -> Tensor:

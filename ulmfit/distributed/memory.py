@@ -26,8 +26,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advice(micro_batches: int, most: int) -> str:
     """What to do about a step that does not fit."""
     if micro_batches < most:
-        return (f"give --micro-batches {2 * micro_batches} (now {micro_batches}), which trains the same model in less "
-                "memory, or --micro-batches auto on a GPU")
+        return (
+            f"give --micro-batches {2 * micro_batches} (now {micro_batches}), which trains the same model in less "
+            "memory, or --micro-batches auto on a GPU"
+        )
     return "a step is already cut as finely as it can be; use more processes, a smaller --bptt or a smaller --preset"
 
 

@@ -62,13 +62,15 @@ class Runtime:
         # the reduction; and with unused-parameter search the buckets are never rebuilt, so that a resumed
         # run sums in the same order as one that was never stopped. The buffers (BatchNorm statistics)
         # are equal on all ranks by construction.
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False,
-                                            gradient_as_bucket_view=True)
+        ddp = DistributedDataParallelKwargs(
+            find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
         group = InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)
         join_after_restart("nccl" if on_gpu else "gloo")
         with processes_only():
-            self.accelerator = Accelerator(cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision],
-                                           kwargs_handlers=[ddp, group])
+            self.accelerator = Accelerator(
+                cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision], kwargs_handlers=[ddp, group]
+            )
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.progress = Progress(self.device)
@@ -76,7 +78,8 @@ class Runtime:
         if announced != self.world_size:
             raise UserError(
                 f"the launcher started {announced} processes but the process group holds {self.world_size}, so each "
-                "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`")
+                "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`"
+            )
         seed_everything(config.seed)
 
     def own_rows(self, num_rows: int) -> range:
@@ -181,8 +184,13 @@ def join_after_restart(backend: str) -> None:
     if attempt == "0":
         return
     store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
-    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank,
-                            world_size=world_size, timeout=GROUP_TIMEOUT)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=GROUP_TIMEOUT,
+    )
 
 
 def seed_everything(seed: int) -> None:
@@ -197,9 +205,17 @@ def environment() -> dict[str, Any]:
     """Versions and commit, for config.json."""
     packages = ("torch", "accelerate", "datasets", "tokenizers", "tensorboard", "numpy")
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
-                                text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
-    return {"versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-            "git_commit": commit}
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "git_commit": commit,
+    }

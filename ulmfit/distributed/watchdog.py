@@ -33,8 +33,9 @@ class Watchdog:
         tell: called before leaving, by one rank, with the sentence for the user.
     """
 
-    def __init__(self, progress: Progress, *, rank: int, world_size: int, store: Any, limit: float,
-                 tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, progress: Progress, *, rank: int, world_size: int, store: Any, limit: float, tell: Callable[[str], None]
+    ) -> None:
         self._progress, self._rank, self._world_size = progress, rank, world_size
         self._store, self._limit, self._tell = store, limit, tell
         self._period = min(MOST_BETWEEN_BEATS, limit / 6)
@@ -69,16 +70,25 @@ class Watchdog:
             self._store.set(_KEY.format(self._rank), json.dumps(self._state(stood)))
 
     def _state(self, stood: float) -> dict[str, Any]:
-        return {"beat": self._beats, "step": self._progress.step, "doing": self._progress.doing, "stood": stood,
-                "host": socket.gethostname(), "pid": os.getpid()}
+        return {
+            "beat": self._beats,
+            "step": self._progress.step,
+            "doing": self._progress.doing,
+            "stood": stood,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
 
     def _give_up(self, stood: float) -> None:
         before = self._others()
         self._stopped.wait(3 * self._period)
         self._publish(stood)
         states = self._others() | {self._rank: self._state(stood)}
-        silent = [rank for rank in range(self._world_size)
-                  if rank != self._rank and (rank not in states or states[rank] == before.get(rank))]
+        silent = [
+            rank
+            for rank in range(self._world_size)
+            if rank != self._rank and (rank not in states or states[rank] == before.get(rank))
+        ]
         heard = [rank for rank in range(self._world_size) if rank not in silent]
         if self._stopped.is_set() or any(states[rank]["stood"] < self._limit / 2 for rank in heard):
             return  # one of them moves: the others rightly wait for it
@@ -113,20 +123,25 @@ def describe(states: dict[int, dict[str, Any]], silent: list[int], limit: float)
         states: what the ranks last published.
         silent: ranks that have not published for a while.
     """
+
     def place(rank: int) -> str:
         state = states.get(rank)
         if state is None:
             return f"rank {rank}"
-        return (f"rank {rank} (host {state['host']}, process {state['pid']}) at step {state['step']}, "
-                f"{state['doing']}")
+        return f"rank {rank} (host {state['host']}, process {state['pid']}) at step {state['step']}, {state['doing']}"
 
     begun = f"no step has ended for {limit / 60:.3g} minutes (--watchdog)"
     if silent:
-        return (f"{begun}; nothing is heard of {'; '.join(map(place, silent))}: the process was stopped or its node "
-                "is gone")
+        return (
+            f"{begun}; nothing is heard of {'; '.join(map(place, silent))}: the process was stopped or its node is gone"
+        )
     first = min(state["step"] for state in states.values())
-    held = [rank for rank in sorted(states) if states[rank]["doing"] != WAITING or
-            (states[rank]["step"] == first < max(state["step"] for state in states.values()))]
+    held = [
+        rank
+        for rank in sorted(states)
+        if states[rank]["doing"] != WAITING
+        or (states[rank]["step"] == first < max(state["step"] for state in states.values()))
+    ]
     if held:
         waits = "; the other ranks wait for it" if len(states) > len(held) else ""
         return f"{begun}; {'; '.join(map(place, held))}{waits}"

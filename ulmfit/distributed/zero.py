@@ -54,14 +54,20 @@ class DeepSpeedEngine:
         self._parameters = dict(inner.named_parameters())
         optim.use_parameters(optimizer, self._parameters)
         trained = sum(p.numel() for p in inner.parameters() if p.requires_grad)
-        self.model, *_ = self._deepspeed.initialize(model=inner, optimizer=optimizer, dist_init_required=False, config={
-            # What a step is, and what its gradients are divided by, is the task's business.
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-            # "untested": any optimizer but DeepSpeed's own and Adam. AdamW acts on single elements, so parts will do.
-            "zero_allow_untested_optimizer": True,
-            # The buffer of a reduction; DeepSpeed's default is 2 GB.
-            "zero_optimization": {"reduce_bucket_size": trained} | self._settings,
-        })
+        self.model, *_ = self._deepspeed.initialize(
+            model=inner,
+            optimizer=optimizer,
+            dist_init_required=False,
+            config={
+                # What a step is, and what its gradients are divided by, is the task's business.
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                # "untested": any optimizer but DeepSpeed's own and Adam. AdamW acts on single elements, so parts will do.
+                "zero_allow_untested_optimizer": True,
+                # The buffer of a reduction; DeepSpeed's default is 2 GB.
+                "zero_optimization": {"reduce_bucket_size": trained} | self._settings,
+            },
+        )
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
         """Around one micro-batch's forward and backward. The reduction waits for `update` in any case."""
@@ -122,7 +128,8 @@ class DeepSpeedEngine:
         for group, partition in zip(self.optimizer.param_groups, self._partitions(), strict=True):
             step = state["optimizer"][group["names"][0]]["step"]
             self.optimizer.state[partition] = {"step": step.to(partition.device).clone()} | {
-                key: torch.zeros_like(partition) for key in MOMENTS}
+                key: torch.zeros_like(partition) for key in MOMENTS
+            }
         self._link_moments()
         for name, moments in state["optimizer"].items():
             for key in MOMENTS:
@@ -132,8 +139,9 @@ class DeepSpeedEngine:
     def _partitions(self) -> list[Tensor]:
         """This rank's flat part of each group of parameters, which is what the optimizer steps."""
         stage3 = self._settings["stage"] == 3
-        return getattr(self.model.optimizer, "fp32_partitioned_groups_flat" if stage3
-                       else "single_partition_of_fp32_groups")
+        return getattr(
+            self.model.optimizer, "fp32_partitioned_groups_flat" if stage3 else "single_partition_of_fp32_groups"
+        )
 
     def _link_moments(self) -> None:
         """Let stages 1 and 2 find a parameter's share of the flat moments; stage 3 always does.

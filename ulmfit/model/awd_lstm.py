@@ -72,16 +72,19 @@ class AWDLSTMConfig:
                 raise UserError(f"{name} is {getattr(self, name)}: give a positive number.")
         for name in _DROPOUTS["lm"]:
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name):g}: a dropout probability must be at least "
-                                "0 and less than 1, so choose a smaller drop_mult.")
+                raise UserError(
+                    f"{name} is {getattr(self, name):g}: a dropout probability must be at least "
+                    "0 and less than 1, so choose a smaller drop_mult."
+                )
 
     def with_dropouts(self, task: Literal["lm", "clf"], drop_mult: float) -> AWDLSTMConfig:
         """The same sizes with fastai's dropouts for the task, all multiplied by `drop_mult`."""
         return replace(self, **{name: p * drop_mult for name, p in _DROPOUTS[task].items()})
 
 
-def recurrence_dtype(device: str, weights: torch.dtype, autocast: torch.dtype | None, *,
-                     bf16_in_cudnn: bool) -> torch.dtype:
+def recurrence_dtype(
+    device: str, weights: torch.dtype, autocast: torch.dtype | None, *, bf16_in_cudnn: bool
+) -> torch.dtype:
     """In which dtype the LSTM runs.
 
     Args:
@@ -130,8 +133,9 @@ class WeightDropLSTM(nn.Module):
         self.bias_ih = uniform(4 * hidden_size)
         self.bias_hh = uniform(4 * hidden_size)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor],
-                weight_mask: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor], weight_mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, T, input], state ([B, H], [B, H]) -> output [B, T, H] and the last state, detached."""
         weight_hh = self.weight_hh if weight_mask is None else self.weight_hh * weight_mask
         weights = [self.weight_ih, weight_hh, self.bias_ih, self.bias_hh]
@@ -158,8 +162,9 @@ class WeightDropLSTM(nn.Module):
     def _dtype(self, x: Tensor) -> torch.dtype:
         device = x.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return recurrence_dtype(device, self.weight_hh.dtype, autocast,
-                                bf16_in_cudnn=device == "cuda" and _bf16_in_cudnn())
+        return recurrence_dtype(
+            device, self.weight_hh.dtype, autocast, bf16_in_cudnn=device == "cuda" and _bf16_in_cudnn()
+        )
 
 
 def _contiguous_chunk(weights: list[Tensor]) -> list[Tensor]:
@@ -186,11 +191,17 @@ class AWDLSTM(nn.Module):
 
     def init_state(self, batch_size: int) -> State:
         """Zeros: (h, c) of [batch_size, H] for every layer, of the parameters' dtype and device."""
-        return [(layer.weight_hh.new_zeros(batch_size, layer.weight_hh.shape[1]),
-                 layer.weight_hh.new_zeros(batch_size, layer.weight_hh.shape[1])) for layer in self.layers]
+        return [
+            (
+                layer.weight_hh.new_zeros(batch_size, layer.weight_hh.shape[1]),
+                layer.weight_hh.new_zeros(batch_size, layer.weight_hh.shape[1]),
+            )
+            for layer in self.layers
+        ]
 
-    def forward(self, tokens: Tensor, state: State, masks: DropoutMasks | None = None,
-                window: int = 0) -> tuple[Tensor, State]:
+    def forward(
+        self, tokens: Tensor, state: State, masks: DropoutMasks | None = None, window: int = 0
+    ) -> tuple[Tensor, State]:
         """Read tokens [B, T] (int64) on from `state`.
 
         Returns the last layer's output [B, T, E], before output dropout, and the new state. The state is

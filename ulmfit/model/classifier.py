@@ -47,8 +47,7 @@ class ClassifierOutput(NamedTuple):
 class ClassifierHead(nn.Module):
     """BatchNorm, dropout, linear, ReLU, BatchNorm, dropout, linear (fastai v1's PoolingLinearClassifier)."""
 
-    def __init__(self, input_size: int, hidden_size: int, num_classes: int,
-                 dropouts: tuple[float, float]) -> None:
+    def __init__(self, input_size: int, hidden_size: int, num_classes: int, dropouts: tuple[float, float]) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm1d(input_size)
         self.linear1 = nn.Linear(input_size, hidden_size)
@@ -56,8 +55,7 @@ class ClassifierHead(nn.Module):
         self.linear2 = nn.Linear(hidden_size, num_classes)
         self.dropouts = dropouts
 
-    def forward(self, pooled: Tensor, masks: DropoutMasks | None = None,
-                update_statistics: bool = True) -> Tensor:
+    def forward(self, pooled: Tensor, masks: DropoutMasks | None = None, update_statistics: bool = True) -> Tensor:
         """Logits [n, C] of pooled [n, 3E], in the parameters' dtype.
 
         With masks the head is in training: statistics of these rows, which go into the running ones unless
@@ -112,28 +110,47 @@ class ClassifierNet(nn.Module):
             `gradient_window` tokens. Faster; another gradient, the same logits.
     """
 
-    def __init__(self, config: AWDLSTMConfig, num_classes: int, *, bptt: int = 72, max_len: int = 1440,
-                 head_hidden: int = 50, head_p: float = 0.1, gradient_window: int | None = None) -> None:
+    def __init__(
+        self,
+        config: AWDLSTMConfig,
+        num_classes: int,
+        *,
+        bptt: int = 72,
+        max_len: int = 1440,
+        head_hidden: int = 50,
+        head_p: float = 0.1,
+        gradient_window: int | None = None,
+    ) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("bptt", bptt), ("max_len", max_len),
-                            ("head_hidden", head_hidden), ("gradient_window", gradient_window)):
+        for name, value in (
+            ("num_classes", num_classes),
+            ("bptt", bptt),
+            ("max_len", max_len),
+            ("head_hidden", head_hidden),
+            ("gradient_window", gradient_window),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give a positive number.")
         self.config, self.num_classes = config, num_classes
         self.bptt, self.max_len, self.gradient_window = bptt, max_len, gradient_window
         self.head_hidden, self.head_p = head_hidden, head_p
         self.encoder = AWDLSTM(config)
-        self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes,
-                                   (config.output_p, head_p))
+        self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes, (config.output_p, head_p))
 
     @property
     def backprop_tokens(self) -> int:
         """A document's last tokens that are trained on; those before are read without gradient."""
         return self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | Sequence[int], masks: DropoutMasks | None = None,
-                combine: Callable[[Tensor], Tensor] | None = None, head_masks: DropoutMasks | None = None,
-                update_statistics: bool = True) -> ClassifierOutput:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | Sequence[int],
+        masks: DropoutMasks | None = None,
+        combine: Callable[[Tensor], Tensor] | None = None,
+        head_masks: DropoutMasks | None = None,
+        update_statistics: bool = True,
+    ) -> ClassifierOutput:
         """Logits [n, C] of documents; see `encode` and `ClassifierHead.forward`.
 
         `combine` maps this process's pooled rows to those the head shall see (those of the whole global
@@ -147,13 +164,14 @@ class ClassifierNet(nn.Module):
 
     def layer_groups(self) -> list[list[str]]:
         """Parameter names by group, as fastai splits them: embedding, each LSTM layer, head."""
-        layers = [[f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
-                  for i, layer in enumerate(self.encoder.layers)]
+        layers = [
+            [f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
+            for i, layer in enumerate(self.encoder.layers)
+        ]
         head = [f"head.{name}" for name, _ in self.head.named_parameters()]
         return [["encoder.embedding.weight"], *layers, head]
 
-    def encode(self, tokens: Tensor, lengths: Tensor | Sequence[int],
-               masks: DropoutMasks | None = None) -> Encoding:
+    def encode(self, tokens: Tensor, lengths: Tensor | Sequence[int], masks: DropoutMasks | None = None) -> Encoding:
         """Pooled documents: [last, maximum, mean] of the outputs at the last `max_len` tokens.
 
         tokens [n, T] int64, anything after a document's length; lengths [n], each at least 1 (on the CPU,
@@ -176,8 +194,7 @@ class ClassifierNet(nn.Module):
         encoding = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
         return encoding._replace(pooled=encoding.pooled[index.argsort()])
 
-    def _encode_sorted(self, tokens: Tensor, sizes: list[int], masks: DropoutMasks | None,
-                       index: Tensor) -> Encoding:
+    def _encode_sorted(self, tokens: Tensor, sizes: list[int], masks: DropoutMasks | None, index: Tensor) -> Encoding:
         """`encode` for rows longest first; index[i] is the place of row i among the masks' rows."""
         negated = [-size for size in sizes]  # ascending, for bisect
 
@@ -186,7 +203,7 @@ class ClassifierNet(nn.Module):
 
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         weight = self.encoder.embedding.weight
-        tokens = tokens[:, :sizes[0]]
+        tokens = tokens[:, : sizes[0]]
         live, start = len(sizes), 0
         state = self.encoder.init_state(live)
         total = weight.new_zeros(live, self.config.embedding_size)
@@ -198,8 +215,9 @@ class ClassifierNet(nn.Module):
         while live:
             stop = start + self.bptt
             without_gradient = min(longer_than(stop + self.backprop_tokens - 1), live) if trains else 0
-            output, state = self._read_window(tokens[:live, start:stop], state, masks, index[:live],
-                                              start // self.bptt, without_gradient)
+            output, state = self._read_window(
+                tokens[:live, start:stop], state, masks, index[:live], start // self.bptt, without_gradient
+            )
             output = output.to(weight.dtype)
             length, end = length[:live], start + output.shape[1]
             if sizes[live - 1] - self.max_len < end:  # some row pools some of this window
@@ -227,8 +245,9 @@ class ClassifierNet(nn.Module):
             live, start = left, stop
         return Encoding(torch.cat(done[::-1]), ar_sum, tar_sum)
 
-    def _regularization(self, output: Tensor, before: Tensor | None, start: int, length: Tensor,
-                        without_gradient: int) -> tuple[Tensor, Tensor]:
+    def _regularization(
+        self, output: Tensor, before: Tensor | None, start: int, length: Tensor, without_gradient: int
+    ) -> tuple[Tensor, Tensor]:
         """Sums behind AR and TAR over the tokens of a window that are trained on: output [live, T, E], the outputs
         just before it [live, E]; the first `without_gradient` rows are left out."""
         length = length[without_gradient:]
@@ -237,19 +256,28 @@ class ClassifierNet(nn.Module):
         position = torch.arange(start, start + output.shape[1], device=output.device)
         first = length - self.backprop_tokens
         ar_sum, tar_sum = activation_regularization(
-            output, output, (position >= first.unsqueeze(1)) & (position < length.unsqueeze(1)))
+            output, output, (position >= first.unsqueeze(1)) & (position < length.unsqueeze(1))
+        )
         if before is not None:  # neighbours on both sides of the window's border
             step = (output[:, 0] - before[without_gradient:]).to(tar_sum.dtype)
             tar_sum = tar_sum + (step.square() * (first < start).unsqueeze(1)).sum()
         return ar_sum, tar_sum
 
-    def _read_window(self, tokens: Tensor, state: State, masks: DropoutMasks | None, index: Tensor,
-                     window: int, without_gradient: int) -> tuple[Tensor, State]:
+    def _read_window(
+        self,
+        tokens: Tensor,
+        state: State,
+        masks: DropoutMasks | None,
+        index: Tensor,
+        window: int,
+        without_gradient: int,
+    ) -> tuple[Tensor, State]:
         """One window of the live rows, the first `without_gradient` of them (the longest) without gradient.
 
         They are read apart, so that the graph of a window holds just the rows that will use it: the memory
         of a step is bounded by max_len tokens a document however the lengths are mixed.
         """
+
         def read(rows: slice) -> tuple[Tensor, State]:
             some = None if masks is None else _RowsOf(masks, index[rows])
             return self.encoder(tokens[rows], [(h[rows], c[rows]) for h, c in state], some, window)
@@ -261,6 +289,8 @@ class ClassifierNet(nn.Module):
         if without_gradient == len(index):
             return early, early_state
         late, late_state = read(slice(without_gradient, None))
-        joined = [(torch.cat([h1, h2]), torch.cat([c1, c2]))
-                  for (h1, c1), (h2, c2) in zip(early_state, late_state, strict=True)]
+        joined = [
+            (torch.cat([h1, h2]), torch.cat([c1, c2]))
+            for (h1, c1), (h2, c2) in zip(early_state, late_state, strict=True)
+        ]
         return torch.cat([early, late]), joined

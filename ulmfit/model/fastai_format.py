@@ -47,8 +47,10 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
     vocab = read_vocabulary(vocabulary)
     embedding = state["encoder.embedding.weight"]
     if len(vocab) != len(embedding):
-        raise UserError(f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}: give the "
-                        "vocabulary that was saved with these weights.")
+        raise UserError(
+            f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}: give the "
+            "vocabulary that was saved with these weights."
+        )
     num_layers = sum(name.endswith("weight_hh") for name in state)
     hidden = state["encoder.layers.0.weight_hh"].shape[1] if num_layers > 1 else embedding.shape[1]
     config = AWDLSTMConfig(len(vocab), embedding.shape[1], hidden, num_layers)
@@ -76,8 +78,7 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if not layers or layers != set(range(len(layers))):
         raise UserError("the file has no rnns.0: it is not an AWD-LSTM saved by fastai.")
     for i in range(len(layers)):
-        result |= {f"encoder.layers.{i}.{name}": tensor
-                   for name, tensor in _layer(state, f"{prefix}rnns.{i}.").items()}
+        result |= {f"encoder.layers.{i}.{name}": tensor for name, tensor in _layer(state, f"{prefix}rnns.{i}.").items()}
     if prefix == "0.module.":
         result |= _head(state)
     elif "1.decoder.weight" in state or "1.decoder.bias" in state:
@@ -93,11 +94,15 @@ def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """One LSTM layer. The raw recurrent weight counts: a copy without `_raw` has dropped entries."""
     if any(name.startswith(prefix) and name.endswith("_reverse") for name in state):
         raise UserError("the file holds a bidirectional LSTM: only AWD-LSTMs of one direction are read.")
-    places = {"weight_ih": ["module.weight_ih_l0"], "bias_ih": ["module.bias_ih_l0"],
-              "bias_hh": ["module.bias_hh_l0"],
-              "weight_hh": ["weight_hh_l0_raw", "module.weight_hh_l0_raw", "module.weight_hh_l0"]}
-    found = {ours: next((prefix + name for name in names if prefix + name in state), None)
-             for ours, names in places.items()}
+    places = {
+        "weight_ih": ["module.weight_ih_l0"],
+        "bias_ih": ["module.bias_ih_l0"],
+        "bias_hh": ["module.bias_hh_l0"],
+        "weight_hh": ["weight_hh_l0_raw", "module.weight_hh_l0_raw", "module.weight_hh_l0"],
+    }
+    found = {
+        ours: next((prefix + name for name in names if prefix + name in state), None) for ours, names in places.items()
+    }
     for ours, name in found.items():
         if name is None:
             raise UserError(f"the file lacks {prefix}{places[ours][0]}: another model than AWD-LSTM.")
@@ -137,8 +142,10 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is not a file of plain weights ({reason}): save it in fastai with "
-                        "learn.save(name, with_opt=False) or learn.save_encoder.") from error
+        raise UserError(
+            f"{path} is not a file of plain weights ({reason}): save it in fastai with "
+            "learn.save(name, with_opt=False) or learn.save_encoder."
+        ) from error
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -33,11 +33,14 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
     """
     weight = net.encoder.embedding.weight
     if weight.device.type != "cpu":
-        raise UserError(f"int8 runs on the CPU and this model is on {weight.device.type}: leave out int8, or hide the "
-                        "GPU by CUDA_VISIBLE_DEVICES=")
+        raise UserError(
+            f"int8 runs on the CPU and this model is on {weight.device.type}: leave out int8, or hide the "
+            "GPU by CUDA_VISIBLE_DEVICES="
+        )
     if weight.dtype != torch.float32:
-        raise UserError(f"int8 is for models in fp32 and this one is in {str(weight.dtype).removeprefix('torch.')}: "
-                        "leave out int8")
+        raise UserError(
+            f"int8 is for models in fp32 and this one is in {str(weight.dtype).removeprefix('torch.')}: leave out int8"
+        )
     if not torch.backends.mkldnn.is_available():
         raise UserError("int8 needs oneDNN, which this build of torch lacks: leave out int8, or install another build")
     net.requires_grad_(False)
@@ -45,8 +48,10 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
         encoder = Int8AWDLSTM(net.encoder)
         encoder(torch.zeros(1, 1, dtype=torch.long), encoder.init_state(1))
     except (RuntimeError, AttributeError) as error:
-        raise UserError(f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}): "
-                        "leave out int8") from error
+        raise UserError(
+            f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}): "
+            "leave out int8"
+        ) from error
     net.encoder = encoder
     return net
 
@@ -59,13 +64,16 @@ class Int8AWDLSTM(nn.Module):
     def __init__(self, encoder: AWDLSTM) -> None:
         super().__init__()
         self.config, self.embedding = encoder.config, encoder.embedding
-        self._layers = [_Layer(layer, first=i == 0, last=i + 1 == len(encoder.layers))
-                        for i, layer in enumerate(encoder.layers)]
+        self._layers = [
+            _Layer(layer, first=i == 0, last=i + 1 == len(encoder.layers)) for i, layer in enumerate(encoder.layers)
+        ]
 
     def init_state(self, batch_size: int) -> State:
         """For every layer the output, bytes (0 to 127) [batch_size, H], and the doubled cell, float32 of that shape."""
-        return [(torch.full((batch_size, layer.size), ZERO, dtype=torch.uint8), torch.zeros(batch_size, layer.size))
-                for layer in self._layers]
+        return [
+            (torch.full((batch_size, layer.size), ZERO, dtype=torch.uint8), torch.zeros(batch_size, layer.size))
+            for layer in self._layers
+        ]
 
     def forward(self, tokens: Tensor, state: State, masks: None = None, window: int = 0) -> tuple[Tensor, State]:
         """Read tokens [B, T] (int64) on from `state`: the last layer's output, float32 [B, T, E], and the new state."""
@@ -83,8 +91,10 @@ class _Layer:
     """One LSTM layer. The first one's inputs are places among word vectors, the others' are bytes."""
 
     def __init__(self, layer: WeightDropLSTM, *, first: bool, last: bool) -> None:
-        weight_ih, weight_hh, bias = (_double_cell(weight.detach()) for weight in (
-            layer.weight_ih, layer.weight_hh, layer.bias_ih + layer.bias_hh))
+        weight_ih, weight_hh, bias = (
+            _double_cell(weight.detach())
+            for weight in (layer.weight_ih, layer.weight_hh, layer.bias_ih + layer.bias_hh)
+        )
         self.size = layer.weight_hh.shape[1]
         self._first, self._last, self._bias = first, last, bias
         # oneDNN's product: a row of it does not depend on the number of rows, as those of torch's default do.
@@ -92,8 +102,9 @@ class _Layer:
         # Later layers read [input, output before] in one product.
         self._product = Int8Product(weight_hh if first else torch.cat([weight_ih, weight_hh], 1))
 
-    def read(self, inputs: Tensor, vectors: Tensor, h: Tensor,
-             c: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def read(
+        self, inputs: Tensor, vectors: Tensor, h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """A window, time first: inputs int64 [T, B] or bytes [T, B, I] -> outputs [T, B, H] as bytes (not of the last
         layer) and as float32, halved (of the last layer alone), and the new state."""
         steps, (rows, size) = len(inputs), c.shape
@@ -139,8 +150,26 @@ class Int8Product:
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """total [n, M] (float32) += x W^T, where bytes x [n, K] stand for (x - ZERO) / LEVELS."""
-        torch.ops.onednn.qlinear_pointwise.binary(x, 1 / LEVELS, ZERO, self._weight, self._scale, self._zero, total,
-                                                  None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
+        torch.ops.onednn.qlinear_pointwise.binary(
+            x,
+            1 / LEVELS,
+            ZERO,
+            self._weight,
+            self._scale,
+            self._zero,
+            total,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            1.0,
+            0,
+            "sum",
+            1.0,
+            "none",
+            [],
+            "",
+        )
 
 
 def _double_cell(weight: Tensor) -> Tensor:

@@ -43,8 +43,14 @@ class LanguageModelNet(nn.Module):
         """The state before the first token: zeros."""
         return self.encoder.init_state(batch_size)
 
-    def forward(self, tokens: Tensor, targets: Tensor, state: State,
-                masks: DropoutMasks | None = None, candidates: Candidates | None = None) -> LMOutput:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State,
+        masks: DropoutMasks | None = None,
+        candidates: Candidates | None = None,
+    ) -> LMOutput:
         """Loss sums of predicting targets [B, T] from tokens [B, T] (int64; target -100 does not count), by the full
         softmax or, in training only, the one sampled over `candidates`."""
         raw, state = self.encoder(tokens, state, masks)
@@ -62,8 +68,10 @@ class LanguageModelNet(nn.Module):
 
     def layer_groups(self) -> list[list[str]]:
         """Parameter names by group, as fastai splits them: each LSTM layer, then embedding and decoder."""
-        layers = [[f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
-                  for i, layer in enumerate(self.encoder.layers)]
+        layers = [
+            [f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
+            for i, layer in enumerate(self.encoder.layers)
+        ]
         return [*layers, ["encoder.embedding.weight", "decoder_bias"]]
 
     def next_logits(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -77,9 +85,17 @@ class LanguageModelNet(nn.Module):
             return F.linear(output.to(weight.dtype), weight, self.decoder_bias)
 
     @torch.inference_mode()
-    def generate_ids(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
-                     temperature: float = 0.75, top_k: int | None = None, min_p: float | None = None,
-                     banned: Collection[int] = (), generator: torch.Generator | None = None) -> list[list[int]]:
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.75,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        banned: Collection[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
         """Continue each prompt; the work is linear in the length, for the state is carried.
 
         Args:
@@ -134,13 +150,18 @@ class LanguageModelNet(nn.Module):
         back = torch.tensor(order, device=device).argsort()
         last = torch.cat([output for output, _ in finished])[back]
         layers = zip(*(state for _, state in finished), strict=True)
-        state = [(torch.cat([h for h, _ in parts])[back], torch.cat([c for _, c in parts])[back])
-                 for parts in layers]
+        state = [(torch.cat([h for h, _ in parts])[back], torch.cat([c for _, c in parts])[back]) for parts in layers]
         return self._logits(last), state
 
 
-def _sample(logits: Tensor, temperature: float, top_k: int | None, min_p: float | None, forbidden: Tensor,
-            generator: torch.Generator | None) -> Tensor:
+def _sample(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    min_p: float | None,
+    forbidden: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
     """One token [B] from logits [B, V]."""
     logits = logits.index_fill(1, forbidden, -math.inf)
     if temperature == 0:
@@ -155,8 +176,14 @@ def _sample(logits: Tensor, temperature: float, top_k: int | None, min_p: float 
     return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
 
-def _check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, min_p: float | None,
-                    banned: Collection[int], vocab_size: int) -> None:
+def _check_sampling(
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    min_p: float | None,
+    banned: Collection[int],
+    vocab_size: int,
+) -> None:
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens is {max_new_tokens}: give 0 or more.")
     if not (temperature >= 0 and math.isfinite(temperature)):

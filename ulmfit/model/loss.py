@@ -20,7 +20,7 @@ CHUNK_CPU, CHUNK_CUDA = 512, 2048
 
 #: Half-precision gradients are multiplied by this power of two before the matrix products and divided after:
 #: probabilities of rare words would vanish in float16, whose least number is 2^-24.
-HALF_SCALE = 2.0 ** 15
+HALF_SCALE = 2.0**15
 
 
 class _Result(NamedTuple):
@@ -31,9 +31,15 @@ class _Result(NamedTuple):
     grad_bias: Tensor | None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *,
-                         chunk_size: int | None = None,
-                         compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    chunk_size: int | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropy of softmax(hidden @ weight.T + bias) over the rows that count.
 
     Args:
@@ -59,8 +65,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     return result.loss, result.num_correct
 
 
-def chunks_and_dtype(weight: Tensor, chunk_size: int | None, compute_dtype: torch.dtype | None
-                     ) -> tuple[int, torch.dtype]:
+def chunks_and_dtype(
+    weight: Tensor, chunk_size: int | None, compute_dtype: torch.dtype | None
+) -> tuple[int, torch.dtype]:
     """The defaults of `linear_cross_entropy` where None is given."""
     if compute_dtype is None:
         autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
@@ -88,8 +95,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _compute(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_size: int,
-             compute_dtype: torch.dtype, needs: tuple[bool, bool, bool]) -> _Result:
+def _compute(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    chunk_size: int,
+    compute_dtype: torch.dtype,
+    needs: tuple[bool, bool, bool],
+) -> _Result:
     """Loss and gradients; runs without autograd and outside autocast, all dtypes are chosen here."""
     num_rows, kept = hidden.shape[0], None
     if not targets.is_cuda:
@@ -108,8 +122,15 @@ def _compute(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     return result
 
 
-def _compute_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_size: int,
-                    compute_dtype: torch.dtype, needs: tuple[bool, bool, bool]) -> _Result:
+def _compute_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    chunk_size: int,
+    compute_dtype: torch.dtype,
+    needs: tuple[bool, bool, bool],
+) -> _Result:
     num_rows, vocab_size = len(targets), weight.shape[0]
     full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
     half = compute_dtype.itemsize < 4
@@ -128,7 +149,7 @@ def _compute_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
     for start in range(0, num_rows, max(size, 1)):
         rows = slice(start, min(start + size, num_rows))
         h, target = hidden[rows], targets[rows]
-        logits, at = buffer[:len(target)], index[:len(target)]
+        logits, at = buffer[: len(target)], index[: len(target)]
         counted = target != IGNORE
         target = target.clamp(min=0)
         logits_into(logits, h, operand, bias_full)

@@ -38,8 +38,14 @@ ENCODERS = Path(__file__).parent.parent / "encoders"
 _CURE = "give the output directory of a finished train_lm.py or train_clf.py run, or train again"
 
 
-def save_model(folder: str | os.PathLike, net: LanguageModelNet | ClassifierNet, tokenizer: Tokenizer,
-               config: dict[str, Any] | None = None, *, bits: Literal[8, 32] = 32) -> None:
+def save_model(
+    folder: str | os.PathLike,
+    net: LanguageModelNet | ClassifierNet,
+    tokenizer: Tokenizer,
+    config: dict[str, Any] | None = None,
+    *,
+    bits: Literal[8, 32] = 32,
+) -> None:
     """Write config.json, model.safetensors and tokenizer.json into `folder`, each aside and then renamed.
 
     `config` holds what the net does not know: `label_names` (needed for a classifier), `backwards`, and any
@@ -48,13 +54,23 @@ def save_model(folder: str | os.PathLike, net: LanguageModelNet | ClassifierNet,
     """
     folder = Path(folder)
     assert len(tokenizer) == net.config.vocab_size, "the tokenizer is not this model's"
-    content = {"backwards": False, **(config or {}), "format_version": 1 if bits == 32 else 2,
-               "architecture": asdict(net.config), "vocabulary": _vocabulary_fingerprint(tokenizer)}
+    content = {
+        "backwards": False,
+        **(config or {}),
+        "format_version": 1 if bits == 32 else 2,
+        "architecture": asdict(net.config),
+        "vocabulary": _vocabulary_fingerprint(tokenizer),
+    }
     if isinstance(net, ClassifierNet):
         assert len(content["label_names"]) == net.num_classes
-        content |= {"task": "classifier", "bptt": net.bptt, "max_len": net.max_len,
-                    "gradient_window": net.gradient_window, "head_hidden": net.head_hidden,
-                    "head_p": net.head_p}
+        content |= {
+            "task": "classifier",
+            "bptt": net.bptt,
+            "max_len": net.max_len,
+            "gradient_window": net.gradient_window,
+            "head_hidden": net.head_hidden,
+            "head_p": net.head_p,
+        }
     else:
         content["task"] = "language_model"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -79,8 +95,9 @@ def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(aside, path)
 
 
-def load_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
-               ) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
+def load_model(
+    path: str | os.PathLike, *, device: torch.device | str = "cpu"
+) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
     """The net (on `device`, in evaluation as long as no masks are given), its tokenizer and its config.json.
 
     `path` is a run directory or its model/. Raises UserError for anything missing, damaged or not fitting
@@ -91,11 +108,15 @@ def load_model(path: str | os.PathLike, *, device: torch.device | str = "cpu",
     tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     vocab_size = config["architecture"]["vocab_size"]
     if len(tokenizer) != vocab_size:
-        raise UserError(f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}: put "
-                        "the tokenizer.json back that was saved with the model.")
+        raise UserError(
+            f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}: put "
+            "the tokenizer.json back that was saved with the model."
+        )
     if config.get("vocabulary", _vocabulary_fingerprint(tokenizer)) != _vocabulary_fingerprint(tokenizer):
-        raise UserError(f"{folder / TOKENIZER} has other words than the model was trained with: put the "
-                        "tokenizer.json back that was saved with the model.")
+        raise UserError(
+            f"{folder / TOKENIZER} has other words than the model was trained with: put the "
+            "tokenizer.json back that was saved with the model."
+        )
     tensors = read_weights(folder)
     with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
         net = _build(config)
@@ -131,8 +152,10 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object: {_CURE}.")
     if _field(config, "format_version", int, path) > FORMAT_VERSION:
-        raise UserError(f"{path} has format version {config['format_version']} and this ulmfit reads up to "
-                        f"{FORMAT_VERSION}: update ulmfit.")
+        raise UserError(
+            f"{path} has format version {config['format_version']} and this ulmfit reads up to "
+            f"{FORMAT_VERSION}: update ulmfit."
+        )
     task = _field(config, "task", str, path)
     if task not in ("language_model", "classifier"):
         raise UserError(f"{path} has task {task!r}, which is neither language_model nor classifier: {_CURE}.")
@@ -161,17 +184,24 @@ def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
 def _architecture(config: dict[str, Any], path: Path) -> AWDLSTMConfig:
     architecture = _field(config, "architecture", dict, path)
     kinds = {"int": int, "float": float}
-    return AWDLSTMConfig(**{field.name: _field(architecture, field.name, kinds[field.type], path)
-                            for field in fields(AWDLSTMConfig)})
+    return AWDLSTMConfig(
+        **{field.name: _field(architecture, field.name, kinds[field.type], path) for field in fields(AWDLSTMConfig)}
+    )
 
 
 def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet:
     architecture = _architecture(config, Path(CONFIG))
     if config["task"] == "language_model":
         return LanguageModelNet(architecture)
-    return ClassifierNet(architecture, len(config["label_names"]), bptt=config["bptt"],
-                         max_len=config["max_len"], head_hidden=config["head_hidden"],
-                         head_p=config["head_p"], gradient_window=config.get("gradient_window"))
+    return ClassifierNet(
+        architecture,
+        len(config["label_names"]),
+        bptt=config["bptt"],
+        max_len=config["max_len"],
+        head_hidden=config["head_hidden"],
+        head_p=config["head_p"],
+        gradient_window=config.get("gradient_window"),
+    )
 
 
 def to_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -192,8 +222,11 @@ def to_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _from_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The matrices that `to_8_bits` stored, in float32; other tensors as they are."""
-    return {name: tensor.float() * tensors[name + SCALES][:, None] if name + SCALES in tensors else tensor
-            for name, tensor in tensors.items() if not name.endswith(SCALES)}
+    return {
+        name: tensor.float() * tensors[name + SCALES][:, None] if name + SCALES in tensors else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(SCALES)
+    }
 
 
 def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
@@ -205,23 +238,31 @@ def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read ({error}): {_CURE}.") from error
     half = (torch.float16, torch.bfloat16)
     # safetensors maps the file into memory: a copy, lest the model change with a file that is overwritten.
-    return _from_8_bits({name: tensor.to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True)
-                         for name, tensor in tensors.items()})
+    return _from_8_bits(
+        {
+            name: tensor.to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True)
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: Path) -> None:
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
             what = "lacks" if name not in found else "has an unknown tensor"
-            raise UserError(f"{folder / WEIGHTS} {what} {name}, so it is not the model that {CONFIG} tells "
-                            f"of: {_CURE}.")
+            raise UserError(
+                f"{folder / WEIGHTS} {what} {name}, so it is not the model that {CONFIG} tells of: {_CURE}."
+            )
         if found[name].shape != wanted[name].shape:
-            raise UserError(f"{name} in {folder / WEIGHTS} has shape {list(found[name].shape)} where "
-                            f"{CONFIG} tells of {list(wanted[name].shape)}: {_CURE}.")
+            raise UserError(
+                f"{name} in {folder / WEIGHTS} has shape {list(found[name].shape)} where "
+                f"{CONFIG} tells of {list(wanted[name].shape)}: {_CURE}."
+            )
 
 
-def transfer_vocabulary(old_weight: Tensor, old_bias: Tensor | None, old_vocab: Sequence[str],
-                        new_vocab: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+def transfer_vocabulary(
+    old_weight: Tensor, old_bias: Tensor | None, old_vocab: Sequence[str], new_vocab: Sequence[str]
+) -> tuple[Tensor, Tensor | None]:
     """Embedding [V', E] and decoder bias [V'] for a new vocabulary.
 
     Rows of known words are copied, new words get the mean of all old rows (and the mean bias), as fastai's
@@ -243,18 +284,22 @@ def transfer_vocabulary(old_weight: Tensor, old_bias: Tensor | None, old_vocab: 
         return transfer(old_weight), None if old_bias is None else transfer(old_bias)
 
 
-def init_language_model(net: LanguageModelNet, old: dict[str, Tensor], old_vocab: Sequence[str],
-                        new_vocab: Sequence[str]) -> None:
+def init_language_model(
+    net: LanguageModelNet, old: dict[str, Tensor], old_vocab: Sequence[str], new_vocab: Sequence[str]
+) -> None:
     """Start `net`, whose vocabulary is `new_vocab`, from another model's state dict (our names).
 
     Raises UserError if the sizes of the layers differ.
     """
     state = dict(old)
     state["encoder.embedding.weight"], state["decoder_bias"] = transfer_vocabulary(
-        old["encoder.embedding.weight"], old["decoder_bias"], old_vocab, new_vocab)
+        old["encoder.embedding.weight"], old["decoder_bias"], old_vocab, new_vocab
+    )
     for name, tensor in net.state_dict().items():
         if name not in state or state[name].shape != tensor.shape:
             shape = list(state[name].shape) if name in state else "missing"
-            raise UserError(f"the weights to start from do not fit: {name} is {shape} there and "
-                            f"{list(tensor.shape)} here, so choose the preset that they were trained with.")
+            raise UserError(
+                f"the weights to start from do not fit: {name} is {shape} there and "
+                f"{list(tensor.shape)} here, so choose the preset that they were trained with."
+            )
     net.load_state_dict({name: state[name] for name in net.state_dict()})

@@ -51,9 +51,16 @@ def inclusion_probabilities(vocab_size: int, number: int) -> Tensor:
     return probabilities
 
 
-def sampled_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, candidates: Candidates, *,
-                          chunk_size: int | None = None,
-                          compute_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def sampled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    candidates: Candidates,
+    *,
+    chunk_size: int | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sum of the sampled cross-entropy over the rows that count, for training: all gradients are computed.
 
     Args:
@@ -104,8 +111,16 @@ class _Result(NamedTuple):
     else zero; of the biases likewise."""
 
 
-def _compute(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, words: Tensor, log_probability: Tensor,
-             chunk_size: int, compute_dtype: torch.dtype) -> _Result:
+def _compute(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    words: Tensor,
+    log_probability: Tensor,
+    chunk_size: int,
+    compute_dtype: torch.dtype,
+) -> _Result:
     """Loss and gradients; runs without autograd and outside autocast, all dtypes are chosen here."""
     num_rows, size = len(targets), max(1, min(chunk_size, len(targets)))
     full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
@@ -126,7 +141,7 @@ def _compute(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, word
         h, target = hidden[rows].to(compute_dtype), targets[rows]
         counted, target = target != IGNORE, target.clamp(min=0)
         at = torch.arange(len(target), device=target.device)
-        logits = buffer[:len(target)]
+        logits = buffer[: len(target)]
         logits_into(logits, h, operand, offset_of_words)
         # The target's own logit: a column of the candidates, or one more column that only this row has.
         column, own_weight = column_of[target], weight[target].to(full)

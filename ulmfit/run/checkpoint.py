@@ -69,8 +69,9 @@ def snapshot(state: dict[str, Any]) -> Snapshot:
     return _flatten(state)
 
 
-def write(directory: Path, step: int, snapshot: Snapshot, *, keep: int,
-          warn: Callable[[str], None] = _to_stderr) -> Path:
+def write(
+    directory: Path, step: int, snapshot: Snapshot, *, keep: int, warn: Callable[[str], None] = _to_stderr
+) -> Path:
     """Write the checkpoint of `step` and keep the newest `keep`. Returns its path.
 
     Args:
@@ -96,8 +97,11 @@ def write(directory: Path, step: int, snapshot: Snapshot, *, keep: int,
         _publish(aside, path)
     except (OSError, safetensors.SafetensorError) as error:
         code = _error_number(error)
-        raise OSError(code, f"the checkpoint of step {step} could not be written ({os.strerror(code)}); "
-                            "earlier ones are untouched", str(directory)) from error
+        raise OSError(
+            code,
+            f"the checkpoint of step {step} could not be written ({os.strerror(code)}); earlier ones are untouched",
+            str(directory),
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _tidy(directory, step, keep, warn)
@@ -116,8 +120,10 @@ def load(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         return _unpack(json.loads((path / STATE).read_text()), tensors)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint ({error}); delete it to go on from an "
-                        "earlier one, or start afresh with --resume never") from error
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({error}); delete it to go on from an "
+            "earlier one, or start afresh with --resume never"
+        ) from error
 
 
 def validate(path: Path, *, checksums: bool = True) -> list[str]:
@@ -187,7 +193,8 @@ def _flatten(state: dict[str, Any]) -> Snapshot:
 
     def pack_tensor(value: Tensor, name: str) -> dict[str, str]:
         assert value.layout == torch.strided and not value.is_quantized and value.device.type != "meta", (
-            f"{name}: only dense tensors that hold data can be saved")
+            f"{name}: only dense tensors that hold data can be saved"
+        )
         value = value.detach().resolve_neg().resolve_conj()
         view = (value.device, value.dtype, value.data_ptr(), value.shape, value.stride())
         if value.numel() and view in names:
@@ -269,8 +276,7 @@ def _tidy(directory: Path, step: int, keep: int, warn: Callable[[str], None]) ->
     checkpoint at each save would cost more than the save.
     """
     doomed, complete = [], 1
-    older = [(int(m[1]), e) for e in _entries(directory)
-             if (m := _COMPLETE.fullmatch(e.name)) and int(m[1]) < step]
+    older = [(int(m[1]), e) for e in _entries(directory) if (m := _COMPLETE.fullmatch(e.name)) and int(m[1]) < step]
     for _, path in sorted(older, reverse=True):
         if complete >= keep:
             doomed.append(path)

@@ -28,8 +28,12 @@ def check_output(path: str | Path, *, resume: str) -> None:
         raise UserError(f"--output-dir {path} is a file; name a directory")
     # A start that was killed before config.json was there leaves the lock and perhaps a part of the file.
     left = {lock.LOCK_FILE, "config.json.tmp"}
-    if (resume == "auto" and path.is_dir() and not (path / "config.json").exists()
-            and any(entry.name not in left for entry in path.iterdir())):
+    if (
+        resume == "auto"
+        and path.is_dir()
+        and not (path / "config.json").exists()
+        and any(entry.name not in left for entry in path.iterdir())
+    ):
         raise UserError(f"--output-dir {path} holds files that are not a run's; name an empty or a new directory")
     parent = path
     while not parent.exists():
@@ -50,8 +54,9 @@ class RunDirectory:
         stored: the earlier start's config.json, empty for a fresh start.
     """
 
-    def __init__(self, config: TrainConfig, identity: dict[str, Any], runtime: Runtime, *,
-                 notice: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: TrainConfig, identity: dict[str, Any], runtime: Runtime, *, notice: Callable[[str], None]
+    ) -> None:
         self.path = Path(config.output_dir)
         self._runtime = runtime
         self._lock: lock.DirectoryLock | None = None
@@ -68,16 +73,16 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock.DirectoryLock(self.path)
         except OSError as error:
-            raise UserError(f"--output-dir {self.path} cannot be written ({error.strerror}); "
-                            "name a directory you may write to") from None
+            raise UserError(
+                f"--output-dir {self.path} cannot be written ({error.strerror}); name a directory you may write to"
+            ) from None
         try:
             return self._decide(identity, type(config), notice)
         except BaseException:
             self._lock.close()
             raise
 
-    def _decide(self, identity: dict[str, Any], kind: type[TrainConfig],
-                notice: Callable[[str], None]) -> tuple:
+    def _decide(self, identity: dict[str, Any], kind: type[TrainConfig], notice: Callable[[str], None]) -> tuple:
         (self.path / STOP_FILE).unlink(missing_ok=True)
         for torn in self.path.glob(".*.tmp-*"):  # of a writer that was killed; it held the lock that is now ours
             torn.unlink(missing_ok=True)
@@ -90,8 +95,10 @@ class RunDirectory:
             raise UserError(f"{file} is damaged; start afresh with --resume never") from None
         changed = options.differences(stored.get("identity", {}), json.loads(json.dumps(identity)), kind)
         if changed:
-            raise UserError(f"--output-dir {self.path} holds another run ({'; '.join(changed)}); "
-                            "name another directory, or start afresh with --resume never")
+            raise UserError(
+                f"--output-dir {self.path} holds another run ({'; '.join(changed)}); "
+                "name another directory, or start afresh with --resume never"
+            )
         status = read_status(self.path)
         if status and status.get("state") == "done":
             return True, None, stored
@@ -104,9 +111,15 @@ class RunDirectory:
         """config.json: options as given, what they became, versions, world size and commit."""
         if not self._runtime.is_main:
             return
-        content = {"task": config.task, "options": options.options(config), "resolved": resolved,
-                   "identity": identity, "threads": self._runtime.threads,
-                   "world_size": self._runtime.world_size, "engine": self._runtime.engine} | environment()
+        content = {
+            "task": config.task,
+            "options": options.options(config),
+            "resolved": resolved,
+            "identity": identity,
+            "threads": self._runtime.threads,
+            "world_size": self._runtime.world_size,
+            "engine": self._runtime.engine,
+        } | environment()
         file = self.path / "config.json"
         aside = file.with_suffix(".json.tmp")
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -89,20 +89,26 @@ class DirectoryLock:
             job, restart = owner.get("job"), int(owner.get("restart", 0))
         except (ValueError, KeyError, TypeError):
             if age < SILENCE:  # perhaps created a moment ago and not filled in yet
-                raise UserError(f"{self.path} was just written by another run that is starting; wait for it, "
-                                "or delete the file if there is none") from None
+                raise UserError(
+                    f"{self.path} was just written by another run that is starting; wait for it, "
+                    "or delete the file if there is none"
+                ) from None
             return
         mine = _job()
         if job is not None and job == mine.get("job") and restart < mine["restart"]:
             return
         if host == socket.gethostname():
             if process_alive(pid, owner.get("start")):
-                raise UserError(f"{self.path.parent} is being written by process {pid} on {host}; stop that "
-                                "process, or name another --output-dir")
+                raise UserError(
+                    f"{self.path.parent} is being written by process {pid} on {host}; stop that "
+                    "process, or name another --output-dir"
+                )
         elif age < SILENCE:
-            raise UserError(f"{self.path.parent} is being written by process {pid} on {host}, which gave a "
-                            f"sign of life {max(0, age):.0f} s ago; stop that run or name another "
-                            f"--output-dir (if it is dead, delete {self.path} or wait five minutes)")
+            raise UserError(
+                f"{self.path.parent} is being written by process {pid} on {host}, which gave a "
+                f"sign of life {max(0, age):.0f} s ago; stop that run or name another "
+                f"--output-dir (if it is dead, delete {self.path} or wait five minutes)"
+            )
 
     def _owned(self) -> bool:
         try:

@@ -43,9 +43,18 @@ class Tracker:
         console: where lines go, standard output by default; a terminal also gets a progress bar.
     """
 
-    def __init__(self, output_dir: Path, *, is_main: bool, total_steps: int, start_step: int = 0,
-                 log_every: int, task: Literal["lm", "clf"] = "lm", sampled: bool = False,
-                 console: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        is_main: bool,
+        total_steps: int,
+        start_step: int = 0,
+        log_every: int,
+        task: Literal["lm", "clf"] = "lm",
+        sampled: bool = False,
+        console: TextIO | None = None,
+    ) -> None:
         self.is_main, self.task, self.sampled = is_main, task, sampled
         self.total_steps, self.start_step, self.log_every = total_steps, start_step, log_every
         self._began = time.monotonic()
@@ -60,8 +69,16 @@ class Tracker:
         purge = start_step + 1 if start_step else 0
         self._board = SummaryWriter(str(output_dir / TENSORBOARD), purge_step=purge)
         self._console: TextIO | None = sys.stdout if console is None else console
-        self._bar = tqdm(total=total_steps, initial=start_step, file=self._console, unit="step",
-                         smoothing=0.05, dynamic_ncols=True, leave=False, disable=not self._console.isatty())
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            file=self._console,
+            unit="step",
+            smoothing=0.05,
+            dynamic_ncols=True,
+            leave=False,
+            disable=not self._console.isatty(),
+        )
 
     def due(self, step: int) -> bool:
         """Whether `step` (1-based) is logged: every `log_every` steps, and the last. Equal on all ranks."""
@@ -72,10 +89,24 @@ class Tracker:
         if self.is_main:
             self._show(lambda: self._bar.update(step - self._bar.n))
 
-    def log_train(self, step: int, *, stage: int | str, epoch: float, tokens: int, loss: float, lr: float,
-                  grad_norm: float, tokens_per_second: float, data_wait: float, memory: float,
-                  timing: dict[str, float] | None = None, momentum: float | None = None,
-                  lrs: dict[str, float] | None = None, **extra: float) -> None:
+    def log_train(
+        self,
+        step: int,
+        *,
+        stage: int | str,
+        epoch: float,
+        tokens: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        tokens_per_second: float,
+        data_wait: float,
+        memory: float,
+        timing: dict[str, float] | None = None,
+        momentum: float | None = None,
+        lrs: dict[str, float] | None = None,
+        **extra: float,
+    ) -> None:
         """One logged training step.
 
         Args:
@@ -93,16 +124,27 @@ class Tracker:
         """
         if not self.is_main:
             return
-        line = {"event": "train", "step": step, "stage": stage, "epoch": epoch, "tokens": tokens,
-                "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": tokens_per_second,
-                "data_wait": data_wait, "memory": memory} | extra
+        line = {
+            "event": "train",
+            "step": step,
+            "stage": stage,
+            "epoch": epoch,
+            "tokens": tokens,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_per_second": tokens_per_second,
+            "data_wait": data_wait,
+            "memory": memory,
+        } | extra
         scalars = {name: value for name, value in line.items() if name not in ("event", "step", "stage")}
         if timing:
             line["time"] = timing
         if self.sampled:
             line["sampled"] = True
-            scalars = {f"sampled_{name}" if name in ("loss", "accuracy") else name: value
-                       for name, value in scalars.items()}
+            scalars = {
+                f"sampled_{name}" if name in ("loss", "accuracy") else name: value for name, value in scalars.items()
+            }
         elif self.task == "lm":
             scalars["perplexity"] = _exp(loss)
         if momentum is not None:
@@ -118,9 +160,11 @@ class Tracker:
         left = (time.monotonic() - self._began) / passed * to_go if passed > 0 else math.nan
         perplexity = f"  perplexity {scalars['perplexity']:.1f}" if "perplexity" in scalars else ""
         width = len(str(self.total_steps))
-        self.print(f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage}  "
-                   f"{'sampled ' if self.sampled else ''}loss {loss:.4f}{perplexity}  lr {lr:.2e}  "
-                   f"{tokens_per_second:,.0f} tokens/s  left {_duration(left)}")
+        self.print(
+            f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage}  "
+            f"{'sampled ' if self.sampled else ''}loss {loss:.4f}{perplexity}  lr {lr:.2e}  "
+            f"{tokens_per_second:,.0f} tokens/s  left {_duration(left)}"
+        )
 
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
         """An evaluation after `step` steps. Numbers become curves; `confusion` (a list of rows: true class,
@@ -193,7 +237,7 @@ class Tracker:
             return False  # logged after the checkpoint at its own step, before the interruption
         text = (json.dumps(line, allow_nan=False) + "\n").encode()
         while text:  # a disk about to be full takes a part, and raises at the next one
-            text = text[self._metrics.write(text):]
+            text = text[self._metrics.write(text) :]
         return True
 
     def _log_confusion(self, step: int, split: str, rows: list[list[int]], labels: list[str] | None) -> None:

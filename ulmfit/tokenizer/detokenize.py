@@ -14,9 +14,7 @@ _DROPPED = frozenset({"xxpad", "xxeos"})
 _CLOSING = frozenset(".,!?;:)]}%\u2026\u201d\u2019\u3002\uff0c\uff01\uff1f\u3001")
 _OPENING = frozenset("([{$#\u00a3\u20ac\u201c\u2018\u00bf\u00a1")
 _TAIL = re.compile(r"n['\u2019]t|['\u2019](?:s|ll|re|ve|m|d|y|em)|nt|\.\.+", re.IGNORECASE)
-_COMPOUNDS = frozenset(
-    {("can", "not"), ("gon", "na"), ("got", "ta"), ("c'm", "on"), ("y'", "all"), ("i", "m")}
-)
+_COMPOUNDS = frozenset({("can", "not"), ("gon", "na"), ("got", "ta"), ("c'm", "on"), ("y'", "all"), ("i", "m")})
 _LONGEST = 10_000  # characters or words that one repeat mark may restore
 
 
@@ -112,9 +110,7 @@ def _join(words: list[str], *, spaced: bool) -> str:
             else:
                 after, quotes[word] = True, True
         elif word in ("-", "/"):
-            glued_on = after = (
-                bool(previous) and previous[-1:].isalnum() and following.lstrip("\0")[:1].isalnum()
-            )
+            glued_on = after = bool(previous) and previous[-1:].isalnum() and following.lstrip("\0")[:1].isalnum()
         elif word[0] in _OPENING and len(set(word)) == 1:
             after = True
         elif (word[0] in _CLOSING and len(set(word)) == 1) or _TAIL.fullmatch(word):

@@ -82,11 +82,13 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
     if rules == "fastai1":  # four or more
         chars = [(r"(\S)(?=\1\1\1)", ONE), (rf"{ONE}\K(\S)\1(?=\1)", ONE + ONE)]
         # A unit is a word and what follows it; fastai counts the white space, so `ha-ha-ha-ha-` counts 2.
-        words = [(
-            r"""[ \n"(\-]\K(\w++\W++)(?=\1{3})(?:(?<=\s)|\1{2,500}(?=\1))"""
-            r"|\G(?!\A)(\w++\W++)(?=\2)",
-            ONE,
-        )]
+        words = [
+            (
+                r"""[ \n"(\-]\K(\w++\W++)(?=\1{3})(?:(?<=\s)|\1{2,500}(?=\1))"""
+                r"|\G(?!\A)(\w++\W++)(?=\2)",
+                ONE,
+            )
+        ]
     else:  # three or more
         chars = [(r"(\S)(?=\1\1)", ONE), (rf"{ONE}\K(\S)(?=\1)", ONE)]
         words = [
@@ -120,7 +122,7 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
 
 def _strip() -> list[normalizers.Normalizer]:
     """White space at both ends goes, but for spaces, which are no tokens; the normalizer Strip costs 30 us a KB."""
-    others = [chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1b < code <= 0x20]
+    others = [chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1B < code <= 0x20]
     return [replace(r"\A \K\s++", ""), replace(rf"{either(others)}\s*+\z", "")]
 
 
@@ -185,9 +187,7 @@ def normalizer(rules: str) -> normalizers.Normalizer:
     words = [*contractions(), boundaries()]
     if rules == "fastai1":
         return normalizers.Sequence([*clean(rules), *_spaces(rules), *words, *case(rules)])
-    return normalizers.Sequence(
-        [*clean(rules), *_strip(), *_spaces(rules), *case(rules), *words]
-    )
+    return normalizers.Sequence([*clean(rules), *_strip(), *_spaces(rules), *case(rules), *words])
 
 
 def surface(token: str, rules: str) -> str:

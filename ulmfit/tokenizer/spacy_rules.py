@@ -62,9 +62,7 @@ def _titled(words: str) -> list[str]:
 
 _PRONOUN = "i you he she it we they"
 _WH = "who what when where why how there"
-_VERB = (
-    "ca could do does did had may might must need ought sha should wo would ai are is was were have has dare"
-)
+_VERB = "ca could do does did had may might must need ought sha should wo would ai are is was were have has dare"
 _MODAL = "could might must should would"
 _DROPPED_G = "doin goin nothin nuthin ol somethin lovin havin"
 
@@ -117,9 +115,7 @@ def contractions() -> list[normalizers.Normalizer]:
 def boundaries() -> normalizers.Normalizer:
     """Inserts a space between tokens that touch: around punctuation, and between a number and its unit."""
     before = rf"(?<!\w)(?<=\s|\s[{_PREFIX}.]|\s[{_PREFIX}.]{{2}}|\s[{_PREFIX}.]{{3}}|\s[{_PREFIX}.]{{4}})"
-    abbreviation = (
-        rf"(?<!(?<!\w)(?<!\w[^\w\s\-])(?<!\s-)(?:{either(_ABBREVIATIONS)}|[a-z\u00e4\u00f6\u00fc]))"
-    )
+    abbreviation = rf"(?<!(?<!\w)(?<!\w[^\w\s\-])(?<!\s-)(?:{either(_ABBREVIATIONS)}|[a-z\u00e4\u00f6\u00fc]))"
     host = rf"(?!-[\w-]{{1,60}}(?:\.[\w-]{{1,60}})?\.[a-z]{{2,63}}(?!\w){_REST})"
     link = rf"(?:{_HYPHEN}|[:<>=/])"
     smile = r"(?=[:;=<]\S|[(\[>\]][^\w\s]|\([8o]|\)[:\-]|''|\\\"|8-?\)|\._)"  # what an emoticon starts with
@@ -137,10 +133,7 @@ def boundaries() -> normalizers.Normalizer:
         rf"(?<=[{_ALPHA}])(?=,[{_ALPHA}])",
         rf"(?<=[{_LOWER}{_QUOTES}])(?=\.[{_UPPER}{_QUOTES}]){abbreviation}",
         rf"(?<=n't|'ll|'d)(?='ve{_REST})",
-        *(
-            rf"(?=['\u2019]{tail}{_REST})(?<={_START}{either(_titled(heads))})"
-            for tail, heads in _JOINED.items()
-        ),
+        *(rf"(?=['\u2019]{tail}{_REST})(?<={_START}{either(_titled(heads))})" for tail, heads in _JOINED.items()),
     ]
     # These consume a token; the boundary is behind it.
     behind = [

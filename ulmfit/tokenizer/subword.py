@@ -45,9 +45,7 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
 
 
-def train(
-    texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_freq: int
-) -> tokenizers.Tokenizer:
+def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_freq: int) -> tokenizers.Tokenizer:
     """A pipeline without post-processor: kind is "unigram" or "bpe".
 
     The trainer of `tokenizers` for unigram sums in the order of its threads, so that two runs may differ in
@@ -55,12 +53,7 @@ def train(
     """
     specials = text_rules.SPECIALS[rules]
     room = vocab_size - len(specials)
-    options = {
-        "vocab_size": room,
-        "special_tokens": [],
-        "show_progress": False,
-        "initial_alphabet": ["\n", _SPACE],
-    }
+    options = {"vocab_size": room, "special_tokens": [], "show_progress": False, "initial_alphabet": ["\n", _SPACE]}
     if kind == "unigram":
         backend = tokenizers.Tokenizer(models.Unigram())
         trainer = trainers.UnigramTrainer(**options | {"special_tokens": ["xxunk"], "unk_token": "xxunk"})
@@ -83,9 +76,7 @@ def train(
         learnt = sorted(model["vocab"], key=model["vocab"].__getitem__)
         names = specials + [piece for piece in learnt if piece not in specials]
         names += text_rules.padding(len(names), vocab_size)
-        merges = [
-            tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]
-        ]
+        merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
         backend.model = models.BPE(
             {name: i for i, name in enumerate(names)}, merges, unk_token="xxunk", ignore_merges=True
         )

@@ -34,9 +34,7 @@ class Tokenizer:
         ids = backend.get_vocab(with_added_tokens=True)
         specials = text_rules.SPECIALS["fastai1"]
         if sorted(ids.values()) != list(range(len(ids))) or not set(specials) <= ids.keys():
-            raise UserError(
-                "The tokenizer was not made by ulmfit: its ids have gaps or a special token is missing."
-            )
+            raise UserError("The tokenizer was not made by ulmfit: its ids have gaps or a special token is missing.")
         self.rules = "fastai1" if ids["xxmaj"] < ids["xxrep"] else "fastai2"
         self.vocab = [text_rules.surface(token, self.rules) for token in sorted(ids, key=ids.__getitem__)]
         self.subword: str | None = {"Unigram": "unigram", "BPE": "bpe"}.get(type(backend.model).__name__)
@@ -72,9 +70,7 @@ class Tokenizer:
         _check_rules(rules)
         specials = text_rules.SPECIALS[rules]
         if vocab_size <= len(specials):
-            raise UserError(
-                f"A vocabulary of {vocab_size} has no room for words: use more than {len(specials)}."
-            )
+            raise UserError(f"A vocabulary of {vocab_size} has no room for words: use more than {len(specials)}.")
         if subword not in (None, "unigram", "bpe"):
             raise UserError(f"Unknown subword model {subword!r}: use unigram, bpe, or none for whole words.")
         if subword:
@@ -156,13 +152,9 @@ class Tokenizer:
         texts = list(_encodable([texts] if isinstance(texts, str) else texts))
         if self.subword:
             return [encoding.tokens for encoding in self._backend.encode_batch_fast(texts)]
-        split, normalize = (
-            self._backend.pre_tokenizer.pre_tokenize_str,
-            self._backend.normalizer.normalize_str,
-        )
+        split, normalize = (self._backend.pre_tokenizer.pre_tokenize_str, self._backend.normalizer.normalize_str)
         return [
-            ["xxbos"] + [text_rules.surface(piece, self.rules) for piece, _ in split(normalize(text))]
-            for text in texts
+            ["xxbos"] + [text_rules.surface(piece, self.rules) for piece, _ in split(normalize(text))] for text in texts
         ]
 
     def encode(self, texts: str | Iterable[str]) -> list[np.ndarray]:
@@ -190,9 +182,7 @@ class Tokenizer:
         try:
             tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
         except IndexError:
-            raise UserError(
-                f"An id is not in this tokenizer's vocabulary of {len(self)}: use its own."
-            ) from None
+            raise UserError(f"An id is not in this tokenizer's vocabulary of {len(self)}: use its own.") from None
         return detokenize(tokens, subword=self.subword is not None)
 
 

@@ -48,31 +48,56 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
     if pretrained is None:
         session.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
     elif pretrained.tokenizer is None:
-        raise UserError(f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
-                        "first with train_lm.py --init, then give that run here")
+        raise UserError(
+            f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
+            "first with train_lm.py --init, then give that run here"
+        )
     else:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     corpus = setup.corpus_of(session)
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
-    stores = {name: setup.store_of(session, split, tokenizer, with_labels=True)
-              for name, split in corpus.splits.items()}
+    stores = {
+        name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()
+    }
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
-    net = ClassifierNet(sizes.with_dropouts("clf", recipe.drop_mult), len(corpus.label_names), bptt=recipe.bptt,
-                        max_len=config.max_len, head_hidden=config.head_size, gradient_window=config.gradient_window)
+    net = ClassifierNet(
+        sizes.with_dropouts("clf", recipe.drop_mult),
+        len(corpus.label_names),
+        bptt=recipe.bptt,
+        max_len=config.max_len,
+        head_hidden=config.head_size,
+        gradient_window=config.gradient_window,
+    )
     if pretrained is not None:
         net.encoder.load_state_dict(pretrained.encoder_state())
     net = setup.to_precision(net, config, runtime)
-    task = ClassifierTask(net, stores["train"], stores["valid"], corpus.label_names, config=config, recipe=recipe,
-                          runtime=runtime, pad_id=tokenizer.pad_id)
-    return run(task, recipe, session, tokenizer=tokenizer, test=stores.get("test"),
-               saved={"label_names": corpus.label_names, "backwards": config.backwards,
-                      "text_columns": corpus.text_columns},
-               fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
-                             "encoder": pretrained.fingerprint if pretrained else None})
+    task = ClassifierTask(
+        net,
+        stores["train"],
+        stores["valid"],
+        corpus.label_names,
+        config=config,
+        recipe=recipe,
+        runtime=runtime,
+        pad_id=tokenizer.pad_id,
+    )
+    return run(
+        task,
+        recipe,
+        session,
+        tokenizer=tokenizer,
+        test=stores.get("test"),
+        saved={"label_names": corpus.label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
+        fingerprints={
+            "corpus": corpus.fingerprint,
+            "tokenizer": tokenizer.fingerprint,
+            "encoder": pretrained.fingerprint if pretrained else None,
+        },
+    )
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -118,8 +143,18 @@ class ClassifierTask:
 
     name = "classifier"
 
-    def __init__(self, net: ClassifierNet, train: TokenStore, valid: TokenStore, label_names: list[str], *,
-                 config: ClassifierConfig, recipe: Recipe, runtime: Runtime, pad_id: int) -> None:
+    def __init__(
+        self,
+        net: ClassifierNet,
+        train: TokenStore,
+        valid: TokenStore,
+        label_names: list[str],
+        *,
+        config: ClassifierConfig,
+        recipe: Recipe,
+        runtime: Runtime,
+        pad_id: int,
+    ) -> None:
         self.net, self.groups = net, net.layer_groups()
         self._train, self._valid, self._label_names = train, valid, label_names
         self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
@@ -143,7 +178,7 @@ class ClassifierTask:
 
     def largest_batch(self) -> ClassifierBatch:
         """A step that takes as much memory as any: that of the longest documents."""
-        return self._deal(np.argsort(-self._train.lengths, kind="stable")[:self._recipe.batch_size], 0, 0)
+        return self._deal(np.argsort(-self._train.lengths, kind="stable")[: self._recipe.batch_size], 0, 0)
 
     def mean_tokens(self) -> float:
         """Tokens of a global step, on average."""
@@ -151,7 +186,7 @@ class ClassifierTask:
 
     def largest_tokens(self) -> float:
         """Tokens of the largest micro-batch of this rank whose activations are kept."""
-        longest = np.sort(self._train.lengths)[-self._recipe.batch_size:]
+        longest = np.sort(self._train.lengths)[-self._recipe.batch_size :]
         kept = np.minimum(longest, self.net.backprop_tokens).sum()
         return float(kept) / (self._runtime.world_size * self.micro_batches)
 
@@ -159,11 +194,16 @@ class ClassifierTask:
         """A classifier carries nothing from step to step."""
 
     def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
-        shares = assign_to_ranks(self._train.lengths[indices], num_ranks=self._runtime.world_size,
-                                 micro_batches=self.micro_batches, backprop_tokens=self.net.backprop_tokens)
+        shares = assign_to_ranks(
+            self._train.lengths[indices],
+            num_ranks=self._runtime.world_size,
+            micro_batches=self.micro_batches,
+            backprop_tokens=self.net.backprop_tokens,
+        )
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
-        return ClassifierBatch(indices, torch.from_numpy(self._train.labels[indices].astype(np.int64)), parts, epoch,
-                               step)
+        return ClassifierBatch(
+            indices, torch.from_numpy(self._train.labels[indices].astype(np.int64)), parts, epoch, step
+        )
 
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
         """The position is the same on all ranks."""
@@ -182,9 +222,17 @@ class ClassifierTask:
         cached = None
         if num_passes > 1:
             with torch.no_grad(), runtime.accelerator.autocast(), engine.full_weights():
-                cached = self._gather(batch, torch.cat([
-                    self.net.encode(to_device(part.tokens, device), part.lengths,
-                                    everyone.for_rows(part.positions)).pooled for part in batch.parts]))
+                cached = self._gather(
+                    batch,
+                    torch.cat(
+                        [
+                            self.net.encode(
+                                to_device(part.tokens, device), part.lengths, everyone.for_rows(part.positions)
+                            ).pooled
+                            for part in batch.parts
+                        ]
+                    ),
+                )
         trained = np.minimum(self._train.lengths[batch.indices], self.net.backprop_tokens)
         width = self.net.config.embedding_size
         for index, part in enumerate(batch.parts):
@@ -192,22 +240,31 @@ class ClassifierTask:
             with engine.accumulate(last=last):
                 # Lengths as numbers: DDP and FSDP copy tensors to the device, from where the host would wait for them.
                 logits, ar_sum, tar_sum = engine.model(
-                    to_device(part.tokens, device), part.lengths.tolist(), everyone.for_rows(part.positions),
-                    combine=self._combiner(batch, part, cached), head_masks=everyone, update_statistics=last)
-                loss = F.cross_entropy(logits, labels, weight=self._class_weights,
-                                       label_smoothing=self._config.label_smoothing)
-                activation = (config.alpha * ar_sum / (trained.sum() * width)
-                              + config.beta * tar_sum / (max(1, (trained - 1).sum()) * width))
+                    to_device(part.tokens, device),
+                    part.lengths.tolist(),
+                    everyone.for_rows(part.positions),
+                    combine=self._combiner(batch, part, cached),
+                    head_masks=everyone,
+                    update_statistics=last,
+                )
+                loss = F.cross_entropy(
+                    logits, labels, weight=self._class_weights, label_smoothing=self._config.label_smoothing
+                )
+                activation = config.alpha * ar_sum / (trained.sum() * width) + config.beta * tar_sum / (
+                    max(1, (trained - 1).sum()) * width
+                )
                 # Every pass on every rank has the whole head's gradient: their mean is the head's. AR and TAR are
                 # sums over the documents of one pass of one rank.
                 engine.backward(loss / num_passes + activation * runtime.world_size)
         with torch.no_grad():
-            sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
-                                (logits.argmax(1) == labels).sum().double()])
+            sums = torch.stack(
+                [F.cross_entropy(logits, labels, reduction="sum").double(), (logits.argmax(1) == labels).sum().double()]
+            )
         return StepResult(sums / runtime.world_size, size, int(self._train.lengths[batch.indices].sum()))
 
-    def _combiner(self, batch: ClassifierBatch, part: DocumentBatch,
-                  cached: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def _combiner(
+        self, batch: ClassifierBatch, part: DocumentBatch, cached: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
         """Puts a micro-batch's encodings, with their gradient, among those of the whole global step.
 
         The gradient is scaled up by what averaging over passes and ranks takes away: an encoding is
@@ -233,8 +290,14 @@ class ClassifierTask:
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any]:
         """Loss, accuracy, F1 and confusion matrix on a store (default: the validation split)."""
-        return score_classifier(self.net, store or self._valid, self._runtime, label_names=self._label_names,
-                                pad_id=self._pad_id, backwards=self._config.backwards)
+        return score_classifier(
+            self.net,
+            store or self._valid,
+            self._runtime,
+            label_names=self._label_names,
+            pad_id=self._pad_id,
+            backwards=self._config.backwards,
+        )
 
     def sample(self) -> None:
         """A classifier generates no text."""

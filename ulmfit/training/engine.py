@@ -87,8 +87,10 @@ class PlainEngine:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the current stage beside the model: moments and loss scale."""
         scaler = self._accelerator.scaler
-        return {"optimizer": optim.optimizer_state(self.optimizer),
-                "scaler": scaler.state_dict() if scaler is not None else None}
+        return {
+            "optimizer": optim.optimizer_state(self.optimizer),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on with what `state` gave, after `begin_stage`."""

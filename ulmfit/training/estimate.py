@@ -102,29 +102,44 @@ def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Ru
     memory = psutil.Process().memory_info().rss + (3 + 3 * runtime.is_main) * weights + loss + masks + activations
     speed = matrix_speed(dtype) * STEP_EFFICIENCY * runtime.world_size
     steps = [planned.num_steps for planned in plan]
-    work = [task.mean_tokens() * flops_per_token(sizes, output_words=output_words,
-                                                 first_trained=first_group(planned.stage.freeze_to, task.groups))
-            for planned in plan]
+    work = [
+        task.mean_tokens()
+        * flops_per_token(
+            sizes, output_words=output_words, first_trained=first_group(planned.stage.freeze_to, task.groups)
+        )
+        for planned in plan
+    ]
     whole = sum(flops * count for flops, count in zip(work, steps, strict=True)) / speed
     place = Path(config.output_dir).absolute()
     while not place.exists():
         place = place.parent
-    return Estimate(memory, psutil.virtual_memory().available, weights * (3 * (config.keep + 1) + 1),
-                    shutil.disk_usage(place).free, whole / max(1, sum(steps)), whole)
+    return Estimate(
+        memory,
+        psutil.virtual_memory().available,
+        weights * (3 * (config.keep + 1) + 1),
+        shutil.disk_usage(place).free,
+        whole / max(1, sum(steps)),
+        whole,
+    )
 
 
 def sentences(needs: Estimate, *, world_size: int, sampled: int | None = None) -> list[str]:
     """The estimate for the user, with a warning where it does not fit."""
     each = " a process" if world_size > 1 else ""
     besides = f", which go by the full softmax; training steps sample {sampled:,} words" if sampled else ""
-    lines = [f"needs about {needs.memory / GIB:.1f} GiB of memory{each}, {needs.disk / GIB:.1f} GiB of disk and "
-             f"{_duration(needs.whole)} ({needs.step:.2g} s a step) besides evaluations{besides}"]
+    lines = [
+        f"needs about {needs.memory / GIB:.1f} GiB of memory{each}, {needs.disk / GIB:.1f} GiB of disk and "
+        f"{_duration(needs.whole)} ({needs.step:.2g} s a step) besides evaluations{besides}"
+    ]
     if needs.memory * world_size > needs.memory_free:
-        lines.append(f"warning: only {needs.memory_free / GIB:.1f} GiB of memory are free; --micro-batches cuts a "
-                     "step without changing what is trained")
+        lines.append(
+            f"warning: only {needs.memory_free / GIB:.1f} GiB of memory are free; --micro-batches cuts a "
+            "step without changing what is trained"
+        )
     if needs.disk > needs.disk_free:
-        lines.append(f"warning: only {needs.disk_free / GIB:.1f} GiB of disk are free; name another --output-dir, or "
-                     "--keep 1")
+        lines.append(
+            f"warning: only {needs.disk_free / GIB:.1f} GiB of disk are free; name another --output-dir, or --keep 1"
+        )
     return lines
 
 

@@ -21,8 +21,9 @@ from ulmfit.parallel_inference import read_side_by_side, reading_batches
 
 
 @torch.inference_mode()
-def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int,
-                         backwards: bool = False) -> dict[str, Any]:
+def score_language_model(
+    net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int, backwards: bool = False
+) -> dict[str, Any]:
     """Loss (nats a token), perplexity and next-token accuracy over a store, read in order.
 
     The store is cut into `num_rows` rows (fewer where it is short) at any world size, so that the figures
@@ -34,8 +35,9 @@ def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runt
     training = net.training
     net.eval()
     if len(rows):
-        source = CachedRows(store, batch_size=num_rows, bptt=bptt, seed=0, rows=rows, shuffle=False,
-                            backwards=backwards)
+        source = CachedRows(
+            store, batch_size=num_rows, bptt=bptt, seed=0, rows=rows, shuffle=False, backwards=backwards
+        )
         state = net.init_state(len(rows))
         for batch in source.epoch_batches(0):
             runtime.progress.now("evaluating")
@@ -50,15 +52,22 @@ def score_language_model(net: LanguageModelNet, store: TokenStore, runtime: Runt
 
 
 @torch.inference_mode()
-def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *, label_names: Sequence[str],
-                     pad_id: int, backwards: bool = False) -> dict[str, Any]:
+def score_classifier(
+    net: ClassifierNet,
+    store: TokenStore,
+    runtime: Runtime,
+    *,
+    label_names: Sequence[str],
+    pad_id: int,
+    backwards: bool = False,
+) -> dict[str, Any]:
     """Loss, accuracy, macro F1 and confusion matrix (rows: truth) over a labelled store."""
     device, classes = runtime.device, len(label_names)
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
     # Documents are shared out before they are put into batches, whose size depends on this process's threads.
-    own = np.argsort(-store.lengths, kind="stable")[runtime.rank::runtime.world_size]
+    own = np.argsort(-store.lengths, kind="stable")[runtime.rank :: runtime.world_size]
     batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
 
     def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -78,5 +87,10 @@ def score_classifier(net: ClassifierNet, store: TokenStore, runtime: Runtime, *,
     confusion = sums[:-1].view(classes, classes)
     hits, truths, guesses = confusion.diag(), confusion.sum(1), confusion.sum(0)
     f1 = 2 * hits / (truths + guesses).clamp(min=1)
-    return {"loss": (sums[-1] / truths.sum()).item(), "accuracy": (hits.sum() / truths.sum()).item(),
-            "f1": f1.mean().item(), "confusion": confusion.long().tolist(), "labels": list(label_names)}
+    return {
+        "loss": (sums[-1] / truths.sum()).item(),
+        "accuracy": (hits.sum() / truths.sum()).item(),
+        "f1": f1.mean().item(),
+        "confusion": confusion.long().tolist(),
+        "labels": list(label_names),
+    }

@@ -55,7 +55,8 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
     if recipe.batch_size % (runtime.world_size * micro_batches):
         raise UserError(
             f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
-            f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}")
+            f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}"
+        )
 
     corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
     if config.tokenizer:
@@ -70,23 +71,44 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
 
     if config.sampled_softmax is not None:
         if config.sampled_softmax >= len(tokenizer):
-            raise UserError(f"--sampled-softmax {config.sampled_softmax} has nothing to leave out of a vocabulary of "
-                            f"{len(tokenizer)} words; leave the option out")
-        session.say(f"--sampled-softmax {config.sampled_softmax}: each step learns from about "
-                    f"{config.sampled_softmax:,} of {len(tokenizer):,} words; loss and accuracy of training steps are "
-                    "among these and do not compare with the full softmax's, by which every evaluation goes")
+            raise UserError(
+                f"--sampled-softmax {config.sampled_softmax} has nothing to leave out of a vocabulary of "
+                f"{len(tokenizer)} words; leave the option out"
+            )
+        session.say(
+            f"--sampled-softmax {config.sampled_softmax}: each step learns from about "
+            f"{config.sampled_softmax:,} of {len(tokenizer):,} words; loss and accuracy of training steps are "
+            "among these and do not compare with the full softmax's, by which every evaluation goes"
+        )
 
     rows = runtime.own_rows(recipe.batch_size)
     if config.streaming:
-        source = StreamedRows(corpus.splits["train"], tokenizer, batch_size=recipe.batch_size, bptt=recipe.bptt,
-                              seed=config.seed, rows=rows, backwards=config.backwards)
+        source = StreamedRows(
+            corpus.splits["train"],
+            tokenizer,
+            batch_size=recipe.batch_size,
+            bptt=recipe.bptt,
+            seed=config.seed,
+            rows=rows,
+            backwards=config.backwards,
+        )
     else:
         store = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=False)
-        source = CachedRows(store, batch_size=recipe.batch_size, bptt=recipe.bptt, seed=config.seed, rows=rows,
-                            backwards=config.backwards, jitter=config.bptt_jitter)
+        source = CachedRows(
+            store,
+            batch_size=recipe.batch_size,
+            bptt=recipe.bptt,
+            seed=config.seed,
+            rows=rows,
+            backwards=config.backwards,
+            jitter=config.bptt_jitter,
+        )
         recipe = lengthen_quick(recipe, config, source.steps_per_epoch(0))
-    held_out = {name: setup.store_of(session, split, tokenizer, with_labels=False)
-                for name, split in corpus.splits.items() if name != "train"}
+    held_out = {
+        name: setup.store_of(session, split, tokenizer, with_labels=False)
+        for name, split in corpus.splits.items()
+        if name != "train"
+    }
 
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
@@ -94,12 +116,22 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
     if pretrained is not None:
         init_language_model(net, pretrained.state, pretrained.vocab, tokenizer.vocab)
     net = setup.to_precision(net, config, runtime)
-    task = LanguageModelTask(net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe,
-                             runtime=runtime, rows=rows)
-    return run(task, recipe, session, tokenizer=tokenizer, test=held_out.get("test"),
-               saved={"backwards": config.backwards, "bptt": recipe.bptt},
-               fingerprints={"corpus": corpus.fingerprint, "tokenizer": tokenizer.fingerprint,
-                             "init": pretrained.fingerprint if pretrained else None})
+    task = LanguageModelTask(
+        net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe, runtime=runtime, rows=rows
+    )
+    return run(
+        task,
+        recipe,
+        session,
+        tokenizer=tokenizer,
+        test=held_out.get("test"),
+        saved={"backwards": config.backwards, "bptt": recipe.bptt},
+        fingerprints={
+            "corpus": corpus.fingerprint,
+            "tokenizer": tokenizer.fingerprint,
+            "init": pretrained.fingerprint if pretrained else None,
+        },
+    )
 
 
 class LanguageModelTask:
@@ -111,8 +143,18 @@ class LanguageModelTask:
 
     name = "language model"
 
-    def __init__(self, net: LanguageModelNet, source: CachedRows | StreamedRows, valid: TokenStore | None,
-                 tokenizer: Tokenizer, *, config: LMConfig, recipe: Recipe, runtime: Runtime, rows: range) -> None:
+    def __init__(
+        self,
+        net: LanguageModelNet,
+        source: CachedRows | StreamedRows,
+        valid: TokenStore | None,
+        tokenizer: Tokenizer,
+        *,
+        config: LMConfig,
+        recipe: Recipe,
+        runtime: Runtime,
+        rows: range,
+    ) -> None:
         self.net, self.groups = net, net.layer_groups()
         self._source, self._valid, self._tokenizer = source, valid, tokenizer
         self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
@@ -177,16 +219,25 @@ class LanguageModelTask:
         for index, cut in enumerate(cuts):
             part = slice(int(cut[0]), int(cut[-1]) + 1)
             with engine.accumulate(last=index == len(cuts) - 1):
-                out = engine.model(tokens[part], targets[part], [(h[part], c[part]) for h, c in self._state],
-                                   masks.for_rows(self._rows[part]), candidates)
-                loss = (out.ce_sum / batch.num_targets + config.alpha * out.ar_sum / (batch.num_targets * width)
-                        + config.beta * out.tar_sum / (pairs * width))
+                out = engine.model(
+                    tokens[part],
+                    targets[part],
+                    [(h[part], c[part]) for h, c in self._state],
+                    masks.for_rows(self._rows[part]),
+                    candidates,
+                )
+                loss = (
+                    out.ce_sum / batch.num_targets
+                    + config.alpha * out.ar_sum / (batch.num_targets * width)
+                    + config.beta * out.tar_sum / (pairs * width)
+                )
                 # DDP averages over ranks; the loss is already a share of the global mean.
                 engine.backward(loss * runtime.world_size)
             states.append(out.state)
             sums += torch.stack([out.ce_sum.detach().double(), out.num_correct.double()])
-        self._state = [tuple(torch.cat(part) for part in zip(*layer, strict=True))
-                       for layer in zip(*states, strict=True)]
+        self._state = [
+            tuple(torch.cat(part) for part in zip(*layer, strict=True)) for layer in zip(*states, strict=True)
+        ]
         return StepResult(sums, batch.num_targets, batch.num_targets)
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
@@ -194,29 +245,37 @@ class LanguageModelTask:
         store = store or self._valid
         if store is None:
             return None
-        return score_language_model(self.net, store, self._runtime, num_rows=self._recipe.batch_size,
-                                    bptt=self._recipe.bptt, backwards=self._config.backwards)
+        return score_language_model(
+            self.net,
+            store,
+            self._runtime,
+            num_rows=self._recipe.batch_size,
+            bptt=self._recipe.bptt,
+            backwards=self._config.backwards,
+        )
 
     def sample(self) -> str | None:
         """A generated continuation of the beginning of a validation text (rank 0, private data: --no-samples)."""
         if self._config.backwards:
             return None  # text written from its end reads as noise
         store = self._valid
-        prompt = store.document(0)[:PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
+        prompt = store.document(0)[: PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
         seed = derive_seed(self._config.seed, "sample")
         generator = torch.Generator(self._runtime.device).manual_seed(seed)
-        ids = self.net.generate_ids([prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids,
-                                    generator=generator)[0]
+        ids = self.net.generate_ids(
+            [prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids, generator=generator
+        )[0]
         return self._tokenizer.decode(prompt + ids)
 
     def hidden_state(self) -> dict[str, Any]:
         """The hidden state of every global row (a collective)."""
+
         def whole(part: Tensor) -> Tensor:
             return self._runtime.gather(part).flatten(0, 1).cpu()
+
         return {"hidden": [[whole(h), whole(c)] for h, c in self._state]}
 
     def load_hidden_state(self, state: dict[str, Any]) -> None:
         """Take this rank's rows of a hidden state, whatever number of ranks saved it."""
         mine = slice(self._rows.start, self._rows.stop)
-        self._state = [(h[mine].to(self._runtime.device), c[mine].to(self._runtime.device))
-                       for h, c in state["hidden"]]
+        self._state = [(h[mine].to(self._runtime.device), c[mine].to(self._runtime.device)) for h, c in state["hidden"]]

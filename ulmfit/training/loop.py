@@ -120,8 +120,19 @@ class Loop:
         start: the checkpoint to go on from, or None.
     """
 
-    def __init__(self, task: Task, plan: list[PlannedStage], recipe: Recipe, *, config: TrainConfig, runtime: Runtime,
-                 stop: StopRequest, tracker: Tracker, directory: RunDirectory, start: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        plan: list[PlannedStage],
+        recipe: Recipe,
+        *,
+        config: TrainConfig,
+        runtime: Runtime,
+        stop: StopRequest,
+        tracker: Tracker,
+        directory: RunDirectory,
+        start: dict[str, Any] | None,
+    ) -> None:
         self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
         self.total_steps = sum(planned.num_steps for planned in plan)
@@ -158,16 +169,30 @@ class Loop:
         position, stage, task = self.position, planned.stage, self.task
         trained = optim.freeze(task.net, task.groups, stage.freeze_to)
         rates = optim.discriminative_rates(stage.lr, stage.lr_divisor, len(task.groups))
-        inner = optim.build_optimizer(task.net, task.groups, trained, rates, weight_decay=self.recipe.weight_decay,
-                                      eps=self.config.adam_eps, decay_bias_norm=self.config.decay_bias_norm)
+        inner = optim.build_optimizer(
+            task.net,
+            task.groups,
+            trained,
+            rates,
+            weight_decay=self.recipe.weight_decay,
+            eps=self.config.adam_eps,
+            decay_bias_norm=self.config.decay_bias_norm,
+        )
         self.engine.begin_stage(task.net, inner)
         if self._start is not None:
             self.engine.load_state(self._start["engine"])
             self._skipped.fill_(self._start["skipped"])
             self._start = None
         if position.step_in_stage == 0:
-            self.tracker.log_event("stage", step=position.step, name=stage.name, index=position.stage,
-                                   steps=planned.num_steps, lr=rates, trained_groups=trained)
+            self.tracker.log_event(
+                "stage",
+                step=position.step,
+                name=stage.name,
+                index=position.stage,
+                steps=planned.num_steps,
+                lr=rates,
+                trained_groups=trained,
+            )
         self.engine.model.train()
         self._check_every = 1  # a stage that trains more layers has slower steps
         while position.step_in_stage < planned.num_steps:
@@ -199,11 +224,12 @@ class Loop:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise TrainingFailed(f"out of memory at step {self.position.step + 1} on rank {self.runtime.rank}: "
-                                 f"{advice(self.task.micro_batches, self.task.most_micro_batches)}") from error
+            raise TrainingFailed(
+                f"out of memory at step {self.position.step + 1} on rank {self.runtime.rank}: "
+                f"{advice(self.task.micro_batches, self.task.most_micro_batches)}"
+            ) from error
 
-    def _after_step(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor,
-                    momentum: float) -> None:
+    def _after_step(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
         position, config = self.position, self.config
         last = position.step == self.total_steps
         if self.tracker.due(position.step):
@@ -226,27 +252,48 @@ class Loop:
         torch_groups = self.engine.optimizer.param_groups
         rates = {f"group {group['layer_group']}": group["lr"] for group in torch_groups}
         self.tracker.log_train(
-            self.position.step, stage=self.position.stage, epoch=round(epoch, 4), tokens=self.position.tokens,
-            loss=loss, accuracy=correct, lr=torch_groups[-1]["lr"], grad_norm=norm.item(),
-            momentum=momentum, lrs=rates, skipped=skipped, **pace)
+            self.position.step,
+            stage=self.position.stage,
+            epoch=round(epoch, 4),
+            tokens=self.position.tokens,
+            loss=loss,
+            accuracy=correct,
+            lr=torch_groups[-1]["lr"],
+            grad_norm=norm.item(),
+            momentum=momentum,
+            lrs=rates,
+            skipped=skipped,
+            **pace,
+        )
         if skipped >= MAX_SKIPPED:
             raise TrainingFailed(
                 f"no finite gradient in the last {skipped} steps, up to step {self.position.step} (stage "
-                f"'{planned.stage.name}', data position {self.position.data}); lower --lr or set --clip 0.25")
+                f"'{planned.stage.name}', data position {self.position.data}); lower --lr or set --clip 0.25"
+            )
         self._reset_clock()
 
     def _pace(self) -> dict[str, Any]:
         """What was measured in time since the last logged step, over all ranks (a collective)."""
         elapsed = max(1e-9, time.perf_counter() - self._clock)
-        own = torch.tensor([self.runtime.progress.own_work() / self._steps, self._waited / elapsed, memory_mib()],
-                           dtype=torch.float64, device=self.runtime.device)
+        own = torch.tensor(
+            [self.runtime.progress.own_work() / self._steps, self._waited / elapsed, memory_mib()],
+            dtype=torch.float64,
+            device=self.runtime.device,
+        )
         work, waited, memory = self.runtime.gather(own).unbind(1)
         timing = {"step": elapsed / self._steps}
         if len(work) > 1:
-            timing |= {"work": work.max().item(), "spread": (work.max() - work.min()).item(),
-                       "slowest_rank": int(work.argmax())}
-        return {"tokens_per_second": self._tokens / elapsed, "data_wait": waited.max().item(),
-                "memory": memory.max().item(), "timing": timing}
+            timing |= {
+                "work": work.max().item(),
+                "spread": (work.max() - work.min()).item(),
+                "slowest_rank": int(work.argmax()),
+            }
+        return {
+            "tokens_per_second": self._tokens / elapsed,
+            "data_wait": waited.max().item(),
+            "memory": memory.max().item(),
+            "timing": timing,
+        }
 
     def _reset_clock(self) -> None:
         self._clock, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
@@ -296,8 +343,11 @@ class Loop:
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
         with self.engine.full_weights():
             state = {
-                "position": position, "model": dict(self.task.net.state_dict()), "engine": self.engine.state(),
-                "carried": self.task.hidden_state(), "skipped": self._skipped.item(),
+                "position": position,
+                "model": dict(self.task.net.state_dict()),
+                "engine": self.engine.state(),
+                "carried": self.task.hidden_state(),
+                "skipped": self._skipped.item(),
             }
             self.directory.guard(lambda: self.saver.start(self.position.step, state))
         self._clock += time.perf_counter() - begun

@@ -73,19 +73,30 @@ class RangeTest:
         skipped = self.num_it // 10
         found = suggest(self.rates[skipped:-5], self.losses[skipped:-5])
         if not found:
-            raise UserError(f"the learning-rate finder stopped after {len(self.rates)} steps, too early for a "
-                            "curve, because the loss grew or was not finite; check the data, or use fp32")
+            raise UserError(
+                f"the learning-rate finder stopped after {len(self.rates)} steps, too early for a "
+                "curve, because the loss grew or was not finite; check the data, or use fp32"
+            )
         return found
 
     def report(self) -> str:
         """The suggestions in words, the default first."""
         found = self.suggestions
-        rules = {"valley": "in the middle of the longest descent", "slide": "before the slope changes for good",
-                 "minimum": "a tenth of the rate at the minimum", "steep": "steepest descent",
-                 "min_gradient": "steepest descent a step, as fastai v1"}
+        rules = {
+            "valley": "in the middle of the longest descent",
+            "slide": "before the slope changes for good",
+            "minimum": "a tenth of the rate at the minimum",
+            "steep": "steepest descent",
+            "min_gradient": "steepest descent a step, as fastai v1",
+        }
         lines = [f"  {name:13}{found[name]:.2e}  {text}" for name, text in rules.items() if name in found]
-        return "\n".join([f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}:", *lines,
-                          f"try --lr {next(iter(found.values())):.1e}"])
+        return "\n".join(
+            [
+                f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}:",
+                *lines,
+                f"try --lr {next(iter(found.values())):.1e}",
+            ]
+        )
 
 
 def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runtime) -> RangeTest:
@@ -93,8 +104,15 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
     stage, test = recipe.stages[0], RangeTest()
     trained = optim.freeze(task.net, task.groups, stage.freeze_to)
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
-    inner = optim.build_optimizer(task.net, task.groups, trained, rates, weight_decay=recipe.weight_decay,
-                                  eps=config.adam_eps, decay_bias_norm=config.decay_bias_norm)
+    inner = optim.build_optimizer(
+        task.net,
+        task.groups,
+        trained,
+        rates,
+        weight_decay=recipe.weight_decay,
+        eps=config.adam_eps,
+        decay_bias_norm=config.decay_bias_norm,
+    )
     engine = build_engine(runtime)
     engine.begin_stage(task.net, inner)
     with Prefetcher(pinned(task.batches(None), runtime.device)) as batches:
@@ -117,7 +135,7 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]
     x = np.asarray(rates, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
-        x, y = x[:bad[0]], y[:bad[0]]
+        x, y = x[: bad[0]], y[: bad[0]]
     if len(y) < 2:
         return {}
     slope = np.gradient(y)  # a step, not a unit of rate
@@ -138,7 +156,7 @@ def _valley(y: np.ndarray) -> int:
     longest = end = 0
     for i, value in enumerate(y):
         n = bisect_left(tails, -value)
-        tails[n:n + 1] = [-value]
+        tails[n : n + 1] = [-value]
         if n + 1 > longest:
             longest, end = n + 1, i
     third = longest / 3

@@ -51,8 +51,9 @@ class Masks:
     CPU the masks of the base model's recurrent weights alone, 11.3M numbers, take some 0.1 s of a core each step.
     """
 
-    def __init__(self, seed: int, step: int, *, num_rows: int, rows: Sequence[int] | Tensor,
-                 device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seed: int, step: int, *, num_rows: int, rows: Sequence[int] | Tensor, device: torch.device | str = "cpu"
+    ) -> None:
         self.seed, self.step, self.num_rows = seed, step, num_rows
         self.device = torch.device(device)
         # A range is cut out by its ends; its numbers on a GPU would have the host wait for their copy.
@@ -78,5 +79,5 @@ class Masks:
             return None
         mask = self._draw(p, (self.num_rows, width), place)
         if isinstance(self.rows, range):
-            return mask[self.rows.start:self.rows.stop:self.rows.step]
+            return mask[self.rows.start : self.rows.stop : self.rows.step]
         return mask.index_select(0, self.rows)

@@ -74,8 +74,16 @@ def freeze(net: nn.Module, groups: Sequence[Sequence[str]], freeze_to: int) -> l
     return list(range(first, len(groups)))
 
 
-def build_optimizer(net: nn.Module, groups: Sequence[Sequence[str]], trained: Iterable[int], rates: Sequence[float],
-                    *, weight_decay: float, eps: float, decay_bias_norm: bool) -> torch.optim.AdamW:
+def build_optimizer(
+    net: nn.Module,
+    groups: Sequence[Sequence[str]],
+    trained: Iterable[int],
+    rates: Sequence[float],
+    *,
+    weight_decay: float,
+    eps: float,
+    decay_bias_norm: bool,
+) -> torch.optim.AdamW:
     """AdamW over the trained layer groups; each torch group carries `names`, `layer_group` and `peak_lr`.
 
     Decay is decoupled (Loshchilov & Hutter 2019) and by default on all parameters, as in fastai v1.
@@ -90,10 +98,16 @@ def build_optimizer(net: nn.Module, groups: Sequence[Sequence[str]], trained: It
             kept[decay_bias_norm or is_matrix].append(name)
         for decayed, names in kept.items():
             if names:
-                torch_groups.append({
-                    "params": [parameters[name] for name in names], "names": names, "layer_group": index,
-                    "peak_lr": rates[index], "lr": rates[index], "weight_decay": weight_decay if decayed else 0.0,
-                })
+                torch_groups.append(
+                    {
+                        "params": [parameters[name] for name in names],
+                        "names": names,
+                        "layer_group": index,
+                        "peak_lr": rates[index],
+                        "lr": rates[index],
+                        "weight_decay": weight_decay if decayed else 0.0,
+                    }
+                )
     return torch.optim.AdamW(torch_groups, betas=(0.9, 0.99), eps=eps, fused=True)
 
 
@@ -125,5 +139,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, named: dict[str, dict
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in named:
-                optimizer.state[parameter] = {key: value.to(parameter.device).clone()
-                                              for key, value in named[name].items()}
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device).clone() for key, value in named[name].items()
+                }

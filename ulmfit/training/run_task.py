@@ -22,8 +22,16 @@ from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe
 
 
-def run(task: Task, recipe: Recipe, session: Session, *, tokenizer: Tokenizer, test: TokenStore | None,
-        saved: dict[str, Any], fingerprints: dict[str, str | None]) -> dict[str, Any]:
+def run(
+    task: Task,
+    recipe: Recipe,
+    session: Session,
+    *,
+    tokenizer: Tokenizer,
+    test: TokenStore | None,
+    saved: dict[str, Any],
+    fingerprints: dict[str, str | None],
+) -> dict[str, Any]:
     """Open the run directory, train from where it stands, save the model and score the test split.
 
     Args:
@@ -37,12 +45,20 @@ def run(task: Task, recipe: Recipe, session: Session, *, tokenizer: Tokenizer, t
     config, runtime = session.config, session.runtime
     plan = plan_stages(task, recipe.stages, config.max_steps)
     total_steps = sum(planned.num_steps for planned in plan)
-    resolved = {"batch_size": recipe.batch_size, "bptt": recipe.bptt, "drop_mult": recipe.drop_mult,
-                "weight_decay": recipe.weight_decay, "clip": recipe.clip, "vocabulary": len(tokenizer),
-                "parameters": sum(p.numel() for p in task.net.parameters()),
-                "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan]}
-    session.say(f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
-                f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}")
+    resolved = {
+        "batch_size": recipe.batch_size,
+        "bptt": recipe.bptt,
+        "drop_mult": recipe.drop_mult,
+        "weight_decay": recipe.weight_decay,
+        "clip": recipe.clip,
+        "vocabulary": len(tokenizer),
+        "parameters": sum(p.numel() for p in task.net.parameters()),
+        "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan],
+    }
+    session.say(
+        f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
+        f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}"
+    )
     if config.lr_find:
         found = run_finder(task, recipe, config=config, runtime=runtime)
         session.say(found.report())
@@ -52,8 +68,10 @@ def run(task: Task, recipe: Recipe, session: Session, *, tokenizer: Tokenizer, t
     directory = RunDirectory(config, run_identity, runtime, notice=session.say)
     try:
         if directory.finished:
-            session.say(f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
-                        "--resume never the same one afresh")
+            session.say(
+                f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
+                "--resume never the same one afresh"
+            )
             return {"state": "done", "step": total_steps}
         if config.micro_batches == "auto":
             _choose_micro_batches(task, session, directory)
@@ -63,16 +81,31 @@ def run(task: Task, recipe: Recipe, session: Session, *, tokenizer: Tokenizer, t
         if runtime.is_main:
             tokenizer.save(directory.path / "tokenizer.json")
         sampled = config.sampled_softmax if isinstance(config, LMConfig) else None
-        tracker = Tracker(directory.path, is_main=runtime.is_main, total_steps=total_steps, log_every=config.log_every,
-                          start_step=start["position"]["step"] if start else 0, task=config.task,
-                          sampled=sampled is not None)
+        tracker = Tracker(
+            directory.path,
+            is_main=runtime.is_main,
+            total_steps=total_steps,
+            log_every=config.log_every,
+            start_step=start["position"]["step"] if start else 0,
+            task=config.task,
+            sampled=sampled is not None,
+        )
         tracker.log_hparams({"options": options(config), "resolved": resolved})
         if runtime.device.type == "cpu" and start is None:
             needs = estimate(task, plan, config=config, runtime=runtime)
             for sentence in sentences(needs, world_size=runtime.world_size, sampled=sampled):
                 session.say(sentence)
-        loop = Loop(task, plan, recipe, config=config, runtime=runtime, stop=session.stop, tracker=tracker,
-                    directory=directory, start=start)
+        loop = Loop(
+            task,
+            plan,
+            recipe,
+            config=config,
+            runtime=runtime,
+            stop=session.stop,
+            tracker=tracker,
+            directory=directory,
+            start=start,
+        )
         del start  # the loop lets go of these tensors once they are in place
         session.stop.watch(directory.path, config.max_time, session.started)
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
@@ -91,8 +124,15 @@ def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory)
     session.say(f"--micro-batches auto: {fit_micro_batches(task, session.runtime)} micro-batch(es) a process fit")
 
 
-def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer: Tokenizer, test: TokenStore | None,
-             saved: dict[str, Any]) -> dict[str, Any]:
+def _guarded(
+    loop: Loop,
+    directory: RunDirectory,
+    tracker: Tracker,
+    *,
+    tokenizer: Tokenizer,
+    test: TokenStore | None,
+    saved: dict[str, Any],
+) -> dict[str, Any]:
     """Train, and leave the outcome in status.json whatever happens."""
     result: dict[str, Any] = {}
     runtime, limit = loop.runtime, 60 * loop.config.watchdog
@@ -101,8 +141,18 @@ def _guarded(loop: Loop, directory: RunDirectory, tracker: Tracker, *, tokenizer
     def tell(sentence: str) -> None:
         directory.failed(loop.position.step, sentence)
 
-    watchdog = Watchdog(runtime.progress, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(),
-                        limit=limit, tell=tell) if limit else None
+    watchdog = (
+        Watchdog(
+            runtime.progress,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            store=runtime.store(),
+            limit=limit,
+            tell=tell,
+        )
+        if limit
+        else None
+    )
     try:
         state = loop.run()
         if state == "done":

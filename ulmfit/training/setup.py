@@ -99,8 +99,9 @@ class Pretrained:
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The encoder's tensors, without prefix."""
-        return {name.removeprefix("encoder."): tensor for name, tensor in self.state.items()
-                if name.startswith("encoder.")}
+        return {
+            name.removeprefix("encoder."): tensor for name, tensor in self.state.items() if name.startswith("encoder.")
+        }
 
 
 def open_pretrained(path: str) -> Pretrained:
@@ -110,9 +111,12 @@ def open_pretrained(path: str) -> Pretrained:
         UserError: nothing usable is there; the message says what is missing.
     """
     if path.endswith(".pth"):
-        beside = [file for pattern in ("itos*.pkl", "*vocab*.pkl", "*itos*", "*vocab*")
-                  for file in sorted(Path(path).parent.glob(pattern))
-                  if file.suffix in (".pkl", ".json", ".txt") and file != Path(path)]
+        beside = [
+            file
+            for pattern in ("itos*.pkl", "*vocab*.pkl", "*itos*", "*vocab*")
+            for file in sorted(Path(path).parent.glob(pattern))
+            if file.suffix in (".pkl", ".json", ".txt") and file != Path(path)
+        ]
         if not beside:
             raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
         model = load_fastai(path, beside[0])
@@ -121,8 +125,14 @@ def open_pretrained(path: str) -> Pretrained:
     net, tokenizer, saved = load_model(folder)
     if not isinstance(net, LanguageModelNet):
         raise UserError(f"{path} is a classifier; give the language model it was made from")
-    return Pretrained(net.config, net.state_dict(), tokenizer.vocab, tokenizer, saved["backwards"],
-                      file_fingerprint(folder / "model.safetensors"))
+    return Pretrained(
+        net.config,
+        net.state_dict(),
+        tokenizer.vocab,
+        tokenizer,
+        saved["backwards"],
+        file_fingerprint(folder / "model.safetensors"),
+    )
 
 
 def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> None:
@@ -144,9 +154,19 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     opened: list[Corpus] = []
 
     def read() -> None:
-        opened.append(open_corpus(config.data, task=config.task, text_column=config.text_column,
-                                  label_column=config.label_column, valid=config.valid, seed=config.seed,
-                                  streaming=config.streaming, include_test=include_test, label_names=label_names))
+        opened.append(
+            open_corpus(
+                config.data,
+                task=config.task,
+                text_column=config.text_column,
+                label_column=config.label_column,
+                valid=config.valid,
+                seed=config.seed,
+                streaming=config.streaming,
+                include_test=include_test,
+                label_names=label_names,
+            )
+        )
 
     session.runtime.on_main(read)
     if not opened:
@@ -166,8 +186,9 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
     def learn(texts: Iterator[str]) -> Tokenizer:
         if base is not None:
             return base.extended(texts, vocab_size=vocab_size, min_freq=config.min_freq)
-        return Tokenizer.train(texts, rules=config.rules, vocab_size=vocab_size, min_freq=config.min_freq,
-                               subword=config.subword)
+        return Tokenizer.train(
+            texts, rules=config.rules, vocab_size=vocab_size, min_freq=config.min_freq, subword=config.subword
+        )
 
     def train() -> str:
         # The rules as they stand in a tokenizer.json: one that was kept by an earlier version may have others.

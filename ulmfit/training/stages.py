@@ -60,28 +60,69 @@ def _unfreezing(rates: tuple[float, ...], epochs: tuple[float, ...], first_divis
 
 
 _LM_RECIPES = {
-    "blog": Recipe((Stage("head", -1, 1, 1e-2), Stage("all groups", 0, 2, 1e-3)),
-                   batch_size=48, bptt=70, drop_mult=0.3, weight_decay=0.01, clip=0.0),
-    "ulmfit": Recipe((Stage("head", -1, 1, 2e-2), Stage("all groups", 0, 10, 2e-3)),
-                     batch_size=256, bptt=70, drop_mult=1.0, weight_decay=0.1, clip=0.1),
+    "blog": Recipe(
+        (Stage("head", -1, 1, 1e-2), Stage("all groups", 0, 2, 1e-3)),
+        batch_size=48,
+        bptt=70,
+        drop_mult=0.3,
+        weight_decay=0.01,
+        clip=0.0,
+    ),
+    "ulmfit": Recipe(
+        (Stage("head", -1, 1, 2e-2), Stage("all groups", 0, 10, 2e-3)),
+        batch_size=256,
+        bptt=70,
+        drop_mult=1.0,
+        weight_decay=0.1,
+        clip=0.1,
+    ),
 }
 _CLASSIFIER_RECIPES = {
-    "blog": Recipe(_unfreezing((1.45e-3, 1.45e-3, 1e-3, 1e-3), (1, 1, 1, 2), 1.0),
-                   batch_size=48, bptt=70, drop_mult=0.5, weight_decay=0.01, clip=0.0),
-    "ulmfit": Recipe(_unfreezing((0.1, 0.05, 0.025, 0.005), (1, 1, 1, 2), 1.0),
-                     batch_size=128, bptt=70, drop_mult=0.5, weight_decay=0.1, clip=0.0),
+    "blog": Recipe(
+        _unfreezing((1.45e-3, 1.45e-3, 1e-3, 1e-3), (1, 1, 1, 2), 1.0),
+        batch_size=48,
+        bptt=70,
+        drop_mult=0.5,
+        weight_decay=0.01,
+        clip=0.0,
+    ),
+    "ulmfit": Recipe(
+        _unfreezing((0.1, 0.05, 0.025, 0.005), (1, 1, 1, 2), 1.0),
+        batch_size=128,
+        bptt=70,
+        drop_mult=0.5,
+        weight_decay=0.1,
+        clip=0.0,
+    ),
 }
 # quick: ours, for a first result on any data. From random weights nothing is worth freezing.
 _QUICK = {
-    ("lm", False): Recipe((Stage("all groups", 0, 1, 8e-3),),
-                          batch_size=64, bptt=70, drop_mult=0.2, weight_decay=0.01, clip=0.4),
-    ("lm", True): Recipe((Stage("head", -1, 1, 1e-2), Stage("all groups", 0, 2, 4e-3)),
-                         batch_size=64, bptt=70, drop_mult=0.3, weight_decay=0.01, clip=0.4),
-    ("clf", False): Recipe((Stage("all groups", 0, 3, 5e-3),),
-                           batch_size=32, bptt=70, drop_mult=0.3, weight_decay=0.01, clip=0.4),
-    ("clf", True): Recipe((Stage("head", -1, 1, 1e-2), Stage("last 2 groups", -2, 1, 8e-3, DISCRIMINATIVE),
-                           Stage("all groups", 0, 2, 5e-3, DISCRIMINATIVE)),
-                          batch_size=32, bptt=70, drop_mult=0.4, weight_decay=0.01, clip=0.4),
+    ("lm", False): Recipe(
+        (Stage("all groups", 0, 1, 8e-3),), batch_size=64, bptt=70, drop_mult=0.2, weight_decay=0.01, clip=0.4
+    ),
+    ("lm", True): Recipe(
+        (Stage("head", -1, 1, 1e-2), Stage("all groups", 0, 2, 4e-3)),
+        batch_size=64,
+        bptt=70,
+        drop_mult=0.3,
+        weight_decay=0.01,
+        clip=0.4,
+    ),
+    ("clf", False): Recipe(
+        (Stage("all groups", 0, 3, 5e-3),), batch_size=32, bptt=70, drop_mult=0.3, weight_decay=0.01, clip=0.4
+    ),
+    ("clf", True): Recipe(
+        (
+            Stage("head", -1, 1, 1e-2),
+            Stage("last 2 groups", -2, 1, 8e-3, DISCRIMINATIVE),
+            Stage("all groups", 0, 2, 5e-3, DISCRIMINATIVE),
+        ),
+        batch_size=32,
+        bptt=70,
+        drop_mult=0.4,
+        weight_decay=0.01,
+        clip=0.4,
+    ),
 }
 # Small data need more passes: quick repeats its last stage until it has about this many steps.
 _QUICK_STEPS = {"lm": 400, "clf": 350}
@@ -117,8 +158,11 @@ def recipe_for(config: TrainConfig, *, pretrained: bool) -> Recipe:
         stages = (*stages[:-1], replace(stages[-1], epochs=config.epochs))
     if config.schedule is not None:
         stages = tuple(replace(stage, schedule=config.schedule) for stage in stages)
-    given = {name: getattr(config, name) for name in ("batch_size", "bptt", "drop_mult", "weight_decay", "clip")
-             if getattr(config, name) is not None}
+    given = {
+        name: getattr(config, name)
+        for name in ("batch_size", "bptt", "drop_mult", "weight_decay", "clip")
+        if getattr(config, name) is not None
+    }
     return replace(recipe, stages=stages, **given)
 
 
