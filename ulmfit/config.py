@@ -121,6 +121,9 @@ class TrainConfig:
     """Steps between lines of metrics."""
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates at the end of every epoch."""
+    keep_best: OrElse[bool] = None
+    """Export the weights of the best evaluation instead of the last (default: with the recipe quick, unless --valid
+    names the test split)."""
     max_time: OrElse[float] = None
     """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
     watchdog: float = 15.0

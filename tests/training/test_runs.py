@@ -12,8 +12,8 @@ from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
 from ulmfit.run.saver import Saver
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.clf_task import ClassifierTask, train_classifier
+from ulmfit.training.lm_task import LanguageModelTask, train_language_model
 from ulmfit.training.loop import Loop
 
 
@@ -71,6 +71,35 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("task", ["lm", "clf"])
+def test_the_weights_of_the_best_evaluation_are_exported_after_interruptions_too(task, tmp_path, encoder, monkeypatch):
+    # So few steps of a language model only get better: there, the best is for once the highest loss.
+    sign = {"lm": 1, "clf": -1}[task]
+    for home in (LanguageModelTask, ClassifierTask):
+        monkeypatch.setattr(home, "quality", lambda self, metrics: [sign * metrics["loss"]])
+    seen, evaluate = {}, Loop._evaluate
+
+    def remember(self):
+        evaluate(self)
+        seen[self.position.step] = {name: tensor.clone() for name, tensor in self.task.net.state_dict().items()}
+
+    monkeypatch.setattr(Loop, "_evaluate", remember)
+    options = {"eval_every": 3, "keep_best": True, "save_every": 2}
+    train(task, tmp_path / "straight", encoder, **options)
+    losses = {m["step"]: sign * m["loss"] for m in runs.metrics(tmp_path / "straight") if m.get("split") == "valid"}
+    best = max(losses, key=losses.get)
+    assert best < 12 and sorted(seen) == [3, 6, 9, 12]
+    exported = runs.weights(tmp_path / "straight")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in seen[best].items())
+    assert any(not torch.equal(exported[name], tensor) for name, tensor in seen[12].items())
+    train(task, tmp_path / "stopped", encoder, runs.StopAtCall(best + 1), **options)
+    train(task, tmp_path / "stopped", encoder, **options)
+    stopped = runs.weights(tmp_path / "stopped")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in stopped.items())
+    with pytest.raises(UserError, match="eval-every"):  # which evaluations there are decides what is exported
+        train(task, tmp_path / "stopped", encoder, **options | {"eval_every": 4})
 
 
 def test_a_save_that_takes_long_is_told_as_such(tmp_path, encoder, monkeypatch):

@@ -30,6 +30,7 @@ class Corpus:
     text_columns: list[str]
     label_column: str | None
     label_names: list[str] | None  # sorted (integers by value), or in the order the data itself declares
+    valid_split: str | None = None  # the split of the data that serves for validation, if a whole one does
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +89,8 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
         splits["test"] = split("test", [found["test"]])
     if task == "clf":
         label_names = _resolve_labels(splits, labels, label_names)
-    return Corpus(splits, texts, labels if task == "clf" else None, label_names if task == "clf" else None)
+    is_clf = task == "clf"
+    return Corpus(splits, texts, labels if is_clf else None, label_names if is_clf else None, valid_name)
 
 
 def open_rows(

@@ -92,6 +92,7 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
         tokenizer=tokenizer,
         test=stores.get("test"),
         saved={"label_names": corpus.label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
+        keep_best=setup.keeps_best(config, corpus),
         fingerprints={
             "corpus": corpus.fingerprint,
             "tokenizer": tokenizer.fingerprint,
@@ -298,6 +299,10 @@ class ClassifierTask:
             pad_id=self._pad_id,
             backwards=self._config.backwards,
         )
+
+    def quality(self, metrics: dict[str, Any]) -> list[float]:
+        """The higher the accuracy the better; among equals the lower loss."""
+        return [metrics["accuracy"], -metrics["loss"]]
 
     def sample(self) -> None:
         """A classifier generates no text."""

@@ -126,6 +126,7 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
         tokenizer=tokenizer,
         test=held_out.get("test"),
         saved={"backwards": config.backwards, "bptt": recipe.bptt},
+        keep_best=setup.keeps_best(config, corpus),
         fingerprints={
             "corpus": corpus.fingerprint,
             "tokenizer": tokenizer.fingerprint,
@@ -253,6 +254,10 @@ class LanguageModelTask:
             bptt=self._recipe.bptt,
             backwards=self._config.backwards,
         )
+
+    def quality(self, metrics: dict[str, Any]) -> list[float]:
+        """The lower the loss the better."""
+        return [-metrics["loss"]]
 
     def sample(self) -> str | None:
         """A generated continuation of the beginning of a validation text (rank 0, private data: --no-samples)."""

@@ -68,6 +68,7 @@ class Task(Protocol):
     def largest_tokens(self) -> float: ...
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
     def evaluate(self) -> dict[str, Any] | None: ...
+    def quality(self, metrics: dict[str, Any]) -> list[float]: ...
     def sample(self) -> str | None: ...
     def hidden_state(self) -> dict[str, Any]: ...
     def load_hidden_state(self, state: dict[str, Any]) -> None: ...
@@ -90,6 +91,21 @@ class Position:
     step_in_stage: int = 0
     tokens: int = 0
     data: dict[str, Any] | None = None
+
+
+@dataclass
+class Best:
+    """The weights of the best evaluation so far.
+
+    Attributes:
+        step: after which it was made.
+        quality: what the task calls better (`Task.quality`), compared in order.
+        model: the state dict, on the CPU.
+    """
+
+    step: int
+    quality: list[float]
+    model: dict[str, Tensor]
 
 
 def plan_stages(task: Task, stages: tuple[Stage, ...], max_steps: int | None) -> list[PlannedStage]:
@@ -118,6 +134,10 @@ class Loop:
         plan: its stages.
         recipe: weight decay and clipping.
         start: the checkpoint to go on from, or None.
+        keep_best: remember the weights of the best evaluation, for `best`.
+
+    Attributes:
+        best: those weights; None before the first evaluation, or where they are not kept.
     """
 
     def __init__(
@@ -132,6 +152,7 @@ class Loop:
         tracker: Tracker,
         directory: RunDirectory,
         start: dict[str, Any] | None,
+        keep_best: bool = False,
     ) -> None:
         self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
@@ -139,6 +160,8 @@ class Loop:
         self.engine = build_engine(runtime)
         self.saver = Saver(directory.path / "checkpoints", keep=config.keep, before=tracker.flush)
         self.position = Position()
+        self.best: Best | None = None
+        self._keep_best = keep_best
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
         self._reset_clock()
@@ -146,6 +169,8 @@ class Loop:
             self.position = Position(**start["position"])
             task.net.load_state_dict(start["model"])
             task.load_hidden_state(start["carried"])
+            if start.get("best") is not None:  # checkpoints of version 0.1 have none
+                self.best = Best(**start["best"])
         self._saved = self.position.step if start is not None else None
         self._last_check = (self.position.step, time.perf_counter())
 
@@ -305,10 +330,19 @@ class Loop:
             metrics = self.task.evaluate()
             if metrics is not None:
                 self.tracker.log_eval(self.position.step, "valid", **metrics)
+                self._compare(metrics)
             if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
                 self.tracker.log_text(self.position.step, "samples", text)
         self.task.net.train()
         self._clock += time.perf_counter() - begun  # throughput is that of training
+
+    def _compare(self, metrics: dict[str, Any]) -> None:
+        """Keep the weights if no evaluation was better. Called with whole weights; the metrics are equal on all ranks."""
+        quality = self.task.quality(metrics)
+        if not self._keep_best or (self.best is not None and quality <= self.best.quality):
+            return
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.task.net.state_dict().items()}
+        self.best = Best(self.position.step, quality, weights)
 
     def _stop_agreed(self) -> bool:
         """Whether any rank wants to stop. Asked about once a second, at steps equal on all ranks.
@@ -348,6 +382,7 @@ class Loop:
                 "engine": self.engine.state(),
                 "carried": self.task.hidden_state(),
                 "skipped": self._skipped.item(),
+                "best": vars(self.best) if self.best is not None else None,
             }
             self.directory.guard(lambda: self.saver.start(self.position.step, state))
         self._clock += time.perf_counter() - begun

@@ -31,6 +31,7 @@ def run(
     test: TokenStore | None,
     saved: dict[str, Any],
     fingerprints: dict[str, str | None],
+    keep_best: bool = False,
 ) -> dict[str, Any]:
     """Open the run directory, train from where it stands, save the model and score the test split.
 
@@ -38,6 +39,7 @@ def run(
         test: scored once, at the end.
         saved: what the model's config.json holds beside the architecture.
         fingerprints: of the inputs; with the options they are the identity of the run.
+        keep_best: save the weights of the best evaluation instead of the last.
 
     Returns:
         {"state": "done" | "preempted" | "found", "step": int, "test": metrics if there is a test split}.
@@ -64,7 +66,9 @@ def run(
         session.say(found.report())
         return {"state": "found", "step": 0} | found.suggestions
 
-    run_identity = identity(config, **fingerprints)
+    run_identity = identity(config, **fingerprints) | {"keep_best": keep_best}
+    if keep_best:
+        run_identity["eval_every"] = config.eval_every  # decides which weights are compared
     directory = RunDirectory(config, run_identity, runtime, notice=session.say)
     try:
         if directory.finished:
@@ -105,6 +109,7 @@ def run(
             tracker=tracker,
             directory=directory,
             start=start,
+            keep_best=keep_best,
         )
         del start  # the loop lets go of these tensors once they are in place
         session.stop.watch(directory.path, config.max_time, session.started)
@@ -157,6 +162,10 @@ def _guarded(
         state = loop.run()
         if state == "done":
             with loop.engine.full_weights():
+                if loop.best is not None and loop.best.step != loop.position.step:
+                    loop.task.net.load_state_dict(loop.best.model)
+                    tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
+                    result["best_step"] = loop.best.step
                 if runtime.is_main:
                     save_model(directory.path / "model", loop.task.net, tokenizer, saved)
                 if test is not None:

@@ -221,6 +221,13 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
     return store
 
 
+def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
+    """Whether the weights of the best evaluation are exported: as asked, else for `quick`, but never by test labels."""
+    if config.keep_best is not None:
+        return config.keep_best and "valid" in corpus.splits
+    return config.recipe == "quick" and "valid" in corpus.splits and corpus.valid_split != "test"
+
+
 def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig | None) -> AWDLSTMConfig:
     """The encoder's sizes: the pretrained model's, else those of --preset.
 
