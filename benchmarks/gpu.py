@@ -72,10 +72,7 @@ def gibibytes(work: Callable[[], Any]) -> float:
 
 
 def fresh() -> None:
-    """Before another trainer: let go of the last one, and of the precision that accelerate keeps."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    """Before another trainer: let go of the last one."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -8,12 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from ulmfit.errors import UserError
+from ulmfit.errors import UserError, tell
 
 if TYPE_CHECKING:
     from ulmfit.data.splits import Split
@@ -193,12 +193,12 @@ def predict(args: argparse.Namespace) -> None:
     """Classify texts, or a corpus in chunks that are dealt to the processes."""
     from ulmfit.config import ClassifierConfig
     from ulmfit.data.corpus import open_rows
-    from ulmfit.distributed.runtime import Runtime
+    from ulmfit.distributed.runtime import open_runtime
     from ulmfit.inference import TextClassifier
 
     if bool(args.text) == bool(args.data):
         raise UserError("give either texts or --data, one of them")
-    with closing(Runtime(ClassifierConfig())) as runtime:
+    with open_runtime(ClassifierConfig()) as (runtime, _):
         if args.output:
             runtime.on_main(lambda: _check_output(Path(args.output)))
         model = TextClassifier.from_pretrained(args.model, device=runtime.device, int8=args.int8)
@@ -300,14 +300,14 @@ def evaluate(args: argparse.Namespace) -> None:
     """Score a model on a split, as training does."""
     from ulmfit.batches.cache import build_or_open
     from ulmfit.config import ClassifierConfig, LMConfig
-    from ulmfit.distributed.runtime import Runtime
+    from ulmfit.distributed.runtime import open_runtime
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.evaluate import score_classifier, score_language_model
     from ulmfit.training.setup import cache_directory
 
-    with closing(Runtime(ClassifierConfig())) as runtime:
+    with open_runtime(ClassifierConfig()) as (runtime, _):
         net, tok, saved = load_model(args.model, device=runtime.device)
         is_classifier = isinstance(net, ClassifierNet)
         if args.int8:
@@ -315,8 +315,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 raise UserError(f"--int8 is for classifiers and {args.model} is a language model; leave it out")
             quantize_encoder(net)
         config = ClassifierConfig() if is_classifier else LMConfig()
-        with runtime.accelerator.main_process_first():
-            name, split = _split_to_score(args, saved)
+        name, split = runtime.main_first(lambda: _split_to_score(args, saved))
         store = build_or_open(split, tok, cache_directory(config), with_labels=is_classifier)
         runtime.barrier()
         if is_classifier:
@@ -383,8 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         args.run(args)
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        tell(error)
         return 2
     except KeyboardInterrupt:
         return 130

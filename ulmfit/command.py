@@ -17,7 +17,7 @@ import tyro
 
 from ulmfit.config import TrainConfig, load_options
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.errors import UserError
+from ulmfit.errors import UserError, tell
 
 Config = TypeVar("Config", bound=TrainConfig)
 DONE, FAILED, USER_ERROR = 0, 1, 2
@@ -103,17 +103,30 @@ def _readable(value: str, hint: Any) -> bool:
 
 def run_script(kind: type[Config], train: Callable[[Config, StopRequest], dict[str, Any]], stop: StopRequest) -> int:
     """Parse, train, and give the exit code: 0 done or preempted, 2 a user's mistake, 1 failed."""
-    main = int(os.environ.get("RANK", 0)) == 0
     try:
-        result = train(parse(kind, sys.argv[1:]), stop)
+        result = train(parse_together(kind, sys.argv[1:]), stop)
     except UserError as error:
-        if main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        tell(error)
         return USER_ERROR
     except Exception as error:
         traceback.print_exc()
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return FAILED
-    if main and result["state"] == "preempted":
+    if int(os.environ.get("RANK", 0)) == 0 and result["state"] == "preempted":
         print(f"stopped at step {result['step']} with a checkpoint; the same command goes on from there")
     return DONE
+
+
+def parse_together(kind: type[Config], argv: Sequence[str]) -> Config:
+    """As `parse`; a mistake that this process alone finds (a missing --config file) is told to the others of a launch.
+
+    Those meet this one in the first collective of the training that they begin.
+    """
+    try:
+        return parse(kind, argv)
+    except UserError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from ulmfit.distributed.group import Group
+
+            Group().check_in(error)
+        raise

@@ -11,7 +11,7 @@ import torch
 
 from tests.training import runs
 from ulmfit.config import LMConfig
-from ulmfit.distributed import runtime
+from ulmfit.distributed import group, runtime
 from ulmfit.errors import UserError
 from ulmfit.training.lm_task import train_language_model
 
@@ -54,12 +54,12 @@ def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
     """As when a launcher starts processes that do not find each other: each would train a model of its own."""
 
     class Alone:
-        process_index, num_processes, device, is_main_process = 0, 1, "cpu", True
+        process_index, num_processes, device, _shared_state = 0, 1, "cpu", {}
 
         def __init__(self, **options) -> None:
             pass
 
-    monkeypatch.setattr(runtime, "Accelerator", Alone)
+    monkeypatch.setattr(group, "PartialState", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started 2 processes but the process group holds 1"):
         runtime.Runtime(LMConfig())
@@ -67,13 +67,10 @@ def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
 
 def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
     assert torch.backends.cudnn.allow_tf32, "the LSTM's products are rounded to TF32 by default"
-    try:
-        runtime.Runtime(LMConfig(deterministic=True))
+    with runtime.open_runtime(LMConfig(deterministic=True)):
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.allow_tf32 = True
+    assert torch.backends.cudnn.allow_tf32 and not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

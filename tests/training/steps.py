@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ulmfit.batches.lm import LMBatch
@@ -83,7 +82,6 @@ class Trainer:
         rate: float = 3e-3,
         sizes: AWDLSTMConfig = SIZES,
     ) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision of a process
         kind = {"lm": LMConfig, "clf": ClassifierConfig}[name]
         config = kind(
             recipe="ulmfit",

@@ -207,7 +207,6 @@ def test_a_whole_run_in_bf16_goes_on_after_an_interruption(tmp_path, monkeypatch
     for name, stops in (("straight", [None]), ("stopped", [5, None])):
         for task, config in (("lm", runs.lm_config), ("clf", runs.clf_config)):
             for stop_at in stops:
-                steps.AcceleratorState._reset_state(reset_partial_state=True)
                 given = vars(config(tmp_path / f"{task}-{name}", **options))
                 world.train(world.job(task, given, world=1, stop_at=stop_at))
     for task in ("lm", "clf"):

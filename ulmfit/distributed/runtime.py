@@ -1,4 +1,4 @@
-"""The process group, the device and what ranks say to each other. All of `torch.distributed` is here."""
+"""The device, the arithmetic and what ranks say to each other (the process group itself is in group.py)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ import os
 import platform
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.config import TrainConfig
+from ulmfit.distributed.group import Group
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
 from ulmfit.errors import UserError
 
+Result = TypeVar("Result")
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
-# Ranks wait in a collective while rank 0 reads and tokenises a large corpus. A hang in training is the watchdog's.
-GROUP_TIMEOUT = timedelta(hours=12)
 
 
 class Runtime:
@@ -39,17 +37,24 @@ class Runtime:
         engine: plain, fsdp2, zero1, zero2 or zero3, as the launcher asked.
         compress_gradients: whether ranks average their gradients in bf16.
 
+    Args:
+        group: a joined one; by default it is joined here.
+
     Raises:
-        UserError: the launcher's world size and the process group's differ, or the precision or the engine
-            is not to be had on this device.
+        UserError: the precision or the engine is not to be had on this device, or the group cannot be used.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        on_gpu = torch.cuda.is_available()
+    def __init__(self, config: TrainConfig, group: Group | None = None) -> None:
+        self.group = group or Group()
+        self.rank, self.world_size, self.device = self.group.rank, self.group.world_size, self.group.device
+        self.is_main = self.rank == 0
+        self.progress = Progress(self.device)
+        on_gpu = self.device.type == "cuda"
         if config.precision == "fp16" and not on_gpu:
             raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
         self.engine = wanted_engine(config)
         self.compress_gradients = config.compress_gradients
+        self._settings = _Settings()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
@@ -65,20 +70,9 @@ class Runtime:
         ddp = DistributedDataParallelKwargs(
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        group = InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)
-        join_after_restart("nccl" if on_gpu else "gloo")
         with processes_only():
             self.accelerator = Accelerator(
-                cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision], kwargs_handlers=[ddp, group]
-            )
-        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        self.progress = Progress(self.device)
-        announced = int(os.environ.get("WORLD_SIZE", 1))
-        if announced != self.world_size:
-            raise UserError(
-                f"the launcher started {announced} processes but the process group holds {self.world_size}, so each "
-                "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`"
+                cpu=not on_gpu, mixed_precision=MIXED_PRECISION[config.precision], kwargs_handlers=[ddp]
             )
         seed_everything(config.seed)
 
@@ -97,100 +91,141 @@ class Runtime:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over ranks (a new tensor, equal on all of them)."""
-        if self.world_size == 1:
+        if not self._meets():
             return values
         total = values.clone()
-        self.progress.waits()
         dist.all_reduce(total)
         return total
 
     def max(self, values: list[float]) -> list[float]:
         """The element-wise largest over ranks of a few numbers."""
-        if self.world_size == 1:
+        if not self._meets():
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self.progress.waits()
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def gather(self, values: Tensor) -> Tensor:
         """Every rank's tensor (all of one shape), stacked along a new first dimension; no gradient."""
-        if self.world_size == 1:
+        if not self._meets():
             return values.detach().unsqueeze(0)
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
-        self.progress.waits()
         dist.all_gather(parts, values.detach().contiguous())
         return torch.stack(parts)
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
         """The ranks' lists of picklable objects, joined in the order of ranks, on every rank."""
-        if self.world_size == 1:
-            return values
-        self.progress.waits()
-        return gather_object(values)
+        return gather_object(values) if self._meets() else values
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's object on every rank."""
-        if self.world_size == 1:
+        if not self._meets():
             return value
         holder = [value]
-        self.progress.waits()
         broadcast_object_list(holder, from_process=0)
         return holder[0]
 
-    def on_main(self, action: Any) -> Any:
+    def on_main(self, action: Callable[[], Result]) -> Result:
         """Run `action()` on rank 0 and give its result to all; its UserError is raised on every rank."""
-        outcome: tuple[str, Any] = ("", None)
+        if self.world_size == 1:
+            return action()
+        self._meets()  # a mistake that another rank has found already need not wait for the end of the action
+        value, mistake = None, None
         if self.is_main:
             try:
-                outcome = ("ok", action())
+                value = action()
             except UserError as error:
-                outcome = ("user", str(error))
-        kind, value = self.broadcast(outcome)
-        if kind == "user":
-            raise UserError(value)
-        return value
+                mistake = error
+        self.progress.waits()
+        self.group.check_in(mistake)
+        return self.broadcast(value)
+
+    def main_first(self, action: Callable[[], Result]) -> Result:
+        """Run `action()` on every rank, on rank 0 before the others (it fills caches, and a mistake is found once)."""
+        done: list[Result] = []
+        self.on_main(lambda: done.append(action()))
+        return done[0] if done else action()
 
     def store(self) -> Any:
         """The key-value store that the ranks met in; None for a single process."""
-        return dist.distributed_c10d._get_default_store() if self.world_size > 1 else None
+        return self.group.store()
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        self.progress.waits()
-        self.accelerator.wait_for_everyone()
+        if self._meets():
+            self.accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """Leave the process group, after all that holds on to it.
+    def close(self, *, in_order: bool = True) -> None:
+        """End the run: let go of what holds on to the process group, and leave torch and accelerate as they were.
 
         What DDP and FSDP made in C++ refers to the group and lies in reference cycles: left to the garbage
         collector it would go later, in any thread, or while the interpreter is being taken down.
+
+        Args:
+            in_order: the ranks are at the same place, so that the group can be used again.
         """
         self.accelerator._models.clear()
         self.accelerator._optimizers.clear()
         gc.collect()
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+        self._settings.restore()
+        self.group.close(in_order=in_order)
+
+    def _meets(self) -> bool:
+        """Whether there are others to meet in a collective that now begins; in set-up, ask them for mistakes first."""
+        if self.world_size == 1:
+            return False
+        self.progress.waits()
+        if self.group.setting_up:
+            self.group.check_in()
+        return True
 
 
-def join_after_restart(backend: str) -> None:
-    """Join the process group ourselves where a launcher has restarted its workers (`--max_restarts`).
+class _Settings:
+    """What torch holds for the whole process and a run may change."""
 
-    The launcher's store outlives its workers, and what the dead ones wrote there about themselves misleads the new
-    ones in half of the restarts, for ever (pytorch#135712). A prefix of the attempt's own keeps them apart;
-    accelerate uses the group that it finds.
+    def __init__(self) -> None:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        self._threads, self._deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        self._cudnn = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+
+    def restore(self) -> None:
+        torch.set_num_threads(self._threads)
+        torch.use_deterministic_algorithms(self._deterministic)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = self._cudnn[:2]
+        torch.backends.cuda.matmul.allow_tf32 = self._cudnn[2]
+
+
+@contextmanager
+def open_runtime(
+    config: TrainConfig, prepare: Callable[[Group], TrainConfig] | None = None
+) -> Iterator[tuple[Runtime, TrainConfig]]:
+    """Join the ranks, and leave them at the end; a user's mistake that one rank finds is raised on all.
+
+    Args:
+        prepare: gives the configuration to use, or raises UserError; called once the ranks can tell each other.
     """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0":
-        return
-    store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore(f"attempt {attempt}", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=GROUP_TIMEOUT,
-    )
+    group = Group()
+    runtime: Runtime | None = None
+
+    def close(in_order: bool) -> None:
+        if runtime is None:
+            group.close(in_order=in_order)
+        else:
+            runtime.close(in_order=in_order)
+
+    try:
+        with group.mistakes_end_all():
+            config = prepare(group) if prepare else config
+            runtime = Runtime(config, group)
+            yield runtime, config
+    except UserError:
+        close(group.setting_up)
+        raise
+    except BaseException:
+        # The ranks may be at different places, and to leave the group in good order would mean to wait for them.
+        close(False)
+        raise
+    close(True)
 
 
 def seed_everything(seed: int) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from ulmfit.distributed.group import mistake_in
 from ulmfit.distributed.progress import WAITING, Progress
 
 MOST_BETWEEN_BEATS = 10.0  # seconds
@@ -58,11 +59,22 @@ class Watchdog:
             stood = stood + passed if self._progress.count == count else 0.0
             count = self._progress.count
             try:
+                self._leave_if_another_has()
                 self._publish(stood)
                 if stood >= self._limit:
                     self._give_up(stood)
             except RuntimeError:  # the store is gone: the process group is being taken down
                 return
+
+    def _leave_if_another_has(self) -> None:
+        """Leave a collective that cannot end, because a rank has left with a user's mistake.
+
+        gloo's break off by themselves; only what still hangs a beat later comes here.
+        """
+        if self._store is None or mistake_in(self._store) is None:
+            return
+        if not self._stopped.wait(self._period):
+            os._exit(2)
 
     def _publish(self, stood: float) -> None:
         self._beats += 1

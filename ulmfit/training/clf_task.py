@@ -39,7 +39,7 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
         UserError: an option, file, column or model is at fault; nothing was written or overwritten.
     """
     with setup.open_session(config, stop) as session:
-        return _train(config, session)
+        return _train(session.config, session)
 
 
 def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> d
         UserError: an option, file, column or model is at fault; nothing was written or overwritten.
     """
     with setup.open_session(config, stop) as session:
-        return _train(config, session)
+        return _train(session.config, session)
 
 
 def _train(config: LMConfig, session: Session) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +9,6 @@ from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, identity, options
 from ulmfit.distributed.memory import fit_micro_batches
 from ulmfit.distributed.watchdog import Watchdog
-from ulmfit.errors import UserError
 from ulmfit.model.pretrained import save_model
 from ulmfit.run.directory import RunDirectory
 from ulmfit.run.tracking import Tracker
@@ -113,6 +111,7 @@ def run(
         )
         del start  # the loop lets go of these tensors once they are in place
         session.stop.watch(directory.path, config.max_time, session.started)
+        runtime.group.end_set_up()
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
     finally:
         directory.close()
@@ -175,8 +174,6 @@ def _guarded(
     except BaseException as error:
         with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
             loop.saver.wait()
-        if isinstance(error, UserError) and not runtime.is_main:  # of this rank alone: a shard that only it reads
-            print(f"error on rank {runtime.rank}: {error}", file=sys.stderr, flush=True)
         with suppress(OSError):
             directory.failed(loop.position.step, f"{type(error).__name__}: {error}", rank=runtime.rank)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from ulmfit.batches.cache import TokenStore, build_or_open
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
-from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.group import Group
+from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
@@ -51,33 +53,30 @@ class Session:
 
 @contextmanager
 def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
-    """Check the options, join the process group, and leave it at the end."""
+    """Join the process group, check the options, and leave the group at the end."""
     started = time.monotonic()
-    check(config)
-    check_output(config.output_dir, resume=config.resume)
-    restore_threads(config)
-    runtime = Runtime(config)
-    try:
-        yield Session(config, runtime, stop or StopRequest(), started)
-    except UserError:
-        runtime.close()
-        raise
-    # After any other error the ranks may be at different places, and to leave the group in good order would mean
-    # to wait for them: the end of the process frees the others.
-    runtime.close()
+
+    def prepare(group: Group) -> TrainConfig:
+        check(config)
+        check_output(config.output_dir, resume=config.resume)
+        return with_stored_threads(config, is_main=group.rank == 0)
+
+    with open_runtime(config, prepare) as (runtime, resolved):
+        yield Session(resolved, runtime, stop or StopRequest(), started)
 
 
-def restore_threads(config: TrainConfig) -> None:
-    """Go on with the thread count the run was begun with: sums are split by it, so it moves last bits."""
+def with_stored_threads(config: TrainConfig, *, is_main: bool) -> TrainConfig:
+    """A copy with the thread count that the run was begun with: sums are split by it, so it moves last bits."""
     file = Path(config.output_dir) / "config.json"
     if config.threads is not None or config.resume == "never" or not file.exists():
-        return
+        return dataclasses.replace(config)
     try:
-        config.threads = int(json.loads(file.read_text(encoding="utf-8"))["threads"])
+        threads = int(json.loads(file.read_text(encoding="utf-8"))["threads"])
     except (ValueError, KeyError, TypeError):
-        return  # a damaged config.json is named when the directory is opened
-    if config.threads != torch.get_num_threads() and int(os.environ.get("RANK", 0)) == 0:
-        print(f"using {config.threads} CPU threads, as this run did when it began", flush=True)
+        return dataclasses.replace(config)  # a damaged config.json is named when the directory is opened
+    if is_main and threads != torch.get_num_threads():
+        print(f"using {threads} CPU threads, as this run did when it began", flush=True)
+    return dataclasses.replace(config, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -149,29 +148,23 @@ def cache_directory(config: TrainConfig) -> Path:
 
 
 def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
-    """Open the corpus on every rank, rank 0 first (it fills the reader's cache, and a mistake is found once)."""
+    """Open the corpus on every rank, rank 0 first."""
     config = session.config
-    opened: list[Corpus] = []
 
-    def read() -> None:
-        opened.append(
-            open_corpus(
-                config.data,
-                task=config.task,
-                text_column=config.text_column,
-                label_column=config.label_column,
-                valid=config.valid,
-                seed=config.seed,
-                streaming=config.streaming,
-                include_test=include_test,
-                label_names=label_names,
-            )
+    def read() -> Corpus:
+        return open_corpus(
+            config.data,
+            task=config.task,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            valid=config.valid,
+            seed=config.seed,
+            streaming=config.streaming,
+            include_test=include_test,
+            label_names=label_names,
         )
 
-    session.runtime.on_main(read)
-    if not opened:
-        read()
-    return opened[0]
+    return session.runtime.main_first(read)
 
 
 def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) -> Tokenizer:

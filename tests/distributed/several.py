@@ -1,0 +1,86 @@
+"""Several trainings in one process of a launch, and mistakes that rank 1 alone makes between them.
+
+    torchrun --standalone --nproc_per_node 2 -m tests.distributed.several FOLDER [mistakes]
+
+Nothing is reset between the trainings. Each prints what the test looks at, by rank 0 or, of a mistake, by both.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+from accelerate.state import AcceleratorState, PartialState
+
+from tests.training import runs
+from ulmfit.errors import UserError
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.loop import Loop
+
+RANK = int(os.environ.get("RANK", 0))
+LM = {"preset": "tiny", "max_steps": 4}
+CLF = {"max_steps": 4}
+
+
+def pipeline(folder: Path) -> None:
+    """The four trainings whose models the test compares: both tasks and three precisions."""
+    data = {"data": str(folder / "reviews.csv")}
+    train_language_model(runs.lm_config(folder / "lm", precision="fp64", **LM, **data))
+    encoder = {"encoder": str(folder / "lm")}
+    train_classifier(runs.clf_config(folder / "clf", precision="fp64", **CLF, **data, **encoder))
+    train_language_model(runs.lm_config(folder / "bf16", precision="bf16", **LM, **data))
+    train_classifier(runs.clf_config(folder / "again", precision="fp64", **CLF, **data, **encoder))
+    assert not AcceleratorState._shared_state and not PartialState._shared_state
+
+
+def mistakes(folder: Path) -> None:
+    """Each is made by rank 1 alone; both ranks are told, and the next training works."""
+    data = {"data": str(folder / "reviews.csv")}
+    good = LM | data
+    for name, wrong in {
+        "data": {"data": str(folder / "nowhere.csv")},
+        "init": {"init": str(folder / "nowhere"), "preset": None},
+        "option": {"clip": -1.0},
+        "device": {"precision": "fp16"},
+    }.items():
+        output = folder / name
+        options = good | wrong if RANK == 1 else good
+        try:
+            train_language_model(runs.lm_config(output, **options))
+        except UserError as error:
+            print(f"mistake {name} on rank {RANK}: rank {error.rank}: {error}", flush=True)
+        assert not output.exists(), output
+        train_language_model(runs.lm_config(folder / f"after-{name}", **good | {"max_steps": 1}))
+
+
+def mistake_in_training(folder: Path) -> None:
+    """As of a shard that one rank reads: the others wait for it in the middle of a step."""
+    step = Loop._step
+
+    def stumbling(loop: Loop, batch: object) -> object:
+        if RANK == 1 and loop.position.step == 2:
+            raise UserError("shard 7 is damaged; copy it again")
+        return step(loop, batch)
+
+    data = {"data": str(folder / "reviews.csv")}
+    with mock.patch.object(Loop, "_step", stumbling):
+        try:
+            train_language_model(runs.lm_config(folder / "stumbled", **LM, **data))
+        except UserError as error:
+            print(f"mistake training on rank {RANK}: rank {error.rank}: {error}", flush=True)
+    try:
+        train_language_model(runs.lm_config(folder / "next", **LM, **data))
+    except UserError as error:
+        print(f"mistake next on rank {RANK}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    pipeline(place)
+    if "mistakes" in sys.argv:
+        mistakes(place)
+        mistake_in_training(place)
+    print(f"end of rank {RANK}", flush=True)

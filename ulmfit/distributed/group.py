@@ -1,0 +1,196 @@
+"""Joining the process group and agreeing on a user's mistake.
+
+A group is joined once and kept until the process ends, so that one script can train several times: a second group on
+the launcher's store would find the addresses that the first one left there. What `accelerate` holds for the whole
+process (its shared states) is put back after every training, because it fixes the precision of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from multiprocessing import util
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch.distributed.rendezvous import rendezvous
+
+from ulmfit.distributed.sharding import processes_only
+from ulmfit.errors import UserError
+
+# Ranks wait in a collective while rank 0 reads and tokenises a large corpus. A hang in training is the watchdog's.
+GROUP_TIMEOUT = timedelta(hours=12)
+HEARD = 5.0  # seconds in which the other ranks notice that one has left
+_STATES = (AcceleratorState, PartialState, GradientState)
+_LEFT, _HEARD = "ulmfit/left", "ulmfit/heard"
+
+_unusable = False  # an earlier training of this process failed on some ranks: they may be in different collectives
+
+
+class Group:
+    """This process among those of the launch.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of processes.
+        device: of this process.
+        setting_up: every collective first asks all ranks whether one has found a mistake (`check_in`). Not so in
+            training, where a failing rank leaves the group (`mistakes_end_all`).
+
+    Raises:
+        UserError: the launcher's world size and the process group's differ, or an earlier training of this process
+            left the ranks at different places.
+    """
+
+    def __init__(self) -> None:
+        if _unusable:
+            raise UserError("an earlier training of this process failed on one of its ranks; start the script again")
+        on_gpu = torch.cuda.is_available()
+        self._found = [dict(kind._shared_state) for kind in _STATES]
+        was_there = dist.is_initialized()
+        for kind in _STATES:
+            kind._shared_state.clear()
+        try:
+            if not was_there:
+                join_after_restart("nccl" if on_gpu else "gloo")
+            with processes_only():
+                state = PartialState(cpu=not on_gpu, timeout=GROUP_TIMEOUT)
+        except BaseException:
+            self._restore_states()
+            raise
+        self._joined = dist.is_initialized()
+        if self._joined and not was_there:
+            # Not atexit, which does not run in the processes of `notebook_launcher`.
+            util.Finalize(None, _leave, exitpriority=0)
+        self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
+        self.setting_up = True
+        announced = int(os.environ.get("WORLD_SIZE", 1))
+        if announced != self.world_size:
+            self._restore_states()
+            raise UserError(
+                f"the launcher started {announced} processes but the process group holds {self.world_size}, so each "
+                "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`"
+            )
+
+    def check_in(self, error: UserError | None = None) -> None:
+        """Tell the other ranks what this one has found (a collective).
+
+        Raises:
+            UserError: that of the lowest rank that has one, on all ranks; its `rank` tells whose it is.
+        """
+        if self.world_size > 1:
+            found = torch.tensor([error is not None], dtype=torch.int32, device=self.device)
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+            if not found.item():
+                return
+            sentences: list[str | None] = [None] * self.world_size
+            dist.all_gather_object(sentences, None if error is None else str(error))
+            rank = next(rank for rank, sentence in enumerate(sentences) if sentence is not None)
+            raise UserError(str(sentences[rank]), rank=rank) from error
+        if error is not None:
+            raise error
+
+    @contextmanager
+    def mistakes_end_all(self) -> Iterator[None]:
+        """Within it a UserError of one rank is raised on all ranks.
+
+        In set-up the others hear of it in their next collective, and the group stays usable. In training they may
+        be anywhere in a step: the failing rank breaks the connections, and the others find its sentence in the store.
+        """
+        try:
+            yield
+            if self.setting_up:
+                self.check_in()
+        except UserError as error:
+            if error.rank is None and self.setting_up:
+                self.check_in(error)
+            elif error.rank is None and self.world_size > 1:
+                self._leave_with(error)
+            raise
+        except Exception as error:
+            if not self.setting_up and (mistake := self._mistake_of_another()):
+                raise mistake from error
+            raise
+
+    def end_set_up(self) -> None:
+        """From here on collectives are not preceded by `check_in`."""
+        self.check_in()
+        self.setting_up = False
+
+    def store(self) -> Any:
+        """The key-value store that the ranks met in; None for a single process."""
+        return dist.distributed_c10d._get_default_store() if self.world_size > 1 else None
+
+    def close(self, *, in_order: bool = True) -> None:
+        """End this use of the group. Not `in_order`: ranks may be in different collectives, so it is used no more."""
+        global _unusable
+        if not in_order and self.world_size > 1:
+            _unusable = True
+        elif dist.is_initialized() and not self._joined:  # DeepSpeed's, of one process
+            dist.destroy_process_group()
+        self._restore_states()
+
+    def _restore_states(self) -> None:
+        for kind, found in zip(_STATES, self._found, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(found)
+
+    def _leave_with(self, error: UserError) -> None:
+        """Break off while others wait for this rank in a collective, and stay until they have read why.
+
+        (Rank 0 may be the one that serves the store.)
+        """
+        error.rank = self.rank
+        store = self.store()
+        store.set(_LEFT, json.dumps({"rank": self.rank, "sentence": str(error)}))
+        with suppress(RuntimeError):  # a backend that cannot: the watchdog of each rank reads the store too
+            dist.distributed_c10d._get_default_group()._get_backend(self.device).abort()
+        deadline = time.monotonic() + HEARD
+        while store.add(_HEARD, 0) < self.world_size - 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _mistake_of_another(self) -> UserError | None:
+        return None if self.world_size == 1 else mistake_in(self.store())
+
+
+def mistake_in(store: Any) -> UserError | None:
+    """The mistake with which another rank has left the group, if one has."""
+    try:
+        if not store.check([_LEFT]):
+            return None
+        told = json.loads(store.get(_LEFT))
+        store.add(_HEARD, 1)
+    except RuntimeError:  # the store has gone with its process
+        return None
+    return UserError(told["sentence"], rank=told["rank"])
+
+
+def join_after_restart(backend: str) -> None:
+    """Join the process group ourselves where a launcher has restarted its workers (`--max_restarts`).
+
+    The launcher's store outlives its workers, and what the dead ones wrote there about themselves misleads the new
+    ones in half of the restarts, for ever (pytorch#135712). A prefix of the attempt's own keeps them apart;
+    accelerate uses the group that it finds.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return
+    store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=GROUP_TIMEOUT,
+    )
+
+
+def _leave() -> None:
+    if dist.is_initialized() and not _unusable:
+        dist.destroy_process_group()
