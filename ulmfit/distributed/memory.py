@@ -49,7 +49,7 @@ class _Alone:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def whole(self) -> nullcontext:
+    def full_weights(self) -> nullcontext:
         return nullcontext()
 
 
