@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -16,13 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from ulmfit.errors import UserError
+from ulmfit.limits import check_numbers
 
 Value = TypeVar("Value")
 # An option whose help tells in words what becomes of it when it is left out.
 OrElse = Annotated[Value | None, tyro.conf.arg(help_behavior_hint="")]
-
-# With so many candidates the most frequent word is always among them: there is always something to learn against.
-FEWEST_SAMPLED = 64
 
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.
@@ -104,7 +101,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of data order, dropout and initial weights."""
     precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
-    """Arithmetic: fp16 needs a GPU; bf16 on CPU runs the recurrence in fp32."""
+    """Arithmetic: fp16 and bf16 are for a GPU; on a CPU fp16 is refused and bf16 computes in fp32."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint; never: move the old directory aside and start afresh."""
     save_every: int = 500
@@ -209,22 +206,7 @@ def check(config: TrainConfig) -> None:
         if not ok:
             raise UserError(sentence)
 
-    for name in ("batch_size", "bptt", "max_steps", "threads", "gradient_window", "vocab_size"):
-        value = getattr(config, name, None)
-        need(value is None or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
-    for name in ("micro_batches", "keep", "log_every", "min_freq", "max_len", "head_size"):
-        value = getattr(config, name, 1)
-        need(value == "auto" or value >= 1, f"--{_flag(name)} is {value}; give a number of at least 1")
-    for name in ("save_every", "eval_every", "watchdog", "seed", "alpha", "beta", "weight_decay", "clip", "drop_mult"):
-        value = getattr(config, name)
-        need(value is None or 0 <= value < math.inf, f"--{_flag(name)} is {value}; give 0 or more")
-    for name in ("lr", "epochs", "max_time", "adam_eps"):
-        value = getattr(config, name)
-        need(
-            value is None or (value > 0 and math.isfinite(value)), f"--{_flag(name)} is {value}; give a number above 0"
-        )
-    need(config.seed < 2**63, f"--seed is {config.seed}; give a number below 2**63")
-    need(config.bptt is None or config.bptt >= 2, f"--bptt is {config.bptt}; give at least 2")
+    check_numbers(vars(config))
     need(
         config.epochs is None or config.max_steps is None,
         "--epochs and --max-steps both set the length of training; give one of them",
@@ -248,15 +230,10 @@ def check(config: TrainConfig) -> None:
         )
         need(config.init is None or config.subword is None, "--init brings its own tokenizer; leave out --subword")
         need(
-            config.sampled_softmax is None or config.sampled_softmax >= FEWEST_SAMPLED,
-            f"--sampled-softmax is {config.sampled_softmax}; give at least {FEWEST_SAMPLED} (thousands train well)",
-        )
-        need(
             config.subword is None or config.tokenizer is None,
             "--subword trains a tokenizer and --tokenizer names a trained one; give one of them",
         )
     if isinstance(config, ClassifierConfig):
-        need(0 <= config.label_smoothing < 1, f"--label-smoothing is {config.label_smoothing}; give 0 to below 1")
         need(
             config.encoder is None or config.subword is None, "--encoder brings its own tokenizer; leave out --subword"
         )

@@ -1,10 +1,13 @@
 """The recipes' numbers and what options do to them."""
 
+import random
+
 import pytest
 
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
-from ulmfit.training.stages import DISCRIMINATIVE, lengthen_quick, recipe_for, share_steps
+from ulmfit.limits import MOST_STEPS
+from ulmfit.training.stages import DISCRIMINATIVE, Stage, lengthen_quick, recipe_for, share_steps
 
 
 def test_blog_recipe_has_the_posts_numbers():
@@ -62,8 +65,28 @@ def test_quick_is_longer_on_small_data_unless_told():
     assert lengthen_quick(recipe_for(told, pretrained=True), told, 10).stages[-1].epochs == 1
 
 
-@pytest.mark.parametrize("max_steps", [5, 17, 100, 101])
-def test_shared_steps_add_up(max_steps):
-    stages = recipe_for(ClassifierConfig(recipe="blog"), pretrained=True).stages
-    steps = share_steps(stages, max_steps)
-    assert sum(steps) == max_steps and min(steps) >= 1
+def test_shared_steps_add_up_and_leave_no_stage_out():
+    recipes = [
+        recipe_for(config(recipe=name), pretrained=True).stages
+        for config in (LMConfig, ClassifierConfig)
+        for name in ("quick", "blog", "ulmfit")
+    ]
+    rng = random.Random(0)
+    drawn = [
+        tuple(Stage(str(i), 0, 10 ** rng.uniform(-3, 3), 1.0) for i in range(rng.randint(1, 8))) for _ in range(300)
+    ]
+    for stages in recipes + drawn:
+        for max_steps in [*range(1, 30), 101, 1000, 10**6, MOST_STEPS]:
+            steps = share_steps(stages, max_steps)
+            assert sum(steps) == max_steps and len(steps) == len(stages)
+            assert min(steps) >= (1 if max_steps >= len(stages) else 0), (stages, max_steps, steps)
+            total = sum(stage.epochs for stage in stages)
+            if all(max_steps * stage.epochs / total >= 1 for stage in stages):  # nothing had to be raised
+                assert all(
+                    abs(n - max_steps * stage.epochs / total) <= 1 + max_steps * 1e-12
+                    for n, stage in zip(steps, stages, strict=True)
+                )
+
+
+def test_the_head_of_the_ulmfit_recipe_gets_a_step_of_five():
+    assert share_steps(recipe_for(LMConfig(recipe="ulmfit"), pretrained=True).stages, 5) == [1, 4]

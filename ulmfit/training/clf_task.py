@@ -55,6 +55,11 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
     else:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     recipe = recipe_for(config, pretrained=pretrained is not None)
+    if config.micro_batches != "auto" and config.micro_batches > recipe.batch_size:
+        raise UserError(
+            f"--micro-batches {config.micro_batches} cannot each have one of the {recipe.batch_size} documents of a "
+            f"step; give at most {recipe.batch_size}"
+        )
     corpus = setup.corpus_of(session)
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
     stores = {

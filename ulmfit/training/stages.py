@@ -183,8 +183,11 @@ def share_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
     """
     total = sum(stage.epochs for stage in stages)
     ends, done = [], 0.0
-    for stage in stages:
+    for stage in stages[:-1]:
         done += stage.epochs
-        ends.append(round(max_steps * done / total))
-    starts = [0, *ends[:-1]]
-    return [end - start for start, end in zip(starts, ends, strict=True)]
+        ends.append(min(max_steps, round(max_steps * done / total)))
+    shares = [end - start for start, end in zip([0, *ends], [*ends, max_steps], strict=True)]
+    while 0 in shares and max_steps >= len(stages):  # rounded away: taken from the longest stage
+        shares[shares.index(max(shares))] -= 1
+        shares[shares.index(0)] += 1
+    return shares

@@ -1,0 +1,86 @@
+"""The least and the largest value of each numeric option.
+
+The bounds are generous: what lies beyond is a slip of the keyboard, and would be counted, allocated or divided by
+for hours before anything else could refuse it.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from ulmfit.errors import UserError
+
+MOST_STEPS = 10**9
+
+
+class Limit(NamedTuple):
+    """Values from `least` to `most`, both included.
+
+    Attributes:
+        off: besides, 0 is allowed, and means "never" or "none".
+    """
+
+    least: float
+    most: float
+    off: bool = False
+
+
+_ABOVE_ZERO = 1e-300  # the least number that a user can mean
+_BELOW_ONE = math.nextafter(1, 0)
+
+LIMITS = {
+    "batch_size": Limit(1, 10**6),
+    "micro_batches": Limit(1, 10**6),
+    "bptt": Limit(2, 10**6),
+    "epochs": Limit(_ABOVE_ZERO, 10**4),
+    "max_steps": Limit(1, MOST_STEPS),
+    "lr": Limit(_ABOVE_ZERO, 10**6),
+    "drop_mult": Limit(0, 10**6),
+    "weight_decay": Limit(0, 10**6),
+    "clip": Limit(0, 10**30),
+    "adam_eps": Limit(1e-30, 10**6),  # in float32 a smaller one is 0, and an unused word's update 0 / 0
+    "alpha": Limit(0, 10**6),
+    "beta": Limit(0, 10**6),
+    "seed": Limit(0, 2**63 - 1),
+    "save_every": Limit(1, MOST_STEPS, off=True),
+    "keep": Limit(1, 10**6),
+    "log_every": Limit(1, MOST_STEPS),
+    "eval_every": Limit(1, MOST_STEPS, off=True),
+    "max_time": Limit(_ABOVE_ZERO, 10**7),
+    "watchdog": Limit(0.01, 10**7, off=True),  # a step takes longer than less
+    "threads": Limit(1, 1024),
+    "vocab_size": Limit(1, 10**7),
+    "min_freq": Limit(1, 10**9),
+    "sampled_softmax": Limit(64, 10**7),  # with 64 candidates the most frequent word is always among them
+    "max_len": Limit(1, 10**9),
+    "gradient_window": Limit(1, 10**9),
+    "head_size": Limit(1, 10**5),
+    "label_smoothing": Limit(0, _BELOW_ONE),
+}
+
+
+def check_numbers(options: dict[str, Any]) -> None:
+    """Raise UserError for a number out of its limits, infinite or not a number. `options` by field name."""
+    for name, value in options.items():
+        if name not in LIMITS or value is None or isinstance(value, (str, bool)):
+            continue
+        least, most, off = LIMITS[name]
+        if off and value == 0:
+            continue
+        if least <= value <= most:  # false for nan
+            continue
+        if value > most:
+            cure = "a number below 1" if most == _BELOW_ONE else f"at most {_shown(most)}"
+        else:
+            lowest = {0: "0 or more", _ABOVE_ZERO: "a number above 0"}.get(least, f"at least {_shown(least)}")
+            cure = f"0 or {lowest}" if off else lowest
+        raise UserError(f"--{name.replace('_', '-')} is {_shown(value)}; give {cure}")
+
+
+def _shown(number: float) -> str:
+    """A number as one would type it, short; an integer may be beyond what a float holds."""
+    if isinstance(number, float):
+        return f"{number:g}"
+    return str(number) if abs(number) < 10**15 else f"{Decimal(number):.6g}".lower()
