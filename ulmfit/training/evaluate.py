@@ -85,12 +85,21 @@ def score_classifier(
     net.train(training)
     sums = runtime.sum(sums)
     confusion = sums[:-1].view(classes, classes)
-    hits, truths, guesses = confusion.diag(), confusion.sum(1), confusion.sum(0)
-    f1 = 2 * hits / (truths + guesses).clamp(min=1)
+    total = confusion.sum()
     return {
-        "loss": (sums[-1] / truths.sum()).item(),
-        "accuracy": (hits.sum() / truths.sum()).item(),
-        "f1": f1.mean().item(),
+        "loss": (sums[-1] / total).item(),
+        "accuracy": (confusion.trace() / total).item(),
+        "f1": macro_f1(confusion),
         "confusion": confusion.long().tolist(),
         "labels": list(label_names),
     }
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """The mean F1 of the classes that occur, in [0, 1], as scikit-learn's `f1_score(average="macro")`.
+
+    confusion [C, C], rows: truth. A class that is neither in the truth nor predicted has no F1 and is left out.
+    """
+    occurrences = confusion.sum(0) + confusion.sum(1)
+    f1 = 2 * confusion.diag() / occurrences
+    return f1[occurrences > 0].mean().item()
