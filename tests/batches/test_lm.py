@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ulmfit.batches import lm
 from ulmfit.batches.lm import CachedRows, StreamedRows, merge_states
 from ulmfit.batches.order import permutation
 from ulmfit.batches.stream import OVERHEAD
@@ -189,6 +190,22 @@ def test_jitter_scales_the_learning_rate_and_is_bounded(make_store):
     assert other[: len(lengths)] != lengths.tolist()
     plain = CachedRows(store, batch_size=2, bptt=70, seed=1, rows=range(1))
     assert {batch.lr_scale for batch in plain.epoch_batches(0)} == {1.0}
+
+
+def test_jitter_is_drawn_once_an_epoch(make_store, monkeypatch):
+    """The loop asks for the length of an epoch at every step, while batches are read ahead into the next."""
+    drawn = []
+    real = lm.generator
+    monkeypatch.setattr(lm, "generator", lambda *parts: drawn.append(parts) or real(*parts))
+    source = CachedRows(make_store([[5] * 601]), batch_size=2, bptt=20, seed=1, rows=range(2), jitter=True)
+    asked = set()
+    for batch, _ in source.batches():
+        if batch.epoch == 3:
+            break
+        for epoch in {max(0, batch.epoch - 1), batch.epoch}:
+            asked.add((epoch, source.steps_per_epoch(epoch)))
+    assert [parts[1] for parts in drawn if parts[2:] == (lm._JITTER,)] == [0, 1, 2, 3]
+    assert len(asked) == 3
 
 
 def test_backwards_reads_the_joined_text_from_its_end_as_fastai(make_store):

@@ -10,6 +10,7 @@ corpus too large for one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ class CachedRows:
         self._starts, self._sizes = cuts[:-1], np.diff(cuts)
         self._longest = int(self._sizes.max())
         self._identity = {"source": store.fingerprint, "batch_size": batch_size, "bptt": bptt, "seed": seed}
+        # Asked for at every step. Two, because batches are read ahead, into the next epoch.
+        self._cached_ends = lru_cache(maxsize=2)(self._draw_ends if jitter else self._equal_ends)
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
         return len(self._step_ends(epoch))
@@ -118,8 +121,12 @@ class CachedRows:
 
     def _step_ends(self, epoch: int) -> np.ndarray:
         """How far the longest row is after each step of an epoch, int64 [steps]."""
-        if not self.jitter:
-            return np.minimum(np.arange(self.bptt, self._longest + self.bptt, self.bptt), self._longest)
+        return self._cached_ends(epoch if self.jitter else 0)
+
+    def _equal_ends(self, epoch: int) -> np.ndarray:
+        return np.minimum(np.arange(self.bptt, self._longest + self.bptt, self.bptt), self._longest)
+
+    def _draw_ends(self, epoch: int) -> np.ndarray:
         rng = generator(self.seed, epoch, _JITTER)
         pieces, total = [], 0
         while total < self._longest:
