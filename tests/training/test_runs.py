@@ -292,3 +292,15 @@ def test_the_sampled_softmax_is_trained_on_and_the_full_one_scored(tmp_path, enc
         assert a["sampled"] is True and "sampled" not in b and a["loss"] < 0.95 * b["loss"]
     with pytest.raises(UserError, match=r"another run \(sampled-softmax: 100 -> None\)"):
         train("lm", tmp_path / "sampled", encoder, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bf16 on a GPU is bf16")
+@pytest.mark.parametrize("task", ["lm", "clf"])
+def test_bf16_on_a_cpu_is_fp32_and_says_so(task, tmp_path, encoder, capsys):
+    """A CPU without matrix units of its own would take several times as long in bf16."""
+    for precision in ("fp32", "bf16"):
+        train(task, tmp_path / precision, encoder, max_steps=3, precision=precision)
+        said = "on a CPU the model computes in fp32" in capsys.readouterr().out
+        assert said == (precision == "bf16")
+    a, b = runs.weights(tmp_path / "fp32"), runs.weights(tmp_path / "bf16")
+    assert all(torch.equal(a[name], b[name]) for name in a)

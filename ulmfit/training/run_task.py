@@ -59,6 +59,8 @@ def run(
         f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
         f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}"
     )
+    if config.precision == "bf16" and runtime.device.type == "cpu":
+        session.say("--precision bf16: on a CPU the model computes in fp32, with the bits of --precision fp32")
     if config.lr_find:
         found = run_finder(task, recipe, config=config, runtime=runtime)
         session.say(found.report())
