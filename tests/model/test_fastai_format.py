@@ -10,11 +10,14 @@ import types
 import pytest
 import torch
 
+from tests.training import runs
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.fastai_format import fastai_state_dict, load_fastai, read_vocabulary
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.pretrained import load_model
+from ulmfit.training.lm_task import train_language_model
 
 V, E, H, LAYERS, CLASSES = 50, 12, 20, 3, 3
 WORDS = [f"w{i}" for i in range(V)]
@@ -234,3 +237,42 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"not a torch file")
     with pytest.raises(UserError, match="weights.pth is not a file of plain weights"):
         load_fastai(tmp_path / "weights.pth", tmp_path / "v.pkl")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (language_model_file, None),
+        (lambda version: {"model": language_model_file(version), "opt": {}}, None),
+        (encoder_file, "holds an encoder: the bias of the output layer starts at zero"),
+        (classifier_file, "holds a classifier, whose encoder is used: the bias of the output layer starts at zero"),
+    ],
+)
+def test_a_language_model_starts_from_every_kind_of_file(tmp_path, monkeypatch, capsys, version, content, said):
+    """`--init` of a whole run, of so low a rate that the weights it saves are those it began with."""
+    monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
+    torch.save(content(version), tmp_path / "model.pth")
+    (tmp_path / "itos.pkl").write_bytes(pickle.dumps(WORDS))
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(WORDS[i:] + WORDS[:i]) for i in range(40)))
+    train_language_model(
+        runs.lm_config(
+            tmp_path / "run",
+            data=str(tmp_path / "text.txt"),
+            init=str(tmp_path / "model.pth"),
+            max_steps=2,
+            lr=1e-30,
+            weight_decay=0.0,
+        )
+    )
+    notices = [line for line in capsys.readouterr().out.splitlines() if "output layer starts" in line]
+    assert [line.partition("model.pth ")[2] for line in notices] == ([said] if said else [])
+    net, tokenizer, _ = load_model(tmp_path / "run")
+    theirs = fastai_state_dict(content(version))
+    ids = [tokenizer.vocab.index(word) for word in WORDS]
+    assert torch.equal(net.encoder.embedding.weight[ids], theirs["encoder.embedding.weight"])
+    assert torch.equal(net.encoder.layers[1].weight_hh, theirs["encoder.layers.1.weight_hh"])
+    if said:
+        assert net.decoder_bias.abs().max() < 1e-28  # two steps away from zero
+    else:
+        assert torch.equal(net.decoder_bias[ids], theirs["decoder_bias"])

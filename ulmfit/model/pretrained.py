@@ -289,12 +289,16 @@ def init_language_model(
 ) -> None:
     """Start `net`, whose vocabulary is `new_vocab`, from another model's state dict (our names).
 
+    The output layer is tied to the embedding but for its bias. Where `old` is an encoder alone, the bias keeps its
+    initial zeros, as in fastai; a classifier's head is left out.
+
     Raises UserError if the sizes of the layers differ.
     """
     state = dict(old)
-    state["encoder.embedding.weight"], state["decoder_bias"] = transfer_vocabulary(
-        old["encoder.embedding.weight"], old["decoder_bias"], old_vocab, new_vocab
+    state["encoder.embedding.weight"], bias = transfer_vocabulary(
+        old["encoder.embedding.weight"], old.get("decoder_bias"), old_vocab, new_vocab
     )
+    state["decoder_bias"] = net.decoder_bias.detach().clone() if bias is None else bias
     for name, tensor in net.state_dict().items():
         if name not in state or state[name].shape != tensor.shape:
             shape = list(state[name].shape) if name in state else "missing"

@@ -50,6 +50,9 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
     pretrained = setup.open_pretrained(config.init) if config.init else None
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--init {config.init}")
+        if pretrained.kind != "language_model":
+            what = {"encoder": "an encoder", "classifier": "a classifier, whose encoder is used"}[pretrained.kind]
+            session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
     if recipe.batch_size % (runtime.world_size * micro_batches):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +85,11 @@ class Pretrained:
     """A language model to start from.
 
     Attributes:
-        state: tensors by our names (`encoder.*` and `decoder_bias`; no decoder_bias in an encoder-only file).
+        state: tensors by our names (`encoder.*` and `decoder_bias`; no decoder_bias where `kind` is another than
+            language_model).
         tokenizer: None where only a vocabulary came with the weights (fastai).
         fingerprint: of the weights file.
+        kind: what the file holds.
     """
 
     config: AWDLSTMConfig
@@ -95,6 +98,7 @@ class Pretrained:
     tokenizer: Tokenizer | None
     backwards: bool
     fingerprint: str
+    kind: Literal["language_model", "encoder", "classifier"] = "language_model"
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The encoder's tensors, without prefix."""
@@ -119,7 +123,7 @@ def open_pretrained(path: str) -> Pretrained:
         if not beside:
             raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
         model = load_fastai(path, beside[0])
-        return Pretrained(model.config, model.state, model.vocab, None, False, file_fingerprint(path))
+        return Pretrained(model.config, model.state, model.vocab, None, False, file_fingerprint(path), model.kind)
     folder = find_model(path)
     net, tokenizer, saved = load_model(folder)
     if not isinstance(net, LanguageModelNet):
