@@ -5,12 +5,9 @@ python train_lm.py --data reviews.csv --output-dir runs/lm  your own corpus
 accelerate launch train_lm.py --data ...                    the same on every GPU
 """
 
-from ulmfit.distributed.stop import StopRequest
+import sys
+
+from ulmfit.cli import main
 
 if __name__ == "__main__":
-    stop = StopRequest.install()  # before torch is imported: a signal during the import must not kill the run
-    from ulmfit.command import run_script
-    from ulmfit.config import LMConfig
-    from ulmfit.training.lm_task import train_language_model
-
-    raise SystemExit(run_script(LMConfig, train_language_model, stop))
+    raise SystemExit(main(["train-lm", *sys.argv[1:]], prog="python train_lm.py"))

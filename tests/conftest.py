@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from ulmfit.distributed.stop import SIGNALS
 
 # Before torch and datasets are imported, and seen by the processes that tests start.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="ulmfit-tests-")
@@ -28,6 +31,15 @@ def _own_cache(monkeypatch):
     monkeypatch.setenv("ULMFIT_CACHE", os.path.join(_SCRATCH.name, "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """A training that ran in this process leaves its signal handlers in place; the next test has pytest's."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory) -> Path:
     """A small slice of the embedded sample as a CSV file: columns text and label (neg, pos)."""
@@ -39,7 +51,7 @@ def reviews(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory, reviews) -> SimpleNamespace:
     """Finished run directories: .lm, a language model, and .clf, a classifier on its encoder (tiny, 6 steps)."""
-    from ulmfit.command import parse
+    from ulmfit.cli.options import parse
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.training.clf_task import train_classifier
     from ulmfit.training.lm_task import train_language_model

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import ulmfit
-from ulmfit.command import parse
+from ulmfit.cli.options import parse
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.run.lock import DirectoryLock
@@ -150,7 +150,7 @@ CASES = {
     "config without options": ("lm --config list.json", r"--config list\.json is not the config\.json of a run"),
     "config of a model": ("lm --config {lm}/model", r"--config .*model/config\.json is not the config\.json of a run"),
     "config of the other script": ("clf --config {lm}/config.json", r"init.*does not know.*script that wrote it"),
-    "config without a name": ("lm --config", r"--config needs a file"),
+    "config without a name": ("lm --config", r"--config needs a value.*config\.json"),
     # Models and tokenizers
     "no model": ("clf --data reviews.csv --encoder nowhere", r"nowhere does not exist.*train_lm\.py"),
     "model not finished": ("clf --data reviews.csv --encoder unfinished", r"unfinished holds no model\.safetensors"),

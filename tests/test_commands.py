@@ -1,13 +1,10 @@
-"""python -m ulmfit COMMAND, in this process but for one."""
+"""The commands that use trained models, in this process but for one."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import dataclasses
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +15,8 @@ import numpy as np
 import pytest
 
 import ulmfit
-from ulmfit import __main__ as program
-from ulmfit.command import parse
-from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit import cli
 from ulmfit.distributed.runtime import Runtime
-
-COMMANDS = ("tokenizer", "show", "predict", "generate", "evaluate")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +29,7 @@ def command(capsys):
     """Runs a command that must succeed; gives its lines of output."""
 
     def run(*argv):
-        code = program.main([str(word) for word in argv])
+        code = cli.main([str(word) for word in argv])
         out, err = capsys.readouterr()
         assert code == 0, err
         run.err = err
@@ -50,7 +43,7 @@ def mistake(capsys):
     """Runs a command that must end with 2; gives the sentence that it ends with."""
 
     def run(*argv):
-        assert program.main([str(word) for word in argv]) == 2
+        assert cli.main([str(word) for word in argv]) == 2
         last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
         assert last.startswith("error: ")
         return last
@@ -167,7 +160,7 @@ def test_predict_texts(command, runs):
 
 @pytest.mark.parametrize("chunk", (7, 2048))
 def test_predict_a_corpus_in_each_format(command, runs, reviews, tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(program, "CHUNK", chunk)
+    monkeypatch.setattr("ulmfit.cli.predict.CHUNK", chunk)
     wanted = ulmfit.TextClassifier.from_pretrained(runs.clf).predict([row["text"] for row in rows_of(reviews)])
     for name in ("p.jsonl", "p.csv", "p.tsv"):
         assert command("predict", "--model", runs.clf, "--data", reviews, "--output", name) == []
@@ -387,51 +380,7 @@ def test_evaluate_leaves_unlabelled_rows_out_and_says_so(command, mistake, runs,
     assert "1 rows at fault" in mistake("evaluate", "--model", runs.clf, "--data", "worse.csv")
 
 
-# Help and the command line itself
-
-
-def _metavar(action):
-    if action.nargs == 0:  # a flag
-        return ""
-    return " " + ("{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper())
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_lists_each_option_with_its_default(capsys, name):
-    with pytest.raises(SystemExit) as leaving:
-        program.main([name, "--help"])
-    assert leaving.value.code == 0
-    text = " ".join(capsys.readouterr().out.partition("options:")[2].split())
-    (choices,) = (action for action in program._parser()._actions if isinstance(action, argparse._SubParsersAction))
-    options = [action for action in choices.choices[name]._actions if action.option_strings]
-    assert len(options) > 3
-    for action in options:
-        assert action.option_strings[-1] in text
-        if action.option_strings[-1] != "--help" and not action.required:
-            own = text.partition(f"{action.option_strings[-1]}{_metavar(action)} ")[2]
-            own = re.split(r"(?<=\)) --", own)[0]
-            assert own.count("(default: ") == 1, own
-            assert "None" not in own
-            if action.default is not None:
-                assert f"(default: {action.default})" in own
-
-
-@pytest.mark.parametrize("kind", (LMConfig, ClassifierConfig))
-def test_help_of_the_scripts_lists_each_option(capsys, kind):
-    with pytest.raises(SystemExit) as leaving:
-        parse(kind, ["--help"])
-    assert leaving.value.code == 0
-    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
-    for field in dataclasses.fields(kind):
-        assert f"--{field.name.replace('_', '-')} " in text.replace(",", " ")
-    assert text.count("(default: ") == len(dataclasses.fields(kind))  # each once
-    assert "(default: None)" not in text
-
-
-def test_commands_that_do_not_exist(mistake):
-    assert "invalid choice: 'predictt'" in mistake("predictt")
-    assert "COMMAND" in mistake()
-    assert "--colour" in mistake("generate", "--model", "x", "The", "--colour", "red")
+# The command line itself
 
 
 def test_the_real_command(runs):

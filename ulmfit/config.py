@@ -1,4 +1,4 @@
-"""The options behind both command lines, and every cross-check between them.
+"""The options of both trainers, and every cross-check between them.
 
 A field's docstring is its line in `--help`. Fields that default to None are filled from the recipe
 (`ulmfit.training.stages`) or from the data; config.json of a run records what they became.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
-
-import tyro
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 
 Value = TypeVar("Value")
-# An option whose help tells in words what becomes of it when it is left out.
-OrElse = Annotated[Value | None, tyro.conf.arg(help_behavior_hint="")]
+Options = TypeVar("Options")
+# An option whose docstring tells in words what becomes of it when it is left out: "(default: ...)".
+OrElse = Value | None
 
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.
@@ -46,10 +46,55 @@ OPERATION = frozenset(
     }
 )
 
+# The groups of `--help` and the order in them: what is asked for often comes first.
+GROUPS = {
+    "data": ("data", "text_column", "label_column", "valid", "streaming", "backwards", "cache_dir"),
+    "model": (
+        "init",
+        "encoder",
+        "preset",
+        "vocab_size",
+        "min_freq",
+        "tokenizer",
+        "rules",
+        "subword",
+        "max_len",
+        "head_size",
+    ),
+    "training": (
+        "recipe",
+        "epochs",
+        "max_steps",
+        "batch_size",
+        "lr",
+        "lr_find",
+        "drop_mult",
+        "bptt",
+        "seed",
+        "class_weights",
+        "label_smoothing",
+        "schedule",
+        "weight_decay",
+        "clip",
+        "alpha",
+        "beta",
+        "adam_eps",
+        "decay_bias_norm",
+        "bptt_jitter",
+        "gradient_window",
+    ),
+    "saving": ("output_dir", "resume", "config", "save_every", "keep", "keep_best", "max_time", "watchdog"),
+    "speed": ("precision", "micro_batches", "threads", "sampled_softmax", "compress_gradients", "deterministic"),
+    "logging": ("log_every", "eval_every", "samples"),
+}
+
+# Options of any command that name a file or a folder (--data and --valid may name other things too).
+PATHS = ("data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir", "model", "output")
+
 
 @dataclass
 class TrainConfig:
-    """Options of both scripts."""
+    """Options of both trainers."""
 
     task: ClassVar[str]
 
@@ -237,6 +282,20 @@ def check(config: TrainConfig) -> None:
         need(
             config.encoder is None or config.subword is None, "--encoder brings its own tokenizer; leave out --subword"
         )
+
+
+def expand_paths(config: Options) -> Options:
+    """A copy of the options in which `~` at the beginning of a path is the home directory.
+
+    A shell expands it only at the beginning of a word, not in `--data=~/reviews.csv`.
+    """
+    values = {name: getattr(config, name, None) for name in PATHS}
+    changed = {
+        name: os.path.expanduser(value)
+        for name, value in values.items()
+        if isinstance(value, str | Path) and str(value).startswith("~")
+    }
+    return dataclasses.replace(config, **changed)
 
 
 def _flag(name: str) -> str:

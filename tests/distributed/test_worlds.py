@@ -5,14 +5,13 @@ matrix of worlds and micro-batches is tests/invariance.py.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training import runs, world
-from ulmfit.command import run_script
+from ulmfit import cli
 from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
 from ulmfit.training.lm_task import train_language_model
@@ -164,8 +163,7 @@ def test_a_resume_with_another_global_batch_is_refused(given, capsys, monkeypatc
     world.train(stopped)
     before = runs.metrics(given / "refused")
     words = runs.arguments(LMConfig(**stopped["options"]))
-    monkeypatch.setattr(sys, "argv", ["train_lm.py", *words, "--batch-size", "32"])
-    assert run_script(LMConfig, train_language_model, stop=None) == 2
+    assert cli.main(["train-lm", *words, "--batch-size", "32"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: --output-dir {given / 'refused'} holds another run (batch-size: 16 -> 32); name another directory, "
         "or start afresh with --resume never"

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE = "stop"
@@ -30,14 +31,22 @@ class StopRequest:
         self._launcher = os.getppid() if any(mark in os.environ for mark in LAUNCHER_MARKS) else None
         self._deadline: float | None = None
         self._file: Path | None = None
+        self._former: dict[int, Any] = {}
 
     @classmethod
     def install(cls) -> StopRequest:
         """Handle SIGTERM, SIGINT and SIGUSR1 from now on."""
         request = cls()
         for number in SIGNALS:
-            signal.signal(number, request._on_signal)
+            request._former[number] = signal.signal(number, request._on_signal)
         return request
+
+    def release(self) -> None:
+        """Give the signals back to their former handlers, and hand on one that has come meanwhile."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        if self.reason is not None:
+            signal.raise_signal(signal.Signals[self.reason])
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -1,0 +1,51 @@
+"""The commands. A new one is a dataclass of options and a function that takes them, in a file of its own, and an
+entry below.
+
+The dataclass's docstring begins with the line of `ulmfit --help`; the docstring of a field is its help, with
+"(default: ...)" where the value does not tell what happens. The file imports torch inside the function, so that
+`--help` and mistakes are quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ulmfit.cli.evaluate import EvaluateOptions, evaluate
+from ulmfit.cli.generate import GenerateOptions, generate
+from ulmfit.cli.predict import PredictOptions, predict
+from ulmfit.cli.show import ShowOptions, show
+from ulmfit.cli.tokenizer import TokenizerOptions, train_tokenizer
+from ulmfit.cli.train import train_clf, train_lm
+from ulmfit.config import ClassifierConfig, LMConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """An entry of COMMANDS.
+
+    Attributes:
+        options: the dataclass that the command line is parsed into.
+        run: called with the options; with the StopRequest too where the command `trains`. Raises UserError for a
+            mistake of the user's.
+        example: options for the last line of the help.
+        trains: signals ask for a checkpoint, and a closed stdout is no reason to stop.
+    """
+
+    options: type
+    run: Callable[..., None]
+    example: str
+    trains: bool = False
+
+
+COMMANDS = {
+    "train-lm": Command(LMConfig, train_lm, "--data reviews.csv --output-dir runs/lm", trains=True),
+    "train-clf": Command(
+        ClassifierConfig, train_clf, "--data reviews.csv --encoder runs/lm --output-dir runs/clf", trains=True
+    ),
+    "predict": Command(PredictOptions, predict, "--model runs/clf --data new.csv --output labels.csv"),
+    "evaluate": Command(EvaluateOptions, evaluate, "--model runs/clf --data labelled.csv --split all"),
+    "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
+    "show": Command(ShowOptions, show, "--data reviews.csv --tokenizer runs/lm --task clf"),
+    "tokenizer": Command(TokenizerOptions, train_tokenizer, "--data reviews.csv --output tokenizer.json"),
+}

@@ -1,0 +1,121 @@
+"""evaluate: loss and accuracy of a model on a corpus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ulmfit.cli.common import at_least, tell_skipped
+from ulmfit.errors import UserError
+
+if TYPE_CHECKING:
+    from ulmfit.data.splits import Split
+
+LM_WINDOW = 70  # tokens at a time of a language model that does not tell its own
+LM_ROWS = 64
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions:
+    """Print loss and accuracy of a model on a corpus, as JSON."""
+
+    model: str
+    """Run directory, or its model/."""
+    data: str | None = None
+    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    text_column: str | None = None
+    """Column with the text, or several joined by commas (default: what the classifier was trained on, else text)."""
+    label_column: str | None = None
+    """Column with the label (default: label)."""
+    split: str | None = None
+    """Split to score; all for every row (default: test, else valid, else all)."""
+    valid: str | None = None
+    """What training held out of data without a valid split, with --split valid (default: column is_valid, else 0.1)."""
+    seed: int = 0
+    """Training's seed, which chose a held-out fraction."""
+    batch_size: int = LM_ROWS
+    """Rows a language model is read in."""
+    int8: bool = False
+    """Matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move by 0.001 or so."""
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Score a model on a split."""
+    at_least(options, batch_size=1, seed=0)
+    from ulmfit.batches.cache import build_or_open
+    from ulmfit.config import ClassifierConfig, LMConfig
+    from ulmfit.distributed.runtime import open_runtime
+    from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.int8 import quantize_encoder
+    from ulmfit.model.pretrained import load_model
+    from ulmfit.training.evaluate import score_classifier, score_language_model
+    from ulmfit.training.setup import cache_directory
+
+    with open_runtime(ClassifierConfig()) as (runtime, _):
+        net, tok, saved = load_model(options.model, device=runtime.device)
+        is_classifier = isinstance(net, ClassifierNet)
+        if options.int8:
+            if not is_classifier:
+                raise UserError(f"--int8 is for classifiers and {options.model} is a language model; leave it out")
+            quantize_encoder(net)
+        config = ClassifierConfig() if is_classifier else LMConfig()
+        name, split = runtime.main_first(lambda: _split_to_score(options, saved))
+        store = build_or_open(split, tok, cache_directory(config), with_labels=is_classifier)
+        runtime.barrier()
+        if is_classifier:
+            metrics = score_classifier(
+                net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id, backwards=saved["backwards"]
+            )
+        else:
+            metrics = score_language_model(
+                net,
+                store,
+                runtime,
+                num_rows=options.batch_size,
+                bptt=saved.get("bptt", LM_WINDOW),
+                backwards=saved["backwards"],
+            )
+        if runtime.is_main:
+            tell_skipped(store.skipped)
+            print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
+
+
+def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple[str, Split]:
+    """The name and rows of --split; by default test, else what is marked as validation, else all.
+
+    `saved` is the model's config, which tells the classes of a classifier and the columns that it read.
+    """
+    from ulmfit.data.corpus import open_corpus, open_rows
+    from ulmfit.data.sources import SPLIT_NAMES, find
+
+    label_names, trained_columns = saved.get("label_names"), saved.get("text_columns", ())
+    found = find(options.data)
+    marked = "valid" in found or ("train" in found and "is_valid" in found["train"].columns)
+    name = options.split or ("test" if "test" in found else "valid" if marked or options.valid else "all")
+    name = SPLIT_NAMES.get(name, name)
+    if options.valid and name != "valid":
+        raise UserError(f"--valid chooses rows of --split valid and not of {name}; leave it out")
+    if name == "valid" and "train" in found and (options.valid or "valid" not in found):
+        corpus = open_corpus(
+            options.data,
+            task="clf" if label_names else "lm",
+            text_column=options.text_column,
+            label_column=options.label_column,
+            valid=options.valid,
+            seed=options.seed,
+            label_names=label_names,
+            trained_columns=trained_columns,
+        )
+        return name, corpus.splits["valid"]
+    return name, open_rows(
+        options.data,
+        options.text_column,
+        label_column=options.label_column,
+        label_names=label_names,
+        split=None if name == "all" else name,
+        keep_unlabelled=label_names is None,
+        streaming=False,
+        trained_columns=trained_columns,
+    )

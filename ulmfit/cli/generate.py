@@ -1,0 +1,46 @@
+"""generate: continue prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from ulmfit.cli.common import at_least
+
+
+@dataclass(kw_only=True)
+class GenerateOptions:
+    """Continue prompts with a language model."""
+
+    prompt: Positional[tuple[str, ...]]
+    """Beginnings of texts."""
+    model: str
+    """Run directory of a language model, or its model/."""
+    max_new_tokens: int = 40
+    """Tokens to add."""
+    temperature: float = 0.75
+    """Below 1 for likelier text."""
+    top_k: int | None = None
+    """Draw from the k likeliest words only (default: all)."""
+    min_p: float | None = None
+    """Leave out words below min_p times the likeliest (default: none)."""
+    seed: int | None = None
+    """The same text every time (default: another each time)."""
+
+
+def generate(options: GenerateOptions) -> None:
+    """Print a continuation of each prompt."""
+    at_least(options, max_new_tokens=0, top_k=1, seed=0)
+    from ulmfit.inference import LanguageModel
+
+    model = LanguageModel.from_pretrained(options.model)
+    for text in model.generate(
+        list(options.prompt),
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        seed=options.seed,
+    ):
+        print(text)

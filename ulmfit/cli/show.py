@@ -1,0 +1,98 @@
+"""show: the first batches of a trainer, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ulmfit.cli.common import at_least, tell_skipped
+
+if TYPE_CHECKING:
+    from ulmfit.batches.cache import TokenStore
+    from ulmfit.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(kw_only=True)
+class ShowOptions:
+    """Show what the first batches of a training look like, in words."""
+
+    tokenizer: str
+    """tokenizer.json, run directory or model."""
+    data: str | None = None
+    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    text_column: str | None = None
+    """Column with the text, or several joined by commas (default: text, else the only one)."""
+    label_column: str | None = None
+    """Column with the label (default: label)."""
+    task: Literal["lm", "clf"] = "lm"
+    """Batches of which trainer."""
+    rows: int = 5
+    """Rows or documents to show."""
+    steps: int = 2
+    """Batches to show."""
+    batch_size: int | None = None
+    """Rows or documents of a batch (default: lm 64, clf 32)."""
+    bptt: int = 70
+    """Tokens of a row; of a document, those shown."""
+    seed: int = 0
+    """Seed of the order."""
+
+
+def show(options: ShowOptions) -> None:
+    """Print the first batches of a trainer as words."""
+    at_least(options, rows=1, steps=1, batch_size=1, bptt=2, seed=0)
+    from ulmfit.batches.cache import build_or_open
+    from ulmfit.config import LMConfig
+    from ulmfit.data.corpus import open_corpus
+    from ulmfit.tokenizer.tokenizer import Tokenizer
+    from ulmfit.training.setup import cache_directory
+
+    path = Path(options.tokenizer)
+    tokenizer = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
+    corpus = open_corpus(
+        options.data,
+        task=options.task,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        seed=options.seed,
+    )
+    is_clf = options.task == "clf"
+    store = build_or_open(corpus.splits["train"], tokenizer, cache_directory(LMConfig()), with_labels=is_clf)
+    tell_skipped(store.skipped)
+    if is_clf:
+        _show_documents(options, store, tokenizer, corpus.label_names)
+    else:
+        _show_rows(options, store, tokenizer)
+
+
+def _show_rows(options: ShowOptions, store: TokenStore, tokenizer: Tokenizer) -> None:
+    from ulmfit.batches.lm import CachedRows
+
+    size = options.batch_size or 64
+    source = CachedRows(
+        store, batch_size=size, bptt=options.bptt, seed=options.seed, rows=range(min(options.rows, size))
+    )
+    for batch, _ in islice(source.batches(None), options.steps):
+        print(f"epoch {batch.epoch} step {batch.step_in_epoch}: {size} rows of {batch.tokens.shape[1]} tokens")
+        for row, (ids, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
+            print(f"  row {row}: {_words(tokenizer, ids[targets >= 0])}")
+
+
+def _show_documents(options: ShowOptions, store: TokenStore, tokenizer: Tokenizer, label_names: list[str]) -> None:
+    from ulmfit.batches.documents import DocumentBatches
+
+    source = DocumentBatches(store.lengths, batch_size=options.batch_size or 32, seed=options.seed)
+    for indices, epoch, step, _ in islice(source.batches(None), options.steps):
+        lengths = store.lengths[indices]
+        print(f"epoch {epoch} step {step}: {len(indices)} documents of {lengths.min()} to {lengths.max()} tokens")
+        for index in indices[: options.rows]:
+            ids = store.document(index)
+            more = f" ... ({len(ids)} tokens)" if len(ids) > options.bptt else ""
+            print(f"  [{label_names[store.labels[index]]}] {_words(tokenizer, ids[: options.bptt])}{more}")
+
+
+def _words(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    return " ".join(repr(tokenizer.vocab[token])[1:-1] for token in ids)

@@ -1,0 +1,57 @@
+"""tokenizer: train one on a corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ulmfit.cli.common import at_least, check_output, tell_skipped
+from ulmfit.errors import UserError
+
+
+@dataclass(kw_only=True)
+class TokenizerOptions:
+    """Train a tokenizer on a corpus's training split and save it."""
+
+    data: str | None = None
+    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    text_column: str | None = None
+    """Column with the text, or several joined by commas (default: text, else the only one)."""
+    output: str = "tokenizer.json"
+    """File to write."""
+    vocab_size: int = 60_000
+    """Largest vocabulary."""
+    min_freq: int = 2
+    """Rarer words become xxunk."""
+    rules: Literal["fastai1", "fastai2"] = "fastai1"
+    """Text rules: fastai1 (the blog post's) or fastai2."""
+    subword: Literal["unigram", "bpe"] | None = None
+    """Split words further, for languages without white space (default: whole words)."""
+
+
+def train_tokenizer(options: TokenizerOptions) -> None:
+    """Train and save a tokenizer."""
+    at_least(options, vocab_size=10, min_freq=1)
+    from ulmfit.data.corpus import open_corpus
+    from ulmfit.tokenizer.tokenizer import Tokenizer
+
+    output = Path(options.output)
+    check_output(output)
+    split = open_corpus(options.data, task="lm", text_column=options.text_column).splits["train"]
+    trained = Tokenizer.train(
+        (text for batch in split.batches() for text in batch.texts),
+        rules=options.rules,
+        vocab_size=options.vocab_size,
+        min_freq=options.min_freq,
+        subword=options.subword,
+    )
+    try:
+        trained.save(output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}); name another file") from None
+    tell_skipped(split.skipped)
+    print(
+        f"{output}: {len(trained):,} tokens, fingerprint {trained.fingerprint}, begins with "
+        f"{' '.join(trained.vocab[:16])}"
+    )

@@ -1,0 +1,28 @@
+"""train-lm and train-clf: the trainers, whose options are in ulmfit/config.py."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.distributed.stop import StopRequest
+
+
+def train_lm(config: LMConfig, stop: StopRequest) -> None:
+    """Train a language model."""
+    from ulmfit.training.lm_task import train_language_model
+
+    _tell(train_language_model(config, stop))
+
+
+def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
+    """Train a classifier."""
+    from ulmfit.training.clf_task import train_classifier
+
+    _tell(train_classifier(config, stop))
+
+
+def _tell(result: dict[str, Any]) -> None:
+    if result["state"] == "preempted" and int(os.environ.get("RANK", 0)) == 0:
+        print(f"stopped at step {result['step']} with a checkpoint; the same command goes on from there")
