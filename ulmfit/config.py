@@ -192,8 +192,8 @@ class LMConfig(TrainConfig):
     output_dir: str = "runs/lm"
     """Run directory: config, checkpoints, model, metrics."""
     init: OrElse[str] = None
-    """Model to start from: a run directory or its model/, or fastai weights (.pth) beside their vocabulary
-    (default: random weights)."""
+    """Model to start from: a run directory or its model/, fastai weights (.pth) beside their vocabulary, english (comes
+    with the package), or none (default: english for English texts with the recipe quick, else none)."""
     tokenizer: OrElse[str] = None
     """Use this tokenizer.json (default: train one on the corpus)."""
     vocab_size: OrElse[int] = None
@@ -209,7 +209,8 @@ class LMConfig(TrainConfig):
     """Vary the window as Merity et al. do, with the learning rate scaled alike."""
     sampled_softmax: OrElse[int] = None
     """Train on about so many words of the output layer a step, drawn by frequency, beside the targets: faster on a CPU
-    with a large vocabulary, but another loss; evaluation uses all words (default: all words)."""
+    with a large vocabulary, but another loss; evaluation uses all words (default: 4096 with the recipe quick where a
+    pretrained model is fine-tuned on a CPU, else 0 for all words)."""
 
     task: ClassVar[str] = "lm"
 
@@ -221,7 +222,8 @@ class ClassifierConfig(TrainConfig):
     output_dir: str = "runs/clf"
     """Run directory: config, checkpoints, model, metrics."""
     encoder: OrElse[str] = None
-    """Language model whose encoder to use: a run directory or its model/ (default: random weights)."""
+    """Language model whose encoder to use: a run directory or its model/, english (comes with the package), or none
+    (default: english for English texts with the recipe quick, else none)."""
     vocab_size: OrElse[int] = None
     """Largest vocabulary, where there is no encoder (default: 60,000)."""
     min_freq: int = 2
@@ -270,17 +272,21 @@ def check(config: TrainConfig) -> None:
             "--bptt-jitter needs the token cache; leave out --streaming or the jitter",
         )
         need(
-            config.init is None or config.tokenizer is None,
+            config.init in (None, "none") or config.tokenizer is None,
             "--init brings the vocabulary to start from and --tokenizer another; give one of them",
         )
-        need(config.init is None or config.subword is None, "--init brings its own tokenizer; leave out --subword")
+        need(
+            config.init in (None, "none") or config.subword is None,
+            "--init brings its own tokenizer; leave out --subword",
+        )
         need(
             config.subword is None or config.tokenizer is None,
             "--subword trains a tokenizer and --tokenizer names a trained one; give one of them",
         )
     if isinstance(config, ClassifierConfig):
         need(
-            config.encoder is None or config.subword is None, "--encoder brings its own tokenizer; leave out --subword"
+            config.encoder in (None, "none") or config.subword is None,
+            "--encoder brings its own tokenizer; leave out --subword",
         )
 
 

@@ -53,9 +53,10 @@ LIMITS = {
     "threads": Limit(1, 1024),
     "vocab_size": Limit(1, 10**7),
     "min_freq": Limit(1, 10**9),
-    "sampled_softmax": Limit(64, 10**7),  # with 64 candidates the most frequent word is always among them
+    "sampled_softmax": Limit(64, 10**7, off=True),  # with 64 candidates the most frequent word is always among them
     "max_len": Limit(1, 10**9),
     "gradient_window": Limit(1, 10**9),
+    "labels": Limit(1, 10**9),
     "head_size": Limit(1, 10**5),
     "label_smoothing": Limit(0, _BELOW_ONE),
 }

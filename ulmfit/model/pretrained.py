@@ -142,6 +142,11 @@ def find_model(path: str | os.PathLike) -> Path:
     raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model: {_CURE}.")
 
 
+def shipped_encoders() -> list[str]:
+    """Names of the language models that come with the package."""
+    return sorted(path.parent.name for path in ENCODERS.glob(f"*/{WEIGHTS}"))
+
+
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """config.json of a model folder, checked. Keys that are not known here are kept."""
     path = Path(folder) / CONFIG

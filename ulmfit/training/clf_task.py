@@ -20,6 +20,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.training import setup
+from ulmfit.training.default_encoder import default_encoder, given_encoder
 from ulmfit.training.engine import PlainEngine
 from ulmfit.training.evaluate import score_classifier
 from ulmfit.training.loop import StepResult
@@ -44,23 +45,24 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
 
 def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
     runtime = session.runtime
-    pretrained = setup.open_pretrained(config.encoder) if config.encoder else None
-    if pretrained is None:
-        session.say("no --encoder: the encoder starts from random weights (train_lm.py makes a better one)")
-    elif pretrained.tokenizer is None:
+    pretrained = given_encoder(config.encoder)
+    if pretrained is not None and pretrained.tokenizer is None:
         raise UserError(
             f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
             "first with train_lm.py --init, then give that run here"
         )
-    else:
+    if pretrained is not None:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
+    corpus = setup.corpus_of(session)
+    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), config.encoder)
+    if pretrained is None:
+        session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     if config.micro_batches != "auto" and config.micro_batches > recipe.batch_size:
         raise UserError(
             f"--micro-batches {config.micro_batches} cannot each have one of the {recipe.batch_size} documents of a "
             f"step; give at most {recipe.batch_size}"
         )
-    corpus = setup.corpus_of(session)
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
     stores = {
         name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ulmfit.model.pretrained import init_language_model
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
+from ulmfit.training.default_encoder import default_encoder, given_encoder
 from ulmfit.training.engine import PlainEngine
 from ulmfit.training.evaluate import score_language_model
 from ulmfit.training.loop import StepResult
@@ -30,6 +32,7 @@ from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 
 SAMPLE_WORDS = 40
 PROMPT_WORDS = 6
+QUICK_SAMPLE = 4096
 
 
 def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -47,12 +50,14 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> d
 
 def _train(config: LMConfig, session: Session) -> dict[str, Any]:
     runtime = session.runtime
-    pretrained = setup.open_pretrained(config.init) if config.init else None
+    pretrained = given_encoder(config.init)
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--init {config.init}")
         if pretrained.kind != "language_model":
             what = {"encoder": "an encoder", "classifier": "a classifier, whose encoder is used"}[pretrained.kind]
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
+    corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
+    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), config.init)
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
     if recipe.batch_size % (runtime.world_size * micro_batches):
@@ -61,7 +66,6 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
             f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}"
         )
 
-    corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
@@ -72,16 +76,13 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
         if base is not None:
             session.say(f"vocabulary: {len(base):,} pretrained words and {len(tokenizer) - len(base):,} of the corpus")
 
+    config = replace(config, sampled_softmax=_sampled_words(config, len(tokenizer), pretrained is not None, runtime))
+    session = replace(session, config=config)
     if config.sampled_softmax is not None:
-        if config.sampled_softmax >= len(tokenizer):
-            raise UserError(
-                f"--sampled-softmax {config.sampled_softmax} has nothing to leave out of a vocabulary of "
-                f"{len(tokenizer)} words; leave the option out"
-            )
         session.say(
-            f"--sampled-softmax {config.sampled_softmax}: each step learns from about "
-            f"{config.sampled_softmax:,} of {len(tokenizer):,} words; loss and accuracy of training steps are "
-            "among these and do not compare with the full softmax's, by which every evaluation goes"
+            f"--sampled-softmax {config.sampled_softmax}: each step learns from about {config.sampled_softmax:,} of "
+            f"{len(tokenizer):,} words; loss and accuracy of training steps are among these and do not compare with the "
+            "full softmax's, by which every evaluation goes"
         )
 
     rows = runtime.own_rows(recipe.batch_size)
@@ -136,6 +137,28 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
             "init": pretrained.fingerprint if pretrained else None,
         },
     )
+
+
+def _sampled_words(config: LMConfig, vocab_size: int, pretrained: bool, runtime: Runtime) -> int | None:
+    """Words of the output layer that a step learns from; None for all.
+
+    Fine-tuning on a CPU with a pretrained vocabulary takes three times as long with all words, and most of them do
+    not occur in the corpus.
+
+    Raises:
+        UserError: as many are asked for as there are.
+    """
+    asked = config.sampled_softmax
+    if asked is None:
+        on_cpu = runtime.device.type == "cpu"
+        is_quick = config.recipe == "quick" and pretrained
+        return QUICK_SAMPLE if is_quick and on_cpu and vocab_size >= 4 * QUICK_SAMPLE else None
+    if asked >= vocab_size:
+        raise UserError(
+            f"--sampled-softmax {asked} has nothing to leave out of a vocabulary of {vocab_size} words; leave the "
+            "option out"
+        )
+    return asked or None
 
 
 class LanguageModelTask:
