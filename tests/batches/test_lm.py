@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import golden as reference
 from ulmfit.batches import lm
 from ulmfit.batches.lm import CachedRows, StreamedRows, merge_states
 from ulmfit.batches.order import permutation
@@ -209,9 +208,7 @@ def test_jitter_is_drawn_once_an_epoch(make_store, monkeypatch):
 
 
 def test_backwards_reads_the_joined_text_from_its_end_as_fastai(make_store):
-    if "ULMFIT_GOLDEN" not in os.environ:
-        pytest.skip("ULMFIT_GOLDEN is not set")
-    golden = json.loads((Path(os.environ["ULMFIT_GOLDEN"]) / "golden_v1.json").read_text())
+    golden = reference.table(1)
     documents = [list(range(2, 9)), list(range(20, 33)), list(range(40, 52))]
     for backwards in (False, True):
         theirs = np.array(golden[f"lm_batches_v1_backwards{backwards}"])  # [step, row, (input, target), T]

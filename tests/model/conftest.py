@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,24 +9,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests import golden as reference
+
 
 @pytest.fixture(scope="session")
 def golden():
     """json and arrays of fastai 1 and 2, and the token ids and documents behind them."""
-    folder = os.environ.get("ULMFIT_GOLDEN")
-    if not folder:
-        pytest.skip("ULMFIT_GOLDEN is not set")
-    folder, random = Path(folder), np.random.RandomState
-
-    def arrays(version):
-        with np.load(folder / f"golden_v{version}.npz") as content:
-            return {name: torch.tensor(content[name]) for name in content.files}
-
+    random = np.random.RandomState
     return SimpleNamespace(
-        v1=arrays(1),
-        v2=arrays(2),
-        json1=json.loads((folder / "golden_v1.json").read_text()),
-        json2=json.loads((folder / "golden_v2.json").read_text()),
+        v1=reference.arrays(1),
+        v2=reference.arrays(2),
+        json1=reference.table(1),
+        json2=reference.table(2),
         tokens=torch.tensor(random(7).randint(2, 50, (2, 14))),
         documents=[torch.tensor(random(20 + i).randint(2, 50, n)) for i, n in enumerate((30, 20, 9))],
     )

@@ -58,8 +58,8 @@ def test_a_document_does_not_depend_on_its_batch(net):
     together = net.encode(*EVERYTHING).pooled
     for picked in ([3], [15], [0, 15], [15, 0], [3, 9, 4, 4, 12], [11, 10, 14]):
         found = net.encode(*batch(picked)).pooled
-        # The last output and the maximum. The mean is summed with another number of zeros.
-        assert torch.equal(found[:, :64], together[picked, :64])
+        # Some processors have another kernel for few rows, which differs in the last bit. A scale taken from the batch
+        # would move outputs by a step of an activation, 1e-2.
         torch.testing.assert_close(found, together[picked], rtol=0, atol=1e-6)
 
 

@@ -13,16 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import golden as reference
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 GOLDEN = os.environ.get("ULMFIT_GOLDEN")
 DATA = os.environ.get("ULMFIT_DATA")
-needs_golden = pytest.mark.skipif(not GOLDEN, reason="ULMFIT_GOLDEN is not set")
 VERSIONS = ["1", "2"]
-
-
-def load_tables(version: str) -> dict:
-    return json.loads(Path(GOLDEN, f"golden_v{version}.json").read_text())
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -35,27 +31,24 @@ def tokenizer(version) -> Tokenizer:
     return Tokenizer.train(["a b", "a b"], rules=f"fastai{version}")
 
 
-@needs_golden
 def test_tokens_of_the_table(version, tokenizer):
-    for text, tokens in load_tables(version)[f"tok_v{version}"]:
+    for text, tokens in reference.table(version)[f"tok_v{version}"]:
         ours = tokenizer.tokenize(text)[0]
         if version == "2":  # the table was printed before fastai's last rule, which writes spaces as U+2581
             ours = [token.replace("\u2581", " ") for token in ours]
         assert ours == tokens, text
 
 
-@needs_golden
 @pytest.mark.parametrize("words", [5, 7, 8])
 def test_vocabulary_padding_of_fastai_1(words):
-    length, num_padding, head = load_tables("1")[f"vocab_v1_{words}"]
+    length, num_padding, head = reference.table("1")[f"vocab_v1_{words}"]
     vocab = Tokenizer.train([f"w{i}" for i in range(words)] * 2).vocab
     assert vocab[: len(head)] == head
     assert len(vocab) == length
     assert sum(token.startswith("xxfake") for token in vocab) == num_padding == len(set(vocab)) - 9 - words
 
 
-@needs_golden
-@pytest.mark.skipif(not DATA, reason="ULMFIT_DATA is not set")
+@pytest.mark.skipif(not (DATA and GOLDEN), reason="ULMFIT_DATA and ULMFIT_GOLDEN are not set")
 def test_tokens_of_a_thousand_reviews(version, tokenizer):
     parquet = pytest.importorskip("pyarrow.parquet")
     texts: dict[tuple, str] = {}

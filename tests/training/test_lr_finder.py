@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import golden
 from ulmfit.errors import UserError
 from ulmfit.training.lr_finder import RangeTest, rate_at, suggest
 
 
-def golden(name: str, key: str):
-    folder = os.environ.get("ULMFIT_GOLDEN")
-    if not folder:
-        pytest.skip("ULMFIT_GOLDEN is not set")
-    return json.loads((Path(folder) / name).read_text())[key]
-
-
 def test_the_schedule_is_fastais():
-    expected = golden("golden_v1.json", "lrfind_v1_sched")
+    expected = golden.table(1)["lrfind_v1_sched"]
     assert [rate_at(k, 100) for k in range(101)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_rules_give_what_fastai_gives():
-    curve, expected = golden("golden_v2.json", "lrfind_curve"), golden("golden_v2.json", "lrfind_suggest")
+    curve, expected = (golden.table(2)[name] for name in ("lrfind_curve", "lrfind_suggest"))
     found = suggest(curve["lrs"][10:-5], curve["losses"][10:-5])  # as `RangeTest.suggestions` cuts it
     for name in ("valley", "slide", "minimum", "steep"):
         assert found[name] == pytest.approx(expected[name], rel=1e-6), name

@@ -1,51 +1,37 @@
 """Schedules, rates and AdamW against fastai's values, and what freezing trains."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+from tests import golden
 from ulmfit.training import optim
 from ulmfit.training.stages import DISCRIMINATIVE, Stage
 
-GOLDEN = os.environ.get("ULMFIT_GOLDEN")
-needs_golden = pytest.mark.skipif(not GOLDEN, reason="ULMFIT_GOLDEN is not set")
 
-
-def golden() -> dict:
-    return json.loads((Path(GOLDEN) / "golden_v1.json").read_text())
-
-
-@needs_golden
 @pytest.mark.parametrize("num_steps", [10, 100])
 def test_one_cycle_is_fastai_v1s(num_steps):
-    expected = golden()[f"onecycle_v1_n{num_steps}"]
+    expected = golden.table(1)[f"onecycle_v1_n{num_steps}"]
     ours = [optim.one_cycle(step, num_steps) for step in range(num_steps)]
     assert [1e-2 * factor for factor, _ in ours] == pytest.approx([lr for lr, _ in expected], rel=1e-9)
     assert [momentum for _, momentum in ours] == pytest.approx([m for _, m in expected], rel=1e-9)
 
 
-@needs_golden
 def test_slanted_triangular_is_the_papers():
-    expected = golden()["stlr_T100_eta.01"]
+    expected = golden.table(1)["stlr_T100_eta.01"]
     assert [0.01 * optim.slanted_triangular(step, 100) for step in range(100)] == pytest.approx(expected, rel=1e-9)
 
 
-@needs_golden
 def test_discriminative_rates_are_fastais():
-    expected = golden()["lr_range"]
+    expected = golden.table(1)["lr_range"]
     for groups in (4, 5):
         rates = optim.discriminative_rates(1e-3, DISCRIMINATIVE, groups)
         assert rates == pytest.approx(expected[f"slice(1e-3/2.6**4,1e-3),{groups}"], rel=1e-9)
     assert optim.discriminative_rates(1e-3, 1.0, 5) == pytest.approx(expected["1e-3,5"])
 
 
-@needs_golden
 def test_three_steps_of_adamw_are_fastai_v1s():
-    expected = next(value for key, value in golden().items() if key.startswith("adamw_v1_3steps"))
+    expected = next(value for key, value in golden.table(1).items() if key.startswith("adamw_v1_3steps"))
     net = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))})
     optimizer = optim.build_optimizer(net, [["w"]], [0], [0.01], weight_decay=0.1, eps=1e-8, decay_bias_norm=True)
     for step in range(3):
