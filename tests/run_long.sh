@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What takes too long for every change: all cells of the invariance table, kills, long fuzzing, real data.
+# Its last output and commit stand in benchmarks/RESULTS.md. Hours on two cores.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
+set_up dev
+cd "$root"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+git log -1 --format='commit %h of %cd' || true
+python -m tests.invariance
+python -m tests.soak_kill --kills "${KILLS:-100}"
+ULMFIT_FUZZ=20000 python -m pytest -q tests/tokenizer tests/data
