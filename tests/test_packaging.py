@@ -198,3 +198,33 @@ def test_setup_says_what_is_missing(tmp_path, name, body, cure):
     assert done.returncode == 2
     assert cure in done.stderr and done.stderr.count("\n") == 1
     assert not (tree / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_holds_the_english_model_and_its_licence(tmp_path):
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    for file in project_files():  # a copy: the build leaves files behind
+        copy = tree / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *options, "-w", str(tmp_path), str(tree)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 12 * 2**20
+    subprocess.run([*pip, "install", *options, "--target", str(site), str(wheel)], check=True)
+    program = "import ulmfit; print(ulmfit.__file__); lm = ulmfit.LanguageModel.from_pretrained('english'); "
+    program += "print(lm.generate('The city', max_new_tokens=3, seed=0))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, text = done.stdout.strip().split("\n", 1)
+    assert where.startswith(str(site)) and text.startswith("The city")
+    folder = site / "ulmfit" / "encoders" / "english"
+    assert {path.name for path in folder.iterdir()} >= {"LICENSE", "README.md", "articles.txt.xz"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 9 * 2**20
