@@ -232,6 +232,9 @@ class ClassifierConfig(TrainConfig):
     """Text rules, where there is no encoder."""
     subword: OrElse[Literal["unigram", "bpe"]] = None
     """Split words further, where there is no encoder (default: whole words)."""
+    labels: OrElse[int] = None
+    """Train on so many labelled documents, drawn evenly from the classes by the seed (default: all). Validation labels
+    would come on top, so --keep-best is off then unless given."""
     max_len: int = 1400
     """A document's last tokens that are pooled; earlier ones are read without gradient."""
     gradient_window: OrElse[int] = None

@@ -14,6 +14,7 @@ gone on with where it was last made durable (`cache_writer`).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -87,9 +88,19 @@ class TokenStore:
     def __len__(self) -> int:
         return self.num_documents
 
+    def subset(self, indices: np.ndarray) -> TokenStore:
+        """Some of the documents, in the order given, as a store that reads from the same files."""
+        part = copy.copy(self)
+        part.num_documents = len(indices)
+        part.offsets, part.lengths, part.rows = (array[indices] for array in (self.offsets, self.lengths, self.rows))
+        part.labels = None if self.labels is None else self.labels[indices]
+        part.num_tokens = int(part.lengths.sum())
+        return part
+
     def document(self, index: int) -> np.ndarray:
         """Ids of one document, a read-only view of the mapped file (uint16 or int32)."""
-        start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
+        start = int(self.offsets[index])
+        stop = start + int(self.lengths[index])
         shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
         first = int(self._shard_starts[shard])
         return self._shards[shard][start - first : stop - first]

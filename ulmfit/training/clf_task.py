@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, DocumentBatches, assign_to_ranks, collate
+from ulmfit.batches.order import permutation
 from ulmfit.config import ClassifierConfig
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
@@ -28,6 +29,8 @@ from ulmfit.training.masks import Masks
 from ulmfit.training.run_task import run
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+
+_LABELS = 2  # marks the draw of --labels, apart from the orders of an epoch
 
 
 def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -67,6 +70,9 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
     stores = {
         name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()
     }
+    if config.labels is not None:
+        chosen = balanced_draw(stores["train"].labels, config.labels, seed=config.seed)
+        stores["train"] = stores["train"].subset(chosen)
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
     torch.manual_seed(config.seed)
@@ -106,6 +112,26 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
             "encoder": pretrained.fingerprint if pretrained else None,
         },
     )
+
+
+def balanced_draw(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
+    """Indices of `number` documents, int64, ascending: as even over the classes as their sizes allow.
+
+    A larger number of the same corpus and seed contains a smaller one.
+
+    Raises:
+        UserError: there are fewer documents.
+    """
+    if number > len(labels):
+        raise UserError(f"--labels {number} is more than the {len(labels)} labelled documents for training; give fewer")
+    order = permutation(len(labels), seed, 0, _LABELS)
+    # The turn of each document within its class: all first ones come before all second ones.
+    turns = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        turns[members] = np.arange(len(members))
+    drawn = order[np.argsort(turns[order], kind="stable")]
+    return np.sort(drawn[:number])
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -219,10 +219,14 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
 
 
 def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
-    """Whether the weights of the best evaluation are exported: as asked, else for `quick`, but never by test labels."""
+    """Whether the weights of the best evaluation are exported: as asked, else for `quick`.
+
+    But never by test labels, and not with --labels: the validation labels would come on top of those asked for.
+    """
     if config.keep_best is not None:
         return config.keep_best and "valid" in corpus.splits
-    return config.recipe == "quick" and "valid" in corpus.splits and corpus.valid_split != "test"
+    few_labels = isinstance(config, ClassifierConfig) and config.labels is not None
+    return config.recipe == "quick" and "valid" in corpus.splits and corpus.valid_split != "test" and not few_labels
 
 
 def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig | None) -> AWDLSTMConfig:
