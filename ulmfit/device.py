@@ -8,7 +8,7 @@ again until copies out of it are done.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ def _pin_all(items: Iterator[Any], gpu: int) -> Iterator[Any]:
         for item in items:
             yield _pin(item)
     finally:
-        items.close()
+        if isinstance(items, Generator):
+            items.close()
 
 
 def _pin(item: Any) -> Any:
@@ -48,7 +49,7 @@ def _pin(item: Any) -> Any:
         return item.pin_memory()
     if isinstance(item, (tuple, list)):
         return type(item)(map(_pin, item))
-    if dataclasses.is_dataclass(item):
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
         return dataclasses.replace(
             item, **{field.name: _pin(getattr(item, field.name)) for field in dataclasses.fields(item)}
         )

@@ -191,7 +191,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights(tmp_path, encoder):
     train("lm", tmp_path / "fresh", encoder, max_steps=2, precision="fp64")
     assert runs.losses(tmp_path / "tuned")[0] < runs.losses(tmp_path / "fresh")[0] - 0.5
     config = json.loads((tmp_path / "tuned" / "config.json").read_text())
-    assert [stage["freeze_to"] for stage in config["resolved"]["stages"]] == [-1, 0]
+    assert [stage["freeze_to"] for stage in config["resolved"]["stages"]] == [0]
 
 
 def test_frozen_layers_stay_as_they_were(tmp_path, encoder):

@@ -99,14 +99,14 @@ class CacheWriter:
                     self._new_shard()
                     continue
             stop = int(ends[last - 1])
-            self._files[self.shards[-1]].write(ids[written:stop])
+            self._files[self.shards[-1]].write(ids[written:stop].data)
             self._room -= stop - written
             document, written = last, stop
-        self._files["lengths.bin"].write(lengths)
-        self._files["rows.bin"].write(np.asarray(rows, dtype="<i8"))
+        self._files["lengths.bin"].write(lengths.data)
+        self._files["rows.bin"].write(np.asarray(rows, dtype="<i8").data)
         if "labels.bin" in self._files:
             assert labels is not None and len(labels) == len(rows)
-            self._files["labels.bin"].write(np.asarray(labels, dtype="<i4"))
+            self._files["labels.bin"].write(np.asarray(labels, dtype="<i4").data)
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
@@ -161,11 +161,11 @@ class CacheWriter:
         self._files["lengths.bin"].flush()
         self._new_file("offsets.bin")
         file, total = self._files["offsets.bin"], 0
-        file.write(np.zeros(1, dtype="<i8"))
+        file.write(np.zeros(1, dtype="<i8").data)
         lengths = map_file(self.path / "lengths.bin", np.dtype("<i8"))
         for first in range(0, len(lengths), 2**20):
             ends = total + np.cumsum(lengths[first : first + 2**20])
-            file.write(ends)
+            file.write(ends.data)
             total = int(ends[-1])
 
     def close(self) -> None:

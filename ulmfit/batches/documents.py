@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import LongTensor
+from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.order import permutation
@@ -61,7 +61,7 @@ class DocumentBatches:
             raise UserError("There are no documents to make batches of: check the data and its columns.")
         self.steps_per_epoch = max(1, min(-(-n // batch_size), n // 2))
         self._cuts = np.arange(self.steps_per_epoch + 1, dtype=np.int64) * n // self.steps_per_epoch
-        digest = hashlib.sha256(np.ascontiguousarray(self.lengths, dtype="<i8")).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(self.lengths, dtype="<i8").data).hexdigest()
         self._identity = {"source": digest[:32], "batch_size": batch_size, "seed": seed}
 
     def plan(self, epoch: int) -> list[np.ndarray]:
@@ -143,9 +143,9 @@ def assign_to_ranks(
     heap = [(0.0, rank) for rank in range(num_ranks)]
     firsts: dict[tuple[int, int], int] = {}
     columns = (column.tolist() for column in (order, classes, lengths, begins, units))
-    for position, part, *document in zip(*columns, strict=True):
+    for position, part, length, begin, cost in zip(*columns, strict=True):
         spent, rank = heap[0]
-        added, firsts[rank, part] = _added_cost(*document, firsts.get((rank, part)), overhead)
+        added, firsts[rank, part] = _added_cost(length, begin, cost, firsts.get((rank, part)), overhead)
         dealt[rank][part].append(position)
         heapq.heapreplace(heap, (spent + added, rank))
     return [[np.array(part, dtype=np.int64) for part in parts] for parts in dealt]
@@ -161,10 +161,10 @@ class DocumentBatch:
     indices: int64 [n], their numbers in the corpus.
     """
 
-    tokens: LongTensor
-    lengths: LongTensor
-    positions: LongTensor
-    indices: LongTensor
+    tokens: Tensor
+    lengths: Tensor
+    positions: Tensor
+    indices: Tensor
 
 
 def collate(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import LongTensor
+from torch import Tensor
 
 from ulmfit.errors import UserError
 
@@ -27,8 +27,8 @@ class LMBatch:
     lr_scale: factor for the learning rate, T / bptt with jitter, else 1.
     """
 
-    tokens: LongTensor
-    targets: LongTensor
+    tokens: Tensor
+    targets: Tensor
     num_targets: int
     reset: bool
     epoch: int
@@ -59,7 +59,9 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def check_identity(state: dict[str, Any] | None, expected: dict[str, Any]) -> None:
     """UserError unless `state` (None: a fresh start) belongs to what `expected` names."""
-    for name, value in expected.items() if state is not None else ():
+    if state is None:
+        return
+    for name, value in expected.items():
         found = state.get(name)
         if found != value:
             what = "corpus or tokenizer" if name == "source" else name.replace("_", " ")

@@ -62,7 +62,7 @@ class FSDPEngine:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
         torch.nn.utils.clip_grads_with_norm_(parameters, clip or math.inf, norm)
         found_inf = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = found_inf  # the fused kernel leaves weights and moments alone where this is 1
+        optim.set_found_inf(self.optimizer, found_inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, found_inf

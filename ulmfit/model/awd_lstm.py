@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class AWDLSTMConfig:
 
     def with_dropouts(self, task: Literal["lm", "clf"], drop_mult: float) -> AWDLSTMConfig:
         """The same sizes with fastai's dropouts for the task, all multiplied by `drop_mult`."""
-        return replace(self, **{name: p * drop_mult for name, p in _DROPOUTS[task].items()})
+        dropouts: dict[str, Any] = {name: p * drop_mult for name, p in _DROPOUTS[task].items()}
+        return replace(self, **dropouts)
 
 
 def recurrence_dtype(
@@ -191,12 +192,10 @@ class AWDLSTM(nn.Module):
 
     def init_state(self, batch_size: int) -> State:
         """Zeros: (h, c) of [batch_size, H] for every layer, of the parameters' dtype and device."""
+        weights: list[Tensor] = [cast(WeightDropLSTM, layer).weight_hh for layer in self.layers]
         return [
-            (
-                layer.weight_hh.new_zeros(batch_size, layer.weight_hh.shape[1]),
-                layer.weight_hh.new_zeros(batch_size, layer.weight_hh.shape[1]),
-            )
-            for layer in self.layers
+            (weight.new_zeros(batch_size, weight.shape[1]), weight.new_zeros(batch_size, weight.shape[1]))
+            for weight in weights
         ]
 
     def forward(
@@ -216,8 +215,8 @@ class AWDLSTM(nn.Module):
         for i, layer in enumerate(self.layers):
             weight_mask = None
             if masks is not None:
-                p, shape = self.config.weight_p, tuple(layer.weight_hh.shape)
-                weight_mask = masks.shared(p, shape, "weight", i, window)
+                shape = cast(WeightDropLSTM, layer).weight_hh.shape
+                weight_mask = masks.shared(self.config.weight_p, tuple(shape), "weight", i, window)
             x, layer_state = layer(x, state[i], weight_mask)
             new_state.append(layer_state)
             if masks is not None and i + 1 < len(self.layers):

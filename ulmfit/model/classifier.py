@@ -76,6 +76,7 @@ class ClassifierHead(nn.Module):
 
 def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, training: bool, update: bool) -> Tensor:
     mean, var = norm.running_mean, norm.running_var
+    assert norm.momentum is not None and norm.num_batches_tracked is not None
     if training:
         if update:
             norm.num_batches_tracked += 1

@@ -54,6 +54,7 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
     num_layers = sum(name.endswith("weight_hh") for name in state)
     hidden = state["encoder.layers.0.weight_hh"].shape[1] if num_layers > 1 else embedding.shape[1]
     config = AWDLSTMConfig(len(vocab), embedding.shape[1], hidden, num_layers)
+    kind: Literal["language_model", "encoder", "classifier"]
     kind = "language_model" if "decoder_bias" in state else "encoder"
     if any(name.startswith("head.") for name in state):
         kind = "classifier"
@@ -100,13 +101,13 @@ def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         "bias_hh": ["module.bias_hh_l0"],
         "weight_hh": ["weight_hh_l0_raw", "module.weight_hh_l0_raw", "module.weight_hh_l0"],
     }
-    found = {
-        ours: next((prefix + name for name in names if prefix + name in state), None) for ours, names in places.items()
-    }
-    for ours, name in found.items():
-        if name is None:
-            raise UserError(f"the file lacks {prefix}{places[ours][0]}: another model than AWD-LSTM.")
-    return {ours: state[name] for ours, name in found.items()}
+    layer = {}
+    for ours, names in places.items():
+        found = next((prefix + name for name in names if prefix + name in state), None)
+        if found is None:
+            raise UserError(f"the file lacks {prefix}{names[0]}: another model than AWD-LSTM.")
+        layer[ours] = state[found]
+    return layer
 
 
 def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

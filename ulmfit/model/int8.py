@@ -13,6 +13,8 @@ doubled in the weights, so that one sigmoid serves all four gates.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
             f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}): "
             "leave out int8"
         ) from error
-    net.encoder = encoder
+    net.encoder = encoder  # type: ignore[assignment]  # has what reading needs of an AWDLSTM
     return net
 
 
@@ -65,7 +67,8 @@ class Int8AWDLSTM(nn.Module):
         super().__init__()
         self.config, self.embedding = encoder.config, encoder.embedding
         self._layers = [
-            _Layer(layer, first=i == 0, last=i + 1 == len(encoder.layers)) for i, layer in enumerate(encoder.layers)
+            _Layer(cast(WeightDropLSTM, layer), first=i == 0, last=i + 1 == len(encoder.layers))
+            for i, layer in enumerate(encoder.layers)
         ]
 
     def init_state(self, batch_size: int) -> State:
@@ -122,7 +125,7 @@ class _Layer:
         outputs = h.new_empty(1 if self._last else steps, rows, size).expand(steps, rows, size)
         halves = c.new_empty(steps if self._last else 1, rows, size).expand(steps, rows, size)
         for x, output, half in zip(inputs, outputs, halves, strict=True):
-            if self._first:
+            if table is not None:
                 torch.index_select(table, 0, x, out=gates)
             else:
                 gates.copy_(self._bias)

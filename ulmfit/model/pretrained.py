@@ -189,9 +189,10 @@ def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
 def _architecture(config: dict[str, Any], path: Path) -> AWDLSTMConfig:
     architecture = _field(config, "architecture", dict, path)
     kinds = {"int": int, "float": float}
-    return AWDLSTMConfig(
-        **{field.name: _field(architecture, field.name, kinds[field.type], path) for field in fields(AWDLSTMConfig)}
-    )
+    values = {
+        field.name: _field(architecture, field.name, kinds[str(field.type)], path) for field in fields(AWDLSTMConfig)
+    }
+    return AWDLSTMConfig(**values)
 
 
 def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 _DROPPED = frozenset({"xxpad", "xxeos"})
 _CLOSING = frozenset(".,!?;:)]}%\u2026\u201d\u2019\u3002\uff0c\uff01\uff1f\u3001")
@@ -42,7 +43,7 @@ def _count(tokens: list[str], place: int) -> int | None:
 def _undo_marks(tokens: list[str], *, english: bool) -> list[str]:
     """The words without marks. A word to be glued to the one before it starts with a NUL character."""
     words: list[str] = []
-    case = str
+    case: Callable[[str], str] = str
     copies, stretch = 1, 1
     place = 0
     while place < len(tokens):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -53,10 +54,15 @@ def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_f
     """
     specials = text_rules.SPECIALS[rules]
     room = vocab_size - len(specials)
-    options = {"vocab_size": room, "special_tokens": [], "show_progress": False, "initial_alphabet": ["\n", _SPACE]}
+    options: dict[str, Any] = {
+        "vocab_size": room,
+        "special_tokens": [],
+        "show_progress": False,
+        "initial_alphabet": ["\n", _SPACE],
+    }
     if kind == "unigram":
         backend = tokenizers.Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(**options | {"special_tokens": ["xxunk"], "unk_token": "xxunk"})
+        trainer: Any = trainers.UnigramTrainer(**options | {"special_tokens": ["xxunk"], "unk_token": "xxunk"})
     else:
         backend = tokenizers.Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(**options, min_frequency=min_freq)

@@ -22,7 +22,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import default_encoder, given_encoder
-from ulmfit.training.engine import PlainEngine
+from ulmfit.training.engine import Engine
 from ulmfit.training.evaluate import score_classifier
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
@@ -67,11 +67,13 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
             f"step; give at most {recipe.batch_size}"
         )
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
+    label_names = corpus.label_names
+    assert tokenizer is not None and label_names is not None
     stores = {
         name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()
     }
     if config.labels is not None:
-        chosen = balanced_draw(stores["train"].labels, config.labels, seed=config.seed)
+        chosen = balanced_draw(_labels(stores["train"]), config.labels, seed=config.seed)
         stores["train"] = stores["train"].subset(chosen)
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
@@ -79,7 +81,7 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
     net = ClassifierNet(
         sizes.with_dropouts("clf", recipe.drop_mult),
-        len(corpus.label_names),
+        len(label_names),
         bptt=recipe.bptt,
         max_len=config.max_len,
         head_hidden=config.head_size,
@@ -92,7 +94,7 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
         net,
         stores["train"],
         stores["valid"],
-        corpus.label_names,
+        label_names,
         config=config,
         recipe=recipe,
         runtime=runtime,
@@ -104,7 +106,7 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
         session,
         tokenizer=tokenizer,
         test=stores.get("test"),
-        saved={"label_names": corpus.label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
+        saved={"label_names": label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
         keep_best=setup.keeps_best(config, corpus),
         fingerprints={
             "corpus": corpus.fingerprint,
@@ -132,6 +134,12 @@ def balanced_draw(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
         turns[members] = np.arange(len(members))
     drawn = order[np.argsort(turns[order], kind="stable")]
     return np.sort(drawn[:number])
+
+
+def _labels(store: TokenStore) -> np.ndarray:
+    """The class of each document, int32 [documents]."""
+    assert store.labels is not None, "a store that was built without labels"
+    return store.labels
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -197,7 +205,7 @@ class ClassifierTask:
         self.most_micro_batches = recipe.batch_size
         self._class_weights = None
         if config.class_weights == "balanced":
-            counts = np.bincount(train.labels, minlength=len(label_names))
+            counts = np.bincount(_labels(train), minlength=len(label_names))
             weights = train.num_documents / (len(label_names) * np.maximum(counts, 1))
             self._class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
 
@@ -236,7 +244,7 @@ class ClassifierTask:
         )
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
         return ClassifierBatch(
-            indices, torch.from_numpy(self._train.labels[indices].astype(np.int64)), parts, epoch, step
+            indices, torch.from_numpy(_labels(self._train)[indices].astype(np.int64)), parts, epoch, step
         )
 
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +254,7 @@ class ClassifierTask:
     def _collate(self, store: TokenStore, indices: np.ndarray, positions: np.ndarray) -> DocumentBatch:
         return collate(store, indices, positions, pad_id=self._pad_id, backwards=self._config.backwards)
 
-    def step(self, engine: PlainEngine, batch: ClassifierBatch, number: int) -> StepResult:
+    def step(self, engine: Engine, batch: ClassifierBatch, number: int) -> StepResult:
         """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         size = len(batch.indices)

@@ -25,7 +25,7 @@ def given_encoder(name: str | None) -> Pretrained | None:
     Raises:
         UserError: nothing usable is there.
     """
-    return None if name in (None, NO_ENCODER) else open_pretrained(name)
+    return None if name is None or name == NO_ENCODER else open_pretrained(name)
 
 
 def default_encoder(session: Session, valid: Split | None, asked: str | None) -> Pretrained | None:

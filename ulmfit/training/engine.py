@@ -1,9 +1,8 @@
-"""What stands between a model's loss and its updated weights: wrapping, backward, clipping, stepping, state.
+"""Backward, clipping, optimizer step and their checkpoint state.
 
-The loop speaks to an engine alone. `PlainEngine` is one process, or DDP by accelerate; it gives the same
-model on any number of ranks and the same bits after an interruption. Two others have its methods and give its
-losses within 1e-4: DeepSpeedEngine (distributed/zero.py) and FSDPEngine (distributed/fsdp.py). What one of them
-puts into a checkpoint the others read, on any number of ranks.
+The loop knows the protocol `Engine` alone. `PlainEngine` is one process, or DDP by accelerate. It gives the same model
+on any number of ranks and the same bits after an interruption. DeepSpeedEngine (distributed/zero.py) and FSDPEngine
+(distributed/fsdp.py) give its losses within 1e-4. Any engine reads the checkpoints of the others, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -11,14 +10,52 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.training import optim
+
+
+class Engine(Protocol):
+    """What the loop and the tasks need of a way to train on one or many processes.
+
+    Attributes:
+        model: the network of the current stage, ready to be called for training.
+        optimizer: torch's optimizer of the current stage.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the network and a stage's fresh optimizer."""
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager:
+        """Around one micro-batch's forward and backward pass."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those of earlier micro-batches."""
+
+    def update(self, clip: float) -> tuple[Tensor, Tensor]:
+        """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped."""
+        ...
+
+    def full_weights(self) -> AbstractContextManager:
+        """Within it the network holds whole, current weights on every rank, for reading only."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the current stage beside the model."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` of any engine gave, after `begin_stage`."""
 
 
 class PlainEngine:
@@ -49,7 +86,7 @@ class PlainEngine:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.model = accelerator.prepare_model(bare, device_placement=False)
         if self._runtime.compress_gradients and self._runtime.world_size > 1:
-            self.model.register_comm_hook(None, _average_in_bf16)
+            cast(DistributedDataParallel, self.model).register_comm_hook(None, _average_in_bf16)
         self.optimizer = optimizer
         # accelerate's wrapper puts the loss scaler of fp16 around the step.
         self._stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
@@ -75,7 +112,7 @@ class PlainEngine:
         norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
         found_inf = (~torch.isfinite(norm)).float()
         if self._accelerator.scaler is None:
-            self.optimizer.found_inf = found_inf  # the fused kernel leaves weights and moments alone where this is 1
+            optim.set_found_inf(self.optimizer, found_inf)
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
         return norm, found_inf
@@ -108,7 +145,7 @@ def _average_in_bf16(group, bucket):
     return bf16_compress_hook(group, bucket)
 
 
-def build_engine(runtime: Runtime) -> Any:
+def build_engine(runtime: Runtime) -> Engine:
     """The engine that the launcher asked for. FSDP over one process has nothing to shard and is the plain one."""
     if runtime.engine.startswith("zero"):
         from ulmfit.distributed.zero import DeepSpeedEngine

@@ -63,6 +63,8 @@ def score_classifier(
 ) -> dict[str, Any]:
     """Loss, accuracy, macro F1 and confusion matrix (rows: truth) over a labelled store."""
     device, classes = runtime.device, len(label_names)
+    all_labels = store.labels
+    assert all_labels is not None, "a store with labels"
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
@@ -72,7 +74,7 @@ def score_classifier(
 
     def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
-        labels = to_device(torch.from_numpy(store.labels[part.indices.numpy()].astype(np.int64)), device)
+        labels = to_device(torch.from_numpy(all_labels[part.indices.numpy()].astype(np.int64)), device)
         with runtime.accelerator.autocast():
             logits = net(to_device(part.tokens, device), part.lengths).logits
         return labels, logits.to(torch.promote_types(logits.dtype, torch.float32))

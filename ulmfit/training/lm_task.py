@@ -22,7 +22,7 @@ from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import default_encoder, given_encoder
-from ulmfit.training.engine import PlainEngine
+from ulmfit.training.engine import Engine
 from ulmfit.training.evaluate import score_language_model
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks, derive_seed, draw_words
@@ -86,6 +86,7 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
         )
 
     rows = runtime.own_rows(recipe.batch_size)
+    source: CachedRows | StreamedRows
     if config.streaming:
         source = StreamedRows(
             corpus.splits["train"],
@@ -98,7 +99,7 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
         )
     else:
         store = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=False)
-        source = CachedRows(
+        source = cached = CachedRows(
             store,
             batch_size=recipe.batch_size,
             bptt=recipe.bptt,
@@ -107,7 +108,7 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
             backwards=config.backwards,
             jitter=config.bptt_jitter,
         )
-        recipe = lengthen_quick(recipe, config, source.steps_per_epoch(0))
+        recipe = lengthen_quick(recipe, config, cached.steps_per_epoch(0))
     held_out = {
         name: setup.store_of(session, split, tokenizer, with_labels=False)
         for name, split in corpus.splits.items()
@@ -227,7 +228,7 @@ class LanguageModelTask:
         """A position for all rows from every rank's (a collective)."""
         return merge_states(self._runtime.gather_objects([state]))
 
-    def step(self, engine: PlainEngine, batch: LMBatch, number: int) -> StepResult:
+    def step(self, engine: Engine, batch: LMBatch, number: int) -> StepResult:
         """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         tokens, targets = to_device(batch.tokens, device), to_device(batch.targets, device)
@@ -263,7 +264,7 @@ class LanguageModelTask:
             states.append(out.state)
             sums += torch.stack([out.ce_sum.detach().double(), out.num_correct.double()])
         self._state = [
-            tuple(torch.cat(part) for part in zip(*layer, strict=True)) for layer in zip(*states, strict=True)
+            (torch.cat([h for h, _ in layer]), torch.cat([c for _, c in layer])) for layer in zip(*states, strict=True)
         ]
         return StepResult(sums, batch.num_targets, batch.num_targets)
 

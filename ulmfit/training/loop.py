@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.config import TrainConfig
 from ulmfit.device import pinned
@@ -26,7 +27,7 @@ from ulmfit.run.directory import RunDirectory
 from ulmfit.run.saver import Saver
 from ulmfit.run.tracking import Tracker, memory_mib
 from ulmfit.training import optim
-from ulmfit.training.engine import PlainEngine, build_engine
+from ulmfit.training.engine import Engine, build_engine
 from ulmfit.training.stages import Recipe, Stage, share_steps
 
 MAX_SKIPPED = 50  # steps in a row without a finite gradient before the run gives up
@@ -53,21 +54,23 @@ class StepResult(NamedTuple):
 class Task(Protocol):
     """What the loop needs of a trainer."""
 
-    net: nn.Module
     groups: list[list[str]]
     name: str
     micro_batches: int
-    most_micro_batches: int
 
+    @property
+    def net(self) -> nn.Module: ...
+    @property
+    def most_micro_batches(self) -> int: ...
     def steps_in_epoch(self, epoch: int) -> int | None: ...
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]: ...
-    def step(self, engine: PlainEngine, batch: Any, number: int) -> StepResult: ...
+    def step(self, engine: Engine, batch: Any, number: int) -> StepResult: ...
     def largest_batch(self) -> Any: ...
     def reset_hidden(self) -> None: ...
     def mean_tokens(self) -> float: ...
     def largest_tokens(self) -> float: ...
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
-    def evaluate(self) -> dict[str, Any] | None: ...
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None: ...
     def quality(self, metrics: dict[str, Any]) -> list[float]: ...
     def sample(self) -> str | None: ...
     def hidden_state(self) -> dict[str, Any]: ...
@@ -122,8 +125,14 @@ def plan_stages(task: Task, stages: tuple[Stage, ...], max_steps: int | None) ->
 
 def _steps_until(task: Task, epochs: float) -> int:
     whole = math.floor(epochs)
-    steps = sum(task.steps_in_epoch(epoch) for epoch in range(whole))
-    return steps + round((epochs - whole) * task.steps_in_epoch(whole)) if epochs > whole else steps
+    steps = sum(_epoch_steps(task, epoch) for epoch in range(whole))
+    return steps + round((epochs - whole) * _epoch_steps(task, whole)) if epochs > whole else steps
+
+
+def _epoch_steps(task: Task, epoch: int) -> int:
+    steps = task.steps_in_epoch(epoch)
+    assert steps is not None, "a stream has no epochs; its length is max_steps"
+    return steps
 
 
 class Loop:
@@ -374,6 +383,7 @@ class Loop:
             return
         self._saved = self.position.step
         begun = time.perf_counter()
+        assert self.position.data is not None, "a checkpoint comes after a step"
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
         with self.engine.full_weights():
             state = {

@@ -92,7 +92,7 @@ def build_optimizer(
     parameters = dict(net.named_parameters())
     torch_groups = []
     for index in trained:
-        kept = {True: [], False: []}
+        kept: dict[bool, list[str]] = {True: [], False: []}
         for name in groups[index]:
             is_matrix = parameters[name].ndim > 1
             kept[decay_bias_norm or is_matrix].append(name)
@@ -116,6 +116,14 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, factor: float, momentu
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         group["betas"] = (momentum, group["betas"][1])
+
+
+def set_found_inf(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:
+    """Let the next step leave weights and moments alone where `found_inf` (0-d, on the device) is 1.
+
+    The fused kernel of AdamW reads this attribute, as torch's loss scaler sets it; the host need not wait for it.
+    """
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
 
 
 def use_parameters(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 VOCAB_SIZE = 60_000  # fastai's
 ROOM_FOR_WORDS = 10_000  # of the task, beside a pretrained vocabulary as large as fastai's
 STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass
@@ -195,7 +197,7 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         file = cache_directory(config) / "tokenizers" / f"{name}.json"
         if file.exists():
             return Tokenizer.from_file(file).to_str()
-        texts = (text for batch in split.batches() for text in batch.texts)
+        texts: Iterator[str] = (text for batch in split.batches() for text in batch.texts)
         if config.streaming:
             texts = islice(texts, STREAM_TOKENIZER_DOCUMENTS)
         tokenizer = learn(texts)
@@ -245,7 +247,7 @@ def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig
     return AWDLSTMConfig(vocab_size, **sizes)
 
 
-def to_precision(net: nn.Module, config: TrainConfig, runtime: Runtime) -> nn.Module:
+def to_precision(net: Net, config: TrainConfig, runtime: Runtime) -> Net:
     """The model on its device, in fp64 where asked for (mixed precision keeps fp32 weights)."""
     return net.to(runtime.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
 

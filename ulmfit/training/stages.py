@@ -135,6 +135,7 @@ def recipe_for(config: TrainConfig, *, pretrained: bool) -> Recipe:
             missing.append("--epochs (or --max-steps)")
         if missing:
             raise UserError(f"--recipe none takes nothing for granted; give {' and '.join(missing)}")
+        assert config.lr is not None
         stage = Stage("all groups", 0, config.epochs or 1, config.lr)
         recipe = replace(_QUICK[config.task, pretrained], stages=(stage,), clip=0.0, drop_mult=1.0)
     elif config.recipe == "quick":
