@@ -27,8 +27,10 @@ from tokenizers import normalizers, pre_tokenizers
 
 from ulmfit.tokenizer.spacy_rules import boundaries, contractions, either, replace
 
-# Marks that the passes leave for each other: noncharacters of Unicode, which no text may contain.
-ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5", "\ufdd6"
+# Marks that the passes leave for each other: noncharacters of Unicode, which are for internal use. A text that holds
+# one nevertheless has it replaced (`clean`): it would be taken for a mark, and a long run of them for a count, in
+# quadratic time.
+ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = MARKS = "\ufdd1\ufdd2\ufdd3\ufdd4\ufdd5\ufdd6"
 
 SPECIALS = {
     "fastai1": "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep".split(),
@@ -172,9 +174,14 @@ def _case_of_words() -> list[normalizers.Normalizer]:
 # ---------------------------------------------------------------------------------------------- pipeline
 
 
-def clean(rules: str) -> list[normalizers.Normalizer]:
-    """Clean-up and repeats. The space in front keeps insertions off offset 0, where they would panic."""
-    return [normalizers.Prepend(" "), *_clean_up(rules), *_repeats(rules)]
+def clean(rules: str, marks: str = MARKS) -> list[normalizers.Normalizer]:
+    """Clean-up and repeats. The space in front keeps insertions off offset 0, where they would panic.
+
+    `marks` are the characters that the passes use for themselves: a text's own become U+FFFD.
+    """
+    # One of several literals: a class of these characters would cost four times as much.
+    foreign = replace("|".join(marks), "\ufffd")
+    return [normalizers.Prepend(" "), foreign, *_clean_up(rules), *_repeats(rules)]
 
 
 def case(rules: str) -> list[normalizers.Normalizer]:

@@ -16,6 +16,7 @@ from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.detokenize import detokenize
 
+_REPLACED = dict.fromkeys(map(ord, text_rules.MARKS), "\ufffd")
 BATCH = 1000  # documents a call into Rust: enough to occupy all threads, few enough to bound memory
 
 
@@ -243,7 +244,11 @@ def _as_written(word: str, rules: str) -> str:
 
 
 def _encodable(texts: Iterable[str]) -> Iterator[str]:
-    """The texts as Rust can hold them: lone surrogates become U+FFFD."""
+    """The texts as Rust can hold them: lone surrogates become U+FFFD.
+
+    So do the marks of the rules. The pipeline does the same; one that was saved by an earlier version does not, and
+    takes quadratic time over a run of them.
+    """
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"A text is of type {type(text).__name__}: only str can be tokenized.")
@@ -251,4 +256,6 @@ def _encodable(texts: Iterable[str]) -> Iterator[str]:
             text.encode("utf-8")
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not text.isascii() and any(mark in text for mark in text_rules.MARKS):
+            text = text.translate(_REPLACED)
         yield text
