@@ -45,6 +45,10 @@ OPERATION = frozenset(
         "tokenizer",
     }
 )
+# What a run reads; not compared by name, but a later start that does not name it reads the same.
+INPUTS = frozenset({"data", "init", "encoder", "tokenizer"})
+# The options that the stages of a run come from.
+SCHEDULE = frozenset({"recipe", "lr", "epochs", "max_steps", "schedule"})
 
 # The groups of `--help` and the order in them: what is asked for often comes first.
 GROUPS = {
@@ -97,6 +101,8 @@ class TrainConfig:
     """Options of both trainers."""
 
     task: ClassVar[str]
+    # Set on what a command line was parsed into: an option may be given there at its default.
+    on_command_line: ClassVar[frozenset[str]] = frozenset()
 
     data: OrElse[str] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
@@ -316,22 +322,47 @@ def options(config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def identity(config: TrainConfig, **fingerprints: str | None) -> dict[str, Any]:
-    """Whatever changes the weights: the options outside OPERATION, and fingerprints of the inputs."""
+def given(config: TrainConfig) -> set[str]:
+    """The options that the user gave: those on the command line, and any that differ from their default."""
+    pairs = ((name, value, getattr(type(config)(), name)) for name, value in vars(config).items())
+    # Data may be a table, which cannot be compared by a mere !=.
+    differ = {name for name, value, default in pairs if value is not default and (default is None or value != default)}
+    return differ - {"on_command_line"} | config.on_command_line
+
+
+def identity(config: TrainConfig, became: dict[str, Any] | None = None, **fingerprints: str | None) -> dict[str, Any]:
+    """Whatever changes the weights: the options outside OPERATION, and fingerprints of the inputs.
+
+    Args:
+        became: what options that were left to the recipe, the data or the device have become, by option; and "stages".
+    """
     fields = {name: value for name, value in options(config).items() if name not in OPERATION}
-    return fields | {f"{name} (content)": value for name, value in fingerprints.items()}
+    return fields | (became or {}) | {f"{name} (content)": value for name, value in fingerprints.items()}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], kind: type[TrainConfig]) -> list[str]:
     """`name: old -> new` for each entry of two identities that differs.
 
-    An option that `old` lacks came with a later version of this code: it stood at its default.
+    An option that `old` lacks came with a later version of this code: it stood at its default. Stages are compared in
+    detail only where no option tells of the difference.
     """
     old = options(kind()) | old
+    names = sorted((new.keys() | (old.keys() - OPERATION)) - {"stages"})
+    changed = [name for name in names if old.get(name) != new.get(name)]
+    lines = [f"{_flag(name)}: {old.get(name)} -> {new.get(name)}" for name in changed]
+    if not set(changed) & SCHEDULE:
+        lines += _stage_differences(old.get("stages") or [], new.get("stages") or [])
+    return lines
+
+
+def _stage_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    if len(old) != len(new):
+        return [f"stages: {len(old)} -> {len(new)}"]
     return [
-        f"{_flag(name)}: {old.get(name)} -> {new.get(name)}"
-        for name in sorted(new.keys() | (old.keys() - OPERATION))
-        if old.get(name) != new.get(name)
+        f"{name} of stage {number}: {value} -> {after.get(name)}"
+        for number, (before, after) in enumerate(zip(old, new, strict=True), 1)
+        for name, value in before.items()  # what it lacks came with a later version and stands at its default
+        if value != after.get(name)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +38,29 @@ def write_acl(folder: str, per_class: int = 30) -> None:
     for number in range(per_class):
         write(f"{folder}/train/unsup/{number}_0.txt", f"unsup {number}")
     write(f"{folder}/README", "no data")
+
+
+class Hub:
+    """Stands in for the hub: what `HfApi.dataset_info` and `load` answer, and the revisions that were asked for.
+
+    `newest` is the newest revision. `load(revision, streaming)` gives the splits. While `down`, nothing can be reached.
+    """
+
+    def __init__(self, monkeypatch, load) -> None:
+        self.newest, self.down, self.loaded = "a" * 40, False, []
+        self._load = load
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", self.dataset_info)
+        monkeypatch.setattr("ulmfit.data.sources.load", self.load)
+
+    def dataset_info(self, name, *, revision=None, timeout):
+        if self.down:
+            raise OSError("no route to the hub")
+        return SimpleNamespace(sha=revision or self.newest)
+
+    def load(self, name, configuration, *, revision, streaming):
+        assert not self.down, "the hub is asked though it cannot be reached"
+        self.loaded.append((name, configuration, revision))
+        return self._load(revision, streaming)
 
 
 def jsonl() -> str:

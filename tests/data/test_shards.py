@@ -18,9 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.data.files import Hub
 from ulmfit.data import corpus as corpora
+from ulmfit.data.fingerprint import Access
 from ulmfit.data.readers import of_dataset
 from ulmfit.data.retry import retried
+from ulmfit.data.sources import find
 from ulmfit.errors import UserError
 
 NUM_FILES, NUM_ROWS = 3, 23  # rows in each file
@@ -155,7 +158,7 @@ def test_a_stream_of_the_hub_goes_on_from_a_place(kind, monkeypatch):
     files = [os.path.abspath(path) for path in write(kind)]
     datasets = pytest.importorskip("datasets")
     stream = datasets.load_dataset(kind[1:], data_files={"train": files}, streaming=True)
-    monkeypatch.setattr("ulmfit.data.sources.load", lambda name, configuration, streaming: stream)
+    Hub(monkeypatch, lambda revision, streaming: stream)
     split = corpora.open_rows("owner/name", streaming=True)
     whole, done = rest(split), 0
     assert whole[0] == TEXTS
@@ -326,7 +329,7 @@ def test_a_failing_shard_of_datasets_is_tried_again(pauses, capsys):
     dataset = datasets.IterableDataset.from_generator(
         generate, gen_kwargs={"shards": [0, 1, 2]}, features=datasets.Features({"text": datasets.Value("string")})
     )
-    source = of_dataset(dataset, "owner/name (train)", "f", [], [])
+    source = of_dataset(dataset, "owner/name (train)", "f", [], [], Access())
     read = [text for columns in source.read(["text"], 4) for text in columns["text"]]
     assert read == [f"{shard} {row}" for shard in range(3) for row in range(10)] and pauses == [1, 2, 4]
     assert "owner/name (train) cannot be read (reset by peer): try 2 of 5 in 1 s" in capsys.readouterr().err
@@ -384,3 +387,38 @@ def test_thousands_of_shards_are_open_one_at_a_time(kind):
     assert most <= before + 3 and count > 600
     last = {"part": 0, "place": [1999, None], "row": 0, "num_rows": 0, "skipped": {}}
     assert rest(split, last)[0] == TEXTS[NUM_ROWS : 2 * NUM_ROWS]  # 1999 % 3 == 1
+
+
+# Signs of life, for the watchdog
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows", "beats_to_the_end"),
+    [("a.txt.gz", 2000, 200), ("a.jsonl.xz", 2000, 200), ("a.txt.bz2", 2000, 200), ("a.parquet", 1000, 150),
+     ("a.csv", 25_000, 3), ("a.csv.gz", 25_000, 3)],
+)  # fmt: skip
+def test_what_is_skipped_to_get_to_a_place_gives_signs_of_life(name, num_rows, beats_to_the_end):
+    """In one large file that may take longer than the watchdog waits."""
+    texts = [f"text {number}" for number in range(num_rows)]
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": texts}), name)
+    else:
+        rows = [json.dumps({"text": text}) for text in texts] if "jsonl" in name else ["text", *texts]
+        opened = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(Path(name).suffix, open)
+        with opened(name, "wt") as file:
+            file.write("\n".join(rows) + "\n")
+    beats = []
+    source = find(name, Access(streaming=True, beat=lambda: beats.append(1)))["train"]
+    *_, last, _ = [after for _, after in source.read_from(None, ["text"], 5)]
+    beats.clear()
+    columns, _ = next(source.read_from(last, ["text"], 5))
+    assert columns["text"][-1] == texts[-1] and len(beats) >= beats_to_the_end
+
+
+def test_a_plain_file_is_not_read_up_to_a_place(monkeypatch):
+    Path("a.txt").write_text("".join(f"text {number}\n" for number in range(2000)))
+    beats = []
+    source = find("a.txt", Access(streaming=True, beat=lambda: beats.append(1)))["train"]
+    *_, last, _ = [after for _, after in source.read_from(None, ["text"], 5)]
+    beats.clear()
+    assert next(source.read_from(last, ["text"], 5))[0]["text"][-1] == "text 1999" and len(beats) == 1

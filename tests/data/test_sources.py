@@ -6,14 +6,16 @@ import bz2
 import gzip
 import lzma
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.files import CSV, LABELS, MODES, NUM_ROWS, TEXTS, jsonl, whole, write, write_acl
+from tests.data.files import CSV, LABELS, MODES, NUM_ROWS, TEXTS, Hub, jsonl, whole, write, write_acl
 from ulmfit.data.corpus import open_corpus, open_rows
+from ulmfit.data.fingerprint import Access
 from ulmfit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -227,13 +229,52 @@ def test_hub_splits_are_mapped(monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
 
-    def load(name, configuration, *, streaming):
-        assert (name, configuration) == ("owner/name", "plain")
+    def load(revision, streaming):
         parts = {"train": LABELS, "test": LABELS, "unsupervised": [-1] * NUM_ROWS}
         return datasets.DatasetDict({split: datasets.Dataset.from_dict({"text": TEXTS, "label": labels}, features)
                                      for split, labels in parts.items()})  # fmt: skip
 
-    monkeypatch.setattr("ulmfit.data.sources.load", load)
+    hub = Hub(monkeypatch, load)
     corpus = open_corpus("owner/name:plain", task="clf", valid="test")
     assert corpus.label_names == ["neg", "pos"] and whole(corpus.splits["train"])[1] == LABELS
     assert len(whole(open_corpus("owner/name:plain", task="lm", valid="test").splits["train"])[0]) == 2 * NUM_ROWS
+    assert set(hub.loaded) == {("owner/name", "plain", hub.newest)}
+
+
+def test_a_data_set_of_the_hub_stays_at_its_revision(monkeypatch):
+    """What is read is what the fingerprint names, also after the hub has gone on, and while it cannot be asked."""
+    hub = Hub(monkeypatch, from_the_hub)
+    first = open_corpus("owner/name", task="lm", valid="test")
+    assert first.revision == hub.newest == "a" * 40
+    hub.newest = "b" * 40
+    newer = open_corpus("owner/name", task="lm", valid="test")
+    assert newer.revision == "b" * 40 and newer.fingerprint != first.fingerprint
+    for down in (False, True):
+        hub.down = down
+        again = open_corpus("owner/name", task="lm", valid="test", access=Access(revision="a" * 40))
+        assert (again.revision, again.fingerprint) == (first.revision, first.fingerprint)
+        assert whole(again.splits["train"])[0] == [f"{text} of a" for text in TEXTS]
+        stream = open_corpus("owner/name", task="lm", valid="test", streaming=True, access=Access(revision="a" * 40))
+        assert stream.fingerprint == first.fingerprint
+        assert whole(stream.splits["train"])[0] == [f"{text} of a" for text in TEXTS]
+    assert open_corpus("owner/name", task="lm", valid="test").revision == "b" * 40  # the newest in the cache
+    with pytest.raises(UserError, match=f"local cache does not hold the revision {'c' * 40} of owner/name.*go on line"):
+        open_corpus("owner/name", task="lm", access=Access(revision="c" * 40))
+
+
+def from_the_hub(revision: str, streaming: bool):
+    """Splits that say their revision, kept in the Arrow cache as `datasets` keeps those of the hub."""
+    datasets = pytest.importorskip("datasets")
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "owner___name", "default", "0.0.0", revision)
+    if not folder.exists():
+        for split in ("train", "test"):
+            write(f"{revision}/{split}.csv", "text\n" + "".join(f'"{text} of {revision[0]}"\n' for text in TEXTS))
+        files = {split: f"{revision}/{split}.csv" for split in ("train", "test")}
+        Csv = import_module("datasets.packaged_modules.csv.csv").Csv
+        builder = Csv(dataset_name="name", data_files=files, cache_dir=revision, hash=revision)
+        builder.download_and_prepare()
+        Path(builder.cache_dir).rename(folder.parent.mkdir(parents=True, exist_ok=True) or folder)
+    module = "datasets.packaged_modules.cache.cache"
+    kept = import_module(module).Cache(dataset_name="name", repo_id="owner/name", config_name="default",
+                                       version="0.0.0", hash=revision)  # fmt: skip
+    return kept.as_streaming_dataset() if streaming else kept.as_dataset()

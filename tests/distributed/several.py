@@ -40,11 +40,18 @@ def mistakes(folder: Path) -> None:
     """Each is made by rank 1 alone; both ranks are told, and the next training works."""
     data = {"data": str(folder / "reviews.csv")}
     good = LM | data
+    content = (folder / "reviews.csv").read_bytes()
+    if RANK == 1:  # its own copies, as on the disk of another node
+        (folder / "copy.csv").write_bytes(content)
+        os.utime(folder / "copy.csv", (1_000_000_000, 1_000_000_000))
+        (folder / "other.csv").write_bytes(content[:-4] + b"x" + content[-3:])
     for name, wrong in {
         "data": {"data": str(folder / "nowhere.csv")},
         "init": {"init": str(folder / "nowhere"), "preset": None},
         "option": {"clip": -1.0},
         "device": {"precision": "fp16"},
+        "other data": {"data": str(folder / "other.csv")},
+        "other options": {"alpha": 5.0, "data": str(folder / "copy.csv")},
     }.items():
         output = folder / name
         options = good | wrong if RANK == 1 else good

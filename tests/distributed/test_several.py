@@ -62,6 +62,8 @@ def test_two_ranks_agree_on_mistakes_between_trainings(one, tmp_path):
         "init": "nowhere",
         "option": "--clip is -1.0; give 0 or more",
         "device": "--precision fp16 needs a GPU",
+        "other data": "the data of rank 1 (host ",
+        "other options": "would train another run than rank 0",
         "training": "shard 7 is damaged",
     }.items():
         for rank in (0, 1):

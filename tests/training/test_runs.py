@@ -290,8 +290,8 @@ def test_the_sampled_softmax_is_trained_on_and_the_full_one_scored(tmp_path, enc
     assert sampled["loss"] == pytest.approx(full["loss"], rel=1e-6) and "sampled" not in sampled
     for a, b in zip(*(runs.events(tmp_path / task, "train") for task in ("sampled", "lm")), strict=True):
         assert a["sampled"] is True and "sampled" not in b and a["loss"] < 0.95 * b["loss"]
-    with pytest.raises(UserError, match=r"another run \(sampled-softmax: 100 -> None\)"):
-        train("lm", tmp_path / "sampled", encoder, **options)
+    with pytest.raises(UserError, match=r"another run \(sampled-softmax: 100 -> 200\)"):
+        train("lm", tmp_path / "sampled", encoder, sampled_softmax=200, **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bf16 on a GPU is bf16")

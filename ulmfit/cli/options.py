@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ulmfit.config import expand_paths, load_options
+from ulmfit.config import TrainConfig, expand_paths, load_options
 from ulmfit.errors import UserError
 
 Options = TypeVar("Options")
@@ -33,9 +33,18 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
     words = [*options, *(["--", *texts] if texts else [])]
     try:
         with redirect_stderr(io.StringIO()):  # its report of a mistake is a page long
-            return expand_paths(tyro.cli(kind, args=words, default=defaults(kind, words)))
+            parsed = expand_paths(tyro.cli(kind, args=words, default=defaults(kind, words)))
     except SystemExit:
         raise UserError("the options do not fit together; --help lists what each takes") from None
+    if isinstance(parsed, TrainConfig):
+        flags = {option.partition("=")[0] for option in options}
+        parsed.on_command_line = frozenset(  # type: ignore[misc]
+            field.name
+            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            if flags & {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}"}
+            or ("--config" in flags and getattr(parsed, field.name) is not None)
+        )
+    return parsed
 
 
 def parse_together(kind: type[Options], words: Sequence[str]) -> Options:

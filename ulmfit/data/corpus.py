@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ulmfit.data.fingerprint import Access
 from ulmfit.data.readers import Source
 from ulmfit.data.sources import SPLIT_NAMES, find
 from ulmfit.data.splits import UNLABELLED, Choice, Split, is_integer, unseen_label
@@ -31,6 +32,8 @@ class Corpus:
     label_column: str | None
     label_names: list[str] | None  # sorted (integers by value), or in the order the data itself declares
     valid_split: str | None = None  # the split of the data that serves for validation, if a whole one does
+    valid: str = ""  # the rows that serve for it, in words
+    revision: str | None = None  # the commit of a data set of the hub
 
     @property
     def fingerprint(self) -> str:
@@ -41,7 +44,8 @@ class Corpus:
 
 def open_corpus(data: str | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
-                label_names: list[str] | None = None, trained_columns: Sequence[str] = ()) -> Corpus:  # fmt: skip
+                label_names: list[str] | None = None, trained_columns: Sequence[str] = (),
+                access: Access | None = None) -> Corpus:  # fmt: skip
     """Opens what `data` names (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
     lm: labels are ignored; train is train + unsup, and + test with `include_test` (then there is no test split).
@@ -49,13 +53,14 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
 
     `text_column`: one column, or several by commas, joined as "xxfld 1 ... xxfld 2 ..."; default `text`, else the only
     column of strings besides the label. `trained_columns`: those that a saved model read; without `text_column` they
-    are taken where the corpus has them. `label_column`: default `label`.
+    are taken where the corpus has them. `label_column`: default `label`. `access`: how sources are opened.
     `valid`: a number = this fraction of train (by a hash of text and seed, so that neither the order of the rows nor
     their number moves a row to the other side, and equal texts stay together), else a path, a boolean column or the
     name of a split; default: the split valid, else the column is_valid, else 0.1. Raises UserError.
     """
     assert task in ("lm", "clf"), task
-    found = find(data, streaming=streaming)
+    access = replace(access or Access(), streaming=streaming)
+    found = find(data, access)
     train = found.get("train")
     if train is None:
         raise UserError(f"{data} has no train split, only {', '.join(found)}: rename it or give the file itself")
@@ -69,7 +74,7 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
     pool = [train]
     if task == "lm":
         pool += [found[name] for name in ("unsup", "test") if name in found and (name == "unsup" or include_test)]
-    held_out, choice, valid_name = _validation(found, valid, train, seed, streaming)
+    held_out, choice, valid_name = _validation(found, valid, train, seed, access)
 
     def split(name: str, parts: list[Source], rows: Choice | None = None) -> Split:
         for part in parts:
@@ -90,7 +95,14 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
     if task == "clf":
         label_names = _resolve_labels(splits, labels, label_names)
     is_clf = task == "clf"
-    return Corpus(splits, texts, labels if is_clf else None, label_names if is_clf else None, valid_name)
+    return Corpus(splits, texts, labels if is_clf else None, label_names if is_clf else None, valid_name,
+                  _words(choice, valid_name), train.revision)  # fmt: skip
+
+
+def _words(choice: Choice | None, split: str | None) -> str:
+    if choice is None:
+        return "other files" if split is None else f"the split {split}"
+    return f"the column {choice.column}" if choice.column else f"{choice.fraction:g}"
 
 
 def open_rows(
@@ -110,7 +122,7 @@ def open_rows(
     have -1. Without `keep_unlabelled` they are faults, unsup is left out, and the column must be there. Columns of the
     text as in `open_corpus`. Raises UserError.
     """
-    found = find(data, streaming=streaming)
+    found = find(data, Access(streaming=streaming))
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
         raise UserError(f"{data or 'the embedded sample'} has no split {split}, only {', '.join(found)}")
     order = ("train", "valid", "test", *(["unsup"] if keep_unlabelled else []))
@@ -165,7 +177,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
 
 
 def _validation(found: dict[str, Source], valid: str | float | None, train: Source, seed: int,
-                streaming: bool) -> tuple[Source | None, Choice | None, str | None]:  # fmt: skip
+                access: Access) -> tuple[Source | None, Choice | None, str | None]:  # fmt: skip
     """(the source of the validation rows, None, its split name if any), or (None, the rows of train, None)."""
     if valid is None:
         if "valid" in found:
@@ -197,7 +209,7 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
         if split == "train":
             raise UserError(f"--valid {valid} is the training split itself: give a fraction or another split")
         return found[split], None, split
-    others = find(valid, streaming=streaming)
+    others = find(valid, access)
     if "valid" not in others and len(others) > 1:
         raise UserError(f"--valid {valid} holds the splits {', '.join(others)}: give the file of one of them")
     source = others.get("valid") or next(iter(others.values()))

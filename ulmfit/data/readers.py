@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import functools
 import glob
 import hashlib
@@ -16,16 +17,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ulmfit.data import sample
+from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
 from ulmfit.data.retry import faults_of, retried
 from ulmfit.data.shards import SLICE_BYTES, UNDECODABLE, Columns, open_text, read_lines, read_parquet, slices, values
 from ulmfit.errors import UserError
 
-_SMALL = 256 * 2**20  # bytes up to which a corpus is fingerprinted by its content
-_MANY = 10_000  # files up to which it is
 _STREAM_ROWS = 1000  # at a time from a stream of `datasets`, whose state counts batches of one size
 Batches = Iterator[tuple[Columns, Any]]
 
@@ -40,6 +39,8 @@ class Source:
     files: list[str] = field(default_factory=list)
     classes: dict[str, list[str]] = field(default_factory=dict)  # names behind integer (ClassLabel) columns
     types: dict[str, str] = field(default_factory=dict)  # Arrow types where the format has them
+    num_rows: int | None = None  # where that is known without reading them
+    revision: str | None = None  # of a data set of the hub: the commit that is read
     _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
@@ -60,41 +61,45 @@ class Source:
         return self._batches(columns, batch_size, place)
 
 
-def _fingerprint(kind: str, files: list[str]) -> str:
-    """Of the content where that is quick to read, so that a copied corpus is the same; else of name, size and time.
-
-    So it costs the reading of 256 MiB at most, and the status of every file.
-    """
-    digest = hashlib.sha256(kind.encode())
-    stats = [os.stat(path) for path in files]
-    small = sum(stat.st_size for stat in stats) <= _SMALL and len(files) <= _MANY
-    for path, stat in zip(files, stats, strict=True):
-        name = "/".join(Path(path).parts[-2:] if kind == "documents" else Path(path).parts[-1:])  # the folder: a class
-        digest.update(f"\n{name} {stat.st_size} ".encode("utf-8", "replace"))
-        if small:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        else:
-            digest.update(str(stat.st_mtime_ns).encode())
-    return digest.hexdigest()[:16]
-
-
-def open_files(files: list[str], kind: str, what: str, streaming: bool) -> Source:
+def open_files(files: list[str], kind: str, what: str, access: Access) -> Source:
     """Files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the order given."""
     for path in files:
         if os.path.getsize(path) == 0:
             raise UserError(f"{path} is empty: it holds no rows")
     with faults_of(what):
-        if streaming and kind == "parquet":
-            return _parquet(files, what)
+        if access.streaming and kind == "parquet":
+            return _parquet(files, what, access)
         if kind in ("text", "jsonl"):
-            lines = _line_reader(files) if streaming else _load_files(files, kind, what, False)._batches
-            source = Source(what, ["text"], _fingerprint(kind, files), files, {}, {"text": "string"}, lines)
+            if access.streaming:
+                source = Source(what, ["text"], fingerprint(kind, files, None, access), files)
+                source._batches = _line_reader(files, access)
+            else:
+                source = _load_files(files, kind, what, access)
+            source.types = {"text": "string"}
             return _as_json(source) if kind == "jsonl" else _without_blank_lines(source)
-        return _load_files(files, kind, what, streaming)
+        return _load_files(files, kind, what, access)
 
 
-def _load_files(files: list[str], kind: str, what: str, streaming: bool) -> Source:
+def _arrow_cache(content: str) -> str:
+    """The folder where `datasets` keeps the rows of files with this content.
+
+    `datasets` itself tells files apart by path, size and modification time: a file that was rewritten within a tick of
+    the clock, or whose time was set back, would be read as it was before.
+    """
+    import datasets
+
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "ulmfit-files", content)
+
+
+def _content(kind: str, files: list[str], labels: list[str] | None, access: Access) -> tuple[str, str]:
+    """(the fingerprint of a source, the one that its copy in the Arrow cache goes by)."""
+    found = fingerprint(kind, files, labels, access)
+    if access.scheme == SCHEME or access.streaming:
+        return found, found
+    return found, fingerprint(kind, files, labels, dataclasses.replace(access, scheme=SCHEME))
+
+
+def _load_files(files: list[str], kind: str, what: str, access: Access) -> Source:
     from datasets import Features, Value
 
     options: dict[str, Any] = {}
@@ -117,24 +122,34 @@ def _load_files(files: list[str], kind: str, what: str, streaming: bool) -> Sour
             "encoding_errors": "ulmfit-mark",
         }
     builder = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(kind, "text")
+    found, content = _content(kind, files, None, access)
+    if not access.streaming:
+        options["cache_dir"] = _arrow_cache(content)
     dataset = load(builder, data_files=[glob.escape(os.path.abspath(path)) for path in files], split="train",
-                   streaming=streaming, **options)  # fmt: skip
-    return of_dataset(dataset, what, _fingerprint(kind, files), columns, files)
+                   streaming=access.streaming, **options)  # fmt: skip
+    return of_dataset(dataset, what, found, columns, files, access)
 
 
-def _parquet(files: list[str], what: str) -> Source:
+def _parquet(files: list[str], what: str, access: Access) -> Source:
     import pyarrow.parquet
     from datasets import Features
 
     features = Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
-    return Source(what, list(features), _fingerprint("parquet", files), files, *_types(features),
-                  lambda columns, batch_size, place: _over_files(
-                      files, place, lambda path, inside: read_parquet(path, columns, batch_size, inside)))  # fmt: skip
 
-
-def _line_reader(files: list[str]) -> Callable[[list[str], int, Any], Batches]:
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        for lines, after in _over_files(files, place, lambda path, inside: read_lines(path, batch_size, inside)):
+        return _over_files(
+            files, place, lambda path, inside: read_parquet(path, wanted, batch_size, inside, access.beat)
+        )
+
+    source = Source(what, list(features), fingerprint("parquet", files, None, access), files, *_types(features))
+    source._batches = batches
+    return source
+
+
+def _line_reader(files: list[str], access: Access) -> Callable[[list[str], int, Any], Batches]:
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        parts = _over_files(files, place, lambda path, inside: read_lines(path, batch_size, inside, access.beat))
+        for lines, after in parts:
             yield {"text": lines}, after
 
     return batches
@@ -178,7 +193,9 @@ def _header(path: str, separator: str) -> list[str]:
     return columns
 
 
-def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str]) -> Source:
+def of_dataset(
+    dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str], access: Access
+) -> Source:
     """A source over a Dataset (a place is a row) or an IterableDataset (a place is its state, and rows after it)."""
     features = dataset.features or dataset._resolve_features().features or {}
     columns = columns or list(features)
@@ -194,11 +211,29 @@ def of_dataset(dataset: Any, what: str, fingerprint: str, columns: list[str], fi
         # A copy, because views share the object that counts the shards, and passes side by side would mix them. All
         # but the file systems that every dataset holds: to copy one in another thread adds to their cache meanwhile.
         shared = {id(HfFileSystem._cache): HfFileSystem._cache}
-        view = copy.deepcopy(dataset, shared).select_columns(wanted).with_format("arrow")
+        own = copy.deepcopy(dataset, shared)
+        _beat_with_tables(own, access.beat)
+        view = own.select_columns(wanted).with_format("arrow")
         name = functools.partial(_shard, view, what, files)
         return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
 
-    return Source(what, columns, fingerprint, files, *_types(features), batches)
+    num_rows = None if streamed else dataset.num_rows
+    return Source(what, columns, fingerprint, files, *_types(features), num_rows, _batches=batches)
+
+
+def _beat_with_tables(dataset: Any, beat: Callable[[], None]) -> None:
+    """Call `beat` at each table that a stream makes of its files, also of those that it makes only to skip them."""
+    reader = _innermost(dataset)
+    make = getattr(reader, "generate_tables_fn", None)
+    if make is None:
+        return
+
+    def tables(*args: Any, **options: Any) -> Iterator[Any]:
+        for table in make(*args, **options):
+            beat()
+            yield table
+
+    reader.generate_tables_fn = tables
 
 
 def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -235,11 +270,17 @@ def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batche
 
 def _shard(view: Any, what: str, files: list[str]) -> str:
     """The one of `files` that a view of a stream is reading; `what` where that is not known."""
-    reader = view._ex_iterable  # the state of the view itself is behind after a resume
+    # The state of the view itself is behind after a resume.
+    number = (_innermost(view)._state_dict or {}).get("shard_idx", len(files))
+    return files[number] if number < len(files) else what
+
+
+def _innermost(stream: Any) -> Any:
+    """What reads the files of an IterableDataset, below all that has been put around it."""
+    reader = stream._ex_iterable
     while hasattr(reader, "ex_iterable"):
         reader = reader.ex_iterable
-    number = (reader._state_dict or {}).get("shard_idx", len(files))
-    return files[number] if number < len(files) else what
+    return reader
 
 
 def _without_blank_lines(lines: Source) -> Source:
@@ -273,13 +314,14 @@ def _as_json(lines: Source) -> Source:
     columns = list(dict.fromkeys(name for row in rows if row for name in row))
     if not columns:
         raise UserError(f"{lines.files[0]} does not hold one JSON object a line")
-    return Source(lines.what, columns, lines.fingerprint, lines.files, {}, {}, batches)
+    return Source(lines.what, columns, lines.fingerprint, lines.files, num_rows=lines.num_rows, _batches=batches)
 
 
-def open_documents(paths: list[str], labels: list[str] | None, what: str, streaming: bool) -> Source:
+def open_documents(paths: list[str], labels: list[str] | None, what: str, access: Access) -> Source:
     """A folder of documents, one a file: columns text and, where the folders are classes, label."""
     names = ["text"] if labels is None else ["text", "label"]
-    fingerprint = _fingerprint("documents", paths)
+    with faults_of(what):
+        found, content = _content("documents", paths, labels, access)
 
     def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
         columns: Columns = {name: [] for name in names}
@@ -297,9 +339,9 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, stream
         if columns["text"]:
             yield {name: columns[name] for name in wanted}, len(paths)
 
-    source = Source(what, names, fingerprint, paths, {}, dict.fromkeys(names, "string"), batches)
-    if streaming:
-        return source
+    if access.streaming:
+        types = dict.fromkeys(names, "string")
+        return Source(what, names, found, paths, types=types, num_rows=len(paths), _batches=batches)
     with faults_of(what):
         import datasets
 
@@ -308,10 +350,10 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, stream
         dataset = datasets.Dataset.from_generator(
             _document_rows,
             features=features,
-            fingerprint=fingerprint,
+            fingerprint=content,
             gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels},
         )
-        return of_dataset(dataset, what, fingerprint, names, paths)
+        return of_dataset(dataset, what, found, names, paths, access)
 
 
 def _document(path: str) -> Iterator[tuple[str, None]]:
@@ -342,4 +384,4 @@ def open_sample(split: str) -> Source:
 
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
     return Source(f"the embedded sample ({split})", ["text", "label"], digest, [], {"label": list(sample.LABELS)},
-                  {"text": "string", "label": "int64"}, batches)  # fmt: skip
+                  {"text": "string", "label": "int64"}, len(rows), _batches=batches)  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,18 +57,22 @@ def open_text(path: str) -> IO[str]:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="ulmfit-mark", newline="")
 
 
-def read_lines(path: str, batch_size: int, place: list[int] | None) -> Iterator[tuple[list[str], list[int]]]:
+def read_lines(
+    path: str, batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None
+) -> Iterator[tuple[list[str], list[int]]]:
     """Lines of a text file without their ends (LF, CRLF or CR), blank ones included.
 
     place: [byte offset (of the decompressed text) where a line begins, lines after it].
+    beat: called at least once for each `CHUNK` that is read, or read over to get to the place.
     """
     offset, skip = place or (0, 0)
     with open_bytes(path) as file:
-        if file.seekable():
+        if _is_plain(file):
             file.seek(offset)
         else:
-            _read_over(file, offset)
+            _read_over(file, offset, beat)
         while chunk := file.read(CHUNK):
+            beat()
             if not chunk.endswith(b"\n"):
                 chunk += file.readline()
             lines = _lines(chunk, first=offset == 0)
@@ -80,9 +84,15 @@ def read_lines(path: str, batch_size: int, place: list[int] | None) -> Iterator[
             offset, skip = after, max(0, skip - len(lines))
 
 
-def _read_over(file: IO[bytes], size: int) -> None:
+def _is_plain(file: IO[bytes]) -> bool:
+    """Whether a seek costs nothing. In a compressed file it decompresses all before, in one call and out of sight."""
+    return isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
+
+
+def _read_over(file: IO[bytes], size: int, beat: Callable[[], None]) -> None:
     while size and (read := len(file.read(min(size, CHUNK)))):
         size -= read
+        beat()
 
 
 def _lines(chunk: bytes, *, first: bool) -> list[str]:
@@ -94,10 +104,12 @@ def _lines(chunk: bytes, *, first: bool) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def read_parquet(path: str, columns: list[str], batch_size: int, place: list[int] | None) -> (
-        Iterator[tuple[Columns, list[int]]]):  # fmt: skip
+def read_parquet(
+    path: str, columns: list[str], batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Columns, list[int]]]:
     """Rows of the wanted columns as Python values. place: [row group, rows of it].
 
+    beat: called for each batch of rows that is decoded, also of those before the place.
     Raises UserError where the file lacks a column.
     """
     import pyarrow.parquet
@@ -110,6 +122,7 @@ def read_parquet(path: str, columns: list[str], batch_size: int, place: list[int
         for number in range(group, file.num_row_groups):
             row, num_rows = 0, file.metadata.row_group(number).num_rows
             for batch in file.iter_batches(batch_size, row_groups=[number], columns=columns, use_threads=False):
+                beat()
                 start, row = max(skip, row), row + batch.num_rows
                 if start >= row:
                     continue

@@ -20,8 +20,10 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ulmfit.data import sample
+from ulmfit.data.fingerprint import COMPRESSED, Access
 from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
 
@@ -31,26 +33,26 @@ SPLIT_NAMES = {
 }  # fmt: skip
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
           ".parquet": "parquet", ".txt": "text", ".tokens": "text"}  # fmt: skip
-_COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 
 
-def find(data: str | None, *, streaming: bool = False) -> dict[str, Source]:
+def find(data: str | None, access: Access | None = None) -> dict[str, Source]:
     """Sources by split name ("train", "valid", "test", "unsup" or a name of the hub's); None: the embedded sample.
 
-    Something that is not divided into splits is {"train": source}. `streaming` reads without the Arrow cache of
-    `datasets`. Raises UserError for a path that does not exist or holds nothing readable.
+    Something that is not divided into splits is {"train": source}. Raises UserError for a path that does not exist or
+    holds nothing readable.
     """
+    access = access or Access()
     if data is None:
         return {split: open_sample(split) for split in sample.SPLITS}
     if os.path.isdir(data):
-        found = _folder(Path(data), streaming)
+        found = _folder(Path(data), access)
         if found is None:
             raise UserError(f"folder {data} holds no .csv, .tsv, .jsonl, .parquet or .txt file and no folder of them")
         return found
     if os.path.exists(data):
         if _kind(data) is None:
-            raise UserError(f"{data} is none of {' '.join(sorted(_KINDS))}, plain or {' '.join(_COMPRESSED)}")
-        return {"train": open_files([data], str(_kind(data)), data, streaming)}
+            raise UserError(f"{data} is none of {' '.join(sorted(_KINDS))}, plain or {' '.join(COMPRESSED)}")
+        return {"train": open_files([data], str(_kind(data)), data, access)}
     if any(sign in data for sign in "*?["):
         matches = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
         if not matches:
@@ -58,9 +60,9 @@ def find(data: str | None, *, streaming: bool = False) -> dict[str, Source]:
         other = [path for path in matches if _kind(path) is None]
         if other:
             raise UserError(f"{data} matches {other[0]}, which is none of {' '.join(sorted(_KINDS))}")
-        return _by_name(matches, data, streaming)
+        return _by_name(matches, data, access)
     if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", data) and _kind(data) is None:
-        return _hub(data, streaming)
+        return _hub(data, access)
     raise UserError(f"no file or folder {data}{_nearest(data) or ': check the path'}")
 
 
@@ -69,7 +71,7 @@ def find(data: str | None, *, streaming: bool = False) -> dict[str, Source]:
 
 def _kind(path: str | Path) -> str | None:
     name = Path(path).name.lower()
-    for suffix in _COMPRESSED:
+    for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
     return _KINDS.get(Path(name).suffix)
 
@@ -88,7 +90,7 @@ def _split_of(path: str | Path) -> str | None:
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
-def _by_name(paths: list[str], what: str, streaming: bool) -> dict[str, Source]:
+def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
     """One source for each split that the files' names tell of; all together where they tell of at most one."""
     kinds = sorted({str(_kind(path)) for path in paths})
     if len(kinds) > 1:
@@ -98,19 +100,19 @@ def _by_name(paths: list[str], what: str, streaming: bool) -> dict[str, Source]:
     for path in paths:
         groups.setdefault(_split_of(path), []).append(path)
     if len(groups) == 1:
-        return {"train": open_files(paths, kind, what, streaming)}
+        return {"train": open_files(paths, kind, what, access)}
     if None in groups:
         raise UserError(
             f"{what} holds {groups[None][0]} beside files named by splits: "
             "rename it to train*, valid*, test* or unsup*, or give a glob that leaves it out"
         )
     return {
-        split: open_files(group, kind, group[0] if len(group) == 1 else f"{what} ({split})", streaming)
+        split: open_files(group, kind, group[0] if len(group) == 1 else f"{what} ({split})", access)
         for split, group in groups.items()
     }
 
 
-def _folder(folder: Path, streaming: bool) -> dict[str, Source] | None:
+def _folder(folder: Path, access: Access) -> dict[str, Source] | None:
     """The sources of a folder, None if nothing in it can be read."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
     folders = [path for path in inside if path.is_dir()]
@@ -121,20 +123,20 @@ def _folder(folder: Path, streaming: bool) -> dict[str, Source] | None:
     if split_folders and not tables:
         found: dict[str, Source] = {}
         for path in named:
-            for split, source in (_folder(path, streaming) or {}).items():
+            for split, source in (_folder(path, access) or {}).items():
                 name = SPLIT_NAMES[path.name.lower()] if split == "train" else split
                 if name in found:
                     raise UserError(f"folder {folder} holds the split {name} twice")
                 found[name] = source
         return found or None
     if tables:
-        return _by_name(tables, str(folder), streaming)
+        return _by_name(tables, str(folder), access)
     if files and all(_split_of(path) for path in files):
-        return _by_name(files, str(folder), streaming)
-    return _documents(folder, folders, files, streaming)
+        return _by_name(files, str(folder), access)
+    return _documents(folder, folders, files, access)
 
 
-def _documents(folder: Path, folders: list[Path], files: list[str], streaming: bool) -> dict[str, Source] | None:
+def _documents(folder: Path, folders: list[Path], files: list[str], access: Access) -> dict[str, Source] | None:
     """One document a file: a folder a class, or all loose files without classes."""
     classes = {path.name: sorted(str(file) for file in path.iterdir() if _kind(file) == "text") for path in folders}
     classes = {name: paths for name, paths in classes.items() if paths}
@@ -143,59 +145,82 @@ def _documents(folder: Path, folders: list[Path], files: list[str], streaming: b
     found = {}
     if labelled:
         pairs = [(path, name) for name, paths in labelled.items() for path in paths]
-        found["train"] = open_documents(
-            [path for path, _ in pairs], [name for _, name in pairs], str(folder), streaming
-        )
+        found["train"] = open_documents([path for path, _ in pairs], [name for _, name in pairs], str(folder), access)
     elif files:
-        found["train"] = open_documents(files, None, str(folder), streaming)
+        found["train"] = open_documents(files, None, str(folder), access)
     if unlabelled:
-        found["unsup"] = open_documents(unlabelled, None, f"{folder} (unsup)", streaming)
+        found["unsup"] = open_documents(unlabelled, None, f"{folder} (unsup)", access)
     return found or None
 
 
-def _hub(data: str, streaming: bool) -> dict[str, Source]:
-    """A data set of the hub; offline, or where the hub does not answer within seconds, from the local cache."""
+def _hub(data: str, access: Access) -> dict[str, Source]:
+    """A data set of the hub at one revision; offline, or where the hub does not answer within seconds, from the cache.
+
+    The revision is that of `access`, else the newest. Raises UserError where neither the hub nor the cache has it.
+    """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    revision, offline = "cached", bool(constants.HF_HUB_OFFLINE)
-    try:
-        if not offline:
-            revision = str(HfApi().dataset_info(data.partition(":")[0], timeout=5).sha)
-    except (RepositoryNotFoundError, HfHubHTTPError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", 404)
-        if status >= 500:  # the hub itself is down
-            return _load_hub(data, "cached", True, streaming)
-        cure = "log in with `hf auth login` and accept its terms" if status == 403 else "check the name"
-        raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub gives no data set of that name: "
-                        f"{cure}") from None  # fmt: skip
-    except Exception:  # no route, no name server, a proxy that refuses: all mean that the hub cannot be asked
-        offline = True
-    return _load_hub(data, revision, offline, streaming)
-
-
-def _load_hub(data: str, revision: str, offline: bool, streaming: bool) -> dict[str, Source]:
-    import datasets
-    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     name, _, configuration = data.partition(":")
-    switches = [(datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE")]
-    before = [getattr(module, switch) for module, switch in switches]
+    revision, offline = access.revision, bool(constants.HF_HUB_OFFLINE)
     try:
-        for module, switch in switches:
-            setattr(module, switch, offline)
-        loaded = load(name, configuration or None, streaming=streaming)
-    except Exception as error:
+        if not offline:
+            revision = str(HfApi().dataset_info(name, revision=revision, timeout=5).sha)
+    except RevisionNotFoundError:
+        raise UserError(f"the hub no longer holds the revision {revision} of {data}, with which this run began: "
+                        "start afresh with --resume never") from None  # fmt: skip
+    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", 404)
+        if status < 500:
+            cure = "log in with `hf auth login` and accept its terms" if status == 403 else "check the name"
+            raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub gives no data set of that name: "
+                            f"{cure}") from None  # fmt: skip
+        offline = True  # the hub itself is down
+    except Exception:  # no route, no name server, a proxy that refuses: all mean that the hub cannot be asked
+        offline = True
+    try:
         if offline:
-            raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub cannot be reached to look for a "
-                            "data set of that name: check the path, or go on line") from error  # fmt: skip
+            loaded, revision = _from_cache(data, revision, access.streaming)
+        else:
+            loaded = load(name, configuration or None, revision=revision, streaming=access.streaming)
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"the hub's data set {data} cannot be read: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        for (module, switch), value in zip(switches, before, strict=True):
-            setattr(module, switch, value)
     found = {}
     for split, dataset in loaded.items():
-        key = f"{name} {configuration} {revision} {split} {'' if streaming else dataset._fingerprint}"
-        found[SPLIT_NAMES.get(str(split), str(split))] = of_dataset(
-            dataset, f"{data} ({split})", hashlib.sha256(key.encode()).hexdigest()[:16], [], [])  # fmt: skip
+        key = f"{name} {configuration} {revision} {split}"
+        source = of_dataset(dataset, f"{data} ({split})", hashlib.sha256(key.encode()).hexdigest()[:16], [], [], access)
+        source.revision = revision
+        found[SPLIT_NAMES.get(str(split), str(split))] = source
     return found
+
+
+def _from_cache(data: str, revision: str | None, streaming: bool) -> tuple[Any, str]:
+    """(splits, revision) of a hub data set in the Arrow cache: the wanted revision, else the one that came last.
+
+    Left to itself, `datasets` takes the one that came last whichever was asked for.
+    """
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name, _, configuration = data.partition(":")
+    owner, _, base = name.rpartition("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___" * bool(owner) + camelcase_to_snakecase(base))
+    # Its entries are CONFIGURATION/VERSION/REVISION.
+    entries = [file.parent for file in folder.glob(f"{configuration or '*'}/*/{revision or '*'}/dataset_info.json")]
+    if not entries:
+        if revision is not None:
+            raise UserError(f"the hub cannot be reached, and the local cache does not hold the revision {revision} of "
+                            f"{data}, with which this run began: go on line")  # fmt: skip
+        raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub cannot be reached to look for a "
+                        "data set of that name: check the path, or go on line")  # fmt: skip
+    names = sorted({entry.parts[-3] for entry in entries})
+    if len(names) > 1:
+        raise UserError(f"the local cache holds the configurations {', '.join(names)} of {data}: "
+                        f"name one of them, as in {data}:{names[0]}")  # fmt: skip
+    newest = max(entries, key=lambda entry: entry.stat().st_mtime)
+    builder = Cache(dataset_name=base, repo_id=name if owner else None, config_name=newest.parts[-3],
+                    version=newest.parts[-2], hash=newest.name)  # fmt: skip
+    return builder.as_streaming_dataset() if streaming else builder.as_dataset(), newest.name

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import broadcast_object_list
 from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.distributed.sharding import processes_only
@@ -95,6 +96,15 @@ class Group:
             raise UserError(str(sentences[rank]), rank=rank) from error
         if error is not None:
             raise error
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's object on every rank (a collective)."""
+        if self.world_size == 1:
+            return value
+        self.check_in()
+        holder = [value]
+        broadcast_object_list(holder, from_process=0)
+        return holder[0]
 
     @contextmanager
     def mistakes_end_all(self) -> Iterator[None]:

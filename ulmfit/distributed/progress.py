@@ -30,6 +30,10 @@ class Progress:
         self.doing = doing
         self.count += 1
 
+    def beat(self) -> None:
+        """The process still does what it did, and gets on with it."""
+        self.count += 1
+
     def begin_step(self, step: int) -> None:
         """The next step begins, by reading its batch."""
         self.step = step

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 
+from ulmfit import __version__
 from ulmfit.config import TrainConfig
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.progress import Progress
@@ -251,6 +252,7 @@ def environment() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"ulmfit": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in packages},
         "git_commit": commit,
     }

@@ -44,6 +44,60 @@ def check_output(path: str | Path, *, resume: str) -> None:
         raise UserError(f"--output-dir {path} cannot be written; name a directory you may write to")
 
 
+def read_stored(path: Path) -> dict[str, Any] | None:
+    """config.json of a run directory, None where there is none; that of version 0.1.0 in today's words.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = path / "config.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict) or not all(
+        isinstance(stored.setdefault(name, {}), dict) for name in ("options", "resolved", "identity", "versions")
+    ):
+        raise UserError(f"{file} is damaged; start afresh with --resume never")
+    given, resolved = stored["options"], stored["resolved"]
+    if "scheme" not in resolved:
+        resolved |= {"scheme": 1, "keep_best": False}
+        start = "init" if stored.get("task") == "lm" else "encoder"
+        if given.get(start) is None:
+            given[start] = "none"
+            given["preset"] = given.get("preset") or ("tiny" if given.get("data") is None else "base")
+        if stored.get("task") == "lm" and given.get("sampled_softmax") is None:
+            given["sampled_softmax"] = 0
+    return stored
+
+
+def _identity_of(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The identity in a config.json. Version 0.1.0 stored options as given, None for those that were left out: what
+    they had become stands beside it, or else is taken to be what they become today."""
+    old = dict(stored["identity"])
+    if stored["resolved"]["scheme"] != 1:
+        return old
+    resolved = stored["resolved"]
+    stages = resolved.get("stages") or [{}]
+    old |= {name: resolved[name] for name in new.keys() & resolved.keys()}
+    old |= {"lr": stages[-1].get("lr"), "schedule": stages[-1].get("schedule"), "epochs": None}
+    old["max_steps"] = sum(stage.get("steps", 0) for stage in stages)
+    old["preset"] = new.get("preset")  # the number of parameters tells (see `training.begun`)
+    for name in ("text_column", "label_column", "valid", "vocab_size"):
+        if old.get(name) is None:
+            old[name] = new.get(name)
+    return old
+
+
+def begun_by(stored: dict[str, Any]) -> str:
+    """The version of this package that wrote a config.json, in words."""
+    version, commit = stored["versions"].get("ulmfit"), stored.get("git_commit")
+    words = f"ulmfit {version}" if version else "an early ulmfit"
+    return f"{words} of commit {commit[:7]}" if commit else words
+
+
 class RunDirectory:
     """An opened and locked run directory.
 
@@ -86,17 +140,18 @@ class RunDirectory:
         (self.path / STOP_FILE).unlink(missing_ok=True)
         for torn in self.path.glob(".*.tmp-*"):  # of a writer that was killed; it held the lock that is now ours
             torn.unlink(missing_ok=True)
-        file = self.path / "config.json"
-        if not file.exists():
+        stored = read_stored(self.path)
+        if stored is None:
             return False, None, {}
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{file} is damaged; start afresh with --resume never") from None
-        changed = options.differences(stored.get("identity", {}), json.loads(json.dumps(identity)), kind)
+        new = json.loads(json.dumps(identity))
+        changed = options.differences(_identity_of(stored, new), new, kind)
+        if stored.get("task") != kind.task:
+            changed.insert(0, f"task: {stored.get('task')} -> {kind.task}")
         if changed:
+            version, this = begun_by(stored), begun_by(environment())
+            begun = f", begun by {version} (this is {this})" if version != this else ""
             raise UserError(
-                f"--output-dir {self.path} holds another run ({'; '.join(changed)}); "
+                f"--output-dir {self.path} holds another run{begun} ({'; '.join(changed)}); "
                 "name another directory, or start afresh with --resume never"
             )
         status = read_status(self.path)

@@ -21,7 +21,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.training import setup
-from ulmfit.training.default_encoder import default_encoder, given_encoder
+from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.engine import Engine
 from ulmfit.training.evaluate import score_classifier
 from ulmfit.training.loop import StepResult
@@ -79,8 +79,9 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
+    sizes = sizes.with_dropouts("clf", recipe.drop_mult)
     net = ClassifierNet(
-        sizes.with_dropouts("clf", recipe.drop_mult),
+        session.begun.architecture(sizes, config) if session.begun else sizes,
         len(label_names),
         bptt=recipe.bptt,
         max_len=config.max_len,
@@ -108,6 +109,12 @@ def _train(config: ClassifierConfig, session: Session) -> dict[str, Any]:
         test=stores.get("test"),
         saved={"label_names": label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
         keep_best=setup.keeps_best(config, corpus),
+        resolved=setup.resolved_data(
+            session,
+            corpus,
+            vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
+            encoder=config.encoder or chosen_encoder(pretrained),
+        ),
         fingerprints={
             "corpus": corpus.fingerprint,
             "tokenizer": tokenizer.fingerprint,

@@ -64,6 +64,11 @@ def default_encoder(session: Session, valid: Split | None, asked: str | None) ->
     return pretrained
 
 
+def chosen_encoder(pretrained: Pretrained | None) -> str:
+    """The value of `--init` or `--encoder` that says what was chosen where neither was given."""
+    return NO_ENCODER if pretrained is None else ENGLISH
+
+
 def unknown_share(split: Split, tokenizer: Tokenizer) -> float:
     """Share of unknown tokens in the first texts of a split, 0 to 1; xxbos does not count."""
     texts = [text for batch in islice(split.batches(TEXTS_LOOKED_AT), 1) for text in batch.texts]

@@ -21,7 +21,7 @@ from ulmfit.model.pretrained import init_language_model
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
-from ulmfit.training.default_encoder import default_encoder, given_encoder
+from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.engine import Engine
 from ulmfit.training.evaluate import score_language_model
 from ulmfit.training.loop import StepResult
@@ -66,10 +66,10 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
             f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}"
         )
 
+    base = None
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
-        base = None
         if pretrained is not None:
             base = pretrained.tokenizer or Tokenizer.from_vocab(pretrained.vocab, rules=config.rules)
         tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
@@ -117,7 +117,8 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
-    net = LanguageModelNet(sizes.with_dropouts("lm", recipe.drop_mult))
+    sizes = sizes.with_dropouts("lm", recipe.drop_mult)
+    net = LanguageModelNet(session.begun.architecture(sizes, config) if session.begun else sizes)
     if pretrained is not None:
         init_language_model(net, pretrained.state, pretrained.vocab, tokenizer.vocab)
     net = setup.to_precision(net, config, runtime)
@@ -132,6 +133,13 @@ def _train(config: LMConfig, session: Session) -> dict[str, Any]:
         test=held_out.get("test"),
         saved={"backwards": config.backwards, "bptt": recipe.bptt},
         keep_best=setup.keeps_best(config, corpus),
+        resolved=setup.resolved_data(
+            session,
+            corpus,
+            vocab_size=None if config.tokenizer else config.vocab_size or setup.largest_vocabulary(base),
+            init=config.init or chosen_encoder(pretrained),
+            sampled_softmax=config.sampled_softmax or 0,
+        ),
         fingerprints={
             "corpus": corpus.fingerprint,
             "tokenizer": tokenizer.fingerprint,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from typing import Any
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.config import LMConfig, identity, options
+from ulmfit.config import LMConfig, TrainConfig, differences, identity, options
 from ulmfit.distributed.memory import fit_micro_batches
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.watchdog import Watchdog
+from ulmfit.errors import UserError
 from ulmfit.model.pretrained import save_model
 from ulmfit.run.directory import RunDirectory
 from ulmfit.run.tracking import Tracker
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.estimate import estimate, sentences
-from ulmfit.training.loop import Loop, Task, plan_stages
+from ulmfit.training.loop import Loop, PlannedStage, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe
@@ -30,6 +33,7 @@ def run(
     saved: dict[str, Any],
     fingerprints: dict[str, str | None],
     keep_best: bool = False,
+    resolved: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Open the run directory, train from where it stands, save the model and score the test split.
 
@@ -38,14 +42,16 @@ def run(
         saved: what the model's config.json holds beside the architecture.
         fingerprints: of the inputs; with the options they are the identity of the run.
         keep_best: save the weights of the best evaluation instead of the last.
+        resolved: what options that were left to the data became, by option.
 
     Returns:
         {"state": "done" | "preempted" | "found", "step": int, "test": metrics if there is a test split}.
     """
     config, runtime = session.config, session.runtime
-    plan = plan_stages(task, recipe.stages, config.max_steps)
+    plan = session.begun.plan(config) if session.begun else None
+    plan = plan or plan_stages(task, recipe.stages, config.max_steps)
     total_steps = sum(planned.num_steps for planned in plan)
-    resolved = {
+    resolved = (resolved or {}) | {
         "batch_size": recipe.batch_size,
         "bptt": recipe.bptt,
         "drop_mult": recipe.drop_mult,
@@ -53,6 +59,8 @@ def run(
         "clip": recipe.clip,
         "vocabulary": len(tokenizer),
         "parameters": sum(p.numel() for p in task.net.parameters()),
+        "architecture": vars(task.net.config),
+        "keep_best": keep_best,
         "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan],
     }
     session.say(
@@ -66,9 +74,8 @@ def run(
         session.say(found.report())
         return {"state": "found", "step": 0} | found.suggestions
 
-    run_identity = identity(config, **fingerprints) | {"keep_best": keep_best}
-    if keep_best:
-        run_identity["eval_every"] = config.eval_every  # decides which weights are compared
+    run_identity = identity(config, _became(config, resolved, plan), **fingerprints)
+    refuse_another_run(run_identity, config, runtime)
     directory = RunDirectory(config, run_identity, runtime, notice=session.say)
     try:
         if directory.finished:
@@ -77,6 +84,8 @@ def run(
                 "--resume never the same one afresh"
             )
             return {"state": "done", "step": total_steps}
+        if session.begun is not None:
+            session.begun.check_rebuilt(resolved)
         if config.micro_batches == "auto":
             _choose_micro_batches(task, session, directory)
             resolved["micro_batches"] = task.micro_batches
@@ -117,6 +126,41 @@ def run(
         return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
     finally:
         directory.close()
+
+
+def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedStage]) -> dict[str, Any]:
+    """For the identity: what the options that may be left out have become."""
+    sizes, last = resolved["architecture"], plan[-1].stage
+    found = {
+        "preset": "/".join(str(sizes[name]) for name in ("embedding_size", "hidden_size", "num_layers")),
+        "valid": resolved.get("valid_rows", config.valid),
+        "epochs": None,
+        "max_steps": sum(planned.num_steps for planned in plan),
+        "lr": last.lr,
+        "schedule": last.schedule,
+    }
+    names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "text_column",
+             "label_column", "vocab_size")  # fmt: skip
+    found |= {name: resolved[name] for name in names if name in resolved}
+    if resolved["keep_best"]:
+        found["eval_every"] = config.eval_every  # decides which weights are compared
+    return found
+
+
+def refuse_another_run(mine: dict[str, Any], config: TrainConfig, runtime: Runtime) -> None:
+    """Compare what all ranks are about to train (a collective): their options, and files on their own disks.
+
+    Raises:
+        UserError: some rank differs from rank 0, on all ranks.
+    """
+    (first, found), *others = runtime.gather_objects([(socket.gethostname(), mine)])
+    for rank, (host, theirs) in enumerate(others, 1):
+        if changed := differences(found, theirs, type(config)):
+            raise UserError(
+                f"rank {rank} (host {host}) would train another run than rank 0 (host {first}): {'; '.join(changed)}; "
+                "start all ranks by the same command, on copies of the same files",
+                rank=rank,
+            )
 
 
 def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ulmfit.batches.cache import TokenStore, build_or_open
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
+from ulmfit.data.fingerprint import Access
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
@@ -31,6 +31,7 @@ from ulmfit.model.pretrained import find_model, load_model
 from ulmfit.run.directory import check_output
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training.begun import Begun, read_begun, scheme_of
 
 VOCAB_SIZE = 60_000  # fastai's
 ROOM_FOR_WORDS = 10_000  # of the task, beside a pretrained vocabulary as large as fastai's
@@ -47,6 +48,7 @@ class Session:
     runtime: Runtime
     stop: StopRequest
     started: float
+    begun: Begun | None = None  # the run that stands in the output directory
 
     def say(self, sentence: str) -> None:
         """A line for the user (rank 0)."""
@@ -58,28 +60,32 @@ class Session:
 def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
     """Join the process group, check the options, and leave the group at the end."""
     started = time.monotonic()
+    begun: Begun | None = None
 
     def prepare(group: Group) -> TrainConfig:
-        check(config)
+        nonlocal begun
         check_output(config.output_dir, resume=config.resume)
-        return with_stored_threads(config, is_main=group.rank == 0)
+        begun = group.broadcast(read_begun(config) if group.rank == 0 else None)  # disks may be local to a node
+        if begun is None:
+            check(config)
+            return replace(config)
+        return with_stored_threads(begun.fill(config), begun, is_main=group.rank == 0)
 
     with open_runtime(config, prepare) as (runtime, resolved):
-        yield Session(resolved, runtime, stop or StopRequest(), started)
+        session = Session(resolved, runtime, stop or StopRequest(), started, begun)
+        if begun is not None and (sentence := begun.taken(config, resolved)):
+            session.say(sentence)
+        yield session
 
 
-def with_stored_threads(config: TrainConfig, *, is_main: bool) -> TrainConfig:
+def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> TrainConfig:
     """A copy with the thread count that the run was begun with: sums are split by it, so it moves last bits."""
-    file = Path(config.output_dir) / "config.json"
-    if config.threads is not None or config.resume == "never" or not file.exists():
-        return dataclasses.replace(config)
-    try:
-        threads = int(json.loads(file.read_text(encoding="utf-8"))["threads"])
-    except (ValueError, KeyError, TypeError):
-        return dataclasses.replace(config)  # a damaged config.json is named when the directory is opened
+    threads = begun.stored.get("threads")
+    if config.threads is not None or not isinstance(threads, int):
+        return replace(config)
     if is_main and threads != torch.get_num_threads():
         print(f"using {threads} CPU threads, as this run did when it began", flush=True)
-    return dataclasses.replace(config, threads=threads)
+    return replace(config, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -154,10 +160,20 @@ def cache_directory(config: TrainConfig) -> Path:
 
 
 def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
-    """Open the corpus on every rank, rank 0 first."""
-    config = session.config
+    """Open the corpus on every rank, rank 0 first (it fills the caches, and a mistake is found once).
 
-    def read() -> Corpus:
+    Raises:
+        UserError: it cannot be read, or a rank has other data.
+    """
+    config, runtime = session.config, session.runtime
+    access = Access(
+        cache_dir=cache_directory(config),
+        revision=session.begun.revision(config) if session.begun else None,
+        scheme=scheme_of(session.begun),
+        beat=runtime.progress.beat,
+    )
+
+    def read(access: Access) -> Corpus:
         return open_corpus(
             config.data,
             task=config.task,
@@ -168,9 +184,37 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             streaming=config.streaming,
             include_test=include_test,
             label_names=label_names,
+            access=access,
         )
 
-    return session.runtime.main_first(read)
+    opened: list[Corpus] = []
+
+    def read_first() -> str | None:
+        opened.append(read(access))
+        return opened[0].revision
+
+    revision = runtime.on_main(read_first)
+    corpus = opened[0] if opened else read(replace(access, revision=revision))
+    refuse_other_data(runtime, corpus)
+    return corpus
+
+
+def refuse_other_data(runtime: Runtime, corpus: Corpus) -> None:
+    """Compare the corpora of all ranks, which may lie on the disks of different machines (a collective).
+
+    Raises:
+        UserError: that of some rank is not that of rank 0, on all ranks.
+    """
+    mine = {name: split.fingerprint for name, split in sorted(corpus.splits.items())}
+    (first, found), *others = runtime.gather_objects([(socket.gethostname(), mine)])
+    for rank, (host, theirs) in enumerate(others, 1):
+        names = [name for name in sorted(found.keys() | theirs.keys()) if found.get(name) != theirs.get(name)]
+        if names:
+            raise UserError(
+                f"the data of rank {rank} (host {host}) differ from those of rank 0 (host {first}) in the split "
+                f"{' and '.join(names)}; copy the same files to every node",
+                rank=rank,
+            )
 
 
 def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) -> Tokenizer:
@@ -180,7 +224,9 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
     """
     config = session.config
     assert isinstance(config, LMConfig | ClassifierConfig)
-    vocab_size = config.vocab_size or max(VOCAB_SIZE, len(base) + ROOM_FOR_WORDS if base else 0)
+    vocab_size = config.vocab_size or largest_vocabulary(base)
+    if session.begun is not None and session.begun.tokenizer is not None:
+        return Tokenizer.from_str(session.begun.tokenizer)
 
     def learn(texts: Iterator[str]) -> Tokenizer:
         if base is not None:
@@ -208,6 +254,25 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         return tokenizer.to_str()
 
     return Tokenizer.from_str(session.runtime.on_main(train))
+
+
+def largest_vocabulary(base: Tokenizer | None) -> int:
+    """--vocab-size where it is left out: that of fastai, or room beside the pretrained model's words."""
+    return max(VOCAB_SIZE, len(base) + ROOM_FOR_WORDS if base else 0)
+
+
+def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, Any]:
+    """For config.json: what the options of the corpus became, and `more` that is not None."""
+    by_fraction = corpus.splits["valid"].choice is not None and corpus.splits["valid"].choice.column is None
+    found = {
+        "scheme": scheme_of(session.begun),
+        "text_column": ",".join(corpus.text_columns),
+        "label_column": corpus.label_column,
+        "valid": corpus.valid if by_fraction else None,
+        "valid_rows": corpus.valid,
+        "revision": corpus.revision,
+    }
+    return {name: value for name, value in (found | more).items() if value is not None}
 
 
 def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:

@@ -1,0 +1,185 @@
+"""What a corpus is: a hash of the whole content of its files, equal on all machines that hold copies of them.
+
+Neither paths nor times count, so a corpus that each node copies to its own disk is one corpus, and one that is staged
+again for a requeued job is the one that the run began with. A file's hash is remembered in the cache directory by
+path, size, modification and change time and inode: a second start asks for the status of the files only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SCHEME = 2  # how fingerprints are made; 1: by modification time above `_SMALL`, in runs of version 0.1.0
+COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+BLOCK = 16 * 2**20  # bytes that one thread hashes at a time
+_THREADS = min(4, os.cpu_count() or 1)
+# A file that was changed twice within a tick of its file system's clock has the same status after both changes. Only a
+# status that is older than the coarsest tick is remembered.
+_TICK = 2 * 10**9  # nanoseconds
+_SMALL, _MANY = 256 * 2**20, 10_000  # bytes and files up to which scheme 1 read the content
+
+
+def _nothing(*_: object) -> None:
+    """What a listener does where nobody listens."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How sources are opened and read.
+
+    Attributes:
+        streaming: without the Arrow cache of `datasets`.
+        cache_dir: where hashes of files are remembered; None: nowhere.
+        revision: of a hub data set, as an earlier start of the run resolved it; None: the newest.
+        scheme: of the fingerprints, `SCHEME` or that of the run's beginning.
+        beat: called from time to time while rows are read and while what lies before a place is skipped.
+        hashed: called with (bytes read, bytes in all) while files are hashed.
+    """
+
+    streaming: bool = False
+    cache_dir: Path | None = None
+    revision: str | None = None
+    scheme: int = SCHEME
+    beat: Callable[[], None] = field(default=_nothing, repr=False)
+    hashed: Callable[[int, int], None] = field(default=_nothing, repr=False)
+
+
+def fingerprint(kind: str, files: Sequence[str], labels: Sequence[str] | None, access: Access) -> str:
+    """16 hex digits of files that are read as `kind` in the order given.
+
+    It changes with their content, order, compression and labels (one a file), not with their paths or times.
+    """
+    if access.scheme == 1:
+        return _by_time(kind, files)
+    digest = hashlib.sha256(f"{SCHEME} {kind}".encode())
+    for number, content in enumerate(_contents(files, access)):
+        suffix = Path(files[number]).suffix.lower()
+        mark = [suffix if suffix in COMPRESSED else "", labels[number] if labels is not None else None]
+        digest.update(f"\n{json.dumps(mark)} {content}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _by_time(kind: str, files: Sequence[str]) -> str:
+    """Scheme 1, for runs that began with it."""
+    digest = hashlib.sha256(kind.encode())
+    stats = [os.stat(path) for path in files]
+    small = sum(stat.st_size for stat in stats) <= _SMALL and len(files) <= _MANY
+    for path, stat in zip(files, stats, strict=True):
+        name = "/".join(Path(path).parts[-2:] if kind == "documents" else Path(path).parts[-1:])
+        digest.update(f"\n{name} {stat.st_size} ".encode("utf-8", "replace"))
+        if small:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(str(stat.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def _contents(files: Sequence[str], access: Access) -> Iterator[str]:
+    """The hash of each file's content, in order; of those that are not remembered after reading them."""
+    memory = _Memory(access.cache_dir)
+    total = sum(os.stat(path).st_size for path in files)
+    done = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as threads:
+        for path in files:
+            before = os.stat(path)
+            content = memory.recall(path, before)
+            if content is None:
+                digest = hashlib.sha256()
+                for block, size in _blocks(path, threads):
+                    digest.update(block)
+                    done += size
+                    access.beat()
+                    access.hashed(done, total)
+                content = digest.hexdigest()
+                memory.remember(path, before, content)
+            else:
+                done += before.st_size
+            yield content
+    memory.save()
+
+
+def _blocks(path: str, threads: ThreadPoolExecutor) -> Iterator[tuple[bytes, int]]:
+    """(SHA-256, size) of each `BLOCK` of a file. Several are hashed at once, few are held in memory."""
+    waiting: deque[tuple[Future[bytes], int]] = deque()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            waiting.append((threads.submit(_sha256, block), len(block)))
+            if len(waiting) > _THREADS:
+                future, size = waiting.popleft()
+                yield future.result(), size
+    for future, size in waiting:
+        yield future.result(), size
+
+
+def _sha256(block: bytes) -> bytes:
+    return hashlib.sha256(block).digest()
+
+
+class _Memory:
+    """Hashes of files as earlier starts found them, one JSON file for each folder of files.
+
+    A memory that cannot be read or written is no error: the files are read again. Of two processes that write at
+    once the later one wins, which costs the other's hashes another reading.
+    """
+
+    def __init__(self, cache_dir: Path | None) -> None:
+        self._folder = None if cache_dir is None else cache_dir / "files"
+        self._known: dict[str, dict[str, list]] = {}  # folder of files -> name -> [status, content]
+        self._changed: set[str] = set()
+
+    def recall(self, path: str, status: os.stat_result) -> str | None:
+        folder, name = os.path.split(os.path.abspath(path))
+        entry = self._of(folder).get(name)
+        with suppress(TypeError, ValueError):
+            known, content = entry  # type: ignore[misc]
+            if known == _key(status) and isinstance(content, str):
+                return content
+        return None
+
+    def remember(self, path: str, before: os.stat_result, content: str) -> None:
+        """Unless the file was, or might have been, changed while it was read."""
+        after = os.stat(path)
+        if _key(before) != _key(after) or time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) < _TICK:
+            return
+        folder, name = os.path.split(os.path.abspath(path))
+        self._of(folder)[name] = [_key(after), content]
+        self._changed.add(folder)
+
+    def save(self) -> None:
+        for folder in self._changed if self._folder is not None else ():
+            file = self._file(folder)
+            aside = file.with_name(f".{file.name}.{os.getpid()}")
+            with suppress(OSError):
+                try:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    aside.write_text(json.dumps(self._known[folder]), encoding="utf-8")
+                    os.replace(aside, file)
+                finally:
+                    aside.unlink(missing_ok=True)
+
+    def _of(self, folder: str) -> dict[str, list]:
+        if folder not in self._known:
+            self._known[folder] = {}
+            if self._folder is not None:
+                with suppress(OSError, ValueError):
+                    stored = json.loads(self._file(folder).read_text(encoding="utf-8"))
+                    self._known[folder] = stored if isinstance(stored, dict) else {}
+        return self._known[folder]
+
+    def _file(self, folder: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
+
+
+def _key(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
