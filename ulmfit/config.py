@@ -52,7 +52,7 @@ SCHEDULE = frozenset({"recipe", "lr", "epochs", "max_steps", "schedule"})
 
 # The groups of `--help` and the order in them: what is asked for often comes first.
 GROUPS = {
-    "data": ("data", "text_column", "label_column", "valid", "streaming", "backwards", "cache_dir"),
+    "data": ("data", "text_column", "label_column", "valid", "labels", "streaming", "backwards", "cache_dir"),
     "model": (
         "init",
         "encoder",
@@ -380,7 +380,7 @@ def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.json") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"--config {path} is not the config.json of a run") from None
+        raise UserError(f"--config {path} is not the config.json of a run; give one") from None
     names = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(stored.keys() - names):
         raise UserError(

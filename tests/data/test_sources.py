@@ -137,7 +137,7 @@ def test_several_columns():
     write("a.csv", "label,title,body\n" + "".join(f"{n % 2},title {n},body {n}\n" for n in range(40)) + "1,,last\n")
     texts, _, _ = whole(open_rows("a.csv", "title,body"))
     assert texts[0] == "xxfld 1 title 0 xxfld 2 body 0" and texts[-1] == "xxfld 1 xxfld 2 last"
-    with pytest.raises(UserError, match="no column text: choose one of label, title, body by --text-column"):
+    with pytest.raises(UserError, match="no column text; choose one of label, title, body by --text-column"):
         open_corpus("a.csv", task="clf")
 
 
@@ -166,28 +166,28 @@ CASES = [
     ("array.jsonl", {}, "array.jsonl does not hold one JSON object a line"),
     ("twice.csv", {}, "twice.csv names a column twice"),
     ("fields.csv", {}, "fields.csv has 3 fields in its second line and 2 column names"),
-    ("ragged.csv", {}, "ragged.csv cannot be read: .*line 62"),
+    ("ragged.csv", {}, "ragged.csv cannot be read .*line 62"),
     ("junk.parquet", {}, "junk.parquet cannot be read"),
     ("junk.csv.gz", {}, "junk.csv.gz cannot be read"),
     ("a.docx", {}, "a.docx is none of .csv"),
     ("nothing", {}, "folder nothing holds no"),
     ("mixed", {}, "mixed holds files of the kinds csv and jsonl"),
-    ("odd", {}, "odd holds odd/b.csv beside files named by splits: rename it"),
+    ("odd", {}, "odd holds odd/b.csv beside files named by splits; rename it"),
     ("a.csv", {"text_column": "txt"}, "a.csv has no column 'txt'; its columns are label, text"),
     ("a.csv", {"label_column": "y"}, "a.csv has no column y; its columns are label, text"),
-    ("lines.txt", {}, "lines.txt has no column label: choose one of text by --label-column"),
+    ("lines.txt", {}, "lines.txt has no column label; choose one of text by --label-column"),
     ("numbers.parquet", {}, "column text of numbers.parquet holds int64, no text"),
     ("lists.parquet", {}, "column label of lists.parquet holds lists"),
-    ("one_class.csv", {}, "all training rows of one_class.csv have the label 1: a classifier needs two"),
+    ("one_class.csv", {}, "all training rows of one_class.csv have the label 1; a classifier needs two"),
     ("svm.csv", {}, r"all training rows of svm.csv have the label 1 \(-1 means unlabelled\)"),
     ("unlabelled.csv", {}, "labels none of the training rows"),
     ("unseen.csv", {}, "label '3' in the valid rows of unseen.csv was not seen in training, which has 0, 1"),
-    ("maybe.csv", {}, "column is_valid .* must hold true or false, not 'perhaps'"),
+    ("maybe.csv", {}, "column is_valid .* holds 'perhaps'; write true or false"),
     ("a.csv", {"valid": "1.5"}, "--valid 1.5 is no fraction between 0 and 1"),
     ("a.csv", {"valid": "held"}, "--valid held is no fraction, no path, none of the columns label, text and none of"),
     ("a.csv", {"valid": "train"}, "--valid train is the training split itself"),
     ("a.csv", {"valid": "a.csv"}, "--valid a.csv is among the training files"),
-    ("a.csv", {"valid": "text"}, "--valid text is a path and a column: write ./text for the path"),
+    ("a.csv", {"valid": "text"}, "--valid text is a path and a column; write ./text for the path"),
 ]
 
 

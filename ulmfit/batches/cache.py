@@ -70,7 +70,7 @@ class TokenStore:
         """Open a complete cache entry. UserError if it is absent, torn or of another format."""
         store = cls._open_if_complete(Path(path))
         if store is None:
-            raise UserError(f"{path} holds no complete token cache: delete it and let it be built again.")
+            raise UserError(f"{path} holds no complete token cache; delete it and let it be built again")
         return store
 
     @classmethod
@@ -197,7 +197,7 @@ def _build(
                     progress(writer.num_documents, writer.num_tokens)
         split.check()
         if writer.num_documents == 0:
-            raise UserError(f"The split {split.name!r} holds no documents: check the data and its columns.")
+            raise UserError(f"the split {split.name!r} holds no documents; check the data and its columns")
         with writing(path.parent):
             writer.finish(key, dict(split.skipped))
             os.replace(partial, path)

@@ -198,8 +198,8 @@ def writing(cache_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"The token cache cannot be written to {cache_dir} ({error.strerror or error}): free "
-            "space there or choose another cache directory."
+            f"the token cache cannot be written to {cache_dir} ({error.strerror or error}); free "
+            "space there or choose another cache directory"
         ) from error
 
 

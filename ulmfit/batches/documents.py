@@ -51,14 +51,14 @@ class DocumentBatches:
     def __init__(self, lengths: np.ndarray, *, batch_size: int, seed: int, shuffle: bool = True) -> None:
         if batch_size < 2:
             raise UserError(
-                f"--batch-size {batch_size} is too small: the classifier's batch normalisation "
-                "needs 2 documents a step or more."
+                f"--batch-size {batch_size} is too small for the classifier's batch normalisation; "
+                "give 2 documents a step or more"
             )
         self.lengths = np.array(lengths, dtype=np.int64)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         n = len(self.lengths)
         if n == 0:
-            raise UserError("There are no documents to make batches of: check the data and its columns.")
+            raise UserError("there are no documents to make batches of; check the data and its columns")
         self.steps_per_epoch = max(1, min(-(-n // batch_size), n // 2))
         self._cuts = np.arange(self.steps_per_epoch + 1, dtype=np.int64) * n // self.steps_per_epoch
         digest = hashlib.sha256(np.ascontiguousarray(self.lengths, dtype="<i8").data).hexdigest()

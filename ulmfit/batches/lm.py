@@ -64,8 +64,8 @@ class CachedRows:
         pairs = store.num_tokens - 1
         if pairs < batch_size:
             raise UserError(
-                f"{store.num_tokens} tokens do not fill {batch_size} rows with 2 tokens each: "
-                f"lower --batch-size to {max(1, pairs)} or less, or give more text."
+                f"{store.num_tokens} tokens do not fill {batch_size} rows with 2 tokens each; "
+                f"lower --batch-size to {max(1, pairs)} or less, or give more text"
             )
         self.store, self.batch_size, self.bptt, self.seed, self.rows = store, batch_size, bptt, seed, rows
         self.shuffle, self.backwards, self.jitter, self.pad_id = shuffle, backwards, jitter, pad_id

@@ -66,6 +66,6 @@ def check_identity(state: dict[str, Any] | None, expected: dict[str, Any]) -> No
         if found != value:
             what = "corpus or tokenizer" if name == "source" else name.replace("_", " ")
             raise UserError(
-                f"The saved position in the data is of another {what} ({found}, now {value}): "
-                "resume with the same one, or start afresh by --resume never."
+                f"the saved position in the data is of another {what} ({found}, now {value}); "
+                "resume with the same one, or start afresh by --resume never"
             )

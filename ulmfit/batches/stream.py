@@ -241,11 +241,11 @@ class _Reader:
             split.check()
             length = end - place["first"]
             if length == 0:
-                raise UserError(f"The split {split.name!r} holds no documents: check the data and its columns.")
+                raise UserError(f"the split {split.name!r} holds no documents; check the data and its columns")
             if source.num_documents not in (None, length):
                 raise UserError(
-                    f"The split {split.name!r} had {source.num_documents} documents, now {length}: "
-                    "start afresh by --resume never, on data that stays."
+                    f"the split {split.name!r} had {source.num_documents} documents, now {length}; "
+                    "start afresh by --resume never, on data that stays"
                 )
             source.num_documents = length
             place = _START | {"number": end, "first": end, "epoch": place["epoch"] + 1}

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, members, required
-from ulmfit.config import GROUPS, PATHS
+from ulmfit.config import GROUPS, PATHS, TrainConfig
 
 if TYPE_CHECKING:
     from ulmfit.cli.commands import Command
@@ -54,16 +54,13 @@ def command_help(command: Command, prog: str, default: Any) -> str:
     usage = [_head(name, hints[name], None) for name in needed if name not in texts]
     usage += [f"{name.upper()} ..." if name in needed else f"[{name.upper()} ...]" for name in texts]
     lines = [" ".join(["usage:", prog, *usage, "[OPTIONS]"]), "", *_wrapped(" ".join(kind.__doc__.split()), 0)]
-    grouped = {group: [name for name in names if name in hints] for group, names in GROUPS.items()}
-    if set(hints) - {name for names in grouped.values() for name in names}:  # a command with few options
-        grouped = {"options": list(hints)}
-    for group, names in grouped.items():
+    groups = GROUPS if issubclass(kind, TrainConfig) else {"options": hints}
+    for group, names in groups.items():
         lines += ["", group]
-        for name in names:
+        for name in filter(hints.__contains__, names):
             head = f"{name.upper()} ..." if name in texts else _head(name, hints[name], default)
             lines += _entry(head, _explained(kind, name, docs[name], default))
-        if names is list(grouped.values())[-1]:
-            lines += _entry("--help", "Show this")
+    lines += _entry("--help", "Show this")
     return "\n".join([*lines, "", "example", f"  {prog} {command.example}"])
 
 

@@ -63,12 +63,12 @@ def open_corpus(data: str | None, *, task: str, text_column: str | None = None, 
     found = find(data, access)
     train = found.get("train")
     if train is None:
-        raise UserError(f"{data} has no train split, only {', '.join(found)}: rename it or give the file itself")
+        raise UserError(f"{data} has no train split, only {', '.join(found)}; rename it or give the file itself")
     labels = label_column or "label"
     if label_column and label_column not in train.columns:
         raise UserError(f"{train.what} has no column {label_column}; its columns are {', '.join(train.columns)}")
     if task == "clf" and labels not in train.columns:
-        raise UserError(f"{train.what} has no column {labels}: choose one of {', '.join(train.columns)} "
+        raise UserError(f"{train.what} has no column {labels}; choose one of {', '.join(train.columns)} "
                         "by --label-column")  # fmt: skip
     texts = _text_columns(train, text_column, labels, trained_columns)
     pool = [train]
@@ -124,13 +124,15 @@ def open_rows(
     """
     found = find(data, Access(streaming=streaming))
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
-        raise UserError(f"{data or 'the embedded sample'} has no split {split}, only {', '.join(found)}")
+        raise UserError(
+            f"{data or 'the embedded sample'} has no split {split}, only {', '.join(found)}; give one of these"
+        )
     order = ("train", "valid", "test", *(["unsup"] if keep_unlabelled else []))
     parts = [found[name] for name in (*order, *sorted(set(found) - {*order, "unsup"})) if name in found]
     if split is not None:
         parts = [found[SPLIT_NAMES.get(split, split)]]
     if not parts:
-        raise UserError(f"{data} holds unlabelled texts only: label them or give another corpus")
+        raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
     labels = label_column or "label"
     if label_column and not any(label_column in part.columns for part in parts):
         raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {', '.join(parts[0].columns)}")
@@ -140,7 +142,7 @@ def open_rows(
             raise UserError(f"{part.what} has no column {', '.join(texts)}; its columns are {', '.join(part.columns)}")
     for part in parts:
         if not keep_unlabelled and labels not in part.columns:
-            raise UserError(f"{part.what} has no column {labels}: choose one of {', '.join(part.columns)} "
+            raise UserError(f"{part.what} has no column {labels}; choose one of {', '.join(part.columns)} "
                             "by --label-column")  # fmt: skip
     known = label_names is not None and any(labels in part.columns for part in parts)
     return Split(split or "whole", parts, texts, label_column=labels if known else None,
@@ -152,7 +154,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
     if wanted is None and any(name in source.columns for name in trained):
         missing = [name for name in trained if name not in source.columns]
         if missing:
-            raise UserError(f"{source.what} has no column {missing[0]}, which the model was trained on: choose one of "
+            raise UserError(f"{source.what} has no column {missing[0]}, which the model was trained on; choose one of "
                             f"{listed} by --text-column")  # fmt: skip
         return [column for name in trained for column in _text_columns(source, name, label_column)]
     if wanted is not None:
@@ -161,7 +163,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
             if name not in source.columns:
                 raise UserError(f"{source.what} has no column {name or wanted!r}; its columns are {listed}")
             if source.types.get(name, "string") not in ("string", "large_string"):
-                raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text: choose another "
+                raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text; choose another "
                                 f"of {listed} by --text-column")  # fmt: skip
         return names
     if "text" in source.columns:
@@ -172,7 +174,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
         head = next(source.read(names, 100), {name: [] for name in names})
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
     if len(names) != 1:
-        raise UserError(f"{source.what} has no column text: choose one of {listed} by --text-column")
+        raise UserError(f"{source.what} has no column text; choose one of {listed} by --text-column")
     return names
 
 
@@ -190,7 +192,7 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
         fraction = None
     if fraction is not None:
         if not 0 < fraction < 1:
-            raise UserError(f"--valid {valid} is no fraction between 0 and 1")
+            raise UserError(f"--valid {valid} is no fraction between 0 and 1; give one such as 0.1")
         return None, Choice(True, fraction, seed), None
     valid = str(valid)
     split = valid if valid in found else SPLIT_NAMES.get(valid)
@@ -198,24 +200,24 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
     kinds = [kind for kind, matched in matches.items() if matched]
     if len(kinds) > 1:
         raise UserError(
-            f"--valid {valid} is {' and '.join(kinds)}: write ./{valid} for the path, or rename one of them"
+            f"--valid {valid} is {' and '.join(kinds)}; write ./{valid} for the path, or rename one of them"
         )
     if not kinds:
         raise UserError(f"--valid {valid} is no fraction, no path, none of the columns {', '.join(train.columns)} "
-                        f"and none of the splits {', '.join(found)}")  # fmt: skip
+                        f"and none of the splits {', '.join(found)}; give one of these")  # fmt: skip
     if kinds == ["a column"]:
         return None, Choice(True, column=valid), None
     if kinds == ["a split"]:
         if split == "train":
-            raise UserError(f"--valid {valid} is the training split itself: give a fraction or another split")
+            raise UserError(f"--valid {valid} is the training split itself; give a fraction or another split")
         return found[split], None, split
     others = find(valid, access)
     if "valid" not in others and len(others) > 1:
-        raise UserError(f"--valid {valid} holds the splits {', '.join(others)}: give the file of one of them")
+        raise UserError(f"--valid {valid} holds the splits {', '.join(others)}; give the file of one of them")
     source = others.get("valid") or next(iter(others.values()))
     shared = set(map(os.path.realpath, source.files)) & set(map(os.path.realpath, train.files))
     if shared:
-        raise UserError(f"--valid {valid} is among the training files: {min(shared)}")
+        raise UserError(f"--valid {valid} is among the training files ({min(shared)}); give other files")
     return source, None, None
 
 
@@ -236,10 +238,12 @@ def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | No
             raise unseen_label(split.parts[0], name, unseen[0], names)
         split.label_names = names
     if not seen:
-        raise UserError(f"column {column} of {where.what} labels none of the training rows")
+        raise UserError(
+            f"column {column} of {where.what} labels none of the training rows; label them, or choose another by --label-column"
+        )
     if len(seen) < 2 and not fixed:
         note = " (-1 means unlabelled)" if train[UNLABELLED] else ""
-        raise UserError(f"all training rows of {where.what} have the label {seen[0]}{note}: "
+        raise UserError(f"all training rows of {where.what} have the label {seen[0]}{note}; "
                         "a classifier needs two classes or more")  # fmt: skip
     return names
 

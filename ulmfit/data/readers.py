@@ -65,7 +65,7 @@ def open_files(files: list[str], kind: str, what: str, access: Access) -> Source
     """Files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the order given."""
     for path in files:
         if os.path.getsize(path) == 0:
-            raise UserError(f"{path} is empty: it holds no rows")
+            raise UserError(f"{path} is empty; give a file with rows")
     with faults_of(what):
         if access.streaming and kind == "parquet":
             return _parquet(files, what, access)
@@ -181,14 +181,14 @@ def _header(path: str, separator: str) -> list[str]:
         columns = next(reader, [])
         first = next((row for row in reader if row), [])
     if not columns or not first:
-        raise UserError(f"{path} holds no rows" + (", only column names" if columns else ""))
+        raise UserError(f"{path} holds no rows{', only column names' if columns else ''}; give a file with rows")
     columns = [name or f"Unnamed: {place}" for place, name in enumerate(columns)]  # as pandas calls them
     if len(set(columns)) < len(columns):
-        raise UserError(f"{path} names a column twice in its first line: {', '.join(columns)}")
+        raise UserError(f"{path} names a column twice ({', '.join(columns)}); rename one in its first line")
     if len(first) > len(columns):
         raise UserError(
             f"{path} has {len(first)} fields in its second line and {len(columns)} column names in its "
-            "first: name every column, and quote texts that contain the separator"
+            "first; name every column, and quote texts that contain the separator"
         )
     return columns
 
@@ -200,7 +200,7 @@ def of_dataset(
     features = dataset.features or dataset._resolve_features().features or {}
     columns = columns or list(features)
     if not columns:
-        raise UserError(f"{what} is empty: it holds no rows")
+        raise UserError(f"{what} is empty; give a file with rows")
     streamed = not hasattr(dataset, "num_rows")
     from huggingface_hub import HfFileSystem
 
@@ -313,7 +313,7 @@ def _as_json(lines: Source) -> Source:
     rows = [parse(line) for line in head if line.strip()]
     columns = list(dict.fromkeys(name for row in rows if row for name in row))
     if not columns:
-        raise UserError(f"{lines.files[0]} does not hold one JSON object a line")
+        raise UserError(f"{lines.files[0]} does not hold one JSON object a line; write it as JSON lines")
     return Source(lines.what, columns, lines.fingerprint, lines.files, num_rows=lines.num_rows, _batches=batches)
 
 

@@ -68,7 +68,7 @@ def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Ca
             what, delay = f"{name()} cannot be read ({reason_of(error)})", 2 ** (failures - 1)
             if failures == TRIES:
                 if isinstance(_causes(error)[-1], EOFError):
-                    raise UserError(f"{what}: it is incomplete, copy or make it again") from error
+                    raise UserError(f"{what}, it is incomplete; copy or make it again") from error
                 code = next((cause.errno for cause in _causes(error) if getattr(cause, "errno", None)), errno.EIO)
                 raise OSError(code, f"{what}, also after {TRIES} tries: see to its file system or connection and start "
                               "the same command again, it goes on from the last checkpoint") from error  # fmt: skip
@@ -87,7 +87,7 @@ def faults_of(what: str) -> Iterator[None]:
     except Exception as error:
         if any(getattr(cause, "errno", None) in _TRANSIENT | _OF_THE_MACHINE for cause in _causes(error)):
             raise
-        raise UserError(f"{what} cannot be read: {reason_of(error)}") from error
+        raise UserError(f"{what} cannot be read ({reason_of(error)}); mend the file or give another") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def open_bytes(path: str) -> IO[bytes]:
         try:
             import zstandard
         except ImportError:
-            raise UserError(f"{path}: .zst needs the package zstandard (pip install zstandard)") from None
+            raise UserError(f"{path} needs the package zstandard; pip install zstandard") from None
         # Its own `open` ends after the first frame, and has no readline.
         frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
         return io.BufferedReader(frames)

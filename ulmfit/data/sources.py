@@ -47,23 +47,27 @@ def find(data: str | None, access: Access | None = None) -> dict[str, Source]:
     if os.path.isdir(data):
         found = _folder(Path(data), access)
         if found is None:
-            raise UserError(f"folder {data} holds no .csv, .tsv, .jsonl, .parquet or .txt file and no folder of them")
+            raise UserError(
+                f"folder {data} holds no .csv, .tsv, .jsonl, .parquet or .txt file and no folder of them; give one that does"
+            )
         return found
     if os.path.exists(data):
         if _kind(data) is None:
-            raise UserError(f"{data} is none of {' '.join(sorted(_KINDS))}, plain or {' '.join(COMPRESSED)}")
+            raise UserError(
+                f"{data} is none of {' '.join(sorted(_KINDS))}, plain or {' '.join(COMPRESSED)}; convert it"
+            )
         return {"train": open_files([data], str(_kind(data)), data, access)}
     if any(sign in data for sign in "*?["):
         matches = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
         if not matches:
-            raise UserError(f"no file matches {data}: check the path")
+            raise UserError(f"no file matches {data}; check the path")
         other = [path for path in matches if _kind(path) is None]
         if other:
-            raise UserError(f"{data} matches {other[0]}, which is none of {' '.join(sorted(_KINDS))}")
+            raise UserError(f"{data} matches {other[0]}, which is none of {' '.join(sorted(_KINDS))}; narrow the glob")
         return _by_name(matches, data, access)
     if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", data) and _kind(data) is None:
         return _hub(data, access)
-    raise UserError(f"no file or folder {data}{_nearest(data) or ': check the path'}")
+    raise UserError(f"no file or folder {data}{_nearest(data) or '; check the path'}")
 
 
 # Files and folders
@@ -94,7 +98,7 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
     """One source for each split that the files' names tell of; all together where they tell of at most one."""
     kinds = sorted({str(_kind(path)) for path in paths})
     if len(kinds) > 1:
-        raise UserError(f"{what} holds files of the kinds {' and '.join(kinds)}: give one file or a glob of one kind")
+        raise UserError(f"{what} holds files of the kinds {' and '.join(kinds)}; give one file or a glob of one kind")
     (kind,) = kinds
     groups: dict[str | None, list[str]] = {}
     for path in paths:
@@ -103,7 +107,7 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
         return {"train": open_files(paths, kind, what, access)}
     if None in groups:
         raise UserError(
-            f"{what} holds {groups[None][0]} beside files named by splits: "
+            f"{what} holds {groups[None][0]} beside files named by splits; "
             "rename it to train*, valid*, test* or unsup*, or give a glob that leaves it out"
         )
     return {
@@ -126,7 +130,7 @@ def _folder(folder: Path, access: Access) -> dict[str, Source] | None:
             for split, source in (_folder(path, access) or {}).items():
                 name = SPLIT_NAMES[path.name.lower()] if split == "train" else split
                 if name in found:
-                    raise UserError(f"folder {folder} holds the split {name} twice")
+                    raise UserError(f"folder {folder} holds the split {name} twice; rename one of them")
                 found[name] = source
         return found or None
     if tables:
@@ -167,13 +171,13 @@ def _hub(data: str, access: Access) -> dict[str, Source]:
         if not offline:
             revision = str(HfApi().dataset_info(name, revision=revision, timeout=5).sha)
     except RevisionNotFoundError:
-        raise UserError(f"the hub no longer holds the revision {revision} of {data}, with which this run began: "
+        raise UserError(f"the hub no longer holds the revision {revision} of {data}, with which this run began; "
                         "start afresh with --resume never") from None  # fmt: skip
     except (RepositoryNotFoundError, HfHubHTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 404)
         if status < 500:
             cure = "log in with `hf auth login` and accept its terms" if status == 403 else "check the name"
-            raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub gives no data set of that name: "
+            raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub gives no data set of that name; "
                             f"{cure}") from None  # fmt: skip
         offline = True  # the hub itself is down
     except Exception:  # no route, no name server, a proxy that refuses: all mean that the hub cannot be asked
@@ -186,7 +190,9 @@ def _hub(data: str, access: Access) -> dict[str, Source]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the hub's data set {data} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"the hub's data set {data} cannot be read ({str(error).strip().splitlines()[0]}); check its page"
+        ) from error
     found = {}
     for split, dataset in loaded.items():
         key = f"{name} {configuration} {revision} {split}"
@@ -213,12 +219,12 @@ def _from_cache(data: str, revision: str | None, streaming: bool) -> tuple[Any, 
     if not entries:
         if revision is not None:
             raise UserError(f"the hub cannot be reached, and the local cache does not hold the revision {revision} of "
-                            f"{data}, with which this run began: go on line")  # fmt: skip
+                            f"{data}, with which this run began; go on line")  # fmt: skip
         raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub cannot be reached to look for a "
-                        "data set of that name: check the path, or go on line")  # fmt: skip
+                        "data set of that name; check the path, or go on line")  # fmt: skip
     names = sorted({entry.parts[-3] for entry in entries})
     if len(names) > 1:
-        raise UserError(f"the local cache holds the configurations {', '.join(names)} of {data}: "
+        raise UserError(f"the local cache holds the configurations {', '.join(names)} of {data}; "
                         f"name one of them, as in {data}:{names[0]}")  # fmt: skip
     newest = max(entries, key=lambda entry: entry.stat().st_mtime)
     builder = Cache(dataset_name=base, repo_id=name if owner else None, config_name=newest.parts[-3],

@@ -118,20 +118,20 @@ class Split:
         skipped, where = sum(self.skipped.values()), self.parts[0].what
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.skipped.most_common())
         if not self.num_rows:
-            cure = "it is empty"
+            cure = "give one that is not empty"
             if self.choice:
                 cure = (
                     f"change the column {self.choice.column} or --valid"
                     if self.choice.column
-                    else (f"{self.choice.fraction:g} is too small or too large a part of it for --valid")
+                    else (f"give --valid another part of it than {self.choice.fraction:g}")
                 )
-            raise UserError(f"{where} leaves no rows for the {self.name} split: {cure}")
+            raise UserError(f"{where} leaves no rows for the {self.name} split; {cure}")
         if skipped > MAX_SKIPPED * self.num_rows or skipped == self.num_rows:
             cure = "clean them or choose the column by --text-column"
             if self.skipped.most_common(1)[0][0] == "unlabelled":
                 cure = "label them (null, an empty string and the integer -1 mean unlabelled)"
             raise UserError(f"{where} has {skipped:,} rows at fault among the {self.num_rows:,} of the {self.name} "
-                            f"split ({reasons}), more than {MAX_SKIPPED:.0%} allows: {cure}")  # fmt: skip
+                            f"split ({reasons}), more than {MAX_SKIPPED:.0%} allows; {cure}")  # fmt: skip
 
     def count_labels(self) -> Counter[str]:
         """Label names as the data has them and their counts; reads the label column (and what the choice needs)."""
@@ -171,7 +171,8 @@ class Split:
 
 def unseen_label(part: Source, split: str, name: str, names: list[str]) -> UserError:
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return UserError(f"label {name!r} in the {split} rows of {part.what} was not seen in training, which has {shown}")
+    return UserError(f"label {name!r} in the {split} rows of {part.what} was not seen in training, which has {shown}; "
+                     "correct it or leave these rows out")  # fmt: skip
 
 
 # Values
@@ -183,7 +184,7 @@ def _label_name(part: Source, column: str | None, value: Any) -> str | None:
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
     if isinstance(value, list | dict):
-        raise UserError(f"column {column} of {part.what} holds {type(value).__name__}s, no single labels: "
+        raise UserError(f"column {column} of {part.what} holds {type(value).__name__}s, no single labels; "
                         "choose another by --label-column")  # fmt: skip
     if value is None or isinstance(value, float) and math.isnan(value):
         return None
@@ -223,7 +224,7 @@ def _in_fraction(text: str, fraction: float, seed: int) -> bool:
 def _truth(value: Any, column: str) -> bool:
     text = str("" if value is None else value).strip().lower()
     if text not in _TRUE | _FALSE:
-        raise UserError(f"column {column} splits train and validation and must hold true or false, not {value!r}")
+        raise UserError(f"column {column} splits train and validation and holds {value!r}; write true or false")
     return text in _TRUE
 
 

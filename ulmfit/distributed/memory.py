@@ -72,7 +72,7 @@ def fit_micro_batches(task: Any, runtime: Runtime) -> int:
             break
         micro_batches *= 2
         if micro_batches > task.most_micro_batches:
-            raise UserError(f"a step of --batch-size does not fit the GPU's memory: {advice(1, 1)}")
+            raise UserError(f"a step of --batch-size does not fit the GPU's memory; {advice(1, 1)}")
     for parameter, requires_grad in zip(task.net.parameters(), trained, strict=True):
         parameter.requires_grad_(requires_grad)
     task.net.load_state_dict(kept)

@@ -85,7 +85,7 @@ def zero_settings() -> dict[str, Any]:
             offload = {settings.pop(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"deepspeed_config_file {file} cannot be read as DeepSpeed's JSON with a zero_optimization section"
+                f"deepspeed_config_file {file} cannot be read; give DeepSpeed's JSON with a zero_optimization section"
             ) from None
     if settings.get("stage") not in (1, 2, 3):
         raise UserError(

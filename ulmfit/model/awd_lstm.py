@@ -69,12 +69,12 @@ class AWDLSTMConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_layers"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give a positive number.")
+                raise UserError(f"{name} is {getattr(self, name)}; give a positive number")
         for name in _DROPOUTS["lm"]:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
-                    f"{name} is {getattr(self, name):g}: a dropout probability must be at least "
-                    "0 and less than 1, so choose a smaller drop_mult."
+                    f"{name} is {getattr(self, name):g} but a dropout probability must be at least 0 and less than 1; "
+                    "choose a smaller drop_mult"
                 )
 
     def with_dropouts(self, task: Literal["lm", "clf"], drop_mult: float) -> AWDLSTMConfig:

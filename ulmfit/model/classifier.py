@@ -131,7 +131,7 @@ class ClassifierNet(nn.Module):
             ("gradient_window", gradient_window),
         ):
             if value is not None and value < 1:
-                raise UserError(f"{name} is {value}: give a positive number.")
+                raise UserError(f"{name} is {value}; give a positive number")
         self.config, self.num_classes = config, num_classes
         self.bptt, self.max_len, self.gradient_window = bptt, max_len, gradient_window
         self.head_hidden, self.head_p = head_hidden, head_p

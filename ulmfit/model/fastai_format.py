@@ -48,8 +48,8 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
     embedding = state["encoder.embedding.weight"]
     if len(vocab) != len(embedding):
         raise UserError(
-            f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}: give the "
-            "vocabulary that was saved with these weights."
+            f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}; give the "
+            "vocabulary that was saved with these weights"
         )
     num_layers = sum(name.endswith("weight_hh") for name in state)
     hidden = state["encoder.layers.0.weight_hh"].shape[1] if num_layers > 1 else embedding.shape[1]
@@ -69,15 +69,15 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError("the file holds no state dict: save one by learn.save or learn.save_encoder.")
+        raise UserError("the file holds no state dict; save one by learn.save or learn.save_encoder")
     prefix = next((prefix for prefix in ("0.module.", "0.", "") if f"{prefix}encoder.weight" in state), None)
     if prefix is None:
-        raise UserError("the file has no encoder.weight: it is not an AWD-LSTM saved by fastai.")
+        raise UserError("the file has no encoder.weight; give an AWD-LSTM saved by fastai")
     result = {"encoder.embedding.weight": state[f"{prefix}encoder.weight"]}
     pattern = re.compile(rf"{re.escape(prefix)}rnns\.(\d+)\.")
     layers = {int(match[1]) for name in state if (match := pattern.match(name))}
     if not layers or layers != set(range(len(layers))):
-        raise UserError("the file has no rnns.0: it is not an AWD-LSTM saved by fastai.")
+        raise UserError("the file has no rnns.0; give an AWD-LSTM saved by fastai")
     for i in range(len(layers)):
         result |= {f"encoder.layers.{i}.{name}": tensor for name, tensor in _layer(state, f"{prefix}rnns.{i}.").items()}
     if prefix == "0.module.":
@@ -85,7 +85,7 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     elif "1.decoder.weight" in state or "1.decoder.bias" in state:
         embedding = result["encoder.embedding.weight"]
         if not torch.equal(state.get("1.decoder.weight", embedding), embedding):
-            raise UserError("the decoder of the file is not tied to its embedding, as it must be.")
+            raise UserError("the decoder of the file is not tied to its embedding; give a model with tied weights")
         bias = state.get("1.decoder.bias")
         result["decoder_bias"] = embedding.new_zeros(len(embedding)) if bias is None else bias
     return {name: tensor.detach().clone().contiguous() for name, tensor in result.items()}
@@ -94,7 +94,7 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """One LSTM layer. The raw recurrent weight counts: a copy without `_raw` has dropped entries."""
     if any(name.startswith(prefix) and name.endswith("_reverse") for name in state):
-        raise UserError("the file holds a bidirectional LSTM: only AWD-LSTMs of one direction are read.")
+        raise UserError("the file holds a bidirectional LSTM; give an AWD-LSTM of one direction")
     places = {
         "weight_ih": ["module.weight_ih_l0"],
         "bias_ih": ["module.bias_ih_l0"],
@@ -105,7 +105,7 @@ def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     for ours, names in places.items():
         found = next((prefix + name for name in names if prefix + name in state), None)
         if found is None:
-            raise UserError(f"the file lacks {prefix}{names[0]}: another model than AWD-LSTM.")
+            raise UserError(f"the file lacks {prefix}{names[0]}; another model than AWD-LSTM")
         layer[ours] = state[found]
     return layer
 
@@ -118,7 +118,7 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layers.setdefault(tuple(map(int, match[1].split("."))), {})[match[2]] = tensor
     parts = [layers[place] for place in sorted(layers)]
     if [part["weight"].dim() if "weight" in part else 0 for part in parts] != [1, 2, 1, 2]:
-        raise UserError("the head of the file is not fastai's default (one hidden layer), as it must be.")
+        raise UserError("the head of the file is not fastai's default; give one with one hidden layer")
     result: dict[str, Tensor] = {}
     for ours, part in zip(("norm1", "linear1", "norm2", "linear2"), parts, strict=True):
         if ours.startswith("linear"):
@@ -137,15 +137,15 @@ class _HyperParameters:
 def _read_torch(path: Path) -> Mapping[str, Any]:
     """torch.load without arbitrary code: tensors and plain containers alone."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give the .pth file that fastai saved.")
+        raise UserError(f"{path} does not exist; give the .pth file that fastai saved")
     try:
         with torch.serialization.safe_globals([(_HyperParameters, "fastcore.foundation.L")]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{path} is not a file of plain weights ({reason}): save it in fastai with "
-            "learn.save(name, with_opt=False) or learn.save_encoder."
+            f"{path} is not a file of plain weights ({reason}); save it in fastai with "
+            "learn.save(name, with_opt=False) or learn.save_encoder"
         ) from error
 
 
@@ -172,9 +172,9 @@ def read_vocabulary(path: str | os.PathLike) -> list[str]:
         else:
             words = content.decode("utf-8").removesuffix("\n").split("\n")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the weights' vocabulary.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the weights' vocabulary") from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{path} is no list of words ({error}): {_VOCABULARY_CURE}.") from error
+        raise UserError(f"{path} is no list of words ({error}); {_VOCABULARY_CURE}") from error
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{path} is no list of words: {_VOCABULARY_CURE}.")
+        raise UserError(f"{path} is no list of words; {_VOCABULARY_CURE}")
     return words

@@ -36,22 +36,22 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
     weight = net.encoder.embedding.weight
     if weight.device.type != "cpu":
         raise UserError(
-            f"int8 runs on the CPU and this model is on {weight.device.type}: leave out int8, or hide the "
+            f"int8 runs on the CPU and this model is on {weight.device.type}; leave out int8, or hide the "
             "GPU by CUDA_VISIBLE_DEVICES="
         )
     if weight.dtype != torch.float32:
         raise UserError(
-            f"int8 is for models in fp32 and this one is in {str(weight.dtype).removeprefix('torch.')}: leave out int8"
+            f"int8 is for models in fp32 and this one is in {str(weight.dtype).removeprefix('torch.')}; leave out int8"
         )
     if not torch.backends.mkldnn.is_available():
-        raise UserError("int8 needs oneDNN, which this build of torch lacks: leave out int8, or install another build")
+        raise UserError("int8 needs oneDNN, which this build of torch lacks; leave out int8, or install another build")
     net.requires_grad_(False)
     try:
         encoder = Int8AWDLSTM(net.encoder)
         encoder(torch.zeros(1, 1, dtype=torch.long), encoder.init_state(1))
     except (RuntimeError, AttributeError) as error:
         raise UserError(
-            f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}): "
+            f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}); "
             "leave out int8"
         ) from error
     net.encoder = encoder  # type: ignore[assignment]  # has what reading needs of an AWDLSTM

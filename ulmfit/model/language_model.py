@@ -185,12 +185,12 @@ def _check_sampling(
     vocab_size: int,
 ) -> None:
     if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens is {max_new_tokens}: give 0 or more.")
+        raise UserError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
     if not (temperature >= 0 and math.isfinite(temperature)):
-        raise UserError(f"temperature is {temperature}: give 0 (always the likeliest word) or more.")
+        raise UserError(f"temperature is {temperature}; give 0 (always the likeliest word) or more")
     if top_k is not None and top_k < 1:
-        raise UserError(f"top_k is {top_k}: give 1 or more, or leave it out.")
+        raise UserError(f"top_k is {top_k}; give 1 or more, or leave it out")
     if min_p is not None and not 0 <= min_p <= 1:
-        raise UserError(f"min_p is {min_p}: give a number from 0 to 1, or leave it out.")
+        raise UserError(f"min_p is {min_p}; give a number from 0 to 1, or leave it out")
     if len(set(banned)) >= vocab_size:
-        raise UserError("every word of the vocabulary is banned: ban fewer.")
+        raise UserError("every word of the vocabulary is banned; ban fewer")

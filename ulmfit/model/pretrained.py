@@ -109,13 +109,13 @@ def load_model(
     vocab_size = config["architecture"]["vocab_size"]
     if len(tokenizer) != vocab_size:
         raise UserError(
-            f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}: put "
-            "the tokenizer.json back that was saved with the model."
+            f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}; put "
+            "the tokenizer.json back that was saved with the model"
         )
     if config.get("vocabulary", _vocabulary_fingerprint(tokenizer)) != _vocabulary_fingerprint(tokenizer):
         raise UserError(
-            f"{folder / TOKENIZER} has other words than the model was trained with: put the "
-            "tokenizer.json back that was saved with the model."
+            f"{folder / TOKENIZER} has other words than the model was trained with; put the "
+            "tokenizer.json back that was saved with the model"
         )
     tensors = read_weights(folder)
     with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
@@ -135,11 +135,11 @@ def find_model(path: str | os.PathLike) -> Path:
         if (folder / WEIGHTS).is_file():
             for name in (CONFIG, TOKENIZER):
                 if not (folder / name).is_file():
-                    raise UserError(f"{folder} holds {WEIGHTS} but no {name}: copy the whole folder.")
+                    raise UserError(f"{folder} holds {WEIGHTS} but no {name}; copy the whole folder")
             return folder
     if not path.exists():
-        raise UserError(f"{path} does not exist: {_CURE}.")
-    raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model: {_CURE}.")
+        raise UserError(f"{path} does not exist; {_CURE}")
+    raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model; {_CURE}")
 
 
 def shipped_encoders() -> list[str]:
@@ -153,23 +153,23 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {_CURE}.") from error
+        raise UserError(f"{path} cannot be read ({error}); {_CURE}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object: {_CURE}.")
+        raise UserError(f"{path} is not a JSON object; {_CURE}")
     if _field(config, "format_version", int, path) > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {config['format_version']} and this ulmfit reads up to "
-            f"{FORMAT_VERSION}: update ulmfit."
+            f"{FORMAT_VERSION}; update ulmfit"
         )
     task = _field(config, "task", str, path)
     if task not in ("language_model", "classifier"):
-        raise UserError(f"{path} has task {task!r}, which is neither language_model nor classifier: {_CURE}.")
+        raise UserError(f"{path} has task {task!r}, which is neither language_model nor classifier; {_CURE}")
     _field(config, "backwards", bool, path)
     _architecture(config, path)
     if task == "classifier":
         names = _field(config, "label_names", list, path)
         if not names or not all(isinstance(name, str) for name in names):
-            raise UserError(f"label_names in {path} is not a list of names: {_CURE}.")
+            raise UserError(f"label_names in {path} is not a list of names; {_CURE}")
         for name in ("bptt", "max_len", "head_hidden"):
             _field(config, name, int, path)
         _field(config, "head_p", float, path)
@@ -182,7 +182,7 @@ def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     value = config.get(name)
     good = isinstance(value, (int, float) if kind is float else kind)
     if not good or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name} in {path} is {value!r}, not of type {kind.__name__}: {_CURE}.")
+        raise UserError(f"{name} in {path} is {value!r}, not of type {kind.__name__}; {_CURE}")
     return value
 
 
@@ -241,7 +241,7 @@ def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {_CURE}.") from error
+        raise UserError(f"{path} cannot be read ({error}); {_CURE}") from error
     half = (torch.float16, torch.bfloat16)
     # safetensors maps the file into memory: a copy, lest the model change with a file that is overwritten.
     return _from_8_bits(
@@ -256,13 +256,11 @@ def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: 
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
             what = "lacks" if name not in found else "has an unknown tensor"
-            raise UserError(
-                f"{folder / WEIGHTS} {what} {name}, so it is not the model that {CONFIG} tells of: {_CURE}."
-            )
+            raise UserError(f"{folder / WEIGHTS} {what} {name}, so it is not the model that {CONFIG} tells of; {_CURE}")
         if found[name].shape != wanted[name].shape:
             raise UserError(
                 f"{name} in {folder / WEIGHTS} has shape {list(found[name].shape)} where "
-                f"{CONFIG} tells of {list(wanted[name].shape)}: {_CURE}."
+                f"{CONFIG} tells of {list(wanted[name].shape)}; {_CURE}"
             )
 
 
@@ -309,7 +307,7 @@ def init_language_model(
         if name not in state or state[name].shape != tensor.shape:
             shape = list(state[name].shape) if name in state else "missing"
             raise UserError(
-                f"the weights to start from do not fit: {name} is {shape} there and "
-                f"{list(tensor.shape)} here, so choose the preset that they were trained with."
+                f"the weights to start from do not fit ({name} is {shape} there and "
+                f"{list(tensor.shape)} here); choose the preset that they were trained with"
             )
     net.load_state_dict({name: state[name] for name in net.state_dict()})

@@ -35,7 +35,9 @@ class Tokenizer:
         ids = backend.get_vocab(with_added_tokens=True)
         specials = text_rules.SPECIALS["fastai1"]
         if sorted(ids.values()) != list(range(len(ids))) or not set(specials) <= ids.keys():
-            raise UserError("The tokenizer was not made by ulmfit: its ids have gaps or a special token is missing.")
+            raise UserError(
+                "the tokenizer was not made by ulmfit (ids have gaps or a special token is missing); give one that was"
+            )
         self.rules = "fastai1" if ids["xxmaj"] < ids["xxrep"] else "fastai2"
         self.vocab = [text_rules.surface(token, self.rules) for token in sorted(ids, key=ids.__getitem__)]
         self.subword: str | None = {"Unigram": "unigram", "BPE": "bpe"}.get(type(backend.model).__name__)
@@ -71,9 +73,9 @@ class Tokenizer:
         _check_rules(rules)
         specials = text_rules.SPECIALS[rules]
         if vocab_size <= len(specials):
-            raise UserError(f"A vocabulary of {vocab_size} has no room for words: use more than {len(specials)}.")
+            raise UserError(f"a vocabulary of {vocab_size} has no room for words; use more than {len(specials)}")
         if subword not in (None, "unigram", "bpe"):
-            raise UserError(f"Unknown subword model {subword!r}: use unigram, bpe, or none for whole words.")
+            raise UserError(f"unknown subword model {subword!r}; use unigram, bpe, or none for whole words")
         if subword:
             backend = text_subword.train(
                 _encodable(texts), subword, rules=rules, vocab_size=vocab_size, min_freq=min_freq
@@ -108,8 +110,8 @@ class Tokenizer:
             return self
         if vocab_size < len(self):
             raise UserError(
-                f"A vocabulary of {vocab_size} has no room for the {len(self)} words to start from: "
-                f"use --vocab-size {len(self)} or more."
+                f"a vocabulary of {vocab_size} has no room for the {len(self)} words to start from; "
+                f"use --vocab-size {len(self)} or more"
             )
         entries = self._backend.get_vocab(with_added_tokens=True)
         own = sorted(entries, key=entries.__getitem__)
@@ -125,7 +127,7 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(json)
         except Exception as error:  # the bindings raise bare Exception
-            raise UserError(f"This is no tokenizer.json ({str(error).splitlines()[0]}): train one.") from None
+            raise UserError(f"this is no tokenizer.json ({str(error).splitlines()[0]}); train one") from None
         return cls(backend)
 
     @classmethod
@@ -135,7 +137,7 @@ class Tokenizer:
             json = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise UserError(f"Cannot read the tokenizer {path} ({reason}): give a tokenizer.json.") from None
+            raise UserError(f"cannot read the tokenizer {path} ({reason}); give a tokenizer.json") from None
         try:
             return cls.from_str(json)
         except UserError as error:
@@ -183,7 +185,7 @@ class Tokenizer:
         try:
             tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
         except IndexError:
-            raise UserError(f"An id is not in this tokenizer's vocabulary of {len(self)}: use its own.") from None
+            raise UserError(f"an id is not in this tokenizer's vocabulary of {len(self)}; use its own") from None
         return detokenize(tokens, subword=self.subword is not None)
 
 
@@ -194,7 +196,7 @@ def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
 
 def _check_rules(rules: str) -> None:
     if rules not in text_rules.SPECIALS:
-        raise UserError(f"Unknown tokenizer rules {rules!r}: use fastai1 or fastai2.")
+        raise UserError(f"unknown tokenizer rules {rules!r}; use fastai1 or fastai2")
 
 
 def _word_pipeline(rules: str) -> tokenizers.Tokenizer:
@@ -251,7 +253,7 @@ def _encodable(texts: Iterable[str]) -> Iterator[str]:
     """
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"A text is of type {type(text).__name__}: only str can be tokenized.")
+            raise UserError(f"a text is of type {type(text).__name__}; give a str")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

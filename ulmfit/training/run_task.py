@@ -157,7 +157,7 @@ def refuse_another_run(mine: dict[str, Any], config: TrainConfig, runtime: Runti
     for rank, (host, theirs) in enumerate(others, 1):
         if changed := differences(found, theirs, type(config)):
             raise UserError(
-                f"rank {rank} (host {host}) would train another run than rank 0 (host {first}): {'; '.join(changed)}; "
+                f"rank {rank} (host {host}) would train another run than rank 0 (host {first}); {'; '.join(changed)}; "
                 "start all ranks by the same command, on copies of the same files",
                 rank=rank,
             )
