@@ -195,6 +195,17 @@ class ClassifierNet(nn.Module):
         encoding = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
         return encoding._replace(pooled=encoding.pooled[index.argsort()])
 
+    def trained_windows(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """(rows, tokens a row) of the windows that `encode` reads with gradient, for documents of these lengths."""
+        sizes = sorted((int(length) for length in lengths), reverse=True)
+        windows = []
+        for start in range(0, max(sizes, default=0), self.bptt):
+            live = [size for size in sizes if size > start]
+            rows = sum(size < start + self.bptt + self.backprop_tokens for size in live)
+            if rows:
+                windows.append((rows, min(self.bptt, live[0] - start)))
+        return windows
+
     def _encode_sorted(self, tokens: Tensor, sizes: list[int], masks: DropoutMasks | None, index: Tensor) -> Encoding:
         """`encode` for rows longest first; index[i] is the place of row i among the masks' rows."""
         negated = [-size for size in sizes]  # ascending, for bisect

@@ -233,22 +233,25 @@ class ClassifierTask:
         """Tokens of a global step, on average."""
         return self._recipe.batch_size * float(self._train.lengths.mean())
 
-    def largest_tokens(self) -> float:
-        """Tokens of the largest micro-batch of this rank whose activations are kept."""
-        longest = np.sort(self._train.lengths)[-self._recipe.batch_size :]
-        kept = np.minimum(longest, self.net.backprop_tokens).sum()
-        return float(kept) / (self._runtime.world_size * self.micro_batches)
+    def trained_windows(self) -> list[list[tuple[int, int]]]:
+        """(rows, tokens a row) of the calls of the encoder with gradient, for each micro-batch of the largest step."""
+        lengths = np.sort(self._train.lengths)[-self._recipe.batch_size :]
+        return [self.net.trained_windows(lengths[part]) for part in self._assign(lengths)[self._runtime.rank]]
 
     def reset_hidden(self) -> None:
         """A classifier carries nothing from step to step."""
 
-    def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
-        shares = assign_to_ranks(
-            self._train.lengths[indices],
+    def _assign(self, lengths: np.ndarray) -> list[list[np.ndarray]]:
+        """[rank][micro-batch] -> positions in a step of documents of these lengths."""
+        return assign_to_ranks(
+            lengths,
             num_ranks=self._runtime.world_size,
             micro_batches=self.micro_batches,
             backprop_tokens=self.net.backprop_tokens,
         )
+
+    def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
+        shares = self._assign(self._train.lengths[indices])
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
         return ClassifierBatch(
             indices, torch.from_numpy(_labels(self._train)[indices].astype(np.int64)), parts, epoch, step

@@ -63,11 +63,31 @@ def flops_per_token(sizes: AWDLSTMConfig, *, output_words: int, first_trained: i
     return total
 
 
-def bytes_per_token(sizes: AWDLSTMConfig, itemsize: int) -> float:
-    """What one token's forward pass keeps for the backward pass: gates, states, inputs and masked outputs."""
+def saved_bytes(sizes: AWDLSTMConfig, windows: Sequence[tuple[int, int]], itemsize: int) -> int:
+    """What the forward pass keeps on a CPU for the backward pass, but for the output layer.
+
+    Args:
+        windows: (rows, tokens a row) of each call of the encoder with gradient. Each has a mask and a masked copy of
+            every recurrent weight of its own, which count for more than the tokens where rows are few.
+        itemsize: 4 (float32) or 8 (float64) bytes a number.
+    """
     e, h, layers = sizes.embedding_size, sizes.hidden_size, sizes.num_layers
-    outputs = [h] * (layers - 1) + [e]
-    return itemsize * (4 * e + sum(9 * out for out in outputs))
+    widths = [e, *[h] * (layers - 1), e]
+    fused = itemsize == 4 and torch.backends.mkldnn.is_available()
+    numbers = masks = 0  # masks are float32 in any case
+    for rows, tokens in windows:
+        numbers += rows * tokens * 3 * e  # behind the last layer: dropout or pooling, AR and TAR
+        masks += sizes.vocab_size
+        for into, out in zip(widths[:-1], widths[1:], strict=True):
+            numbers += rows * tokens * (into + out)
+            if fused:  # oneDNN keeps gates, states and room for the states' gradients
+                numbers += rows * (tokens * 4 * out + (tokens + 1) * (5 * out + 6 * max(into, out)))
+            else:  # step by step: gates, states and their activations
+                numbers += rows * tokens * 6 * out
+            if sizes.weight_p:
+                numbers += 4 * out * out
+                masks += 4 * out * out
+    return numbers * itemsize + masks * 4
 
 
 def matrix_speed(dtype: torch.dtype, rounds: int = 6) -> float:
@@ -95,11 +115,10 @@ def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Ru
     loss = itemsize * output_words * (3 * 512 + sizes.embedding_size)
     if output_words not in (0, sizes.vocab_size):
         loss += itemsize * sizes.vocab_size * sizes.embedding_size
-    masks = 2 * itemsize * 4 * sizes.hidden_size**2 * sizes.num_layers
-    activations = task.largest_tokens() * bytes_per_token(sizes, itemsize)
+    saved = max(saved_bytes(sizes, windows, itemsize) for windows in task.trained_windows())
     # The process as it is holds the weights; gradients, two moments, and while saving a copy of all but the
     # gradients come on top.
-    memory = psutil.Process().memory_info().rss + (3 + 3 * runtime.is_main) * weights + loss + masks + activations
+    memory = psutil.Process().memory_info().rss + (3 + 3 * runtime.is_main) * weights + loss + saved
     speed = matrix_speed(dtype) * STEP_EFFICIENCY * runtime.world_size
     steps = [planned.num_steps for planned in plan]
     work = [

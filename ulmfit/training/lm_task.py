@@ -216,9 +216,9 @@ class LanguageModelTask:
         """Tokens of a global step."""
         return self._recipe.batch_size * self._recipe.bptt
 
-    def largest_tokens(self) -> float:
-        """Tokens of a micro-batch of this rank whose activations are kept."""
-        return len(self._rows) * self._recipe.bptt / self.micro_batches
+    def trained_windows(self) -> list[list[tuple[int, int]]]:
+        """(rows, tokens a row) of the calls of the encoder with gradient, for each micro-batch of the largest step."""
+        return [[(-(-len(self._rows) // self.micro_batches), self._recipe.bptt)]]
 
     def reset_hidden(self) -> None:
         """Start from an empty hidden state."""
