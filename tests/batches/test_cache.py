@@ -56,17 +56,11 @@ def test_documents_without_tokens_and_labels(tmp_path, fakes):
     assert store.labels is None
 
 
-def test_progress_counts_documents_and_tokens(tmp_path, fakes):
+def test_progress_is_told_of_every_batch(tmp_path, fakes):
     make_tokenizer, make_split, make_documents = fakes
     documents, seen = make_documents(7), []
-    build_or_open(
-        make_split(documents),
-        make_tokenizer(),
-        tmp_path,
-        with_labels=False,
-        progress=lambda *counts: seen.append(counts),
-    )
-    assert seen == [(n, sum(map(len, documents[:n]))) for n in (3, 6, 7)]
+    build_or_open(make_split(documents), make_tokenizer(), tmp_path, with_labels=False, progress=seen.append)
+    assert [batch.after for batch in seen] == [3, 6, 7]
 
 
 def test_a_cache_is_keyed_by_corpus_tokenizer_and_labels(tmp_path, fakes):

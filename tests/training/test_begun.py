@@ -7,6 +7,7 @@ after two of four steps (*-begun), and ended (*-done).
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
 import tarfile
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.files import Hub
+from tests.data.test_sources import from_the_hub
 from tests.training import runs
 from ulmfit import LanguageModel, TextClassifier
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS
-from ulmfit.training import stages
+from ulmfit.training import setup, stages
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
@@ -227,3 +230,40 @@ def test_the_caller_s_configuration_is_not_changed(begin):
     before = dataclasses.asdict(config)
     train_language_model(config)
     assert dataclasses.asdict(config) == before
+
+
+def test_a_long_pass_over_the_corpus_is_told(old, monkeypatch, capsys):
+    """Reading, the vocabulary and tokenising: on no terminal a line at intervals, here after every batch."""
+    monkeypatch.setattr("ulmfit.run.meter.EVERY", -1.0)
+    train_language_model(LMConfig(output_dir="new", **TINY | {"max_steps": 1}))
+    told = capsys.readouterr().err
+    for what in ("reading the files of the corpus: ", "training the vocabulary: ", "tokenising the train split: ",
+                 "tokenising the valid split: "):  # fmt: skip
+        assert any(line.startswith(what) and "MB/s, left" in line for line in told.splitlines()), what
+
+
+def test_a_run_on_a_data_set_of_the_hub_goes_on_with_its_revision(begin, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    hub = Hub(monkeypatch, from_the_hub)
+    config = begin(data="owner/name", valid="test")
+    assert stored("run")["resolved"]["revision"] == hub.newest == "a" * 40
+    hub.newest = "b" * 40
+    hub.down = True  # as in a job that is requeued on a node without a network
+    assert train_language_model(config)["state"] == "done"
+    hub.down = False
+    with pytest.raises(UserError, match=r"run holds another run \(corpus \(content\)"):
+        train_language_model(dataclasses.replace(config, data="owner/name:default"))
+
+
+def test_a_resume_that_skips_through_a_large_file_is_not_taken_for_a_hang(place, monkeypatch):
+    """The watchdog sees the count of `runtime.progress`."""
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 64)
+    with gzip.open("texts.txt.gz", "wt") as file:
+        file.write("".join(f"a text of number {number}\n" for number in range(1000)))
+    config = LMConfig(data="texts.txt.gz", output_dir="run", streaming=True, max_steps=4)
+    with setup.open_session(config, None) as session:
+        split = setup.corpus_of(session).splits["train"]
+        *_, last, _ = [batch.after for batch in split.batches(10)]
+        before = session.runtime.progress.count
+        assert next(split.batches(10, last)).texts[-1].startswith("a text of number 9")
+        assert session.runtime.progress.count - before > 1000 * 20 / 64

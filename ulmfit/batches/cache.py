@@ -139,7 +139,7 @@ def build_or_open(
     cache_dir: str | Path,
     *,
     with_labels: bool,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Any], None] | None = None,
 ) -> TokenStore:
     """The token cache of a split, built by the first process that asks and opened by all others.
 
@@ -148,7 +148,7 @@ def build_or_open(
         tokenizer: a `text.tokenizer.Tokenizer`.
         cache_dir: directory shared by the ranks of a machine, made if absent.
         with_labels: whether documents carry class numbers.
-        progress: called with (documents, tokens) so far after every batch, in the building process only.
+        progress: called with every batch of the split after it was tokenised, in the building process only.
 
     Raises:
         UserError: what reading the split raises, or when `cache_dir` cannot be written.
@@ -175,7 +175,7 @@ def build_or_open(
 
 
 def _build(
-    split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool, progress: Callable[[int, int], None] | None
+    split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool, progress: Callable[[Any], None] | None
 ) -> None:
     """Write a cache entry to `path`, or what a killed build left to write. The caller holds its lock."""
     partial = path.with_name(key + ".partial")
@@ -194,7 +194,7 @@ def _build(
                         writer.save(batch.after)
                         saved = time.monotonic()
                 if progress is not None:
-                    progress(writer.num_documents, writer.num_tokens)
+                    progress(batch)
         split.check()
         if writer.num_documents == 0:
             raise UserError(f"the split {split.name!r} holds no documents; check the data and its columns")

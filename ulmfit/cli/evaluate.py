@@ -44,14 +44,13 @@ class EvaluateOptions:
 def evaluate(options: EvaluateOptions) -> None:
     """Score a model on a split."""
     at_least(options, batch_size=1, seed=0)
-    from ulmfit.batches.cache import build_or_open
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.distributed.runtime import open_runtime
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.evaluate import score_classifier, score_language_model
-    from ulmfit.training.setup import cache_directory
+    from ulmfit.training.setup import cache_directory, tokenised
 
     with open_runtime(ClassifierConfig()) as (runtime, _):
         net, tok, saved = load_model(options.model, device=runtime.device)
@@ -62,7 +61,7 @@ def evaluate(options: EvaluateOptions) -> None:
             quantize_encoder(net)
         config = ClassifierConfig() if is_classifier else LMConfig()
         name, split = runtime.main_first(lambda: _split_to_score(options, saved))
-        store = build_or_open(split, tok, cache_directory(config), with_labels=is_classifier)
+        store = tokenised(split, tok, cache_directory(config), with_labels=is_classifier)
         runtime.barrier()
         if is_classifier:
             metrics = score_classifier(

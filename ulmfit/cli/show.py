@@ -44,11 +44,10 @@ class ShowOptions:
 def show(options: ShowOptions) -> None:
     """Print the first batches of a trainer as words."""
     at_least(options, rows=1, steps=1, batch_size=1, bptt=2, seed=0)
-    from ulmfit.batches.cache import build_or_open
     from ulmfit.config import LMConfig
     from ulmfit.data.corpus import open_corpus
     from ulmfit.tokenizer.tokenizer import Tokenizer
-    from ulmfit.training.setup import cache_directory
+    from ulmfit.training.setup import cache_directory, tokenised
 
     path = Path(options.tokenizer)
     tokenizer = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
@@ -60,7 +59,7 @@ def show(options: ShowOptions) -> None:
         seed=options.seed,
     )
     is_clf = options.task == "clf"
-    store = build_or_open(corpus.splits["train"], tokenizer, cache_directory(LMConfig()), with_labels=is_clf)
+    store = tokenised(corpus.splits["train"], tokenizer, cache_directory(LMConfig()), with_labels=is_clf)
     tell_skipped(store.skipped)
     if is_clf:
         _show_documents(options, store, tokenizer, corpus.label_names)

@@ -34,13 +34,14 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     """Train and save a tokenizer."""
     at_least(options, vocab_size=10, min_freq=1)
     from ulmfit.data.corpus import open_corpus
+    from ulmfit.run.meter import metered_texts
     from ulmfit.tokenizer.tokenizer import Tokenizer
 
     output = Path(options.output)
     check_output(output)
     split = open_corpus(options.data, task="lm", text_column=options.text_column).splits["train"]
     trained = Tokenizer.train(
-        (text for batch in split.batches() for text in batch.texts),
+        metered_texts(split, "training the vocabulary"),
         rules=options.rules,
         vocab_size=options.vocab_size,
         min_freq=options.min_freq,

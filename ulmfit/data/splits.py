@@ -69,6 +69,13 @@ class Split:
         self.num_rows = 0  # seen in the last pass, skipped ones included
 
     @property
+    def total_rows(self) -> int | None:
+        """Rows of all parts, those that are not this split's included; None where that is not known beforehand."""
+        numbers = [part.num_rows for part in self.parts]
+        known = [number for number in numbers if number is not None]
+        return sum(known) if len(known) == len(numbers) else None
+
+    @property
     def fingerprint(self) -> str:
         identity = ("1", [part.fingerprint for part in self.parts], self.text_columns, self.label_column,
                     self.label_names, self.choice, self.keep_unlabelled)  # fmt: skip

@@ -163,7 +163,7 @@ class Tracker:
         self.print(
             f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage}  "
             f"{'sampled ' if self.sampled else ''}loss {loss:.4f}{perplexity}  lr {lr:.2e}  "
-            f"{tokens_per_second:,.0f} tokens/s  left {_duration(left)}"
+            f"{tokens_per_second:,.0f} tokens/s  left {duration(left)}"
         )
 
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
@@ -383,7 +383,7 @@ def _short(epoch: float) -> str:
     return str(epoch) if isinstance(epoch, int) else f"{epoch:.2f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """1:02:03, or ? when unknown."""
     if not math.isfinite(seconds):
         return "?"

@@ -6,6 +6,7 @@ A recipe, a default or the sizes of a preset may change with the package. A run 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,16 +148,16 @@ def read_begun(config: TrainConfig) -> Begun | None:
         return None  # it is named when the directory is opened
     if stored is None or stored.get("task") != config.task:
         return None
-    return Begun(config.output_dir, stored, _tokenizer(Path(config.output_dir) / "tokenizer.json", stored))
+    return Begun(config.output_dir, stored, _tokenizer(Path(config.output_dir), stored))
 
 
-def _tokenizer(file: Path, stored: dict[str, Any]) -> str | None:
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = Tokenizer.from_str(text).fingerprint
-    except (OSError, ValueError, UserError):
-        return None
-    return text if found == stored.get("identity", {}).get("tokenizer (content)") else None
+def _tokenizer(run: Path, stored: dict[str, Any]) -> str | None:
+    for file in (run / "tokenizer.json", run / "model" / "tokenizer.json"):
+        with suppress(OSError, ValueError, UserError):
+            text = file.read_text(encoding="utf-8")
+            if Tokenizer.from_str(text).fingerprint == stored["identity"].get("tokenizer (content)"):
+                return text
+    return None
 
 
 def scheme_of(begun: Begun | None) -> int:

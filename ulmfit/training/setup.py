@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +28,7 @@ from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import find_model, load_model
 from ulmfit.run.directory import check_output
+from ulmfit.run.meter import Meter, metered_texts
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.begun import Begun, read_begun, scheme_of
@@ -190,7 +190,8 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     opened: list[Corpus] = []
 
     def read_first() -> str | None:
-        opened.append(read(access))
+        with Meter("reading the files of the corpus") as meter:
+            opened.append(read(replace(access, hashed=meter.count)))
         return opened[0].revision
 
     revision = runtime.on_main(read_first)
@@ -243,10 +244,8 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         file = cache_directory(config) / "tokenizers" / f"{name}.json"
         if file.exists():
             return Tokenizer.from_file(file).to_str()
-        texts: Iterator[str] = (text for batch in split.batches() for text in batch.texts)
-        if config.streaming:
-            texts = islice(texts, STREAM_TOKENIZER_DOCUMENTS)
-        tokenizer = learn(texts)
+        most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
+        tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{os.getpid()}")
         tokenizer.save(aside)
@@ -277,12 +276,18 @@ def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, An
 
 def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
     """The split as token ids, tokenised by whichever rank comes first."""
-    store = build_or_open(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
+    store = tokenised(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
     session.runtime.barrier()
     if store.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.skipped.items()))
         session.say(f"{split.name}: skipped {reasons}")
     return store
+
+
+def tokenised(split: Split, tokenizer: Tokenizer, cache_dir: Path, *, with_labels: bool) -> TokenStore:
+    """The token cache of a split (see `build_or_open`), with a meter while it is built."""
+    with Meter(f"tokenising the {split.name} split", total=split.total_rows) as meter:
+        return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add)
 
 
 def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:

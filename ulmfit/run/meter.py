@@ -1,0 +1,138 @@
+"""How far a pass over a corpus is: a bar on a terminal, else a line every ten seconds. Both go to standard error.
+
+A large corpus is hashed, its vocabulary trained and its texts tokenised before the first step, which may take hours.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from ulmfit.run.tracking import duration
+
+EVERY = 10.0  # seconds between lines
+
+
+class Meter:
+    """Counts what is done and shows it, with the speed, and the time left where the whole is known.
+
+    Nothing is shown before the first count. A console that goes away stops nothing but the display.
+
+    Args:
+        what: is being done, in words.
+        total: of what `add` or `count` counts; None where it is not known.
+        console: standard error by default.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        total: int | None = None,
+        console: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what, self._total, self._clock = what, total, clock
+        self._console: TextIO | None = sys.stderr if console is None else console
+        self._bar: tqdm | None = None
+        self._begun = self._shown = clock()
+        self._first: int | None = None  # what was done when this process began
+        self._texts = self._bytes = 0
+        self._lines = 0
+
+    def add(self, batch: Any) -> None:
+        """A `TextBatch` is done. What is left is told by the rows of the source, as also skipped rows take time."""
+        if self._first is None:
+            self._first = batch.rows[0]
+        self._texts += len(batch.texts)
+        self._bytes += sum(len(text.encode()) for text in batch.texts)
+        self._show(batch.after["row"], f"{self._texts:,} texts")
+
+    def count(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are done."""
+        if self._first is None:
+            self._first = 0
+        self._total, self._bytes = total, done
+        self._show(done, f"{done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
+
+    def close(self) -> None:
+        """Take the bar away; of a pass that lines were printed of, tell how long it took."""
+        if self._bar is not None:
+            self._try(self._bar.close)
+        elif self._lines:
+            self._print(f"{self._what}: {self._amount} in {duration(self._clock() - self._begun)}")
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show(self, done: int, amount: str) -> None:
+        now, self._amount = self._clock(), amount
+        speed = f"{self._bytes / 1e6 / max(1e-9, now - self._begun):,.1f} MB/s"
+        if self._console is not None and self._is_terminal():
+            self._try(lambda: self._move(done, speed))
+        elif now - self._shown >= EVERY:
+            self._shown = now
+            self._lines += 1
+            self._print(f"{self._what}: {amount}, {speed}{self._left(done, now)}")
+
+    def _left(self, done: int, now: float) -> str:
+        passed = done - (self._first or 0)
+        if self._total is None or passed <= 0:
+            return ""
+        return f", left {duration((now - self._begun) / passed * max(0, self._total - done))}"
+
+    def _move(self, done: int, speed: str) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                desc=self._what,
+                total=self._total,
+                initial=self._first or 0,
+                unit="",
+                unit_scale=True,
+                file=self._console,
+                dynamic_ncols=True,
+                leave=False,
+            )
+        self._bar.set_postfix_str(speed, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _is_terminal(self) -> bool:
+        with suppress(ValueError, OSError):  # it was closed
+            return self._console is not None and self._console.isatty()
+        return False
+
+    def _print(self, line: str) -> None:
+        self._try(lambda: print(line, file=self._console, flush=True))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._console is None:
+            return
+        try:
+            action()
+        except (OSError, ValueError):
+            self._console = None
+            if self._bar is not None:
+                self._bar.disable = True
+
+
+def metered_texts(split: Any, what: str, *, most: int | None = None) -> Iterator[str]:
+    """The texts of a split, `most` at the most, with a meter over them."""
+    total = split.total_rows if most is None or split.total_rows is None else min(most, split.total_rows)
+    left = most
+    with Meter(what, total=most if total is None else total) as meter:
+        for batch in split.batches():
+            texts = batch.texts[:left]
+            yield from texts
+            meter.add(batch)
+            left = None if left is None else left - len(texts)
+            if left == 0:
+                return
