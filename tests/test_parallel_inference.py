@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ulmfit import parallel_inference
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
@@ -73,18 +74,25 @@ def test_an_error_ends_the_reading(two_threads):
     assert len(read) < 1000 and torch.get_num_threads() == 2
 
 
-def test_other_threads_begin_with_all_threads_meanwhile(two_threads):
-    seen = []
+def test_other_threads_never_find_another_number(two_threads, monkeypatch):
+    """Not even for a moment: torch's number is one for the process, and is not touched."""
+    changed, seen = [], []
+    monkeypatch.setattr(torch, "set_num_threads", changed.append)
 
     def read(batch):
         other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        if batch.size == 5:
-            time.sleep(0.5)  # all workers have begun long since
-            other.start()
-            other.join()
+        other.start()
+        other.join()
+        return torch.get_num_threads()
 
-    list(read_side_by_side(read, [np.arange(n) for n in range(6)], CPU))
-    assert seen == [2]
+    assert list(read_side_by_side(read, [np.arange(n) for n in range(6)], CPU)) == [1] * 6
+    assert seen == [2] * 6 and not changed
+
+
+def test_without_a_number_of_each_thread_batches_are_read_one_after_another(two_threads, monkeypatch):
+    monkeypatch.setattr(parallel_inference, "_limiter", lambda: None)
+    seen = list(read_side_by_side(lambda _: threading.current_thread(), [np.arange(2)] * 3, CPU))
+    assert seen == [threading.current_thread()] * 3
 
 
 def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatch, two_threads):
@@ -93,7 +101,7 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
     def collate(_store, indices, *_, **__):
         scored.extend(indices)
         ones = torch.ones(len(indices), dtype=torch.long)
-        return SimpleNamespace(tokens=ones.unsqueeze(1), lengths=ones, indices=indices)
+        return SimpleNamespace(tokens=ones.unsqueeze(1), lengths=ones, indices=torch.from_numpy(indices))
 
     monkeypatch.setattr(evaluate, "collate", collate)
     net = ClassifierNet(AWDLSTMConfig(20, 4, 4, 1), 2)
