@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
+from ulmfit.option_types import PathOption, check_types
 
 Value = TypeVar("Value")
 Options = TypeVar("Options")
@@ -104,15 +105,15 @@ class TrainConfig:
     # Set on what a command line was parsed into: an option may be given there at its default.
     on_command_line: ClassVar[frozenset[str]] = frozenset()
 
-    data: OrElse[str] = None
+    data: OrElse[PathOption] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
     text_column: OrElse[str] = None
     """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
     label_column: OrElse[str] = None
     """Column with the label (default: label)."""
-    valid: OrElse[str] = None
+    valid: OrElse[PathOption] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
-    output_dir: str = "runs/run"
+    output_dir: PathOption = "runs/run"
     """Run directory: config, checkpoints, model, metrics."""
     preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
     """Model size: tiny 64/128/2, small 200/512/2, base 400/1152/3, blog 400/1150/3, wide 512/1024/3
@@ -183,9 +184,9 @@ class TrainConfig:
     """On a GPU, use only algorithms that give the same bits every time (slower; no TF32)."""
     samples: bool = True
     """Write generated text to the log; --no-samples for private corpora."""
-    config: OrElse[str] = None
+    config: OrElse[PathOption] = None
     """Take all options from the config.json of a run; options given beside it win (default: none)."""
-    cache_dir: OrElse[str] = None
+    cache_dir: OrElse[PathOption] = None
     """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
     threads: OrElse[int] = None
     """CPU threads of each process (default: torch's; restored on resume)."""
@@ -195,12 +196,12 @@ class TrainConfig:
 class LMConfig(TrainConfig):
     """Pretrain or fine-tune an AWD-LSTM language model."""
 
-    output_dir: str = "runs/lm"
+    output_dir: PathOption = "runs/lm"
     """Run directory: config, checkpoints, model, metrics."""
-    init: OrElse[str] = None
+    init: OrElse[PathOption] = None
     """Model to start from: a run directory or its model/, fastai weights (.pth) beside their vocabulary, english (comes
     with the package), or none (default: english for English texts with the recipe quick, else none)."""
-    tokenizer: OrElse[str] = None
+    tokenizer: OrElse[PathOption] = None
     """Use this tokenizer.json (default: train one on the corpus)."""
     vocab_size: OrElse[int] = None
     """Largest vocabulary; with --init, that of the union of the pretrained words and the corpus's (default: 60,000, or
@@ -225,9 +226,9 @@ class LMConfig(TrainConfig):
 class ClassifierConfig(TrainConfig):
     """Train a text classifier on the encoder of a language model."""
 
-    output_dir: str = "runs/clf"
+    output_dir: PathOption = "runs/clf"
     """Run directory: config, checkpoints, model, metrics."""
-    encoder: OrElse[str] = None
+    encoder: OrElse[PathOption] = None
     """Language model whose encoder to use: a run directory or its model/, english (comes with the package), or none
     (default: english for English texts with the recipe quick, else none)."""
     vocab_size: OrElse[int] = None
@@ -257,6 +258,8 @@ class ClassifierConfig(TrainConfig):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for an option out of range or for options that contradict each other."""
+
+    check_types(config)
 
     def need(ok: bool, sentence: str) -> None:
         if not ok:

@@ -128,7 +128,7 @@ def load_model(
 def find_model(path: str | os.PathLike) -> Path:
     """The folder that holds model.safetensors: `path` itself, its model/, or the model of that name that comes with
     the package. UserError if there is none."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists() and len(path.parts) == 1 and (ENCODERS / path / WEIGHTS).is_file():
         return ENCODERS / path
     for folder in (path, path / "model"):

@@ -134,7 +134,7 @@ class Tokenizer:
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Reads a tokenizer.json. Raises UserError if it is missing or not a tokenizer of ours."""
         try:
-            json = Path(path).read_text(encoding="utf-8")
+            json = Path(path).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"cannot read the tokenizer {path} ({reason}); give a tokenizer.json") from None
@@ -148,7 +148,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes tokenizer.json, which `tokenizers.Tokenizer.from_file` of any language reads too."""
-        Path(path).write_text(self.to_str(), encoding="utf-8")
+        Path(path).expanduser().write_text(self.to_str(), encoding="utf-8")
 
     def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
         """The tokens of each text with xxbos, before the vocabulary turns rare ones into xxunk."""

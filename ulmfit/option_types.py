@@ -1,0 +1,94 @@
+"""Whether options have the types that the configuration declares, also where no command line has parsed them.
+
+From Python an option may be a `pathlib.Path`, a number of numpy or a misspelt choice. `normalized` gives the values
+that a command line would have given, so that a run does not depend on where it was started from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import numbers
+import os
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ulmfit.errors import UserError
+
+if TYPE_CHECKING:
+    PathOption = str | os.PathLike[str]  # what Python may give
+else:
+    PathOption = str  # what a command line gives
+
+Config = TypeVar("Config")
+PATHS = frozenset({"data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir"})
+
+
+def flag(name: str) -> str:
+    """A field's name as the command line spells it, without the dashes before it."""
+    return name.replace("_", "-")
+
+
+def check_types(config: Any) -> None:
+    """Raise UserError for a value that is not of its option's type or not among its choices."""
+    for name in _hints(type(config)):
+        _normalized(config, name)
+
+
+def normalized(config: Config) -> Config:
+    """A copy with the values that a command line would give: paths as str with ~ expanded, plain Python numbers.
+
+    Raises:
+        UserError: as `check_types`.
+    """
+    return dataclasses.replace(config, **{name: _normalized(config, name) for name in _hints(type(config))})
+
+
+@cache
+def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The alternatives of every option's type."""
+    hints = get_type_hints(kind)
+    return {field.name: tuple(_members(hints[field.name])) for field in dataclasses.fields(kind)}
+
+
+def _members(hint: Any) -> list[Any]:
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [member for part in get_args(hint) for member in _members(part)]
+    return [hint]
+
+
+def _normalized(config: Any, name: str) -> Any:
+    value, members = getattr(config, name), _hints(type(config))[name]
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()
+    if name in PATHS and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if name == "valid" and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = str(value)  # a fraction
+    for member in members:
+        if member is type(None) and value is None:
+            return None
+        if get_origin(member) is Literal and isinstance(value, str) and value in get_args(member):
+            return value
+        if member is bool and isinstance(value, bool):
+            return value
+        if member is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)
+        if member is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+            return value if isinstance(value, int) else float(value)
+        if member is str and isinstance(value, str):
+            return os.path.expanduser(value) if name in PATHS else value
+    raise UserError(f"--{flag(name)} is {value!r}; give {_takes(members, value)}")
+
+
+def _takes(members: tuple[Any, ...], value: Any) -> str:
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+    words = [kinds[member] for member in members if member in kinds]
+    if choices:
+        words.append(f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0])
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    return " or ".join(words) + (f" (the nearest is {near[0]})" if near else "")
