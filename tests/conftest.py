@@ -59,9 +59,9 @@ def runs(tmp_path_factory, reviews) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("runs")
     common = ["--data", str(reviews), "--max-steps", "6", "--batch-size", "8", "--bptt", "20"]
     result = train_language_model(parse(LMConfig, [*common, "--preset", "tiny", "--output-dir", str(folder / "lm")]))
-    assert result["state"] == "done"
+    assert result.state == "done"
     result = train_classifier(
         parse(ClassifierConfig, [*common, "--encoder", str(folder / "lm"), "--output-dir", str(folder / "clf")])
     )
-    assert result["state"] == "done"
+    assert result.state == "done"
     return SimpleNamespace(lm=folder / "lm", clf=folder / "clf")

@@ -226,7 +226,7 @@ def test_a_run_that_another_process_writes(place):
         attempt(words, place)
     held.close()
     assert contents(".") == before
-    assert attempt(words, place)["state"] == "done"
+    assert attempt(words, place).state == "done"
 
 
 def test_a_start_that_was_killed_is_no_foreign_directory(place):
@@ -235,7 +235,7 @@ def test_a_start_that_was_killed_is_no_foreign_directory(place):
     Path("out/run.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     os.utime("out/run.lock", (0, 0))
     Path("out/config.json.tmp").write_text("{")
-    assert attempt(f"lm --data reviews.csv --output-dir out {TINY}", place)["state"] == "done"
+    assert attempt(f"lm --data reviews.csv --output-dir out {TINY}", place).state == "done"
 
 
 @pytest.mark.parametrize("script", ("lm", "clf"))
@@ -245,7 +245,7 @@ def test_a_few_rows_at_fault_are_skipped_counted_and_told(place, capsys, script)
     lines("rows.jsonl", rows)
     lines("valid.jsonl", rows[50:60])
     result = attempt(f"{script} --data rows.jsonl --valid valid.jsonl --output-dir out {TINY}", place)
-    assert result["state"] == "done"
+    assert result.state == "done"
     assert "train: skipped 1 empty, 2 no text\n" in capsys.readouterr().out
 
 
@@ -253,9 +253,9 @@ def test_unlabelled_rows_are_skipped_by_the_classifier_alone(place, capsys):
     rows = [(ENGLISH.format(number), "np"[number % 2]) for number in range(100)]
     rows[3] = (rows[3][0], "")
     table("rows.csv", rows)
-    assert attempt(f"clf --data rows.csv --valid 0.5 --output-dir clf {TINY}", place)["state"] == "done"
+    assert attempt(f"clf --data rows.csv --valid 0.5 --output-dir clf {TINY}", place).state == "done"
     assert "skipped 1 unlabelled\n" in capsys.readouterr().out
-    assert attempt(f"lm --data rows.csv --valid 0.5 --output-dir lm {TINY}", place)["state"] == "done"
+    assert attempt(f"lm --data rows.csv --valid 0.5 --output-dir lm {TINY}", place).state == "done"
     assert "skipped" not in capsys.readouterr().out
 
 
@@ -263,13 +263,13 @@ def test_a_document_of_two_million_characters_is_trained_on(place):
     long = " ".join("interminably" * 20 + "abcdefg"[number % 7] for number in range(8_300))  # no word repeated
     assert len(long) > 2_000_000
     table("long.csv", [(ENGLISH.format(number), "np"[number % 2]) for number in range(20)] + [(long, "n")])
-    assert attempt(f"lm --data long.csv --valid reviews.csv --output-dir out {TINY}", place)["state"] == "done"
+    assert attempt(f"lm --data long.csv --valid reviews.csv --output-dir out {TINY}", place).state == "done"
     assert any(json.loads(line)["event"] == "train" for line in Path("out/metrics.jsonl").read_text().splitlines())
     tokens = ulmfit.Tokenizer.from_file("out/tokenizer.json").encode([long])[0]
     assert len(tokens) > 8_300  # all of it is read
     table("valid.csv", [(ENGLISH.format(number), "np"[number % 2]) for number in range(20)])
     words = "--data long.csv --valid valid.csv --batch-size 30 --max-steps 1 --encoder out --bptt 40 --max-len 80"
-    assert attempt(f"clf {words} --output-dir clf", place)["state"] == "done"
+    assert attempt(f"clf {words} --output-dir clf", place).state == "done"
 
 
 # The commands themselves

@@ -67,7 +67,7 @@ def test_what_is_let_through_does_no_harm(task, tmp_path, monkeypatch):
             if name == "threads" and value > 1:
                 continue  # not harmless to the other tests
             try:
-                result = train(make(tmp_path / f"{name} {value}", **options))["state"]
+                result = train(make(tmp_path / f"{name} {value}", **options)).state
             except UserError as error:
                 result = "refused"
                 assert "\n" not in str(error)

@@ -1,4 +1,8 @@
-"""ulmfit: Universal Language Model Fine-tuning, distributed.
+"""ulmfit: Universal Language Model Fine-tuning (Howard & Ruder 2018), distributed.
+
+    lm = ulmfit.train_language_model(ulmfit.LMConfig(data="texts.csv", output_dir="runs/lm"))
+    result = ulmfit.train_classifier(ulmfit.ClassifierConfig(data="labelled.csv", encoder=lm.run_dir))
+    result.metrics["valid"]["accuracy"], result.model().predict("What a film!").label
 
 The names below load on first use, so that `import ulmfit` (and the installation of signal handlers
 before torch is imported) stays quick.
@@ -7,18 +11,46 @@ before torch is imported) stays quick.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ulmfit.config import ClassifierConfig, LMConfig
+    from ulmfit.errors import TrainingInterrupted, UserError
+    from ulmfit.inference import LanguageModel, Prediction, TextClassifier
+    from ulmfit.tokenizer.tokenizer import Tokenizer
+    from ulmfit.training.clf_task import train_classifier
+    from ulmfit.training.lm_task import train_language_model
+    from ulmfit.training.result import TrainingResult
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "ClassifierConfig",
+    "LMConfig",
+    "LanguageModel",
+    "Prediction",
+    "TextClassifier",
+    "Tokenizer",
+    "TrainingInterrupted",
+    "TrainingResult",
+    "UserError",
+    "__version__",
+    "train_classifier",
+    "train_language_model",
+]
 _HOMES = {
-    "Tokenizer": "ulmfit.tokenizer.tokenizer",
+    "ClassifierConfig": "ulmfit.config",
+    "LMConfig": "ulmfit.config",
     "LanguageModel": "ulmfit.inference",
-    "TextClassifier": "ulmfit.inference",
     "Prediction": "ulmfit.inference",
+    "TextClassifier": "ulmfit.inference",
+    "Tokenizer": "ulmfit.tokenizer.tokenizer",
+    "TrainingInterrupted": "ulmfit.errors",
+    "TrainingResult": "ulmfit.training.result",
     "UserError": "ulmfit.errors",
+    "train_classifier": "ulmfit.training.clf_task",
+    "train_language_model": "ulmfit.training.lm_task",
 }
-__all__ = ["LanguageModel", "Prediction", "TextClassifier", "Tokenizer", "UserError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""The one exception that a user's mistake raises."""
+"""The exceptions that a caller may want to tell apart: a user's mistake, and Ctrl-C during a training."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -19,6 +20,28 @@ class UserError(Exception):
     def __init__(self, message: str, *, rank: int | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A training was stopped by Ctrl-C, after the step in hand and with a checkpoint.
+
+    A KeyboardInterrupt, so that it ends what Ctrl-C ends: "Run all" of a notebook, a loop around trainings. On every
+    process of a launch.
+
+    Attributes:
+        run_dir: the run directory.
+        step: of the checkpoint. The same call goes on from there.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        super().__init__(
+            f"interrupted after step {step} with a checkpoint in {run_dir / 'checkpoints'}; the same call goes on "
+            "from there"
+        )
+        self.run_dir, self.step = run_dir, step
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.run_dir, self.step)
 
 
 def tell(error: UserError) -> None:

@@ -87,7 +87,7 @@ def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
 def test_a_resumed_run_keeps_the_cut_that_was_found(tmp_path, monkeypatch):
     monkeypatch.setattr(Loop, "_stop_agreed", lambda loop: loop.position.step == 2)
     config = runs.lm_config(tmp_path / "run", micro_batches="auto", max_steps=4)
-    assert train_language_model(config)["state"] == "preempted"
+    assert train_language_model(config).state == "preempted"
     file = tmp_path / "run" / "config.json"
     stored = json.loads(file.read_text())
     assert stored["resolved"]["micro_batches"] == 1  # no GPU here

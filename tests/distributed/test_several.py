@@ -83,7 +83,7 @@ def test_a_training_leaves_the_configuration_and_the_process_as_they_were(review
     given = dict(vars(config))
     try:
         several.train_language_model(dataclasses.replace(config, threads=before[0] + 1))
-        assert several.train_language_model(config)["state"] == "done"  # a resume, with the stored number of threads
+        assert several.train_language_model(config).state == "done"  # a resume, with the stored number of threads
         assert vars(config) == given
         assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
         assert accelerator.state.mixed_precision == "bf16" and accelerator.process_index == 0

@@ -62,12 +62,12 @@ def test_micro_batches_change_nothing(task, tmp_path, encoder):
 def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     options = {"streaming": True} if task == "stream" else {}
     task = "lm" if task == "stream" else task
-    assert train(task, tmp_path / "straight", encoder, **options)["state"] == "done"
+    assert train(task, tmp_path / "straight", encoder, **options).state == "done"
     # Two stops: with the blog's four stages in 12 steps, in the middle of a stage and near its edge.
-    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(5), **options)["state"] == "preempted"
+    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(5), **options).state == "preempted"
     assert json.loads((tmp_path / "stopped" / "status.json").read_text())["state"] == "preempted"
-    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(4), **options)["state"] == "preempted"
-    assert train(task, tmp_path / "stopped", encoder, **options)["state"] == "done"
+    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(4), **options).state == "preempted"
+    assert train(task, tmp_path / "stopped", encoder, **options).state == "done"
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
@@ -138,7 +138,7 @@ def test_what_was_loaded_is_not_kept_beside_the_run(tmp_path, encoder, monkeypat
     train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))
     monkeypatch.setattr(checkpoint, "load", remember)
     monkeypatch.setattr(Loop, "_after_step", gone)
-    assert train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))["state"] == "preempted"
+    assert train("lm", tmp_path / "run", encoder, runs.StopAtCall(2)).state == "preempted"
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told_to_every_rank(tmp_path, encoder, monkeypatch):
@@ -166,11 +166,11 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(tmp_path, encoder, 
     path = tmp_path / "run"
     train("lm", path, encoder, max_steps=2)
     before = runs.metrics(path)
-    assert train("lm", path, encoder, max_steps=2)["state"] == "done"
+    assert train("lm", path, encoder, max_steps=2).state == "done"
     assert "finished" in capsys.readouterr().out and runs.metrics(path) == before
     with pytest.raises(UserError, match="max-steps: 2 -> 3"):
         train("lm", path, encoder, max_steps=3)
-    assert train("lm", path, encoder, max_steps=3, resume="never")["state"] == "done"
+    assert train("lm", path, encoder, max_steps=3, resume="never").state == "done"
     assert runs.metrics(path.with_name("run.1")) == before
 
 
@@ -180,7 +180,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_start(tmp_path, encoder):
     torn = [path / ".status.json.tmp-123", path / ".metrics.jsonl.tmp-123"]
     for file in torn:
         file.write_text("{")
-    assert train("lm", path, encoder)["state"] == "done"
+    assert train("lm", path, encoder).state == "done"
     assert not any(file.exists() for file in torn)
 
 
@@ -210,7 +210,7 @@ def test_frozen_layers_stay_as_they_were(tmp_path, encoder):
 @pytest.mark.parametrize("task", ["lm", "clf"])
 def test_learning_rate_finder_suggests_and_writes_nothing(task, tmp_path, encoder):
     found = train(task, tmp_path / "run", encoder, lr_find=True)
-    assert found["state"] == "found" and 1e-7 < found["valley"] < 10
+    assert found.state == "found" and 1e-7 < found.suggestions["valley"] < 10
     assert not (tmp_path / "run").exists()
 
 
@@ -218,7 +218,7 @@ def test_backwards_and_jitter_train(tmp_path, encoder):
     train("lm", tmp_path / "lm", encoder, max_steps=3, backwards=True, bptt_jitter=True)
     with pytest.raises(UserError, match="--backwards"):
         train("clf", tmp_path / "clf", tmp_path / "lm", max_steps=3)
-    assert train("clf", tmp_path / "clf", tmp_path / "lm", max_steps=3, backwards=True)["state"] == "done"
+    assert train("clf", tmp_path / "clf", tmp_path / "lm", max_steps=3, backwards=True).state == "done"
 
 
 def test_a_run_without_a_finite_gradient_stops_and_says_where(tmp_path, encoder, monkeypatch):
@@ -276,7 +276,7 @@ def test_a_full_disk_fails_the_run_and_the_same_command_goes_on(tmp_path, encode
     status = json.loads((path / "status.json").read_text())
     assert status["state"] == "failed" and "No space left" in status["error"]
     assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["step-00000004"]
-    assert train("lm", path, encoder, save_every=4)["state"] == "done"
+    assert train("lm", path, encoder, save_every=4).state == "done"
     straight, resumed = runs.weights(tmp_path / "straight"), runs.weights(path)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert runs.metrics(path) == runs.metrics(tmp_path / "straight")

@@ -64,7 +64,7 @@ def train(job: dict[str, Any]) -> None:
     with mock.patch.object(Loop, "_stop_agreed", lambda loop: loop.position.step == stop_at):
         result = trainer(config(**job["options"]))
     expected = "done" if stop_at is None else "preempted"
-    assert result["state"] == expected, f"{job} ended as {result}"
+    assert result.state == expected, f"{job} ended as {result}"
 
 
 def launch(jobs: Sequence[dict[str, Any]], folder: Path, *, launcher: str = "torchrun", timeout: float = 280) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.distributed.stop import StopRequest
+
+if TYPE_CHECKING:
+    from ulmfit.training.result import TrainingResult
 
 
 def train_lm(config: LMConfig, stop: StopRequest) -> None:
@@ -23,6 +26,6 @@ def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
     _tell(train_classifier(config, stop))
 
 
-def _tell(result: dict[str, Any]) -> None:
-    if result["state"] == "preempted" and int(os.environ.get("RANK", 0)) == 0:
-        print(f"stopped at step {result['step']} with a checkpoint; the same command goes on from there")
+def _tell(result: TrainingResult) -> None:
+    if result.state == "preempted" and int(os.environ.get("RANK", 0)) == 0:
+        print(f"stopped at step {result.step} with a checkpoint; the same command goes on from there")

@@ -26,7 +26,8 @@ from ulmfit.training.engine import Engine
 from ulmfit.training.evaluate import score_language_model
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks, derive_seed, draw_words
-from ulmfit.training.run_task import run
+from ulmfit.training.result import TrainingResult
+from ulmfit.training.run_task import run, run_session
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 
@@ -35,20 +36,27 @@ PROMPT_WORDS = 6
 QUICK_SAMPLE = 4096
 
 
-def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> dict[str, Any]:
-    """Train as the options say, in config.output_dir.
+def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> TrainingResult:
+    """Train a language model: from random weights, or fine-tune a pretrained one on the texts of a task.
 
-    Returns:
-        {"state": "done" | "preempted" | "found", "step": int, and the final metrics of each split}.
+    The first two steps of ULMFiT (Howard & Ruder 2018), from a corpus to config.output_dir. Called again with the
+    same configuration it goes on from the newest checkpoint. Several trainings may follow each other in a process.
+    Under `accelerate launch`, torchrun or `notebook_launcher` every process calls it.
+
+    Args:
+        config: the options, which stay as they are.
+        stop: of a script that handles signals itself; without it, Ctrl-C (in the main thread) stops after the step
+            in hand, with a checkpoint, and a second Ctrl-C at once.
 
     Raises:
-        UserError: an option, file, column or model is at fault; nothing was written or overwritten.
+        UserError: an option, file, column or model is at fault; nothing was written or overwritten. On all processes
+            of a launch, also where one alone found it.
+        TrainingInterrupted: stopped by Ctrl-C, with a checkpoint.
     """
-    with setup.open_session(config, stop) as session:
-        return _train(session.config, session)
+    return run_session(_train, config, stop)
 
 
-def _train(config: LMConfig, session: Session) -> dict[str, Any]:
+def _train(config: LMConfig, session: Session) -> TrainingResult:
     runtime = session.runtime
     pretrained = given_encoder(config.init)
     if pretrained is not None:

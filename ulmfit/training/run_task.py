@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, TrainConfig, differences, identity, options
 from ulmfit.distributed.memory import fit_micro_batches
 from ulmfit.distributed.runtime import Runtime
+from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
-from ulmfit.errors import UserError
+from ulmfit.errors import TrainingInterrupted, UserError
 from ulmfit.model.pretrained import save_model
 from ulmfit.run.directory import RunDirectory
 from ulmfit.run.tracking import Tracker
@@ -19,8 +22,25 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, PlannedStage, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
-from ulmfit.training.setup import Session
+from ulmfit.training.result import TrainingResult, result_of
+from ulmfit.training.setup import Session, open_session
 from ulmfit.training.stages import Recipe
+
+
+def run_session(
+    train: Callable[[Any, Session], TrainingResult], config: TrainConfig, stop: StopRequest | None
+) -> TrainingResult:
+    """Train within a session, and raise TrainingInterrupted once it is left in good order.
+
+    Args:
+        train: takes the session's configuration and the session.
+    """
+    with open_session(config, stop) as session:
+        result = train(session.config, session)
+        interrupted = result.state == "preempted" and any(session.runtime.max([session.stop.interrupted]))
+    if interrupted:
+        raise TrainingInterrupted(result.run_dir, result.step)
+    return result
 
 
 def run(
@@ -34,7 +54,7 @@ def run(
     fingerprints: dict[str, str | None],
     keep_best: bool = False,
     resolved: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Open the run directory, train from where it stands, save the model and score the test split.
 
     Args:
@@ -43,9 +63,6 @@ def run(
         fingerprints: of the inputs; with the options they are the identity of the run.
         keep_best: save the weights of the best evaluation instead of the last.
         resolved: what options that were left to the data became, by option.
-
-    Returns:
-        {"state": "done" | "preempted" | "found", "step": int, "test": metrics if there is a test split}.
     """
     config, runtime = session.config, session.runtime
     plan = session.begun.plan(config) if session.begun else None
@@ -70,9 +87,11 @@ def run(
     if config.precision == "bf16" and runtime.device.type == "cpu":
         session.say("--precision bf16: on a CPU the model computes in fp32, with the bits of --precision fp32")
     if config.lr_find:
+        runtime.group.end_set_up()
         found = run_finder(task, recipe, config=config, runtime=runtime)
         session.say(found.report())
-        return {"state": "found", "step": 0} | found.suggestions
+        run_dir = Path(config.output_dir)
+        return TrainingResult(config.task, "found", 0, run_dir, run_dir / "model", suggestions=found.suggestions)
 
     run_identity = identity(config, _became(config, resolved, plan), **fingerprints)
     refuse_another_run(run_identity, config, runtime)
@@ -83,7 +102,7 @@ def run(
                 f"{directory.path} holds this run, finished; --init or --encoder starts another from it, "
                 "--resume never the same one afresh"
             )
-            return {"state": "done", "step": total_steps}
+            return result_of(config.task, "done", total_steps, directory.path, runtime)
         if session.begun is not None:
             session.begun.check_rebuilt(resolved)
         if config.micro_batches == "auto":
@@ -123,7 +142,8 @@ def run(
         del start  # the loop lets go of these tensors once they are in place
         session.stop.watch(directory.path, config.max_time, session.started)
         runtime.group.end_set_up()
-        return _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+        state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+        return result_of(config.task, state, step, directory.path, runtime)
     finally:
         directory.close()
 
@@ -182,9 +202,9 @@ def _guarded(
     tokenizer: Tokenizer,
     test: TokenStore | None,
     saved: dict[str, Any],
-) -> dict[str, Any]:
-    """Train, and leave the outcome in status.json whatever happens."""
-    result: dict[str, Any] = {}
+) -> tuple[str, int]:
+    """Train, and leave the outcome in status.json whatever happens; the state and the step."""
+    best: dict[str, int] = {}
     runtime, limit = loop.runtime, 60 * loop.config.watchdog
     directory.status("running", loop.position.step)
 
@@ -204,18 +224,19 @@ def _guarded(
         else None
     )
     try:
+        loop.stop.in_loop = True
         state = loop.run()
+        loop.stop.in_loop = False
         if state == "done":
             with loop.engine.full_weights():
                 if loop.best is not None and loop.best.step != loop.position.step:
                     loop.task.net.load_state_dict(loop.best.model)
                     tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
-                    result["best_step"] = loop.best.step
+                    best["best_step"] = loop.best.step
                 if runtime.is_main:
                     save_model(directory.path / "model", loop.task.net, tokenizer, saved)
                 if test is not None:
-                    result["test"] = loop.task.evaluate(test)
-                    tracker.log_eval(loop.position.step, "test", **result["test"])
+                    tracker.log_eval(loop.position.step, "test", **loop.task.evaluate(test))
         tracker.close()
     except BaseException as error:
         with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
@@ -227,5 +248,5 @@ def _guarded(
         if watchdog is not None:
             watchdog.close()
     reason = {"reason": loop.stop.reason or "asked of another rank"} if state == "preempted" else {}
-    directory.status(state, loop.position.step, **reason)
-    return {"state": state, "step": loop.position.step} | result
+    directory.status(state, loop.position.step, **reason, **best)
+    return state, loop.position.step

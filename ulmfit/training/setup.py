@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +27,7 @@ from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import find_model, load_model
+from ulmfit.option_types import normalized
 from ulmfit.run.directory import check_output
 from ulmfit.run.meter import Meter, metered_texts
 from ulmfit.tokenizer import rules as text_rules
@@ -58,22 +59,29 @@ class Session:
 
 @contextmanager
 def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
-    """Join the process group, check the options, and leave the group at the end."""
+    """Join the process group, check the options, and leave the group at the end.
+
+    Args:
+        config: stays as it is; the session's is a copy, with the values that a command line would have given.
+        stop: that of a script; without one, Ctrl-C asks for a stop (`StopRequest.on_interrupt`).
+    """
     started = time.monotonic()
-    begun: Begun | None = None
+    begun, given = None, config
 
     def prepare(group: Group) -> TrainConfig:
-        nonlocal begun
-        check_output(config.output_dir, resume=config.resume)
-        begun = group.broadcast(read_begun(config) if group.rank == 0 else None)  # disks may be local to a node
+        nonlocal begun, given
+        given = normalized(config)
+        check_output(given.output_dir, resume=given.resume)
+        begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a node
         if begun is None:
-            check(config)
-            return replace(config)
-        return with_stored_threads(begun.fill(config), begun, is_main=group.rank == 0)
+            check(given)
+            return given
+        return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
 
-    with open_runtime(config, prepare) as (runtime, resolved):
-        session = Session(resolved, runtime, stop or StopRequest(), started, begun)
-        if begun is not None and (sentence := begun.taken(config, resolved)):
+    handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
+    with handling as request, open_runtime(config, prepare) as (runtime, resolved):
+        session = Session(resolved, runtime, request, started, begun)
+        if begun is not None and (sentence := begun.taken(given, resolved)):
             session.say(sentence)
         yield session
 

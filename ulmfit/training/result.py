@@ -1,0 +1,79 @@
+"""What a training gives back to its caller."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ulmfit.distributed.runtime import Runtime
+from ulmfit.errors import UserError
+from ulmfit.run.tracking import METRICS, read_status
+
+if TYPE_CHECKING:
+    from ulmfit.inference import LanguageModel, TextClassifier
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended, and where its model is. The same on every process of a launch.
+
+    Attributes:
+        task: "lm" or "clf".
+        state: "done"; "preempted" by a time limit, a stop file or a signal to a script, with a checkpoint from which
+            the same call goes on; "found" after a learning-rate search, which writes nothing.
+        step: optimizer steps taken since the run began.
+        run_dir: the run directory.
+        model_dir: its model/, which exists once the state is "done".
+        metrics: by split, "valid" and "test" where the data has them: those of the weights in model_dir, or of the
+            last evaluation before it was preempted. `loss` is the mean cross-entropy in nats (a token or a document),
+            `step` the step of the evaluation; a number that is not finite is None, as in metrics.jsonl.
+        best_step: the evaluation whose weights are in model_dir, if it is not the last.
+        suggestions: learning rates by rule (valley, slide, minimum, steep, min_gradient) after a search, else empty.
+    """
+
+    task: Literal["lm", "clf"]
+    state: Literal["done", "preempted", "found"]
+    step: int
+    run_dir: Path
+    model_dir: Path
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best_step: int | None = None
+    suggestions: dict[str, float] = field(default_factory=dict)
+
+    def model(self, **options: Any) -> LanguageModel | TextClassifier:
+        """The trained model: a LanguageModel or a TextClassifier, loaded anew by each call.
+
+        Args:
+            options: of its `from_pretrained`, such as device.
+
+        Raises:
+            UserError: the training is not done.
+        """
+        if self.state != "done":
+            cure = "call it again to go on" if self.state == "preempted" else "call it without lr_find to train"
+            raise UserError(f"this training is not done and has no model; {cure}")
+        from ulmfit.inference import LanguageModel, TextClassifier
+
+        kind = LanguageModel if self.task == "lm" else TextClassifier
+        return kind.from_pretrained(self.model_dir, **options)
+
+
+def result_of(
+    task: Literal["lm", "clf"], state: Literal["done", "preempted"], step: int, run_dir: Path, runtime: Runtime
+) -> TrainingResult:
+    """The result of a run from what its directory holds (a collective: the directory may be rank 0's alone)."""
+    best, metrics = runtime.on_main(lambda: _read(run_dir))
+    return TrainingResult(task, state, step, run_dir, run_dir / "model", metrics, best)
+
+
+def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
+    best = (read_status(run_dir) or {}).get("best_step")
+    metrics: dict[str, dict[str, Any]] = {}
+    with open(run_dir / METRICS, encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
+                metrics[line["split"]] = {name: value for name, value in line.items() if name not in ("event", "split")}
+    return best, metrics
