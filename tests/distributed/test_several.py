@@ -60,7 +60,7 @@ def test_two_ranks_agree_on_mistakes_between_trainings(one, tmp_path):
     for name, words in {
         "data": "nowhere.csv",
         "init": "nowhere",
-        "option": "--clip is -1.0; give 0 or more",
+        "option": "--clip is -1; give 0 or more",
         "device": "--precision fp16 needs a GPU",
         "other data": "the data of rank 1 (host ",
         "other options": "would train another run than rank 0",
