@@ -89,6 +89,8 @@ def test_options_become_those_of_a_command_line(monkeypatch):
     assert normalized(ulmfit.LMConfig(valid=Path("~/v.csv"))).valid == "/somewhere/v.csv"
     assert normalized(ulmfit.ClassifierConfig(encoder=Path("~/lm"))).encoder == "/somewhere/lm"
     json.dumps(found)
+    given.on_command_line = frozenset({"batch_size"})
+    assert normalized(given).on_command_line == {"batch_size"}  # the command line notes it on the configuration
 
 
 def test_paths_work_wherever_text_does(tmp_path, reviews, monkeypatch):

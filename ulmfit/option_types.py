@@ -6,6 +6,7 @@ that a command line would have given, so that a run does not depend on where it 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import numbers
@@ -42,7 +43,10 @@ def normalized(config: Config) -> Config:
     Raises:
         UserError: as `check_types`.
     """
-    return dataclasses.replace(config, **{name: _normalized(config, name) for name in _hints(type(config))})
+    result = copy.copy(config)  # with what a command line has noted on it
+    for name in _hints(type(config)):
+        setattr(result, name, _normalized(config, name))
+    return result
 
 
 @cache

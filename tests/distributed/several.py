@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from tests.training import runs
 from ulmfit.errors import UserError
+from ulmfit.run import checkpoint
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
@@ -63,6 +64,17 @@ def mistakes(folder: Path) -> None:
         train_language_model(runs.lm_config(folder / f"after-{name}", **good | {"max_steps": 1}))
 
 
+def damaged_checkpoint(folder: Path) -> None:
+    """Which rank 0 alone reads."""
+    config = runs.lm_config(folder / "damaged", data=str(folder / "reviews.csv"), **LM)
+    assert train_language_model(config, runs.StopAtCall(1)).state == "preempted"
+    with mock.patch.object(checkpoint, "load", side_effect=UserError("the checkpoint is damaged")):
+        try:
+            train_language_model(config)
+        except UserError as error:
+            print(f"mistake checkpoint on rank {RANK}: rank {error.rank}: {error}", flush=True)
+
+
 def mistake_in_training(folder: Path) -> None:
     """As of a shard that one rank reads: the others wait for it in the middle of a step."""
     step = Loop._step
@@ -89,5 +101,6 @@ if __name__ == "__main__":
     pipeline(place)
     if "mistakes" in sys.argv:
         mistakes(place)
+        damaged_checkpoint(place)
         mistake_in_training(place)
     print(f"end of rank {RANK}", flush=True)

@@ -69,6 +69,8 @@ def test_two_ranks_agree_on_mistakes_between_trainings(one, tmp_path):
         for rank in (0, 1):
             (line,) = [line for line in told.splitlines() if f"mistake {name} on rank {rank}: rank 1: " in line]
             assert words in line
+    for rank in (0, 1):
+        assert f"mistake checkpoint on rank {rank}: rank 0: the checkpoint is damaged" in told
     assert told.count("start the script again") == 2  # ranks in different collectives cannot train together
     status = json.loads((tmp_path / "stumbled" / "status.json").read_text())
     assert status["state"] == "failed" and status["rank"] == 1 and "shard 7" in status["error"]

@@ -65,7 +65,7 @@ def test_a_run_of_an_earlier_version_ends_with_the_bits_of_that_version(name, wo
     else:
         given = given | ({"init": "lm-done"} if given is OLD and name == "init" else {})
         result = train_language_model(LMConfig(output_dir=f"{name}-begun", **given))
-    assert (result["state"], result["step"]) == ("done", 4)
+    assert (result.state, result.step) == ("done", 4)
     ours, theirs = runs.weights(Path(f"{name}-begun")), runs.weights(Path(f"{name}-done"))
     assert runs.distance(ours, theirs) < 1e-6
     assert Path(f"{name}-begun/tokenizer.json").read_bytes() == Path("lm-begun/tokenizer.json").read_bytes()
@@ -73,7 +73,7 @@ def test_a_run_of_an_earlier_version_ends_with_the_bits_of_that_version(name, wo
 
 def test_a_finished_run_of_an_earlier_version_is_finished(old, capsys):
     before = runs.weights(Path("lm-done"))
-    assert train_language_model(LMConfig(output_dir="lm-done", **OLD))["state"] == "done"
+    assert train_language_model(LMConfig(output_dir="lm-done", **OLD)).state == "done"
     assert "holds this run, finished" in capsys.readouterr().out
     assert runs.distance(runs.weights(Path("lm-done")), before) == 0
 
@@ -105,9 +105,9 @@ def test_models_of_an_earlier_version_are_read(old):
     assert LanguageModel.from_pretrained("lm-done").generate("a good", max_new_tokens=3, seed=0).startswith("a good")
     assert TextClassifier.from_pretrained("clf-done").predict("a good film").label in ("neg", "pos")
     result = train_language_model(LMConfig(output_dir="new", init="lm-done", **OLD | {"max_steps": 2}))
-    assert result["state"] == "done"
+    assert result.state == "done"
     result = train_classifier(ClassifierConfig(output_dir="clf", encoder="lm-done", **OLD | {"max_steps": 2}))
-    assert result["state"] == "done"
+    assert result.state == "done"
 
 
 # Runs of this version
@@ -123,7 +123,7 @@ def begin(old):
 
     def begin(output_dir: str = "run", **options) -> LMConfig:
         config = LMConfig(output_dir=output_dir, **{"max_steps": 4} | TINY | options)
-        assert train_language_model(config, runs.StopAtCall(2))["state"] == "preempted"
+        assert train_language_model(config, runs.StopAtCall(2)).state == "preempted"
         return config
 
     return begin
@@ -153,7 +153,7 @@ def test_an_upgrade_changes_nothing_in_a_begun_run(begin, monkeypatch, clean_cac
     upgrade(monkeypatch)
     if clean_cache:
         shutil.rmtree("cache")
-    assert train_language_model(config)["state"] == "done"
+    assert train_language_model(config).state == "done"
     assert runs.distance(runs.weights(Path("run")), runs.weights(Path("straight"))) == 0
     assert runs.metrics(Path("run")) == runs.metrics(Path("straight"))
     assert stored("run")["identity"] == stored("straight")["identity"]
@@ -173,7 +173,7 @@ def test_the_identity_holds_what_the_options_became(begin):
 def test_an_option_that_is_not_given_is_that_of_the_run(begin, capsys):
     begin(alpha=1.0, seed=3, backwards=True, min_freq=3, lr=0.002)
     capsys.readouterr()
-    assert train_language_model(LMConfig(output_dir="run", samples=False, log_every=1))["state"] == "done"
+    assert train_language_model(LMConfig(output_dir="run", samples=False, log_every=1)).state == "done"
     told = capsys.readouterr().out.splitlines()[0]
     assert told.startswith("as this run began: ") and {"alpha 1.0", "data reviews.csv"} <= set(told[19:].split(", "))
     assert stored("run")["options"]["seed"] == 3
@@ -181,7 +181,7 @@ def test_an_option_that_is_not_given_is_that_of_the_run(begin, capsys):
 
 def test_an_option_that_is_given_as_it_became_is_the_same(begin):
     config = begin()
-    assert train_language_model(dataclasses.replace(config, lr=0.008, drop_mult=0.2, valid="0.1"))["step"] == 4
+    assert train_language_model(dataclasses.replace(config, lr=0.008, drop_mult=0.2, valid="0.1")).step == 4
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -221,7 +221,7 @@ def test_a_corpus_that_is_staged_again_is_the_run_s(begin):
     Path("elsewhere").mkdir()
     shutil.copy("reviews.csv", "elsewhere/staged.csv")
     shutil.rmtree("cache")
-    assert train_language_model(dataclasses.replace(config, data="elsewhere/staged.csv"))["state"] == "done"
+    assert train_language_model(dataclasses.replace(config, data="elsewhere/staged.csv")).state == "done"
 
 
 def test_the_caller_s_configuration_is_not_changed(begin):

@@ -141,20 +141,6 @@ def test_what_was_loaded_is_not_kept_beside_the_run(tmp_path, encoder, monkeypat
     assert train("lm", tmp_path / "run", encoder, runs.StopAtCall(2)).state == "preempted"
 
 
-def test_a_checkpoint_that_cannot_be_read_is_told_to_every_rank(tmp_path, encoder, monkeypatch):
-    train("lm", tmp_path / "run", encoder, runs.StopAtCall(2))
-
-    def load(path):
-        raise UserError("cannot be read")
-
-    told = []
-    monkeypatch.setattr(checkpoint, "load", load)
-    monkeypatch.setattr(Runtime, "broadcast", lambda self, value: told.append(value) or value)
-    with pytest.raises(UserError, match="cannot be read"):
-        train("lm", tmp_path / "run", encoder)
-    assert told[-1] == ("user", "cannot be read")
-
-
 def test_seed_and_dropout_matter(tmp_path, encoder):
     train("lm", tmp_path / "a", encoder, max_steps=4)
     train("lm", tmp_path / "b", encoder, max_steps=4, seed=1)
@@ -239,7 +225,6 @@ def poisoned(self, engine, batch, number):
 
 
 def test_a_skipped_step_leaves_weights_and_moments(encoder):
-    from ulmfit.distributed.runtime import Runtime
     from ulmfit.training import optim
     from ulmfit.training.engine import PlainEngine
 
