@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +72,7 @@ def result_of(
 def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
     best = (read_status(run_dir) or {}).get("best_step")
     metrics: dict[str, dict[str, Any]] = {}
-    with open(run_dir / METRICS, encoding="utf-8") as file:
+    with suppress(FileNotFoundError), open(run_dir / METRICS, encoding="utf-8") as file:  # one may tidy up a done run
         for text in file:
             line = json.loads(text)
             if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
