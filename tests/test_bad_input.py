@@ -234,7 +234,8 @@ def test_a_start_that_was_killed_is_no_foreign_directory(place):
     Path("out").mkdir()
     Path("out/run.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     os.utime("out/run.lock", (0, 0))
-    Path("out/config.json.tmp").write_text("{")
+    for name in ("config.json.tmp", ".config.json.tmp-123-123"):  # of an earlier version, of this one
+        Path("out", name).write_text("{")
     assert attempt(f"lm --data reviews.csv --output-dir out {TINY}", place).state == "done"
 
 

@@ -371,7 +371,7 @@ def test_a_full_disk_still_gets_the_outcome(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     write_status(tmp_path, "running", 100, note="longer than what follows")
-    monkeypatch.setattr(tracking, "write_atomically", full)
+    monkeypatch.setattr(tracking, "write_text", full)
     for step, state in ((7, "failed"), (8, "preempted")):
         write_status(tmp_path, state, step)
         assert read_status(tmp_path) == {"state": state, "step": step}

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import deque
@@ -29,9 +28,10 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ulmfit.batches.cache_writer import FORMAT, MANIFEST, PROGRESS, CacheWriter, map_file, sync, writing
+from ulmfit.batches.cache_writer import FORMAT, MANIFEST, PROGRESS, CacheWriter, map_file, writing
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.errors import UserError
+from ulmfit.files import publish
 
 SAVE_SECONDS = 20.0  # at most so much work is lost when a build is killed
 ENCODERS = 2  # batches in work: while one is turned from Rust's lists into arrays, the other keeps the cores busy
@@ -200,9 +200,8 @@ def _build(
             raise UserError(f"the split {split.name!r} holds no documents; check the data and its columns")
         with writing(path.parent):
             writer.finish(key, dict(split.skipped))
-            os.replace(partial, path)
+            publish(partial, path)
             (path / PROGRESS).unlink(missing_ok=True)
-            sync(path.parent)
     except UserError:  # the rows are at fault, or the disk is full: going on would not help
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ulmfit.errors import UserError
+from ulmfit.files import write_text
 
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
@@ -131,12 +132,7 @@ class CacheWriter:
 
     def _publish(self, name: str, content: dict[str, Any]) -> None:
         """Write a file so that it is there whole or not at all."""
-        aside = self.path / (name + ".new")
-        with open(aside, "w") as file:
-            json.dump(content, file, indent=1)
-            _sync_file(file)
-        os.replace(aside, self.path / name)
-        sync(self.path)
+        write_text(self.path / name, json.dumps(content, indent=1))
 
     def finish(self, fingerprint: str, skipped: dict[str, int]) -> None:
         """Make all files durable, then write the manifest that declares them complete."""
@@ -208,12 +204,3 @@ def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
-
-
-def sync(directory: Path) -> None:
-    """Make a rename in this directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from ulmfit.cli.common import check_output, tell_skipped
 from ulmfit.cli.streams import OutputLost
 from ulmfit.errors import UserError
+from ulmfit.files import beside, publish_new
 
 CHUNK = 2048  # texts that one process predicts at a time
 
@@ -95,16 +96,16 @@ def _writer(output: str | None, labels: Sequence[str]) -> Iterator[Write]:
             yield _lines(file)
         return
     path = Path(output)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
-            kinds = {".jsonl": _json_lines, ".csv": _table}
-            yield kinds.get(path.suffix, lambda file, labels: _lines(file))(file, labels)
-        _put(aside, path)
+        with beside(path) as aside:
+            with open(aside, "w", encoding="utf-8", newline="") as file:
+                kinds = {".jsonl": _json_lines, ".csv": _table}
+                yield kinds.get(path.suffix, lambda file, labels: _lines(file))(file, labels)
+            placed = publish_new(aside, path)
+        if placed != path:
+            raise UserError(f"--output {path} has appeared meanwhile; the predictions are in {placed}")
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _lines(file: TextIO) -> Write:
@@ -123,15 +124,3 @@ def _table(file: TextIO, labels: Sequence[str]) -> Write:
     table = csv.writer(file)
     table.writerow(["row", "label", *labels])
     return lambda number, label, row: table.writerow([number, label, *(f"{p:.6f}" for p in row)])
-
-
-def _put(aside: Path, path: Path) -> None:
-    """Rename, but not over a file that has appeared since the command began."""
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        spare = next(spare for n in range(1, 10**6) if not (spare := path.with_name(f"{path.name}.{n}")).exists())
-        os.replace(aside, spare)
-        raise UserError(f"--output {path} has appeared meanwhile; the predictions are in {spare}") from None
-    except OSError:  # a file system without links
-        os.replace(aside, path)

@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ulmfit.files import write_text
+
 SCHEME = 2  # how fingerprints are made; 1: by modification time above `_SMALL`, in runs of version 0.1.0
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 BLOCK = 16 * 2**20  # bytes that one thread hashes at a time
@@ -158,14 +160,9 @@ class _Memory:
     def save(self) -> None:
         for folder in self._changed if self._folder is not None else ():
             file = self._file(folder)
-            aside = file.with_name(f".{file.name}.{os.getpid()}")
             with suppress(OSError):
-                try:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    aside.write_text(json.dumps(self._known[folder]), encoding="utf-8")
-                    os.replace(aside, file)
-                finally:
-                    aside.unlink(missing_ok=True)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_text(file, json.dumps(self._known[folder]))
 
     def _of(self, folder: str) -> dict[str, list]:
         if folder not in self._known:

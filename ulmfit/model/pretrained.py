@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
@@ -79,20 +80,16 @@ def save_model(
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     folder.mkdir(parents=True, exist_ok=True)
-    _write_aside(folder / TOKENIZER, tokenizer.save)
-    _write_aside(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-    _write_aside(folder / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path))
+    files.remove_torn(folder)
+    tokenizer.save(folder / TOKENIZER)
+    files.write_text(folder / CONFIG, text)
+    with files.replacing(folder / WEIGHTS) as aside:
+        safetensors.torch.save_file(tensors, aside)
 
 
 def _vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
     """16 hex digits of the words in their order: what decides which row of the embedding a word gets."""
     return hashlib.sha256("\n".join(tokenizer.vocab).encode()).hexdigest()[:16]
-
-
-def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    write(aside)
-    os.replace(aside, path)
 
 
 def load_model(

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ulmfit.errors import UserError
+from ulmfit.files import publish, sync
 from ulmfit.run.lock import process_alive
 
 FORMAT = 1
@@ -170,19 +171,6 @@ def latest(directory: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path
     return None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file as a whole: whoever reads it sees the old text or the new."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------- state <-> json and tensors
 
 
@@ -248,13 +236,13 @@ def _seal(folder: Path, step: int) -> None:
     """
     files = {}
     for file in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
-        _fsync(file)
+        sync(file)
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
-    _fsync(folder / MANIFEST)
+    sync(folder / MANIFEST)
     for inner in (entry for entry in folder.rglob("*") if entry.is_dir()):
-        _fsync(inner)
-    _fsync(folder)
+        sync(inner)
+    sync(folder)
 
 
 def _publish(aside: Path, path: Path) -> None:
@@ -264,8 +252,7 @@ def _publish(aside: Path, path: Path) -> None:
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
-    aside.rename(path)
-    _fsync(path.parent)
+    publish(aside, path)
 
 
 def _tidy(directory: Path, step: int, keep: int, warn: Callable[[str], None]) -> None:
@@ -305,18 +292,6 @@ def _entries(directory: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot flush a folder; their renames are durable by themselves.
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _error_number(error: Exception) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit import config as options
+from ulmfit import files
 from ulmfit.config import TrainConfig
 from ulmfit.distributed.runtime import Runtime, environment
 from ulmfit.distributed.stop import STOP_FILE
@@ -27,12 +28,12 @@ def check_output(path: str | Path, *, resume: str) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file; name a directory")
     # A start that was killed before config.json was there leaves the lock and perhaps a part of the file.
-    left = {lock.LOCK_FILE, "config.json.tmp"}
+    left = {lock.LOCK_FILE, "config.json.tmp"}  # the latter of version 0.1.0
     if (
         resume == "auto"
         and path.is_dir()
         and not (path / "config.json").exists()
-        and any(entry.name not in left for entry in path.iterdir())
+        and not all(entry.name in left or files.is_torn(entry) for entry in path.iterdir())
     ):
         raise UserError(f"--output-dir {path} holds files that are not a run's; name an empty or a new directory")
     parent = path
@@ -138,8 +139,7 @@ class RunDirectory:
 
     def _decide(self, identity: dict[str, Any], kind: type[TrainConfig], notice: Callable[[str], None]) -> tuple:
         (self.path / STOP_FILE).unlink(missing_ok=True)
-        for torn in self.path.glob(".*.tmp-*"):  # of a writer that was killed; it held the lock that is now ours
-            torn.unlink(missing_ok=True)
+        files.remove_torn(self.path)  # its writer held the lock that is now ours
         stored = read_stored(self.path)
         if stored is None:
             return False, None, {}
@@ -175,10 +175,7 @@ class RunDirectory:
             "world_size": self._runtime.world_size,
             "engine": self._runtime.engine,
         } | environment()
-        file = self.path / "config.json"
-        aside = file.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, file)
+        files.write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state to go on from, on every rank (read by rank 0: disks may be local to a node).

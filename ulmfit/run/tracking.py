@@ -22,7 +22,7 @@ from typing import Any, Literal, TextIO
 import torch
 from tqdm import tqdm
 
-from ulmfit.run.checkpoint import write_atomically
+from ulmfit.files import replacing, write_text
 
 METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
 State = Literal["running", "done", "preempted", "failed"]
@@ -271,8 +271,7 @@ def cut_metrics(path: Path, step: int) -> set[str]:
     kept: set[str] = set()
     if not path.exists():
         return kept
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    with replacing(path) as aside:
         with open(path, encoding="utf-8", errors="replace") as old, open(aside, "w", encoding="utf-8") as new:
             for text in old:
                 try:
@@ -284,11 +283,6 @@ def cut_metrics(path: Path, step: int) -> set[str]:
                     new.write(text)
                     if line["step"] == step:
                         kept.add(_key(line))
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return kept
 
 
@@ -297,7 +291,7 @@ def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> No
     path = output_dir / STATUS
     text = json.dumps(_plain({"state": state, "step": step} | fields)) + "\n"
     try:
-        write_atomically(path, text)
+        write_text(path, text)
     except OSError:
         if not path.exists():
             raise

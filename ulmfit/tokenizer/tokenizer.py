@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, processors, trainers
 
+from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
@@ -148,7 +149,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes tokenizer.json, which `tokenizers.Tokenizer.from_file` of any language reads too."""
-        Path(path).expanduser().write_text(self.to_str(), encoding="utf-8")
+        files.write_text(Path(path).expanduser(), self.to_str())
 
     def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
         """The tokens of each text with xxbos, before the vocabulary turns rare ones into xxunk."""

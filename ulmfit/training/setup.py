@@ -255,9 +255,7 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
         tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(f".{os.getpid()}")
-        tokenizer.save(aside)
-        os.replace(aside, file)
+        tokenizer.save(file)
         return tokenizer.to_str()
 
     return Tokenizer.from_str(session.runtime.on_main(train))
