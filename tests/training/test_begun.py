@@ -249,7 +249,7 @@ def test_a_run_on_a_data_set_of_the_hub_goes_on_with_its_revision(begin, monkeyp
     assert stored("run")["resolved"]["revision"] == hub.newest == "a" * 40
     hub.newest = "b" * 40
     hub.down = True  # as in a job that is requeued on a node without a network
-    assert train_language_model(config)["state"] == "done"
+    assert train_language_model(config).state == "done"
     hub.down = False
     with pytest.raises(UserError, match=r"run holds another run \(corpus \(content\)"):
         train_language_model(dataclasses.replace(config, data="owner/name:default"))
