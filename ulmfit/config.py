@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
-from ulmfit.option_types import PathOption, check_types
+from ulmfit.option_types import DataOption, PathOption, check_types
 
 Value = TypeVar("Value")
 Options = TypeVar("Options")
@@ -105,7 +105,7 @@ class TrainConfig:
     # Set on what a command line was parsed into: an option may be given there at its default.
     on_command_line: ClassVar[frozenset[str]] = frozenset()
 
-    data: OrElse[PathOption] = None
+    data: OrElse[DataOption] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
     text_column: OrElse[str] = None
     """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
@@ -321,8 +321,11 @@ def _flag(name: str) -> str:
 
 
 def options(config: TrainConfig) -> dict[str, Any]:
-    """Every option by its field name, JSON-able."""
-    return dataclasses.asdict(config)
+    """Every option by its field name, JSON-able; data in memory by its description."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if values["data"] is not None:
+        values["data"] = str(values["data"])
+    return values
 
 
 def given(config: TrainConfig) -> set[str]:

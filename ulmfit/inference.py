@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -57,6 +57,26 @@ def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device 
     return net.eval(), tokenizer, config
 
 
+def _texts(given: Any) -> list[str]:
+    """A text or an iterable of texts as a list; iterating over a dict or a frame would give names of columns."""
+    if isinstance(given, str):
+        return [given]
+    columns = list(given) if isinstance(given, Mapping) else getattr(given, "columns", None)
+    columns = getattr(given, "column_names", columns)
+    if columns is not None:
+        listed = ", ".join(map(str, columns))
+        raise UserError(
+            f"texts are expected and not a {type(given).__name__}; give one of its columns ({listed}) as a list"
+        )
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise UserError(f"texts are expected and not {type(given).__name__}; give a str or a list of them")
+    texts = list(given)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {place} is of type {type(text).__name__}; give a str")
+    return texts
+
+
 class LanguageModel:
     """A trained language model with its tokenizer."""
 
@@ -103,7 +123,7 @@ class LanguageModel:
                 "this language model reads texts backwards and cannot continue one; "
                 "give a model that was trained without --backwards"
             )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _texts(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)
         if seed is None:
@@ -160,8 +180,11 @@ class TextClassifier:
         """The class of a text, or of each of several.
 
         A text's probabilities do not depend on the texts beside it.
+
+        Raises:
+            UserError: something other than texts, such as a data frame, whose columns have to be chosen.
         """
-        rows = self.probabilities([texts] if isinstance(texts, str) else list(texts))
+        rows = self.probabilities(_texts(texts))
         predictions = [Prediction(self.label_names[row.argmax()], int(row.argmax()), row) for row in rows]
         return predictions[0] if isinstance(texts, str) else predictions
 

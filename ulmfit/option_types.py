@@ -19,8 +19,9 @@ from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
     PathOption = str | os.PathLike[str]  # what Python may give
+    DataOption = Any  # see ulmfit.data.memory
 else:
-    PathOption = str  # what a command line gives
+    PathOption = DataOption = str  # what a command line gives
 
 Config = TypeVar("Config")
 PATHS = frozenset({"data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir"})
@@ -39,6 +40,8 @@ def check_types(config: Any) -> None:
 
 def normalized(config: Config) -> Config:
     """A copy with the values that a command line would give: paths as str with ~ expanded, plain Python numbers.
+
+    Data in memory become `ulmfit.data.memory.InMemory`, which reads all of them once.
 
     Raises:
         UserError: as `check_types`.
@@ -72,6 +75,10 @@ def _normalized(config: Any, name: str) -> Any:
         value = os.fspath(value)
     if name == "valid" and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = str(value)  # a fraction
+    if name == "data" and value is not None and not isinstance(value, str):
+        from ulmfit.data.memory import InMemory
+
+        return value if isinstance(value, InMemory) else InMemory(value)
     for member in members:
         if member is type(None) and value is None:
             return None

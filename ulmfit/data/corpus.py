@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ulmfit.data.fingerprint import Access
+from ulmfit.data.memory import InMemory
 from ulmfit.data.readers import Source
 from ulmfit.data.sources import SPLIT_NAMES, find
 from ulmfit.data.splits import UNLABELLED, Choice, Split, is_integer, unseen_label
@@ -42,7 +43,7 @@ class Corpus:
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def open_corpus(data: str | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
+def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
                 label_names: list[str] | None = None, trained_columns: Sequence[str] = (),
                 access: Access | None = None) -> Corpus:  # fmt: skip

@@ -9,6 +9,7 @@
   name does, the files together are the corpus. A folder of .txt files not named so holds one document a file;
 * a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt; one
   document a file, the classes are the folders' names, and the columns are `text` and `label`;
+* data in memory (see `ulmfit.data.memory`);
 * owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
 """
 
@@ -24,18 +25,15 @@ from typing import Any
 
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
+from ulmfit.data.memory import SPLIT_NAMES, InMemory, refuse_description
 from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
 
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
-    "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
-}  # fmt: skip
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
           ".parquet": "parquet", ".txt": "text", ".tokens": "text"}  # fmt: skip
 
 
-def find(data: str | None, access: Access | None = None) -> dict[str, Source]:
+def find(data: str | InMemory | None, access: Access | None = None) -> dict[str, Source]:
     """Sources by split name ("train", "valid", "test", "unsup" or a name of the hub's); None: the embedded sample.
 
     Something that is not divided into splits is {"train": source}. Raises UserError for a path that does not exist or
@@ -44,6 +42,9 @@ def find(data: str | None, access: Access | None = None) -> dict[str, Source]:
     access = access or Access()
     if data is None:
         return {split: open_sample(split) for split in sample.SPLITS}
+    if isinstance(data, InMemory):
+        return data.sources
+    refuse_description(data)
     if os.path.isdir(data):
         found = _folder(Path(data), access)
         if found is None:

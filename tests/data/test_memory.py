@@ -1,0 +1,175 @@
+"""Corpora that Python code holds in memory: every container, their identity, and runs on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+import ulmfit
+from tests.training import runs as short
+from ulmfit.cli.options import parse
+from ulmfit.data.corpus import open_corpus
+from ulmfit.data.memory import InMemory
+from ulmfit.errors import UserError
+from ulmfit.option_types import normalized
+
+TEXTS = [f"film number {number} was {'good' if number % 3 else 'bad'}" for number in range(60)]
+LABELS = ["neg" if number % 3 == 0 else "pos" for number in range(60)]
+COLUMNS = {"text": TEXTS, "label": LABELS}
+
+
+def polars(columns):
+    return pytest.importorskip("polars").DataFrame(columns)
+
+
+LABELLED = {
+    "dict of columns": lambda: COLUMNS,
+    "pandas frame": lambda: pd.DataFrame(COLUMNS, index=range(100, 160)),
+    "pandas frame of categories": lambda: pd.DataFrame(COLUMNS).astype({"label": "category"}),
+    "polars frame": lambda: polars(COLUMNS),
+    "datasets.Dataset": lambda: datasets.Dataset.from_dict(COLUMNS),
+    "pair of lists": lambda: (TEXTS, LABELS),
+    "pair of arrays": lambda: (np.array(TEXTS), np.array(LABELS)),
+    "pair of a frame's columns": lambda: (pd.Series(TEXTS), pd.Series(LABELS)),
+    "one split": lambda: {"train": COLUMNS},
+}
+
+
+def rows(data, task="clf", **options) -> dict[str, list[tuple]]:
+    """(text, label) of every split."""
+    corpus = open_corpus(InMemory(data), task=task, **options)
+    names = corpus.label_names or []
+    return {
+        name: [
+            (text, names[label] if batch.labels else None)
+            for batch in split.batches()
+            for text, label in zip(batch.texts, batch.labels or [0] * len(batch.texts), strict=True)
+        ]
+        for name, split in corpus.splits.items()
+    }
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_every_container_holds_the_same_corpus(name):
+    data = LABELLED[name]()
+    found = rows(data)
+    assert sorted(found["train"] + found["valid"]) == sorted(zip(TEXTS, LABELS, strict=True))
+    assert found == rows(COLUMNS)
+    assert InMemory(data).sources["train"].fingerprint == InMemory(COLUMNS).sources["train"].fingerprint
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, pd.Series, lambda texts: polars({"text": texts})["text"],
+                                  lambda texts: datasets.Dataset.from_dict({"text": texts})["text"]])  # fmt: skip
+def test_texts_alone(make):
+    found = rows(make(TEXTS), "lm")
+    assert sorted(text for part in found.values() for text, _ in part) == sorted(TEXTS)
+
+
+def test_splits():
+    train, valid, test = ({"text": TEXTS[a:b], "label": LABELS[a:b]} for a, b in ((0, 40), (40, 50), (50, 60)))
+    expected = {"train": 40, "valid": 10, "test": 10}
+    for data in (
+        {"train": pd.DataFrame(train), "validation": (valid["text"], valid["label"]), "test": test},
+        datasets.DatasetDict(
+            {name: datasets.Dataset.from_dict(part) for name, part in zip(expected, (train, valid, test), strict=True)}
+        ),
+    ):
+        assert {name: len(part) for name, part in rows(data).items()} == expected
+
+
+def test_the_classes_of_a_data_set_are_its_own():
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["pos", "neg"]))
+    data = datasets.Dataset.from_dict(COLUMNS, features=features)
+    assert open_corpus(InMemory(data), task="clf").label_names == ["pos", "neg"]
+    assert sorted(rows(data)["train"]) == sorted(rows(COLUMNS)["train"])
+
+
+def test_missing_values_are_rows_at_fault_and_unlabelled_rows():
+    labels = [int(label == "pos") for label in LABELS]
+    frame = pd.DataFrame({"text": [*TEXTS * 2, None, float("nan"), pd.NA], "label": [*labels * 2, 1, 0, 1]})
+    split = open_corpus(InMemory(frame), task="clf", valid=0.2).splits
+    counted = {name: sum(1 for _ in part.batches()) and part.skipped["no text"] for name, part in split.items()}
+    assert sum(counted.values()) == 3
+    numbers = pd.DataFrame({"text": TEXTS[:21], "label": [*[0.0, 1.0] * 10, None]})  # as pandas holds a missing integer
+    names = open_corpus(InMemory(numbers), task="clf").label_names
+    assert names == ["0", "1"]
+
+
+def test_the_identity_is_the_content():
+    fingerprint = InMemory(COLUMNS).sources["train"].fingerprint
+    others = (
+        COLUMNS | {"text": [*TEXTS[:-1], "another"]},
+        COLUMNS | {"label": LABELS[::-1]},
+        {"text": TEXTS[::-1], "label": LABELS[::-1]},
+        {"texts": TEXTS, "label": LABELS},
+    )
+    assert len({fingerprint, *(InMemory(other).sources["train"].fingerprint for other in others)}) == 5
+    # What can be neither text nor label does not count, and need not be readable twice alike.
+    for _ in range(2):
+        more = COLUMNS | {"object": [object() for _ in TEXTS]}
+        assert InMemory(more).sources["train"].fingerprint == InMemory(more).sources["train"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (iter(TEXTS), "data= is of type list_iterator; give a path, a data frame"),
+        ({*TEXTS}, "data= is of type set; give"),
+        (b"text", "data= is of type bytes; give"),
+        ([{"text": "a"}], "data= is a list of dict and not of texts; give"),
+        ([1, 2], "data= is a list of int and not of texts"),
+        ((TEXTS, LABELS[:3]), "differ in length (text 60, label 3); give a value for each row"),
+        ({"text": "abc"}, "column text of data= is of type str; give a list"),
+        ({}, "data= is an empty dict"),
+        ([], "the list of texts in memory is empty; give data with rows"),
+        ({"train": TEXTS, "training": TEXTS}, "data= holds a split twice (train, training)"),
+    ],
+)
+def test_anything_else_is_refused(data, sentence):
+    with pytest.raises(UserError) as caught:
+        normalized(ulmfit.LMConfig(data=data))
+    assert sentence in str(caught.value)
+
+
+def test_a_run_describes_its_data_and_goes_on_with_the_same(tmp_path, runs):
+    config = short.clf_config(tmp_path / "clf", data=(TEXTS, LABELS), encoder=runs.lm, max_steps=4)
+    given = dict(vars(config))
+    assert ulmfit.train_classifier(config, short.StopAtCall(2)).state == "preempted"
+    assert vars(config) == given
+    stored = json.loads((tmp_path / "clf" / "config.json").read_text())["options"]["data"]
+    assert stored == "in memory: pair of texts and labels, train 60 rows, columns text, label"
+    assert not any(TEXTS[0] in file.read_text(errors="replace") for file in (tmp_path / "clf").rglob("*.json"))
+    other = dataclasses.replace(config, data=(TEXTS, LABELS[::-1]))
+    with pytest.raises(UserError, match="holds another run"):
+        ulmfit.train_classifier(other)
+    with pytest.raises(UserError, match="with the same data="):
+        ulmfit.train_classifier(dataclasses.replace(config, data=None))
+    rerun = parse(ulmfit.ClassifierConfig, ["--config", str(tmp_path / "clf"), "--output-dir", str(tmp_path / "new")])
+    with pytest.raises(UserError, match="was given its data from Python .*with the same data="):
+        ulmfit.train_classifier(rerun)
+    # The same rows in another container are the same data.
+    done = ulmfit.train_classifier(dataclasses.replace(config, data=pd.DataFrame(COLUMNS)))
+    assert done.state == "done" and done.step == 4
+
+
+def test_only_texts_are_classified(runs):
+    model = ulmfit.TextClassifier.from_pretrained(runs.clf)
+    for texts in (TEXTS[:2], tuple(TEXTS[:2]), pd.Series(TEXTS[:2]), np.array(TEXTS[:2]), iter(TEXTS[:2])):
+        assert model.predict(texts) == model.predict(TEXTS[:2])
+    for wrong, sentence in (
+        (COLUMNS, r"texts are expected and not a dict; give one of its columns \(text, label\)"),
+        (pd.DataFrame(COLUMNS), r"not a DataFrame; give one of its columns \(text, label\)"),
+        (datasets.Dataset.from_dict(COLUMNS), "not a Dataset; give one of its columns"),
+        (["a", None], "text 1 is of type NoneType; give a str"),
+        (b"a", "texts are expected and not bytes"),
+        (3, "texts are expected and not int"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            model.predict(wrong)
+    with pytest.raises(UserError, match="texts are expected"):
+        ulmfit.LanguageModel.from_pretrained(runs.lm).generate({"prompt": "a"})

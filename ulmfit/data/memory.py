@@ -1,0 +1,209 @@
+"""Corpora that Python code holds in memory, as sources.
+
+`data=` of a configuration may be, besides a path or a name:
+
+* a pandas or polars data frame, a `datasets.Dataset`, or a dict of columns: {"text": [...], "label": [...]};
+* a list (tuple, array, Series) of texts, or a pair (texts, labels);
+* a dict of splits of any of these, {"train": ..., "valid": ..., "test": ...}, and a `datasets.DatasetDict`.
+
+Such data are identified by their content: the same rows in another container are the same corpus. config.json of a
+run holds a description; a later start is given the data again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ulmfit.data.fingerprint import Access
+from ulmfit.data.readers import Batches, Source, of_dataset
+from ulmfit.errors import UserError
+
+DESCRIBED = "in memory: "  # begins what config.json holds in place of the data
+HASHED_ROWS = 10_000  # at a time
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
+}  # fmt: skip
+_HASHED = ("string", "large_string", "bool", "int", "uint", "float")  # beginnings of types
+_TAKES = "give a path, a data frame, a datasets.Dataset, a dict of columns, a list of texts or (texts, labels)"
+_Column = Callable[[int, int], Sequence[Any]]  # the values of the rows from the first to before the second
+
+
+class InMemory:
+    """A corpus in memory.
+
+    Attributes:
+        sources: by split.
+
+    Raises:
+        UserError: the data are of no known kind, or their columns differ in length.
+    """
+
+    def __init__(self, data: Any) -> None:
+        parts = _splits(data)
+        self._kind = _kind(next(iter(parts.values())))
+        several = len(parts) > 1
+        self.sources = {
+            name: _source(part, f"the {_kind(part)} in memory" + (f" ({name})" if several else ""))
+            for name, part in parts.items()
+        }
+
+    def __str__(self) -> str:
+        """What config.json holds in its place."""
+        rows = ", ".join(f"{name} {source.num_rows:,} rows" for name, source in self.sources.items())
+        columns = ", ".join(next(iter(self.sources.values())).columns)
+        return f"{DESCRIBED}{self._kind}, {rows}, columns {columns}"
+
+    __repr__ = __str__
+
+
+def refuse_description(data: str) -> None:
+    """Raise UserError where `data` is what config.json holds in place of data in memory."""
+    if data.startswith(DESCRIBED):
+        raise UserError(
+            f"this run was given its data from Python ({data.removeprefix(DESCRIBED)}), which its directory does not "
+            "hold; call the training from Python with the same data="
+        )
+
+
+def _splits(data: Any) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {"train": data}
+    if not data:
+        raise UserError("data= is an empty dict; give columns or splits")
+    names = [str(name) for name in data]
+    named = all(name.lower() in SPLIT_NAMES for name in names)
+    if not named and not all(map(_is_table, data.values())):
+        return {"train": data}
+    found = {SPLIT_NAMES.get(name.lower(), name): part for name, part in zip(names, data.values(), strict=True)}
+    if len(found) < len(data):
+        raise UserError(f"data= holds a split twice ({', '.join(names)}); give each once")
+    return found
+
+
+def _package(data: Any) -> str:
+    return type(data).__module__.partition(".")[0]
+
+
+def _is_table(data: Any) -> bool:
+    return (_package(data), type(data).__name__) in _TABLES
+
+
+_TABLES = {
+    ("pandas", "DataFrame"): "pandas frame",
+    ("polars", "DataFrame"): "polars frame",
+    ("datasets", "Dataset"): "datasets.Dataset",
+}
+
+
+def _is_sequence(data: Any) -> bool:
+    """A list, tuple, array or Series: something with a length whose items have places."""
+    return not isinstance(data, str | bytes | Mapping) and not _is_table(data) and (
+        isinstance(data, Sequence)
+        or _package(data) == "numpy" and getattr(data, "ndim", 0) == 1
+        or (_package(data), type(data).__name__) in {("pandas", "Series"), ("polars", "Series"), ("datasets", "Column")}
+    )  # fmt: skip
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and all(map(_is_sequence, data))
+
+
+def _kind(data: Any) -> str:
+    if _is_table(data):
+        return _TABLES[_package(data), type(data).__name__]
+    if isinstance(data, Mapping):
+        return "dict of columns"
+    return "pair of texts and labels" if _is_pair(data) else "list of texts"
+
+
+def _source(data: Any, what: str) -> Source:
+    if _is_table(data) and _package(data) == "datasets":
+        source = of_dataset(data, what, "", [], [], Access())
+        source.fingerprint = _fingerprint(source)
+        return source
+    columns = _columns(data)
+    lengths = {name: length for name, (length, _) in columns.items()}
+    if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        raise UserError(f"the columns of {what} differ in length ({listed}); give a value for each row")
+    num_rows = next(iter(lengths.values()))
+    if not num_rows:
+        raise UserError(f"{what} is empty; give data with rows")
+
+    def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
+        for start in range(place or 0, num_rows, batch_size):
+            stop = min(start + batch_size, num_rows)
+            yield {name: [_plain(value) for value in columns[name][1](start, stop)] for name in wanted}, stop
+
+    source = Source(what, list(columns), "", num_rows=num_rows, _batches=batches)
+    source.types = {name: _type(source, name) for name in columns}
+    source.fingerprint = _fingerprint(source)
+    return source
+
+
+def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
+    """Length and reader of each column."""
+    if _is_table(data):
+        frame = data.iloc if _package(data) == "pandas" else data
+        names = list(data.columns)
+        if len(set(map(str, names))) < len(names):
+            raise UserError("the data frame names a column twice; rename one")
+        return {
+            str(name): (len(data), lambda start, stop, place=place: _listed(frame[start:stop, place]))
+            for place, name in enumerate(names)
+        }
+    if _is_pair(data):
+        data = {"text": data[0], "label": data[1]}
+    elif _is_sequence(data):
+        first = next((value for value in map(_plain, _listed(data[:100])) if value is not None), "")
+        if not isinstance(first, str):
+            raise UserError(f"data= is a list of {type(first).__name__} and not of texts; {_TAKES}")
+        data = {"text": data}
+    if not isinstance(data, Mapping):
+        raise UserError(f"data= is of type {type(data).__name__}; {_TAKES}")
+    for name, values in data.items():
+        if not _is_sequence(values):
+            raise UserError(f"column {name} of data= is of type {type(values).__name__}; give a list")
+    return {
+        str(name): (len(values), lambda start, stop, values=values: _listed(values[start:stop]))
+        for name, values in data.items()
+    }
+
+
+def _listed(values: Any) -> list[Any]:
+    """Values of a list, an array or a Series as a list."""
+    for method in ("tolist", "to_list"):
+        if hasattr(values, method):
+            return getattr(values, method)()
+    return list(values)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a file would hold it: missing ones as None, numpy's as Python's."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()
+    missing = type(value).__name__ in ("NAType", "NaTType") or isinstance(value, float) and value != value
+    return None if missing else value
+
+
+def _type(source: Source, name: str) -> str:
+    """An Arrow type by the first value that is there: it decides what may be a column of texts."""
+    for columns in source.read([name]):
+        for value in columns[name]:
+            if value is not None:
+                return "string" if isinstance(value, str) else type(value).__name__
+    return "string"
+
+
+def _fingerprint(source: Source) -> str:
+    """16 hex digits of the content: names of columns and classes, and all values that can be texts or labels."""
+    names = [name for name in source.columns if source.types[name].startswith(_HASHED)]
+    digest = hashlib.sha256(json.dumps([source.columns, source.classes]).encode())
+    for columns in source.read(names, HASHED_ROWS) if names else ():
+        for row in zip(*(columns[name] for name in names), strict=True):
+            digest.update(json.dumps(row, default=repr).encode())
+    return digest.hexdigest()[:16]
