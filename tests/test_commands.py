@@ -288,11 +288,31 @@ def last_metrics(run, split):
 
 def test_evaluate_scores_what_training_scored(command, runs, reviews):
     for run in (runs.lm, runs.clf):
-        (line,) = command("evaluate", "--model", run, "--data", reviews, "--split", "valid", "--batch-size", 8)
+        (line,) = command("evaluate", "--model", run, "--data", reviews, "--split", "valid")
         scores, trained = json.loads(line), last_metrics(run, "valid")
-        assert scores["split"] == "valid" and 0 < scores["documents"] < 40
+        assert scores["split"] == "valid" and 0 < scores["documents"] < 40 and command.err == ""
         assert scores["loss"] == pytest.approx(trained["loss"], rel=1e-5)
         assert scores["accuracy"] == pytest.approx(trained["accuracy"], rel=1e-5)
+
+
+def test_evaluate_reads_a_language_model_in_the_rows_of_its_training(command, runs, reviews, tmp_path):
+    def scores(model, *more):
+        (line,) = command("evaluate", "--model", model, "--data", reviews, "--split", "all", *more)
+        return json.loads(line)
+
+    trained = scores(runs.lm / "model")
+    assert (trained["rows"], trained["bptt"]) == (8, 20) and trained == scores(runs.lm, "--batch-size", 8)
+    # A model of an earlier version: in its run, and alone.
+    shutil.copytree(runs.lm, tmp_path / "run")
+    file = tmp_path / "run" / "model" / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("eval_rows") == 8
+    file.write_text(json.dumps(config))
+    assert scores("run") == scores("run/model") == trained and command.err == ""
+    shutil.move("run/model", "alone")
+    alone = scores("alone")
+    assert command.err == "alone does not tell the rows of its training; reading in 64\n" and alone["rows"] == 64
+    assert alone == scores(runs.lm, "--batch-size", 64) and alone["loss"] != trained["loss"]
 
 
 def test_evaluate_a_file_without_splits_scores_every_row(command, runs, reviews):
@@ -363,7 +383,7 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(mistake, runs, tmp
 
 def test_evaluate_needs_labels_for_a_classifier_alone(command, mistake, runs, tmp_path):
     (tmp_path / "new.csv").write_text("text,sentiment\n" + "one film was good,pos\n" * 5)
-    assert "no column label: choose one of text, sentiment" in mistake(
+    assert "no column label; choose one of text, sentiment" in mistake(
         "evaluate", "--model", runs.clf, "--data", "new.csv"
     )
     (line,) = command("evaluate", "--model", runs.clf, "--data", "new.csv", "--label-column", "sentiment")

@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tests.training import runs
+from ulmfit.cli.commands import COMMANDS
 from ulmfit.config import ClassifierConfig, LMConfig, check
 from ulmfit.errors import UserError
 from ulmfit.limits import LIMITS
@@ -29,7 +30,7 @@ def numbers(kind):
 
 
 def test_every_numeric_option_has_limits():
-    names = {name for kind in (LMConfig, ClassifierConfig) for name, _ in numbers(kind)}
+    names = {name for command in COMMANDS.values() for name, _ in numbers(command.options)}
     assert len(names) > 25 and names == LIMITS.keys()
 
 

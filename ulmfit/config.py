@@ -6,6 +6,7 @@ A field's docstring is its line in `--help`. Fields that default to None are fil
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -307,13 +308,12 @@ def expand_paths(config: Options) -> Options:
 
     A shell expands it only at the beginning of a word, not in `--data=~/reviews.csv`.
     """
-    values = {name: getattr(config, name, None) for name in PATHS}
-    changed = {
-        name: os.path.expanduser(value)
-        for name, value in values.items()
-        if isinstance(value, str | Path) and str(value).startswith("~")
-    }
-    return dataclasses.replace(config, **changed)
+    expanded = copy.copy(config)
+    for name in PATHS:
+        value = getattr(config, name, None)
+        if isinstance(value, str | Path):
+            setattr(expanded, name, os.path.expanduser(value))
+    return expanded
 
 
 def _flag(name: str) -> str:

@@ -59,6 +59,13 @@ LIMITS = {
     "labels": Limit(1, 10**9),
     "head_size": Limit(1, 10**5),
     "label_smoothing": Limit(0, _BELOW_ONE),
+    # of `ulmfit show` and `ulmfit generate`
+    "rows": Limit(1, 10**6),
+    "steps": Limit(1, 10**6),
+    "max_new_tokens": Limit(0, 10**7),
+    "temperature": Limit(0, 10**6),
+    "top_k": Limit(1, 10**7),
+    "min_p": Limit(0, 1),
 }
 
 

@@ -26,7 +26,8 @@ TRAINERS = [name for name, command in COMMANDS.items() if command.trains]
 
 
 @pytest.fixture(autouse=True)
-def _wide(monkeypatch):
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
 
 
@@ -162,11 +163,11 @@ MISTAKES = {
     "generate --model x The --top-k many": "--top-k many does not fit; it takes a whole number",
     "generate --model x The --temperature warm": "--temperature warm does not fit; it takes a number",
     "show --tokenizer x --task both": "--task both does not fit; it takes one of lm, clf",
-    "show --tokenizer x --rows 0": "--rows is 0; give a number of at least 1",
+    "show --tokenizer x --rows 0": "--rows is 0; give at least 1",
     "show --tokenizer x surplus": "to train on a file, write --data surplus",
-    "tokenizer --min-freq 0": "--min-freq is 0; give a number of at least 1",
-    "tokenizer --vocab-size 3": "--vocab-size is 3; give a number of at least 10",
-    "evaluate --model x --batch-size 0": "--batch-size is 0; give a number of at least 1",
+    "tokenizer --min-freq 0": "--min-freq is 0; give at least 1",
+    "generate --model x The --min-p 2": "--min-p is 2; give at most 1",
+    "evaluate --model x --batch-size 0": "--batch-size is 0; give at least 1",
     "train-lm --batchsize 4": "there is no option --batchsize; did you mean --batch-size?",
     "train-lm --keep-best=1": "--keep-best takes no value; write --keep-best alone, or --no-keep-best",
     "train-clf reviews.csv": "reviews.csv belongs to no option; to train on a file, write --data reviews.csv",
@@ -197,14 +198,16 @@ def test_texts_stand_anywhere_between_the_options():
 
 
 def test_values_are_read_as_they_are_meant():
-    options = parse(LMConfig, ["--lr", "-1", "--batch_size=8", "--micro-batches", "auto", "--data=", "--clip", "1e-3"])
+    options = parse(LMConfig, ["--lr", "1e-3", "--batch_size=8", "--micro-batches", "auto", "--data=", "--clip", "0"])
     assert (options.lr, options.batch_size, options.micro_batches, options.data, options.clip) == (
-        -1.0,
+        1e-3,
         8,
         "auto",
         "",
-        1e-3,
+        0,
     )
+    with pytest.raises(UserError, match="^--lr is -1; "):
+        parse(LMConfig, ["--lr", "-1"])
     assert parse(LMConfig, ["--micro-batches", "2", "--preset", "None"]) == LMConfig(micro_batches=2)
     assert parse(LMConfig, []) == LMConfig() and parse(ClassifierConfig, []) == ClassifierConfig()
 

@@ -79,7 +79,7 @@ def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
         memory.fit_micro_batches(task, session.runtime)
 
     monkeypatch.setattr(run_task, "_choose_micro_batches", choose)
-    with pytest.raises(UserError, match="--batch-size does not fit the GPU's memory: .* use more processes"):
+    with pytest.raises(UserError, match="--batch-size does not fit the GPU's memory, .*; use more processes"):
         train_language_model(runs.lm_config(tmp_path / "run", micro_batches="auto"))
     assert tried == [1, 2, 4, 8, 16]  # rows
 

@@ -5,18 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ulmfit.cli.options import flag_of
 from ulmfit.errors import UserError
-
-
-def at_least(options: Any, **least: int) -> None:
-    """Refuse an option below its least value (UserError); None is what was not given."""
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and value < bound:
-            raise UserError(f"{flag_of(name)} is {value}; give a number of at least {bound}")
 
 
 def check_output(path: Path) -> None:

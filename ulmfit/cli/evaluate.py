@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ulmfit.cli.common import at_least, tell_skipped
+from ulmfit.cli.common import tell_skipped
 from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
     from ulmfit.data.splits import Split
 
 LM_WINDOW = 70  # tokens at a time of a language model that does not tell its own
-LM_ROWS = 64
+LM_ROWS = 64  # where neither the model nor its run tells
 
 
 @dataclass(kw_only=True)
@@ -35,15 +37,17 @@ class EvaluateOptions:
     """What training held out of data without a valid split, with --split valid (default: column is_valid, else 0.1)."""
     seed: int = 0
     """Training's seed, which chose a held-out fraction."""
-    batch_size: int = LM_ROWS
-    """Rows a language model is read in."""
+    batch_size: int | None = None
+    """Rows a language model is read in (default: those of its training; 64 where the model does not tell)."""
     int8: bool = False
     """Matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move by 0.001 or so."""
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Score a model on a split."""
-    at_least(options, batch_size=1, seed=0)
+    """Score a model on a split, as its training does.
+
+    A language model carries its state along each row, so the loss depends a little on the number of rows.
+    """
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.distributed.runtime import open_runtime
     from ulmfit.model.classifier import ClassifierNet
@@ -68,17 +72,33 @@ def evaluate(options: EvaluateOptions) -> None:
                 net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id, backwards=saved["backwards"]
             )
         else:
-            metrics = score_language_model(
-                net,
-                store,
-                runtime,
-                num_rows=options.batch_size,
-                bptt=saved.get("bptt", LM_WINDOW),
-                backwards=saved["backwards"],
+            rows = options.batch_size or _trained_rows(options.model, saved)
+            if rows is None:
+                rows = LM_ROWS
+                if runtime.is_main:
+                    print(f"{options.model} does not tell the rows of its training; reading in {rows}", file=sys.stderr)
+            bptt = saved.get("bptt", LM_WINDOW)
+            metrics = {"rows": rows, "bptt": bptt} | score_language_model(
+                net, store, runtime, num_rows=rows, bptt=bptt, backwards=saved["backwards"]
             )
         if runtime.is_main:
             tell_skipped(store.skipped)
             print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
+
+
+def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:
+    """The rows in which training evaluated a language model.
+
+    Models of earlier versions do not tell them, but the run that they lie in does.
+    """
+    from ulmfit.model.pretrained import find_model
+
+    if "eval_rows" in saved:
+        return int(saved["eval_rows"])
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        run = json.loads((find_model(model).parent / "config.json").read_text(encoding="utf-8"))
+        return int(run["resolved"]["batch_size"])
+    return None
 
 
 def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple[str, Split]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from ulmfit.cli.common import at_least
-
 
 @dataclass(kw_only=True)
 class GenerateOptions:
@@ -31,7 +29,6 @@ class GenerateOptions:
 
 def generate(options: GenerateOptions) -> None:
     """Print a continuation of each prompt."""
-    at_least(options, max_new_tokens=0, top_k=1, seed=0)
     from ulmfit.inference import LanguageModel
 
     model = LanguageModel.from_pretrained(options.model)

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ulmfit.config import TrainConfig, expand_paths, load_options
 from ulmfit.errors import UserError
+from ulmfit.limits import check_numbers
 
 Options = TypeVar("Options")
 
@@ -25,7 +26,7 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
     """The options on a command line, over those of `--config FILE` if given; `~` at a path's beginning is resolved.
 
     Raises:
-        UserError: an option is unknown or missing, or its value does not fit.
+        UserError: an option is unknown or missing, or its value does not fit or is out of its limits.
     """
     import tyro
 
@@ -36,6 +37,7 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
             parsed = expand_paths(tyro.cli(kind, args=words, default=defaults(kind, words)))
     except SystemExit:
         raise UserError("the options do not fit together; --help lists what each takes") from None
+    check_numbers(vars(parsed))
     if isinstance(parsed, TrainConfig):
         flags = {option.partition("=")[0] for option in options}
         parsed.on_command_line = frozenset(  # type: ignore[misc]

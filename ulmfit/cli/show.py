@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ulmfit.cli.common import at_least, tell_skipped
+from ulmfit.cli.common import tell_skipped
 
 if TYPE_CHECKING:
     from ulmfit.batches.cache import TokenStore
@@ -43,7 +43,6 @@ class ShowOptions:
 
 def show(options: ShowOptions) -> None:
     """Print the first batches of a trainer as words."""
-    at_least(options, rows=1, steps=1, batch_size=1, bptt=2, seed=0)
     from ulmfit.config import LMConfig
     from ulmfit.data.corpus import open_corpus
     from ulmfit.tokenizer.tokenizer import Tokenizer

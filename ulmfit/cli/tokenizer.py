@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ulmfit.cli.common import at_least, check_output, tell_skipped
+from ulmfit.cli.common import check_output, tell_skipped
 from ulmfit.errors import UserError
 
 
@@ -32,7 +32,6 @@ class TokenizerOptions:
 
 def train_tokenizer(options: TokenizerOptions) -> None:
     """Train and save a tokenizer."""
-    at_least(options, vocab_size=10, min_freq=1)
     from ulmfit.data.corpus import open_corpus
     from ulmfit.run.meter import metered_texts
     from ulmfit.tokenizer.tokenizer import Tokenizer

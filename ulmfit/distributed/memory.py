@@ -30,7 +30,7 @@ def advice(micro_batches: int, most: int) -> str:
             f"give --micro-batches {2 * micro_batches} (now {micro_batches}), which trains the same model in less "
             "memory, or --micro-batches auto on a GPU"
         )
-    return "a step is already cut as finely as it can be; use more processes, a smaller --bptt or a smaller --preset"
+    return "use more processes, a smaller --bptt or a smaller --preset"
 
 
 class _Alone:
@@ -72,7 +72,9 @@ def fit_micro_batches(task: Any, runtime: Runtime) -> int:
             break
         micro_batches *= 2
         if micro_batches > task.most_micro_batches:
-            raise UserError(f"a step of --batch-size does not fit the GPU's memory; {advice(1, 1)}")
+            raise UserError(
+                f"a step of --batch-size does not fit the GPU's memory, cut as finely as it can be; {advice(1, 1)}"
+            )
     for parameter, requires_grad in zip(task.net.parameters(), trained, strict=True):
         parameter.requires_grad_(requires_grad)
     task.net.load_state_dict(kept)

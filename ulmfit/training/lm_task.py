@@ -139,7 +139,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         session,
         tokenizer=tokenizer,
         test=held_out.get("test"),
-        saved={"backwards": config.backwards, "bptt": recipe.bptt},
+        saved={"backwards": config.backwards, "bptt": recipe.bptt, "eval_rows": recipe.batch_size},
         keep_best=setup.keeps_best(config, corpus),
         resolved=setup.resolved_data(
             session,
