@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
@@ -21,7 +21,7 @@ from ulmfit.option_types import DataOption, PathOption, check_types
 Value = TypeVar("Value")
 Options = TypeVar("Options")
 # An option whose docstring tells in words what becomes of it when it is left out: "(default: ...)".
-OrElse = Value | None
+OrElse: TypeAlias = Value | None
 
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.

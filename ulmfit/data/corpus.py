@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.memory import InMemory
 from ulmfit.data.readers import Source
+from ulmfit.data.shards import Columns
 from ulmfit.data.sources import SPLIT_NAMES, find
 from ulmfit.data.splits import UNLABELLED, Choice, Split, is_integer, unseen_label
 from ulmfit.errors import UserError
@@ -89,6 +90,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         choice_of_train = Choice(False, choice.fraction, choice.seed, choice.column)
         splits = {"train": split("train", pool, choice_of_train), "valid": split("valid", pool, choice)}
     else:
+        assert held_out is not None
         pool = [part for part in pool if part is not held_out]
         splits = {"train": split("train", pool), "valid": split("valid", [held_out])}
     if "test" in found and not include_test and valid_name != "test":
@@ -172,7 +174,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
     names = [name for name in source.columns if name != label_column
              and source.types.get(name, "string") in ("string", "large_string")]  # fmt: skip
     if len(names) > 1:  # csv reads everything as strings: leave out what only holds numbers or truth values
-        head = next(source.read(names, 100), {name: [] for name in names})
+        head: Columns = next(source.read(names, 100), {name: [] for name in names})
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
     if len(names) != 1:
         raise UserError(f"{source.what} has no column text; choose one of {listed} by --text-column")
@@ -197,7 +199,11 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
         return None, Choice(True, fraction, seed), None
     valid = str(valid)
     split = valid if valid in found else SPLIT_NAMES.get(valid)
-    matches = {"a path": os.path.exists(valid), "a column": valid in train.columns, "a split": split in found}
+    matches = {
+        "a path": os.path.exists(valid),
+        "a column": valid in train.columns,
+        "a split": split is not None and split in found,
+    }
     kinds = [kind for kind, matched in matches.items() if matched]
     if len(kinds) > 1:
         raise UserError(
@@ -208,7 +214,7 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
                         f"and none of the splits {', '.join(found)}; give one of these")  # fmt: skip
     if kinds == ["a column"]:
         return None, Choice(True, column=valid), None
-    if kinds == ["a split"]:
+    if kinds == ["a split"] and split is not None:
         if split == "train":
             raise UserError(f"--valid {valid} is the training split itself; give a fraction or another split")
         return found[split], None, split

@@ -161,7 +161,7 @@ def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterato
     first, inside = place or (0, None)
     for number in range(first, len(files)):
         path = files[number]
-        for batch, after in retried(functools.partial(read, path), inside, lambda path=path: path):
+        for batch, after in retried(functools.partial(read, path), inside, functools.partial(str, path)):
             yield batch, [number, after]
         inside = None
 
@@ -328,7 +328,7 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
         length = 0
         for number in range(place or 0, len(paths)):
             path = paths[number]
-            for text, _ in retried(lambda _, path=path: _document(path), None, lambda path=path: path):
+            for text, _ in retried(functools.partial(_reread, path), None, functools.partial(str, path)):
                 columns["text"].append(text)
                 length += len(text)
             if labels is not None:
@@ -360,6 +360,11 @@ def _document(path: str) -> Iterator[tuple[str, None]]:
     with open_text(path) as file:
         text = file.read()
     yield text, None
+
+
+def _reread(path: str, place: None) -> Iterator[tuple[str, None]]:
+    """A document from its beginning: the only place there is."""
+    return _document(path)
 
 
 def _document_rows(paths: list[str], labels: list[str] | None) -> Iterator[dict[str, str]]:

@@ -69,7 +69,8 @@ def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Ca
             if failures == TRIES:
                 if isinstance(_causes(error)[-1], EOFError):
                     raise UserError(f"{what}, it is incomplete; copy or make it again") from error
-                code = next((cause.errno for cause in _causes(error) if getattr(cause, "errno", None)), errno.EIO)
+                codes = (cause.errno for cause in _causes(error) if isinstance(cause, OSError) and cause.errno)
+                code = next(codes, errno.EIO)
                 raise OSError(code, f"{what}, also after {TRIES} tries: see to its file system or connection and start "
                               "the same command again, it goes on from the last checkpoint") from error  # fmt: skip
             print(f"{what}: try {failures + 1} of {TRIES} in {delay} s", file=sys.stderr, flush=True)

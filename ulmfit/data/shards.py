@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +24,16 @@ from ulmfit.errors import UserError
 # Bytes that are no UTF-8 become this noncharacter, which no text legitimately holds, so that the readers of
 # `datasets` go on and the rows can be counted.
 UNDECODABLE = "\ufdd0"
-codecs.register_error("ulmfit-mark", lambda error: (UNDECODABLE, error.end))
 
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return UNDECODABLE, error.end
+
+
+codecs.register_error("ulmfit-mark", _mark)
+
+COMPRESSED = {".gz": "gzip", ".xz": "lzma", ".bz2": "bz2"}  # suffix: the module that reads it
 CHUNK = 2**20  # bytes of lines read at a time
 SLICE_BYTES = 32 * 2**20  # bytes of Arrow text turned into Python strings at a time
 Columns = dict[str, list[Any]]
@@ -33,13 +42,9 @@ Columns = dict[str, list[Any]]
 def open_bytes(path: str) -> IO[bytes]:
     """Opens a plain or compressed file for reading."""
     suffix = Path(path).suffix.lower()
-    if suffix == ".gz":
-        import gzip as module
-    elif suffix == ".xz":
-        import lzma as module
-    elif suffix == ".bz2":
-        import bz2 as module
-    elif suffix == ".zst":
+    if suffix in COMPRESSED:
+        return import_module(COMPRESSED[suffix]).open(path, "rb")
+    if suffix == ".zst":
         try:
             import zstandard
         except ImportError:
@@ -47,9 +52,7 @@ def open_bytes(path: str) -> IO[bytes]:
         # Its own `open` ends after the first frame, and has no readline.
         frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
         return io.BufferedReader(frames)
-    else:
-        return open(path, "rb")
-    return module.open(path, "rb")
+    return open(path, "rb")
 
 
 def open_text(path: str) -> IO[str]:

@@ -112,7 +112,7 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
             "rename it to train*, valid*, test* or unsup*, or give a glob that leaves it out"
         )
     return {
-        split: open_files(group, kind, group[0] if len(group) == 1 else f"{what} ({split})", access)
+        str(split): open_files(group, kind, group[0] if len(group) == 1 else f"{what} ({split})", access)
         for split, group in groups.items()
     }
 

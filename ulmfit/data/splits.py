@@ -145,10 +145,14 @@ class Split:
         counts: Counter[str] = Counter()
         hashed = self.choice is not None and self.choice.column is None
         for part, columns, _, _ in self._read(self.text_columns if hashed else [], 10_000):
+            assert self.label_column is not None
             names = [_label_name(part, self.label_column, value) for value in columns[self.label_column]]
             if self.choice:
-                rows = zip(*(columns[name] for name in self.text_columns), strict=True) if hashed else names
-                taken = self.choice.takes(columns, [_join(row)[0] for row in rows] if hashed else names)
+                texts = [""] * len(names)  # of no account where a column decides
+                if hashed:
+                    rows = zip(*(columns[name] for name in self.text_columns), strict=True)
+                    texts = [_join(row)[0] for row in rows]
+                taken = self.choice.takes(columns, texts)
                 names = [name for name, take in zip(names, taken, strict=True) if take]
             counts.update(name for name in names if name is not None)
         return counts

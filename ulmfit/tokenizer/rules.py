@@ -30,7 +30,8 @@ from ulmfit.tokenizer.spacy_rules import boundaries, contractions, either, repla
 # Marks that the passes leave for each other: noncharacters of Unicode, which are for internal use. A text that holds
 # one nevertheless has it replaced (`clean`): it would be taken for a mark, and a long run of them for a count, in
 # quadratic time.
-ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = MARKS = "\ufdd1\ufdd2\ufdd3\ufdd4\ufdd5\ufdd6"
+ONE, TEN, HUNDRED, PLACE, AGAIN, ENTITY = "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4", "\ufdd5", "\ufdd6"
+MARKS = ONE + TEN + HUNDRED + PLACE + AGAIN + ENTITY
 
 SPECIALS = {
     "fastai1": "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep".split(),

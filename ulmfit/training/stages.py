@@ -119,7 +119,7 @@ _QUICK = {
 }
 # Small data need more passes: quick repeats its last stage until it has about this many steps.
 _QUICK_STEPS = {"lm": 400, "clf": 350}
-_QUICK_MAX_EPOCHS = {"lm": 7, "clf": 12}
+_QUICK_MAX_EPOCHS = {"lm": 12, "clf": 12}
 
 
 def recipe_for(config: TrainConfig, *, pretrained: bool) -> Recipe:
