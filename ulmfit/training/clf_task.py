@@ -1,4 +1,4 @@
-"""train_classifier: a text classifier on a language model's encoder, top to bottom."""
+"""train_classifier: a text classifier on a language model's encoder. Also the classifier's task."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from ulmfit.training.run_task import run, run_session
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 
-_LABELS = 2  # marks the draw of --labels, apart from the orders of an epoch
+_LABELS = 2  # gives the draw of --labels another generator than the order of an epoch
 
 
 def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> TrainingResult:
     """Train a text classifier on a language model's encoder.
 
-    The last step of ULMFiT (Howard & Ruder 2018), from a corpus to config.output_dir. Called again with the
-    same configuration it goes on from the newest checkpoint. Several trainings may follow each other in a process.
-    Under `accelerate launch`, torchrun or `notebook_launcher` every process calls it.
+    This is the last step of ULMFiT (Howard & Ruder 2018). The result is written to config.output_dir.
+    A second call with the same configuration resumes from the newest checkpoint. One process may train several
+    models, one after another. Under `accelerate launch`, torchrun or `notebook_launcher` every process must call it.
 
     Args:
-        config: the options, which stay as they are.
-        stop: of a script that handles signals itself; without it, Ctrl-C (in the main thread) stops after the step
-            in hand, with a checkpoint, and a second Ctrl-C at once.
+        config: the options; not modified.
+        stop: the stop request of a script that handles signals itself. Without it, Ctrl-C (in the main thread) stops
+            after the current step, with a checkpoint, and a second Ctrl-C stops at once.
 
     Raises:
-        UserError: an option, file, column or model is at fault; nothing was written or overwritten. On all processes
-            of a launch, also where one alone found it.
-        TrainingInterrupted: stopped by Ctrl-C, with a checkpoint.
+        UserError: an option, file, column or model is wrong. Nothing was written or overwritten. It is raised on all
+            processes of a launch, even if only one of them found it.
+        TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
     return run_session(_train, config, stop)
 
@@ -132,17 +132,17 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
 
 
 def balanced_draw(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
-    """Indices of `number` documents, int64, ascending: as even over the classes as their sizes allow.
+    """Draw `number` documents, the classes as equally often as their sizes allow. Returns int64 indices, ascending.
 
-    A larger number of the same corpus and seed contains a smaller one.
+    With the same labels and seed, a larger draw contains every smaller one.
 
     Raises:
-        UserError: there are fewer documents.
+        UserError: there are fewer than `number` documents.
     """
     if number > len(labels):
         raise UserError(f"--labels {number} is more than the {len(labels)} labelled documents for training; give fewer")
     order = permutation(len(labels), seed, 0, _LABELS)
-    # The turn of each document within its class: all first ones come before all second ones.
+    # The rank of each document within its class. Sorting by it takes the first of every class, then the second, ...
     turns = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -158,7 +158,7 @@ def _labels(store: TokenStore) -> np.ndarray:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity with the gradient times a factor."""
+    """Identity in the forward pass; multiplies the gradient by a factor in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
@@ -172,12 +172,13 @@ class _ScaleGradient(torch.autograd.Function):
 
 @dataclass
 class ClassifierBatch:
-    """One step's documents as this rank sees them.
+    """One step: the labels of the global batch and this rank's documents.
 
     Attributes:
-        indices: all documents of the global step.
-        labels: theirs, int64.
+        indices: int64 [n], indices in the corpus of all documents of the global step.
+        labels: int64 [n], their classes.
         parts: this rank's micro-batches.
+        epoch, step_in_epoch: from 0.
         lr_scale: factor for the learning rate, as in LMBatch.
     """
 
@@ -190,12 +191,12 @@ class ClassifierBatch:
 
 
 class ClassifierTask:
-    """The classifier for the loop.
+    """The classifier's batches and steps, for the loop.
 
-    BatchNorm and the loss see the whole global batch. A document's encoding is small (3 x embedding), so
-    every rank gathers all of them, runs the same tiny head on the whole batch, and back-propagates into
-    the encodings of its own documents. With several micro-batches the encodings are first computed
-    without gradient, then each micro-batch is encoded again with one and put in place of its rows.
+    BatchNorm and the loss need the whole global batch. The encoding of a document is small (3 x embedding size).
+    So every rank gathers the encodings of all documents, runs the small head on the whole batch, and back-propagates
+    into the encodings of its own documents. With several micro-batches, all encodings are first computed without
+    gradient. Then each micro-batch is encoded again with gradient and replaces its rows.
     """
 
     name = "classifier"
@@ -225,32 +226,32 @@ class ClassifierTask:
             self._class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
 
     def steps_in_epoch(self, epoch: int) -> int:
-        """ceil(documents / batch_size), every epoch."""
+        """ceil(documents / batch_size), the same in every epoch."""
         return self._batches.steps_per_epoch
 
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[ClassifierBatch, dict[str, Any]]]:
-        """Steps from a position on, without end, with this rank's documents collated."""
+        """Endless batches from a position on (None: from the start), each with the position after it."""
         for indices, epoch, step, after in self._batches.batches(state):
             yield self._deal(indices, epoch, step), after
 
     def largest_batch(self) -> ClassifierBatch:
-        """A step that takes as much memory as any: that of the longest documents."""
+        """A batch of the longest documents, which needs most memory."""
         return self._deal(np.argsort(-self._train.lengths, kind="stable")[: self._recipe.batch_size], 0, 0)
 
     def mean_tokens(self) -> float:
-        """Tokens of a global step, on average."""
+        """Mean number of tokens of a global step."""
         return self._recipe.batch_size * float(self._train.lengths.mean())
 
     def trained_windows(self) -> list[list[tuple[int, int]]]:
-        """(rows, tokens a row) of the calls of the encoder with gradient, for each micro-batch of the largest step."""
+        """For each micro-batch of the largest step: (rows, tokens a row) of each encoder call with gradient."""
         lengths = np.sort(self._train.lengths)[-self._recipe.batch_size :]
         return [self.net.trained_windows(lengths[part]) for part in self._assign(lengths)[self._runtime.rank]]
 
     def reset_hidden(self) -> None:
-        """A classifier carries nothing from step to step."""
+        """Does nothing: a classifier keeps no hidden state between steps."""
 
     def _assign(self, lengths: np.ndarray) -> list[list[np.ndarray]]:
-        """[rank][micro-batch] -> positions in a step of documents of these lengths."""
+        """Assign documents of these lengths: [rank][micro-batch] -> positions in the step."""
         return assign_to_ranks(
             lengths,
             num_ranks=self._runtime.world_size,
@@ -273,7 +274,7 @@ class ClassifierTask:
         return collate(store, indices, positions, pad_id=self._pad_id, backwards=self._config.backwards)
 
     def step(self, engine: Engine, batch: ClassifierBatch, number: int) -> StepResult:
-        """Forward and backward of this rank's documents; gradients are those of the global mean loss."""
+        """Forward and backward pass of this rank's documents. The gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         size = len(batch.indices)
         labels = to_device(batch.labels, device)
@@ -298,7 +299,8 @@ class ClassifierTask:
         for index, part in enumerate(batch.parts):
             last = index == num_passes - 1
             with engine.accumulate(last=last):
-                # Lengths as numbers: DDP and FSDP copy tensors to the device, from where the host would wait for them.
+                # Lengths as a list: DDP and FSDP copy tensor arguments to the device, and to read them there would
+                # make the host wait.
                 logits, ar_sum, tar_sum = engine.model(
                     to_device(part.tokens, device),
                     part.lengths.tolist(),
@@ -313,8 +315,8 @@ class ClassifierTask:
                 activation = config.alpha * ar_sum / (trained.sum() * width) + config.beta * tar_sum / (
                     max(1, (trained - 1).sum()) * width
                 )
-                # Every pass on every rank has the whole head's gradient: their mean is the head's. AR and TAR are
-                # sums over the documents of one pass of one rank.
+                # Each pass on each rank computes the head's complete gradient, so these are averaged. AR and TAR
+                # are sums over the documents of this pass only, so these are added up.
                 engine.backward(loss / num_passes + activation * runtime.world_size)
         with torch.no_grad():
             sums = torch.stack(
@@ -325,10 +327,10 @@ class ClassifierTask:
     def _combiner(
         self, batch: ClassifierBatch, part: DocumentBatch, cached: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
-        """Puts a micro-batch's encodings, with their gradient, among those of the whole global step.
+        """A function that inserts a micro-batch's encodings, with gradient, into those of the global step.
 
-        The gradient is scaled up by what averaging over passes and ranks takes away: an encoding is
-        differentiated in one pass of one rank only.
+        Their gradient is multiplied by passes x ranks, because it is averaged over passes and ranks later although
+        each encoding has a gradient in only one pass of one rank.
         """
         factor = float(len(batch.parts) * self._runtime.world_size)
 
@@ -339,9 +341,9 @@ class ClassifierTask:
         return combine
 
     def _gather(self, batch: ClassifierBatch, own: Tensor) -> Tensor:
-        """All documents' encodings [size, 3E] in the order of the step, without gradient.
+        """The encodings of all documents, [size, 3E] in the order of the step, without gradient (a collective).
 
-        Each rank fills in its rows of zeros; the sum over ranks puts them together exactly.
+        Each rank fills its own rows and leaves the others zero. The sum over ranks is therefore exact.
         """
         whole = own.new_zeros(len(batch.indices), own.shape[1])
         places = to_device(torch.cat([part.positions for part in batch.parts]), own.device)
@@ -349,7 +351,7 @@ class ClassifierTask:
         return self._runtime.sum(whole)
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any]:
-        """Loss, accuracy, F1 and confusion matrix on a store (default: the validation split)."""
+        """Loss (nats), accuracy, F1 and confusion matrix on a store (default: the validation split)."""
         return score_classifier(
             self.net,
             store or self._valid,
@@ -360,7 +362,7 @@ class ClassifierTask:
         )
 
     def quality(self, metrics: dict[str, Any]) -> list[float]:
-        """The higher the accuracy the better; among equals the lower loss."""
+        """Higher accuracy is better; at equal accuracy, lower loss."""
         return [metrics["accuracy"], -metrics["loss"]]
 
     def sample(self) -> None:
@@ -368,7 +370,7 @@ class ClassifierTask:
         return None
 
     def hidden_state(self) -> dict[str, Any]:
-        """A classifier carries nothing from step to step."""
+        """Empty: a classifier keeps no hidden state between steps."""
         return {}
 
     def load_hidden_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""train_language_model: pretrain or fine-tune the AWD-LSTM language model, top to bottom."""
+"""train_language_model: pretrain or fine-tune the AWD-LSTM language model. Also the language model's task."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ QUICK_SAMPLE = 4096
 
 
 def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> TrainingResult:
-    """Train a language model: from random weights, or fine-tune a pretrained one on the texts of a task.
+    """Train a language model from random weights, or fine-tune a pretrained one on the texts of a task.
 
-    The first two steps of ULMFiT (Howard & Ruder 2018), from a corpus to config.output_dir. Called again with the
-    same configuration it goes on from the newest checkpoint. Several trainings may follow each other in a process.
-    Under `accelerate launch`, torchrun or `notebook_launcher` every process calls it.
+    These are the first two steps of ULMFiT (Howard & Ruder 2018). The result is written to config.output_dir.
+    A second call with the same configuration resumes from the newest checkpoint. One process may train several
+    models, one after another. Under `accelerate launch`, torchrun or `notebook_launcher` every process must call it.
 
     Args:
-        config: the options, which stay as they are.
-        stop: of a script that handles signals itself; without it, Ctrl-C (in the main thread) stops after the step
-            in hand, with a checkpoint, and a second Ctrl-C at once.
+        config: the options; not modified.
+        stop: the stop request of a script that handles signals itself. Without it, Ctrl-C (in the main thread) stops
+            after the current step, with a checkpoint, and a second Ctrl-C stops at once.
 
     Raises:
-        UserError: an option, file, column or model is at fault; nothing was written or overwritten. On all processes
-            of a launch, also where one alone found it.
-        TrainingInterrupted: stopped by Ctrl-C, with a checkpoint.
+        UserError: an option, file, column or model is wrong. Nothing was written or overwritten. It is raised on all
+            processes of a launch, even if only one of them found it.
+        TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
     return run_session(_train, config, stop)
 
@@ -157,13 +157,13 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
 
 
 def _sampled_words(config: LMConfig, vocab_size: int, pretrained: bool, runtime: Runtime) -> int | None:
-    """Words of the output layer that a step learns from; None for all.
+    """Number of candidates of the sampled softmax in a step; None for the full softmax.
 
-    Fine-tuning on a CPU with a pretrained vocabulary takes three times as long with all words, and most of them do
-    not occur in the corpus.
+    On a CPU, fine-tuning with a pretrained vocabulary takes three times as long with the full softmax, and most words
+    of that vocabulary do not occur in the corpus.
 
     Raises:
-        UserError: as many are asked for as there are.
+        UserError: the number is not smaller than the vocabulary.
     """
     asked = config.sampled_softmax
     if asked is None:
@@ -179,10 +179,11 @@ def _sampled_words(config: LMConfig, vocab_size: int, pretrained: bool, runtime:
 
 
 class LanguageModelTask:
-    """The language model for the loop: global rows, carried hidden state, AR and TAR.
+    """The language model's batches, steps and hidden state, for the loop.
 
-    A rank holds `rows` of the global batch and carries their hidden state; `--micro-batches` cuts them
-    further. Losses are summed and divided by the global number of targets, so that no cut changes them.
+    A rank holds `rows` of the global batch and keeps their hidden state between steps. `--micro-batches` divides
+    these rows further. Losses are summed and divided by the global number of targets, so the result does not depend
+    on the number of ranks or micro-batches.
     """
 
     name = "language model"
@@ -203,7 +204,7 @@ class LanguageModelTask:
         self._source, self._valid, self._tokenizer = source, valid, tokenizer
         self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
-        self._inclusion: Tensor | None = None  # of each word as a candidate of the sampled softmax
+        self._inclusion: Tensor | None = None  # [V], probability that a word is a candidate of the sampled softmax
         if config.sampled_softmax is not None:
             self._inclusion = inclusion_probabilities(net.config.vocab_size, config.sampled_softmax)
             self._log_inclusion = self._inclusion.log().to(runtime.device, dtype=net.decoder_bias.dtype)
@@ -211,11 +212,11 @@ class LanguageModelTask:
 
     @property
     def most_micro_batches(self) -> int:
-        """The finest cut: the largest power of two that divides this rank's rows."""
+        """The largest possible number of micro-batches: the largest power of two that divides this rank's rows."""
         return len(self._rows) & -len(self._rows)
 
     def largest_batch(self) -> LMBatch:
-        """A step that takes as much memory as any (its tokens mean nothing)."""
+        """A batch of the size that needs most memory, with dummy tokens."""
         length = self._recipe.bptt + (MOST_JITTER if self._config.bptt_jitter else 0)
         tokens = torch.zeros(len(self._rows), length, dtype=torch.long)
         return LMBatch(tokens, tokens, tokens.numel(), True, 0, 0)
@@ -225,11 +226,11 @@ class LanguageModelTask:
         return self._recipe.batch_size * self._recipe.bptt
 
     def trained_windows(self) -> list[list[tuple[int, int]]]:
-        """(rows, tokens a row) of the calls of the encoder with gradient, for each micro-batch of the largest step."""
+        """For each micro-batch of the largest step: (rows, tokens a row) of each encoder call with gradient."""
         return [[(-(-len(self._rows) // self.micro_batches), self._recipe.bptt)]]
 
     def reset_hidden(self) -> None:
-        """Start from an empty hidden state."""
+        """Set the hidden state to zeros."""
         self._state = self.net.init_state(len(self._rows))
 
     def steps_in_epoch(self, epoch: int) -> int | None:
@@ -237,15 +238,15 @@ class LanguageModelTask:
         return None if self._config.streaming else self._source.steps_per_epoch(epoch)
 
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[LMBatch, dict[str, Any]]]:
-        """Batches from a position on, without end."""
+        """Endless batches from a position on (None: from the start), each with the position after it."""
         return self._source.batches(state)
 
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A position for all rows from every rank's (a collective)."""
+        """The position of all rows, merged from those of all ranks (a collective)."""
         return merge_states(self._runtime.gather_objects([state]))
 
     def step(self, engine: Engine, batch: LMBatch, number: int) -> StepResult:
-        """Forward and backward of this rank's rows; gradients are those of the global mean loss."""
+        """Forward and backward pass of this rank's rows. The gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         tokens, targets = to_device(batch.tokens, device), to_device(batch.targets, device)
         if batch.reset:
@@ -275,7 +276,7 @@ class LanguageModelTask:
                     + config.alpha * out.ar_sum / (batch.num_targets * width)
                     + config.beta * out.tar_sum / (pairs * width)
                 )
-                # DDP averages over ranks; the loss is already a share of the global mean.
+                # DDP averages gradients over ranks, but the loss is already divided by the global count.
                 engine.backward(loss * runtime.world_size)
             states.append(out.state)
             sums += torch.stack([out.ce_sum.detach().double(), out.num_correct.double()])
@@ -285,7 +286,7 @@ class LanguageModelTask:
         return StepResult(sums, batch.num_targets, batch.num_targets)
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
-        """Loss, perplexity and accuracy on a store (default: the validation split); None without one."""
+        """Loss (nats), perplexity and accuracy on a store (default: the validation split); None if there is none."""
         store = store or self._valid
         if store is None:
             return None
@@ -299,13 +300,14 @@ class LanguageModelTask:
         )
 
     def quality(self, metrics: dict[str, Any]) -> list[float]:
-        """The lower the loss the better."""
+        """The negative loss: a lower loss is better."""
         return [-metrics["loss"]]
 
     def sample(self) -> str | None:
-        """A generated continuation of the beginning of a validation text (rank 0, private data: --no-samples)."""
+        """The beginning of a validation text with a generated continuation (rank 0). --no-samples turns it off, for
+        private data."""
         if self._config.backwards:
-            return None  # text written from its end reads as noise
+            return None  # a backward model writes text in reverse, which nobody can read
         store = self._valid
         prompt = store.document(0)[: PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
         seed = derive_seed(self._config.seed, "sample")
@@ -316,7 +318,7 @@ class LanguageModelTask:
         return self._tokenizer.decode(prompt + ids)
 
     def hidden_state(self) -> dict[str, Any]:
-        """The hidden state of every global row (a collective)."""
+        """The hidden state of all rows of the global batch (a collective)."""
 
         def whole(part: Tensor) -> Tensor:
             return self._runtime.gather(part).flatten(0, 1).cpu()
@@ -324,6 +326,6 @@ class LanguageModelTask:
         return {"hidden": [[whole(h), whole(c)] for h, c in self._state]}
 
     def load_hidden_state(self, state: dict[str, Any]) -> None:
-        """Take this rank's rows of a hidden state, whatever number of ranks saved it."""
+        """Load this rank's rows of a saved hidden state. The number of ranks may have changed since."""
         mine = slice(self._rows.start, self._rows.stop)
         self._state = [(h[mine].to(self._runtime.device), c[mine].to(self._runtime.device)) for h, c in state["hidden"]]

@@ -1,8 +1,8 @@
-"""The one loop that trains the language model and the classifier.
+"""The training loop of the language model and the classifier.
 
-A task (lm_task.py, clf_task.py) knows its batches and what a step computes; this file knows
-stages, schedules, clipping, skipping, logging, evaluation, checkpoints and stopping. One step from text
-to weights: batches/ -> Task.step -> model/ -> engine.py.
+A task (lm_task.py, clf_task.py) makes the batches and computes loss and gradients of a step. This file does
+the rest: stages, schedules, clipping, skipped steps, logging, evaluation, checkpoints and stopping.
+The path of one step: batches/ -> Task.step -> model/ -> engine.py.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from ulmfit.training import optim
 from ulmfit.training.engine import Engine, build_engine
 from ulmfit.training.stages import Recipe, Stage, share_steps
 
-MAX_SKIPPED = 50  # steps in a row without a finite gradient before the run gives up
+MAX_SKIPPED = 50  # consecutive steps without a finite gradient after which the run fails
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on: the message says where and what to try."""
+    """Training cannot continue. The message gives the step and a remedy."""
 
 
 class StepResult(NamedTuple):
-    """What a step leaves behind for the log, still on the device.
+    """Numbers of one step for the log. The tensor stays on the device, so that the host does not wait.
 
     Attributes:
-        sums: float64 [2], this rank's part of the summed cross-entropy and of the correct predictions.
-        num_predictions: in the global step.
+        sums: float64 [2], this rank's part of the summed cross-entropy (nats) and of the number of correct predictions.
+        num_predictions: number of predictions in the global step.
         tokens: number of tokens read in the global step.
     """
 
@@ -52,7 +52,7 @@ class StepResult(NamedTuple):
 
 
 class Task(Protocol):
-    """What the loop needs of a trainer."""
+    """The interface between the loop and a task (language model or classifier)."""
 
     groups: list[list[str]]
     name: str
@@ -79,7 +79,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage and its length."""
+    """A stage and its number of steps."""
 
     stage: Stage
     num_steps: int
@@ -87,7 +87,15 @@ class PlannedStage:
 
 @dataclass
 class Position:
-    """Where the run stands: everything a checkpoint holds beside tensors."""
+    """Progress of the run: the part of a checkpoint that is not tensors.
+
+    Attributes:
+        step: optimizer steps done, over all stages.
+        stage: index of the current stage.
+        step_in_stage: steps done in it.
+        tokens: tokens read so far, over all ranks.
+        data: position in the data after the last step; None before the first.
+    """
 
     step: int = 0
     stage: int = 0
@@ -101,8 +109,8 @@ class Best:
     """The weights of the best evaluation so far.
 
     Attributes:
-        step: after which it was made.
-        quality: what the task calls better (`Task.quality`), compared in order.
+        step: the step after which the evaluation was made.
+        quality: `Task.quality` of its metrics; lists are compared element by element, larger is better.
         model: the state dict, on the CPU.
     """
 
@@ -112,7 +120,7 @@ class Best:
 
 
 def plan_stages(task: Task, stages: tuple[Stage, ...], max_steps: int | None) -> list[PlannedStage]:
-    """How many steps each stage takes: `max_steps` shared out, or the steps of its epochs."""
+    """The number of steps of each stage: its share of `max_steps` if given, else the steps of its epochs."""
     if max_steps is not None:
         return [PlannedStage(stage, steps) for stage, steps in zip(stages, share_steps(stages, max_steps), strict=True)]
     plan, begun = [], 0.0
@@ -136,17 +144,17 @@ def _epoch_steps(task: Task, epoch: int) -> int:
 
 
 class Loop:
-    """Training from a position to the end of the plan, or to a stop request.
+    """Trains from a position to the end of the plan, or until a stop is requested.
 
     Args:
-        task: the trainer.
+        task: the language model's or the classifier's task.
         plan: its stages.
-        recipe: weight decay and clipping.
-        start: the checkpoint to go on from, or None.
-        keep_best: remember the weights of the best evaluation, for `best`.
+        recipe: gives weight decay and clipping.
+        start: state of the checkpoint to resume from, or None.
+        keep_best: keep the weights of the best evaluation in `best`.
 
     Attributes:
-        best: those weights; None before the first evaluation, or where they are not kept.
+        best: the best evaluation and its weights; None before the first evaluation or without `keep_best`.
     """
 
     def __init__(
@@ -184,7 +192,7 @@ class Loop:
         self._last_check = (self.position.step, time.perf_counter())
 
     def run(self) -> str:
-        """Train. Returns "done", or "preempted" after a stop request, with a checkpoint written."""
+        """Train. Returns "done", or "preempted" after a stop request. In both cases a checkpoint is written."""
         position = self.position
         with Prefetcher(pinned(self.task.batches(position.data), self.runtime.device)) as batches:
             while position.stage < len(self.plan):
@@ -228,7 +236,7 @@ class Loop:
                 trained_groups=trained,
             )
         self.engine.model.train()
-        self._check_every = 1  # a stage that trains more layers has slower steps
+        self._check_every = 1  # measured again in each stage: steps are slower where more layers are trained
         while position.step_in_stage < planned.num_steps:
             waited = time.perf_counter()
             self.runtime.progress.begin_step(position.step)
@@ -307,7 +315,7 @@ class Loop:
         self._reset_clock()
 
     def _pace(self) -> dict[str, Any]:
-        """What was measured in time since the last logged step, over all ranks (a collective)."""
+        """Throughput, data wait, memory and step times since the last logged step, over all ranks (a collective)."""
         elapsed = max(1e-9, time.perf_counter() - self._clock)
         own = torch.tensor(
             [self.runtime.progress.own_work() / self._steps, self._waited / elapsed, memory_mib()],
@@ -343,10 +351,13 @@ class Loop:
             if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
                 self.tracker.log_text(self.position.step, "samples", text)
         self.task.net.train()
-        self._clock += time.perf_counter() - begun  # throughput is that of training
+        self._clock += time.perf_counter() - begun  # throughput does not include the time of evaluations
 
     def _compare(self, metrics: dict[str, Any]) -> None:
-        """Keep the weights if no evaluation was better. Called with whole weights; the metrics are equal on all ranks."""
+        """Keep the weights if this evaluation is the best so far.
+
+        Must be called inside `full_weights`. The metrics are equal on all ranks.
+        """
         quality = self.task.quality(metrics)
         if not self._keep_best or (self.best is not None and quality <= self.best.quality):
             return
@@ -354,7 +365,9 @@ class Loop:
         self.best = Best(self.position.step, quality, weights)
 
     def _stop_agreed(self) -> bool:
-        """Whether any rank wants to stop. Asked about once a second, at steps equal on all ranks.
+        """Whether any rank has a stop request (a collective).
+
+        The ranks communicate about once a second, at the same steps on all ranks.
 
         Raises:
             OSError: a checkpoint could not be written.
@@ -374,10 +387,10 @@ class Loop:
         return bool(wanted)
 
     def save(self) -> None:
-        """Begin to write a checkpoint of this position (all ranks call it; rank 0 writes, in the background).
+        """Start to write a checkpoint of the current position. All ranks call it; rank 0 writes, in the background.
 
         Raises:
-            OSError: the checkpoint before could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         if self._saved == self.position.step:
             return
@@ -398,7 +411,7 @@ class Loop:
         self._clock += time.perf_counter() - begun
 
     def finish_saving(self) -> None:
-        """Wait until the last checkpoint is in place, on all ranks.
+        """Wait on all ranks until the last checkpoint is completely written.
 
         Raises:
             OSError: it could not be written.

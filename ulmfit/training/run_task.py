@@ -1,4 +1,4 @@
-"""From a prepared task to a finished run directory: what both trainers do once they know what to train."""
+"""Run a prepared task: open the run directory, train, save the model, score the test split. For both tasks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ from ulmfit.training.stages import Recipe
 def run_session(
     train: Callable[[Any, Session], TrainingResult], config: TrainConfig, stop: StopRequest | None
 ) -> TrainingResult:
-    """Train within a session, and raise TrainingInterrupted once it is left in good order.
+    """Train within a session. Raise TrainingInterrupted after Ctrl-C, once the session is closed.
 
     Args:
-        train: takes the session's configuration and the session.
+        train: called with the session's configuration and the session.
+
+    Raises:
+        TrainingInterrupted: stopped by Ctrl-C on some rank; raised on all ranks.
     """
     with open_session(config, stop) as session:
         result = train(session.config, session)
@@ -55,14 +58,14 @@ def run(
     keep_best: bool = False,
     resolved: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Open the run directory, train from where it stands, save the model and score the test split.
+    """Open the run directory, train from its newest checkpoint, save the model and score the test split.
 
     Args:
         test: scored once, at the end.
-        saved: what the model's config.json holds beside the architecture.
-        fingerprints: of the inputs; with the options they are the identity of the run.
+        saved: entries of the model's config.json besides the architecture.
+        fingerprints: of the input files. Together with the options they identify the run.
         keep_best: save the weights of the best evaluation instead of the last.
-        resolved: what options that were left to the data became, by option.
+        resolved: by option, the values of options that depend on the data.
     """
     config, runtime = session.config, session.runtime
     plan = session.begun.plan(config) if session.begun else None
@@ -139,7 +142,7 @@ def run(
             start=start,
             keep_best=keep_best,
         )
-        del start  # the loop lets go of these tensors once they are in place
+        del start  # the loop frees these tensors after it has loaded them
         session.stop.watch(directory.path, config.max_time, session.started)
         runtime.group.end_set_up()
         state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
@@ -149,7 +152,7 @@ def run(
 
 
 def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedStage]) -> dict[str, Any]:
-    """For the identity: what the options that may be left out have become."""
+    """The values used for options that may be left out, for the identity of the run."""
     sizes, last = resolved["architecture"], plan[-1].stage
     found = {
         "preset": "/".join(str(sizes[name]) for name in ("embedding_size", "hidden_size", "num_layers")),
@@ -163,15 +166,15 @@ def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedSta
              "label_column", "vocab_size")  # fmt: skip
     found |= {name: resolved[name] for name in names if name in resolved}
     if resolved["keep_best"]:
-        found["eval_every"] = config.eval_every  # decides which weights are compared
+        found["eval_every"] = config.eval_every  # it decides which steps can be the best one
     return found
 
 
 def refuse_another_run(mine: dict[str, Any], config: TrainConfig, runtime: Runtime) -> None:
-    """Compare what all ranks are about to train (a collective): their options, and files on their own disks.
+    """Check that all ranks have the same options and input files (a collective). Disks may be local to a machine.
 
     Raises:
-        UserError: some rank differs from rank 0, on all ranks.
+        UserError: a rank differs from rank 0; raised on all ranks.
     """
     (first, found), *others = runtime.gather_objects([(socket.gethostname(), mine)])
     for rank, (host, theirs) in enumerate(others, 1):
@@ -184,7 +187,10 @@ def refuse_another_run(mine: dict[str, Any], config: TrainConfig, runtime: Runti
 
 
 def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory) -> None:
-    """As few as fit; those of the run's beginning where it goes on with as many processes, to the same bits."""
+    """Set `task.micro_batches` to the smallest number that fits into memory.
+
+    A resumed run with the same number of processes keeps its former number, so that results stay bit-equal.
+    """
     if directory.resumed and directory.stored.get("world_size") == session.runtime.world_size:
         task.micro_batches = directory.stored["resolved"].get("micro_batches", 1)
         return
@@ -203,7 +209,7 @@ def _guarded(
     test: TokenStore | None,
     saved: dict[str, Any],
 ) -> tuple[str, int]:
-    """Train, and leave the outcome in status.json whatever happens; the state and the step."""
+    """Train, and write the outcome to status.json in every case. Returns the state and the step."""
     best: dict[str, int] = {}
     runtime, limit = loop.runtime, 60 * loop.config.watchdog
     directory.status("running", loop.position.step)
@@ -239,7 +245,7 @@ def _guarded(
                     tracker.log_eval(loop.position.step, "test", **loop.task.evaluate(test))
         tracker.close()
     except BaseException as error:
-        with suppress(OSError):  # a disk that takes nothing must not hide why the run failed
+        with suppress(OSError):  # a full disk must not hide the first error
             loop.saver.wait()
         with suppress(OSError):
             directory.failed(loop.position.step, f"{type(error).__name__}: {error}", rank=runtime.rank)

@@ -1,4 +1,4 @@
-"""From options to opened inputs: what both trainers do before the first step."""
+"""Set-up of both tasks before the first step: session, corpus, tokenizer, token cache, pretrained model."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.begun import Begun, read_begun, scheme_of
 
 VOCAB_SIZE = 60_000  # fastai's
-ROOM_FOR_WORDS = 10_000  # of the task, beside a pretrained vocabulary as large as fastai's
-STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may have no end: its vocabulary comes from its beginning
+ROOM_FOR_WORDS = 10_000  # for new words of the task, if the pretrained vocabulary is as large as fastai's
+STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may be endless: the tokenizer is trained on its first documents
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass
 class Session:
-    """A started run: options checked, processes met, nothing of the corpus read yet."""
+    """A started run: the options are checked and the process group is joined, but no data is read yet."""
 
     config: TrainConfig
     runtime: Runtime
     stop: StopRequest
     started: float
-    begun: Begun | None = None  # the run that stands in the output directory
+    begun: Begun | None = None  # the earlier run in the output directory
 
     def say(self, sentence: str) -> None:
-        """A line for the user (rank 0)."""
+        """Print a line for the user, on rank 0."""
         if self.runtime.is_main:
             print(sentence, flush=True)
 
@@ -62,8 +62,8 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
     """Join the process group, check the options, and leave the group at the end.
 
     Args:
-        config: stays as it is; the session's is a copy, with the values that a command line would have given.
-        stop: that of a script; without one, Ctrl-C asks for a stop (`StopRequest.on_interrupt`).
+        config: not modified. The session holds a copy whose values have the types that the command line gives.
+        stop: the stop request of a script; without one, Ctrl-C requests a stop (`StopRequest.on_interrupt`).
     """
     started = time.monotonic()
     begun, given = None, config
@@ -87,7 +87,10 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
 
 
 def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> TrainConfig:
-    """A copy with the thread count that the run was begun with: sums are split by it, so it moves last bits."""
+    """A copy of the configuration with the run's first thread count, unless --threads is given.
+
+    torch splits sums by the number of threads, so another number changes the last bits of the results.
+    """
     threads = begun.stored.get("threads")
     if config.threads is not None or not isinstance(threads, int):
         return replace(config)
@@ -101,9 +104,8 @@ class Pretrained:
     """A language model to start from.
 
     Attributes:
-        state: tensors by our names (`encoder.*` and `decoder_bias`; no decoder_bias where `kind` is another than
-            language_model).
-        tokenizer: None where only a vocabulary came with the weights (fastai).
+        state: tensors by this package's names: `encoder.*`, and `decoder_bias` if `kind` is language_model.
+        tokenizer: None if the weights came with a vocabulary only (fastai).
         fingerprint: of the weights file.
         kind: what the file holds.
     """
@@ -117,17 +119,17 @@ class Pretrained:
     kind: Literal["language_model", "encoder", "classifier"] = "language_model"
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The encoder's tensors, without prefix."""
+        """The encoder's tensors, names without the prefix `encoder.`."""
         return {
             name.removeprefix("encoder."): tensor for name, tensor in self.state.items() if name.startswith("encoder.")
         }
 
 
 def open_pretrained(path: str) -> Pretrained:
-    """A run directory or its model/ of ours, or a fastai .pth with its vocabulary in the same folder.
+    """Load a run directory of this package, its model/, or a fastai .pth with its vocabulary in the same folder.
 
     Raises:
-        UserError: nothing usable is there; the message says what is missing.
+        UserError: no usable model is there; the message says what is missing.
     """
     if path.endswith(".pth"):
         beside = [
@@ -155,23 +157,26 @@ def open_pretrained(path: str) -> Pretrained:
 
 
 def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> None:
-    """Refuse a model that reads the other way (UserError naming `flag`); fastai's files do not tell theirs."""
+    """Raise UserError, naming `flag`, if the model reads in the other direction (forward or backward).
+
+    fastai's files do not store their direction, so they are not checked.
+    """
     if pretrained.tokenizer is not None and pretrained.backwards != config.backwards:
         direction, cure = ("backwards", "add") if pretrained.backwards else ("forwards", "leave out")
         raise UserError(f"{flag} reads {direction}; {cure} --backwards")
 
 
 def cache_directory(config: TrainConfig) -> Path:
-    """Where tokenised corpora are kept: --cache-dir, else $ULMFIT_CACHE, else ~/.cache/ulmfit."""
+    """Directory of token caches: --cache-dir, else $ULMFIT_CACHE, else ~/.cache/ulmfit."""
     chosen = config.cache_dir or os.environ.get("ULMFIT_CACHE") or Path.home() / ".cache" / "ulmfit"
     return Path(chosen).expanduser()
 
 
 def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
-    """Open the corpus on every rank, rank 0 first (it fills the caches, and a mistake is found once).
+    """Open the corpus on every rank. Rank 0 is first, so that it fills the caches and reports a mistake once.
 
     Raises:
-        UserError: it cannot be read, or a rank has other data.
+        UserError: the corpus cannot be read, or a rank has different data.
     """
     config, runtime = session.config, session.runtime
     access = Access(
@@ -209,10 +214,10 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
 
 
 def refuse_other_data(runtime: Runtime, corpus: Corpus) -> None:
-    """Compare the corpora of all ranks, which may lie on the disks of different machines (a collective).
+    """Check that all ranks have the same corpus (a collective). It may be on disks of different machines.
 
     Raises:
-        UserError: that of some rank is not that of rank 0, on all ranks.
+        UserError: a rank's corpus differs from rank 0's; raised on all ranks.
     """
     mine = {name: split.fingerprint for name, split in sorted(corpus.splits.items())}
     (first, found), *others = runtime.gather_objects([(socket.gethostname(), mine)])
@@ -227,9 +232,9 @@ def refuse_other_data(runtime: Runtime, corpus: Corpus) -> None:
 
 
 def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) -> Tokenizer:
-    """The tokenizer of the options: trained once on the training split, then kept in the cache.
+    """The tokenizer for these options. It is trained once on the training split and kept in the cache.
 
-    With `base`, that of the pretrained model, it is `base` with the frequent words of the split behind its own.
+    With `base` (the pretrained model's tokenizer), the split's frequent words are appended to the vocabulary of `base`.
     """
     config = session.config
     assert isinstance(config, LMConfig | ClassifierConfig)
@@ -245,7 +250,7 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         )
 
     def train() -> str:
-        # The rules as they stand in a tokenizer.json: one that was kept by an earlier version may have others.
+        # The rules are part of the key: a tokenizer cached by an earlier version may have other rules.
         rules = base.fingerprint if base else text_rules.normalizer(config.rules).__getstate__()
         key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
@@ -262,12 +267,12 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
 
 
 def largest_vocabulary(base: Tokenizer | None) -> int:
-    """--vocab-size where it is left out: that of fastai, or room beside the pretrained model's words."""
+    """Default of --vocab-size: fastai's; with `base`, large enough for its words and the task's."""
     return max(VOCAB_SIZE, len(base) + ROOM_FOR_WORDS if base else 0)
 
 
 def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, Any]:
-    """For config.json: what the options of the corpus became, and `more` that is not None."""
+    """For config.json: the values used for the corpus options, and the entries of `more` that are not None."""
     by_fraction = corpus.splits["valid"].choice is not None and corpus.splits["valid"].choice.column is None
     found = {
         "scheme": scheme_of(session.begun),
@@ -281,7 +286,7 @@ def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, An
 
 
 def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
-    """The split as token ids, tokenised by whichever rank comes first."""
+    """The split as token ids. The first rank of a machine tokenises it, the others open the cache."""
     store = tokenised(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
     session.runtime.barrier()
     if store.skipped:
@@ -291,15 +296,16 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
 
 
 def tokenised(split: Split, tokenizer: Tokenizer, cache_dir: Path, *, with_labels: bool) -> TokenStore:
-    """The token cache of a split (see `build_or_open`), with a meter while it is built."""
+    """The token cache of a split (see `build_or_open`). A progress meter is shown while it is built."""
     with Meter(f"tokenising the {split.name} split", total=split.total_rows) as meter:
         return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add)
 
 
 def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
-    """Whether the weights of the best evaluation are exported: as asked, else for `quick`.
+    """Whether to export the weights of the best evaluation: the option if given, else only for recipe `quick`.
 
-    But never by test labels, and not with --labels: the validation labels would come on top of those asked for.
+    The default is False where validation uses the test labels. It is False with --labels too: validation labels would
+    be used in addition to the requested number.
     """
     if config.keep_best is not None:
         return config.keep_best and "valid" in corpus.splits
@@ -308,10 +314,10 @@ def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
 
 
 def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig | None) -> AWDLSTMConfig:
-    """The encoder's sizes: the pretrained model's, else those of --preset.
+    """The encoder's sizes: the pretrained model's if there is one, else those of --preset.
 
     Raises:
-        UserError: --preset names other sizes than the pretrained model has.
+        UserError: --preset does not match the sizes of the pretrained model.
     """
     preset = config.preset or ("tiny" if config.data is None else "base" if torch.cuda.is_available() else "small")
     if pretrained is None:
@@ -324,12 +330,12 @@ def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig
 
 
 def to_precision(net: Net, config: TrainConfig, runtime: Runtime) -> Net:
-    """The model on its device, in fp64 where asked for (mixed precision keeps fp32 weights)."""
+    """Move the model to its device, as fp64 if requested. In mixed precision the weights stay fp32."""
     return net.to(runtime.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """16 hex digits of a file's content."""
+    """A hash of a file's content, 16 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
