@@ -17,6 +17,7 @@ import torch
 
 from ulmfit.batches.documents import evaluation_batches
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.private_api import torch_library
 
 Result = TypeVar("Result")
 
@@ -63,7 +64,7 @@ def _limiter() -> Callable[[], None] | None:
     torch.set_num_threads would also set what every thread begins with that other code of the process starts meanwhile.
     The counts of OpenMP and of MKL, by which torch's operators go, are of a thread.
     """
-    library = ctypes.CDLL(torch._C.__file__)  # in the process already; names are also looked for in what it links
+    library = ctypes.CDLL(torch_library())  # in the process already; names are also looked for in what it links
     set_openmp = getattr(library, "omp_set_num_threads", None)
     set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)
     if set_openmp is None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tests import golden
+from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_state
 from ulmfit.training import optim
 from ulmfit.training.stages import DISCRIMINATIVE, Stage
 
@@ -93,7 +94,7 @@ def test_optimizer_state_goes_over_by_name_bit_for_bit():
     other, _ = two_groups()
     other.load_state_dict(net.state_dict())
     second = build(other, groups)
-    optim.load_optimizer_state(second, optim.optimizer_state(first))
+    load_optimizer_state(second, optimizer_state(first))
     step(net, first)
     step(other, second)
     for name, tensor in net.state_dict().items():

@@ -15,8 +15,8 @@ from ulmfit.cli.evaluate import EvaluateOptions, evaluate
 from ulmfit.cli.generate import GenerateOptions, generate
 from ulmfit.cli.predict import PredictOptions, predict
 from ulmfit.cli.show import ShowOptions, show
-from ulmfit.cli.tokenizer import TokenizerOptions, train_tokenizer
 from ulmfit.cli.train import train_clf, train_lm
+from ulmfit.cli.train_tokenizer import TokenizerOptions, train_tokenizer
 from ulmfit.config import ClassifierConfig, LMConfig
 
 

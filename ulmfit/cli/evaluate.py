@@ -53,7 +53,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
-    from ulmfit.training.evaluate import score_classifier, score_language_model
+    from ulmfit.training.scores import score_classifier, score_language_model
     from ulmfit.training.setup import cache_directory, tokenised
 
     with open_runtime(ClassifierConfig()) as (runtime, _):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
 from ulmfit.data.retry import faults_of, retried
@@ -197,12 +198,11 @@ def of_dataset(
     dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str], access: Access
 ) -> Source:
     """A source over a Dataset (a place is a row) or an IterableDataset (a place is its state, and rows after it)."""
-    features = dataset.features or dataset._resolve_features().features or {}
+    features = private_api.features_of(dataset)
     columns = columns or list(features)
     if not columns:
         raise UserError(f"{what} is empty; give a file with rows")
     streamed = not hasattr(dataset, "num_rows")
-    from huggingface_hub import HfFileSystem
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
         if not streamed:
@@ -210,30 +210,15 @@ def of_dataset(
             return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
         # A copy, because views share the object that counts the shards, and passes side by side would mix them. All
         # but the file systems that every dataset holds: to copy one in another thread adds to their cache meanwhile.
-        shared = {id(HfFileSystem._cache): HfFileSystem._cache}
+        shared = {id(private_api.file_systems()): private_api.file_systems()}
         own = copy.deepcopy(dataset, shared)
-        _beat_with_tables(own, access.beat)
+        private_api.watch_tables(own, access.beat)
         view = own.select_columns(wanted).with_format("arrow")
         name = functools.partial(_shard, view, what, files)
         return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
 
     num_rows = None if streamed else dataset.num_rows
     return Source(what, columns, fingerprint, files, *_types(features), num_rows, _batches=batches)
-
-
-def _beat_with_tables(dataset: Any, beat: Callable[[], None]) -> None:
-    """Call `beat` at each table that a stream makes of its files, also of those that it makes only to skip them."""
-    reader = _innermost(dataset)
-    make = getattr(reader, "generate_tables_fn", None)
-    if make is None:
-        return
-
-    def tables(*args: Any, **options: Any) -> Iterator[Any]:
-        for table in make(*args, **options):
-            beat()
-            yield table
-
-    reader.generate_tables_fn = tables
 
 
 def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -271,16 +256,8 @@ def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batche
 def _shard(view: Any, what: str, files: list[str]) -> str:
     """The one of `files` that a view of a stream is reading; `what` where that is not known."""
     # The state of the view itself is behind after a resume.
-    number = (_innermost(view)._state_dict or {}).get("shard_idx", len(files))
+    number = private_api.stream_state(view).get("shard_idx", len(files))
     return files[number] if number < len(files) else what
-
-
-def _innermost(stream: Any) -> Any:
-    """What reads the files of an IterableDataset, below all that has been put around it."""
-    reader = stream._ex_iterable
-    while hasattr(reader, "ex_iterable"):
-        reader = reader.ex_iterable
-    return reader
 
 
 def _without_blank_lines(lines: Source) -> Source:

@@ -23,6 +23,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
 from ulmfit.data.memory import SPLIT_NAMES, InMemory, refuse_description
@@ -208,14 +209,9 @@ def _from_cache(data: str, revision: str | None, streaming: bool) -> tuple[Any, 
 
     Left to itself, `datasets` takes the one that came last whichever was asked for.
     """
-    import datasets
-    from datasets.naming import camelcase_to_snakecase
-    from datasets.packaged_modules.cache.cache import Cache
-
     name, _, configuration = data.partition(":")
     owner, _, base = name.rpartition("/")
-    folder = Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___" * bool(owner) + camelcase_to_snakecase(base))
-    # Its entries are CONFIGURATION/VERSION/REVISION.
+    folder = private_api.arrow_cache(owner, base)
     entries = [file.parent for file in folder.glob(f"{configuration or '*'}/*/{revision or '*'}/dataset_info.json")]
     if not entries:
         if revision is not None:
@@ -228,6 +224,5 @@ def _from_cache(data: str, revision: str | None, streaming: bool) -> tuple[Any, 
         raise UserError(f"the local cache holds the configurations {', '.join(names)} of {data}; "
                         f"name one of them, as in {data}:{names[0]}")  # fmt: skip
     newest = max(entries, key=lambda entry: entry.stat().st_mtime)
-    builder = Cache(dataset_name=base, repo_id=name if owner else None, config_name=newest.parts[-3],
-                    version=newest.parts[-2], hash=newest.name)  # fmt: skip
+    builder = private_api.cached_builder(owner, base, newest)
     return builder.as_streaming_dataset() if streaming else builder.as_dataset(), newest.name

@@ -1,1 +1,1 @@
-"""Processes, and engines that shard. May import config and errors; zero and fsdp also import training.optim."""
+"""Processes, and engines that shard. May import config and errors."""

@@ -20,8 +20,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_state, use_parameters
 from ulmfit.distributed.runtime import Runtime
-from ulmfit.training import optim
+from ulmfit.private_api import forget_prepared, skip_step_where
 
 
 class FSDPEngine:
@@ -40,10 +41,10 @@ class FSDPEngine:
             self._refresh()
         self._net = net
         self.model = fully_shard(copy.deepcopy(net), mesh=self._mesh)
-        optim.use_parameters(optimizer, dict(self.model.named_parameters()))
+        use_parameters(optimizer, dict(self.model.named_parameters()))
         self.optimizer = optimizer
         # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
-        self._accelerator._models.clear()
+        forget_prepared(self._accelerator)
         self._accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
@@ -62,7 +63,7 @@ class FSDPEngine:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
         torch.nn.utils.clip_grads_with_norm_(parameters, clip or math.inf, norm)
         found_inf = (~torch.isfinite(norm)).float()
-        optim.set_found_inf(self.optimizer, found_inf)
+        skip_step_where(self.optimizer, found_inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, found_inf
@@ -79,7 +80,7 @@ class FSDPEngine:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the current stage: whole moments, as `PlainEngine` (a collective)."""
-        named = optim.optimizer_state(self.optimizer)
+        named = optimizer_state(self.optimizer)
         return {
             "optimizer": {
                 name: {key: _gathered(value).cpu() for key, value in moments.items()} for name, moments in named.items()
@@ -95,7 +96,7 @@ class FSDPEngine:
             value = value.to(self._mesh.device_type)
             return distribute_tensor(value, self._mesh, parameters[name].placements) if value.ndim else value
 
-        optim.load_optimizer_state(
+        load_optimizer_state(
             self.optimizer,
             {
                 name: {key: shard(name, value) for key, value in moments.items()}

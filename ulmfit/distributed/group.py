@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.distributed.sharding import processes_only
 from ulmfit.errors import UserError
+from ulmfit.private_api import abort_group, group_store, shared_states
 
 # Ranks wait in a collective while rank 0 reads and tokenises a large corpus. A hang in training is the watchdog's.
 GROUP_TIMEOUT = timedelta(hours=12)
 HEARD = 5.0  # seconds in which the other ranks notice that one has left
-_STATES = (AcceleratorState, PartialState, GradientState)
 _LEFT, _HEARD = "ulmfit/left", "ulmfit/heard"
 
 _unusable = False  # an earlier training of this process failed on some ranks: they may be in different collectives
@@ -53,10 +53,10 @@ class Group:
         if _unusable:
             raise UserError("an earlier training of this process failed on one of its ranks; start the script again")
         on_gpu = torch.cuda.is_available()
-        self._found = [dict(kind._shared_state) for kind in _STATES]
+        self._found = [dict(state) for state in shared_states()]
         was_there = dist.is_initialized()
-        for kind in _STATES:
-            kind._shared_state.clear()
+        for found in shared_states():
+            found.clear()
         try:
             if not was_there:
                 join_after_restart("nccl" if on_gpu else "gloo")
@@ -135,7 +135,7 @@ class Group:
 
     def store(self) -> Any:
         """The key-value store that the ranks met in; None for a single process."""
-        return dist.distributed_c10d._get_default_store() if self.world_size > 1 else None
+        return group_store() if self.world_size > 1 else None
 
     def close(self, *, in_order: bool = True) -> None:
         """End this use of the group. Not `in_order`: ranks may be in different collectives, so it is used no more."""
@@ -147,9 +147,9 @@ class Group:
         self._restore_states()
 
     def _restore_states(self) -> None:
-        for kind, found in zip(_STATES, self._found, strict=True):
-            kind._shared_state.clear()
-            kind._shared_state.update(found)
+        for state, found in zip(shared_states(), self._found, strict=True):
+            state.clear()
+            state.update(found)
 
     def _leave_with(self, error: UserError) -> None:
         """Break off while others wait for this rank in a collective, and stay until they have read why.
@@ -160,7 +160,7 @@ class Group:
         store = self.store()
         store.set(_LEFT, json.dumps({"rank": self.rank, "sentence": str(error)}))
         with suppress(RuntimeError):  # a backend that cannot: the watchdog of each rank reads the store too
-            dist.distributed_c10d._get_default_group()._get_backend(self.device).abort()
+            abort_group(self.device)
         deadline = time.monotonic() + HEARD
         while store.add(_HEARD, 0) < self.world_size - 1 and time.monotonic() < deadline:
             time.sleep(0.05)

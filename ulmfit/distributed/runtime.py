@@ -26,6 +26,7 @@ from ulmfit.distributed.group import Group
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
 from ulmfit.errors import UserError
+from ulmfit.private_api import forget_prepared
 
 Result = TypeVar("Result")
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
@@ -165,8 +166,7 @@ class Runtime:
         Args:
             in_order: the ranks are at the same place, so that the group can be used again.
         """
-        self.accelerator._models.clear()
-        self.accelerator._optimizers.clear()
+        forget_prepared(self.accelerator)
         gc.collect()
         self._settings.restore()
         self.group.close(in_order=in_order)

@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ulmfit import private_api
+from ulmfit.distributed.optimizer_state import use_parameters
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.sharding import zero_settings
-from ulmfit.training import optim
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,11 +49,11 @@ class DeepSpeedEngine:
         self._net, self.optimizer = net, optimizer
         inner = copy.deepcopy(net)
         accelerator = self._runtime.accelerator
-        accelerator._models.clear()
+        private_api.forget_prepared(accelerator)
         # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
         inner = accelerator.prepare_model(inner, device_placement=False, evaluation_mode=True)
         self._parameters = dict(inner.named_parameters())
-        optim.use_parameters(optimizer, self._parameters)
+        use_parameters(optimizer, self._parameters)
         trained = sum(p.numel() for p in inner.parameters() if p.requires_grad)
         self.model, *_ = self._deepspeed.initialize(
             model=inner,
@@ -90,7 +91,7 @@ class DeepSpeedEngine:
         zero.clip_grad = clip
         self.model.step()
         device = self._runtime.device
-        norm = torch.as_tensor(zero._global_grad_norm, dtype=torch.float32, device=device)
+        norm = torch.as_tensor(private_api.zero_gradient_norm(zero), dtype=torch.float32, device=device)
         return norm, torch.tensor(float(zero.overflow), device=device)
 
     @contextmanager
@@ -138,19 +139,12 @@ class DeepSpeedEngine:
 
     def _partitions(self) -> list[Tensor]:
         """This rank's flat part of each group of parameters, which is what the optimizer steps."""
-        stage3 = self._settings["stage"] == 3
-        return getattr(
-            self.model.optimizer, "fp32_partitioned_groups_flat" if stage3 else "single_partition_of_fp32_groups"
-        )
+        return private_api.zero_partitions(self.model.optimizer, self._settings["stage"])
 
     def _link_moments(self) -> None:
-        """Let stages 1 and 2 find a parameter's share of the flat moments; stage 3 always does.
-
-        They link by themselves after the first group's step, when the other groups have no moments yet.
-        """
+        """Let stages 1 and 2 find a parameter's share of the flat moments; stage 3 always does."""
         if self._settings["stage"] < 3:
-            self.model.optimizer._hp_optimizer_states_linked = False
-            self.model.optimizer._lazy_init_hp_params_optimizer_state()
+            private_api.link_zero_moments(self.model.optimizer)
 
 
 def _import_deepspeed(runtime: Runtime) -> Any:
@@ -158,13 +152,11 @@ def _import_deepspeed(runtime: Runtime) -> Any:
     if runtime.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
-    import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # It calls functions of torch that 2.13 renamed, hundreds of times.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
-    # Its shared-memory reduction is compiled at first use, for about two minutes.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    private_api.without_shared_memory_reduction()
     if not dist.is_initialized():  # one process
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

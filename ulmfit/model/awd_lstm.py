@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ulmfit import private_api
 from ulmfit.errors import UserError
 
 State = list[tuple[Tensor, Tensor]]
@@ -148,15 +149,13 @@ class WeightDropLSTM(nn.Module):
             state = (state[0].to(dtype), state[1].to(dtype))
             if x.shape[1] == 1 and not torch.is_grad_enabled():
                 # Generation: oneDNN and cuDNN would lay out the weights anew for every token.
-                h, c = torch._VF.lstm_cell(x[:, 0], state, *weights)
+                h, c = private_api.lstm_cell(x[:, 0], state, weights)
                 output = h.unsqueeze(1)
             else:
                 if x.is_cuda:
                     weights = _contiguous_chunk(weights)
-                hx = [part.unsqueeze(0) for part in state]
-                # Positional: has biases, one layer, no dropout between layers, training (cuDNN keeps what its
-                # backward pass needs only then), one direction, batch first.
-                output, h, c = torch._VF.lstm(x, hx, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+                hx = (state[0].unsqueeze(0), state[1].unsqueeze(0))
+                output, h, c = private_api.lstm(x, hx, weights, training=torch.is_grad_enabled())
                 h, c = h.squeeze(0), c.squeeze(0)
         return output, (h.detach().to(kept), c.detach().to(kept))
 

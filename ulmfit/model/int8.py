@@ -18,6 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ulmfit import private_api
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, State, WeightDropLSTM
 from ulmfit.model.classifier import ClassifierNet
@@ -101,7 +102,7 @@ class _Layer:
         self.size = layer.weight_hh.shape[1]
         self._first, self._last, self._bias = first, last, bias
         # oneDNN's product: a row of it does not depend on the number of rows, as those of torch's default do.
-        self._weight_ih = torch.ops.mkldnn._reorder_linear_weight(weight_ih, None) if first else None
+        self._weight_ih = private_api.packed_weight(weight_ih) if first else None
         # Later layers read [input, output before] in one product.
         self._product = Int8Product(weight_hh if first else torch.cat([weight_ih, weight_hh], 1))
 
@@ -114,7 +115,7 @@ class _Layer:
         width = 0 if self._first else inputs.shape[2]
         table = None
         if self._first:
-            table = torch.ops.mkldnn._linear_pointwise(vectors, self._weight_ih, self._bias, "none", [], "")
+            table = private_api.packed_linear(vectors, self._weight_ih, self._bias)
         joined = h.new_empty(rows, width + size)
         seen, hidden = joined[:, :width], joined[:, width:]
         hidden.copy_(h)
@@ -149,30 +150,11 @@ class Int8Product:
         self._scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
         self._zero = torch.zeros(len(weight), dtype=torch.int32)
         rounded = (weight / self._scale.unsqueeze(1)).round().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._weight = private_api.packed_int8_weight(rounded)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """total [n, M] (float32) += x W^T, where bytes x [n, K] stand for (x - ZERO) / LEVELS."""
-        torch.ops.onednn.qlinear_pointwise.binary(
-            x,
-            1 / LEVELS,
-            ZERO,
-            self._weight,
-            self._scale,
-            self._zero,
-            total,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            1.0,
-            0,
-            "sum",
-            1.0,
-            "none",
-            [],
-            "",
-        )
+        private_api.add_int8_product(total, x, self._weight, self._scale, self._zero, x_scale=1 / LEVELS, x_zero=ZERO)
 
 
 def _double_cell(weight: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.engine import Engine
-from ulmfit.training.evaluate import score_classifier
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
+from ulmfit.training.scores import score_classifier
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_state
 from ulmfit.distributed.runtime import Runtime
-from ulmfit.training import optim
+from ulmfit.private_api import forget_prepared, skip_step_where
 
 
 class Engine(Protocol):
@@ -78,8 +79,7 @@ class PlainEngine:
         Wrapped anew at each stage, because DDP fixes what it reduces when it is built.
         """
         accelerator = self._accelerator
-        accelerator._models.clear()
-        accelerator._optimizers.clear()
+        forget_prepared(accelerator)
         bare = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
         with warnings.catch_warnings():
             # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know yet.
@@ -112,7 +112,7 @@ class PlainEngine:
         norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
         found_inf = (~torch.isfinite(norm)).float()
         if self._accelerator.scaler is None:
-            optim.set_found_inf(self.optimizer, found_inf)
+            skip_step_where(self.optimizer, found_inf)
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
         return norm, found_inf
@@ -125,13 +125,13 @@ class PlainEngine:
         """What a checkpoint holds of the current stage beside the model: moments and loss scale."""
         scaler = self._accelerator.scaler
         return {
-            "optimizer": optim.optimizer_state(self.optimizer),
+            "optimizer": optimizer_state(self.optimizer),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on with what `state` gave, after `begin_stage`."""
-        optim.load_optimizer_state(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if self._accelerator.scaler is not None and state["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 

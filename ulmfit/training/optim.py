@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -116,37 +116,3 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, factor: float, momentu
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         group["betas"] = (momentum, group["betas"][1])
-
-
-def set_found_inf(optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:
-    """Let the next step leave weights and moments alone where `found_inf` (0-d, on the device) is 1.
-
-    The fused kernel of AdamW reads this attribute, as torch's loss scaler sets it; the host need not wait for it.
-    """
-    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-
-
-def use_parameters(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Let an optimizer that has not stepped yet act on other parameters of the same names."""
-    for group in optimizer.param_groups:
-        group["params"] = [parameters[name] for name in group["names"]]
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    """Moments and step counts by parameter name."""
-    named = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if optimizer.state.get(parameter):
-                named[name] = dict(optimizer.state[parameter])
-    return named
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, named: dict[str, dict[str, torch.Tensor]]) -> None:
-    """Put back what `optimizer_state` gave, on each parameter's device."""
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if name in named:
-                optimizer.state[parameter] = {
-                    key: value.to(parameter.device).clone() for key, value in named[name].items()
-                }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit.training.evaluate import macro_f1
+from ulmfit.training.scores import macro_f1
 
 
 def test_macro_f1_is_scikit_learns():
