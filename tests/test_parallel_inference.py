@@ -17,7 +17,7 @@ from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
 from ulmfit.parallel_inference import FEWEST_ROWS, read_side_by_side, reading_batches
-from ulmfit.training import evaluate
+from ulmfit.training import scores
 
 CPU = torch.device("cpu")
 
@@ -103,7 +103,7 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
         ones = torch.ones(len(indices), dtype=torch.long)
         return SimpleNamespace(tokens=ones.unsqueeze(1), lengths=ones, indices=torch.from_numpy(indices))
 
-    monkeypatch.setattr(evaluate, "collate", collate)
+    monkeypatch.setattr(scores, "collate", collate)
     net = ClassifierNet(AWDLSTMConfig(20, 4, 4, 1), 2)
     store = SimpleNamespace(lengths=np.arange(1, 401), labels=np.zeros(400, np.int32))
     for rank, threads in ((0, 1), (1, 7)):
@@ -116,5 +116,5 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
             progress=SimpleNamespace(now=lambda _: None),
             accelerator=SimpleNamespace(autocast=contextlib.nullcontext),
         )
-        evaluate.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
+        scores.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
     assert sorted(scored) == list(range(400))

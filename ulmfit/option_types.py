@@ -19,7 +19,7 @@ from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
     PathOption = str | os.PathLike[str]  # what Python may give
-    DataOption = Any  # see ulmfit.data.memory
+    DataOption = Any  # see ulmfit.data.in_memory
 else:
     PathOption = DataOption = str  # what a command line gives
 
@@ -41,7 +41,7 @@ def check_types(config: Any) -> None:
 def normalized(config: Config) -> Config:
     """A copy with the values that a command line would give: paths as str with ~ expanded, plain Python numbers.
 
-    Data in memory become `ulmfit.data.memory.InMemory`, which reads all of them once.
+    Data in memory stay as they are.
 
     Raises:
         UserError: as `check_types`.
@@ -76,9 +76,7 @@ def _normalized(config: Any, name: str) -> Any:
     if name == "valid" and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = str(value)  # a fraction
     if name == "data" and value is not None and not isinstance(value, str):
-        from ulmfit.data.memory import InMemory
-
-        return value if isinstance(value, InMemory) else InMemory(value)
+        return value  # in memory: whether it can be read is the business of ulmfit.data.in_memory
     for member in members:
         if member is type(None) and value is None:
             return None

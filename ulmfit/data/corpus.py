@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ulmfit.data.fingerprint import Access
-from ulmfit.data.memory import InMemory
+from ulmfit.data.in_memory import InMemory
 from ulmfit.data.readers import Source
 from ulmfit.data.shards import Columns
 from ulmfit.data.sources import SPLIT_NAMES, find

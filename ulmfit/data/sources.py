@@ -9,7 +9,7 @@
   name does, the files together are the corpus. A folder of .txt files not named so holds one document a file;
 * a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt; one
   document a file, the classes are the folders' names, and the columns are `text` and `label`;
-* data in memory (see `ulmfit.data.memory`);
+* data in memory (see `ulmfit.data.in_memory`);
 * owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
-from ulmfit.data.memory import SPLIT_NAMES, InMemory, refuse_description
+from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
 from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
 

@@ -19,6 +19,7 @@ from ulmfit.batches.cache import TokenStore, build_or_open
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.fingerprint import Access
+from ulmfit.data.in_memory import in_memory
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
@@ -71,6 +72,7 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
     def prepare(group: Group) -> TrainConfig:
         nonlocal begun, given
         given = normalized(config)
+        given.data = in_memory(given.data)
         check_output(given.output_dir, resume=given.resume)
         begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a node
         if begun is None:

@@ -14,9 +14,8 @@ import ulmfit
 from tests.training import runs as short
 from ulmfit.cli.options import parse
 from ulmfit.data.corpus import open_corpus
-from ulmfit.data.memory import InMemory
+from ulmfit.data.in_memory import InMemory, in_memory
 from ulmfit.errors import UserError
-from ulmfit.option_types import normalized
 
 TEXTS = [f"film number {number} was {'good' if number % 3 else 'bad'}" for number in range(60)]
 LABELS = ["neg" if number % 3 == 0 else "pos" for number in range(60)]
@@ -132,7 +131,7 @@ def test_the_identity_is_the_content():
 )
 def test_anything_else_is_refused(data, sentence):
     with pytest.raises(UserError) as caught:
-        normalized(ulmfit.LMConfig(data=data))
+        in_memory(data)
     assert sentence in str(caught.value)
 
 

@@ -60,6 +60,15 @@ class InMemory:
     __repr__ = __str__
 
 
+def in_memory(data: Any) -> Any:
+    """Data in memory as `InMemory`, which reads all of them once; None, a path and a name as they are.
+
+    Raises:
+        UserError: as `InMemory`.
+    """
+    return data if data is None or isinstance(data, (str, InMemory)) else InMemory(data)
+
+
 def refuse_description(data: str) -> None:
     """Raise UserError where `data` is what config.json holds in place of data in memory."""
     if data.startswith(DESCRIBED):
