@@ -1,8 +1,9 @@
-"""Every touch of what torch, accelerate, datasets, huggingface_hub and deepspeed do not promise to keep.
+"""All uses of private API of torch, accelerate, datasets, huggingface_hub and deepspeed, which may change any time.
 
-Names that begin with an underscore, and some that are public in name only. Each function says what it reaches for and
-why. When a release breaks one, tests/test_private_api.py says which; pyproject.toml bounds the releases. A package is
-imported where it is used, so that a room without torch stays one. Imports nothing of this package.
+Private are names that begin with an underscore, and some undocumented ones. Each function names what it uses and why.
+If a release breaks one, tests/test_private_api.py tells which. pyproject.toml limits the releases. Packages are
+imported inside the functions, so that modules that do without torch need not import it. Imports nothing of this
+package.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: The versions that this file was written against.
+#: The versions for which this file was written.
 VERSIONS = {
     "torch": "2.13.0",
     "accelerate": "1.15.0",
@@ -28,10 +29,10 @@ VERSIONS = {
 
 
 def lstm(x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], *, training: bool) -> tuple[Tensor, ...]:
-    """One layer, one direction, batch first, with both biases and no dropout: output [B, T, H], h and c [1, B, H].
+    """Run one LSTM layer: one direction, batch first, both biases, no dropout. Returns [B, T, H], h and c [1, B, H].
 
-    `torch._VF.lstm`, behind nn.LSTM: that keeps its weights as parameters, and these are masked ones. `training`: the
-    backward pass will follow (cuDNN keeps what it needs only then).
+    Uses `torch._VF.lstm`, which nn.LSTM calls. nn.LSTM itself needs its weights as parameters, but these are masked
+    copies. `training`: a backward pass will follow (only then cuDNN saves what it needs).
     """
     import torch
 
@@ -39,31 +40,35 @@ def lstm(x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], *, trai
 
 
 def lstm_cell(x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """One time step: x [B, I], state ([B, H], [B, H]) -> the new state. `torch._VF.lstm_cell`, behind nn.LSTMCell."""
+    """Run one time step: x [B, I], state (h [B, H], c [B, H]) -> the new state.
+
+    Uses `torch._VF.lstm_cell`, which nn.LSTMCell calls.
+    """
     import torch
 
     return torch._VF.lstm_cell(x, state, *weights)
 
 
 def skip_step_where(optimizer: Any, found_inf: Tensor) -> None:
-    """Let the next step leave weights and moments alone where `found_inf` (0-d, on the device) is 1.
+    """Make the next step change neither weights nor moments if `found_inf` (0-d, on the device) is 1.
 
-    `Optimizer.found_inf`: torch's loss scaler sets it and the fused kernel of AdamW reads it. The host need not wait.
+    Sets `Optimizer.found_inf`, as torch's loss scaler does. The fused kernel of AdamW reads it on the device, so the
+    host does not wait.
     """
     optimizer.found_inf = found_inf
 
 
 def packed_weight(weight: Tensor) -> Tensor:
-    """A float32 weight [out, in] in the layout of `packed_linear`. `torch.ops.mkldnn._reorder_linear_weight`."""
+    """Convert a float32 weight [out, in] for `packed_linear`, by `torch.ops.mkldnn._reorder_linear_weight`."""
     import torch
 
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    """x [N, in] -> [N, out] by oneDNN, in which a row does not depend on the number of rows, as in torch's default.
+    """A linear layer by oneDNN: x [N, in] -> [N, out]. Its rows do not depend on N, unlike those of torch's default.
 
-    `torch.ops.mkldnn._linear_pointwise`.
+    Uses `torch.ops.mkldnn._linear_pointwise`.
     """
     import torch
 
@@ -71,7 +76,7 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
 
 
 def packed_int8_weight(weight: Tensor) -> Tensor:
-    """An int8 weight [M, K] in the layout of `add_int8_product`. `torch.ops.onednn.qlinear_prepack`."""
+    """Convert an int8 weight [M, K] for `add_int8_product`, by `torch.ops.onednn.qlinear_prepack`."""
     import torch
 
     return torch.ops.onednn.qlinear_prepack(weight, None)
@@ -80,36 +85,40 @@ def packed_int8_weight(weight: Tensor) -> Tensor:
 def add_int8_product(
     total: Tensor, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, *, x_scale: float, x_zero: int
 ) -> None:
-    """total [n, M] (float32) += x W^T of bytes x [n, K], which stand for (x - x_zero) * x_scale, and int8 weights
-    with a scale and a zero for each row. `torch.ops.onednn.qlinear_pointwise.binary`."""
+    """total [n, M] (float32) += a W^T with a = (x - x_zero) * x_scale for bytes x [n, K].
+
+    The int8 weight has a scale and a zero point for each row. Uses `torch.ops.onednn.qlinear_pointwise.binary`.
+    """
     import torch
 
-    # Behind the weight: the other summand, bias, the output's scale, zero and type, the other's scale and zero, what is
-    # done with them, its factor, and no function on top.
+    # Arguments after the weight's: other summand, bias, the output's scale, zero point and dtype, the summand's scale
+    # and zero point, the operation and the summand's factor, and no activation function.
     torch.ops.onednn.qlinear_pointwise.binary(
         x, x_scale, x_zero, packed, scale, zero, total, None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""
     )
 
 
 def torch_library() -> str:
-    """The file of torch's own code. `torch._C.__file__`."""
+    """The path of torch's shared library, `torch._C.__file__`."""
     import torch
 
     return torch._C.__file__
 
 
 def group_store() -> Any:
-    """The key-value store in which the ranks met. `torch.distributed.distributed_c10d._get_default_store`."""
+    """The process group's key-value store, by `torch.distributed.distributed_c10d._get_default_store`."""
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()
 
 
 def abort_group(device: Any) -> None:
-    """Break the connections of the process group, so that no rank waits for this one.
+    """Abort the connections of the process group, so that no rank waits for this one.
 
-    `_get_default_group()._get_backend(device).abort()` of `torch.distributed.distributed_c10d`; RuntimeError from a
-    backend that cannot.
+    Uses `_get_default_group()._get_backend(device).abort()` of `torch.distributed.distributed_c10d`.
+
+    Raises:
+        RuntimeError: the backend cannot abort.
     """
     from torch.distributed import distributed_c10d
 
@@ -120,9 +129,9 @@ def abort_group(device: Any) -> None:
 
 
 def shared_states() -> list[dict[str, Any]]:
-    """The dicts in which accelerate keeps precision, process group and so on for the whole process; not copies.
+    """The dicts in which accelerate stores precision, process group etc. for the whole process. They are not copies.
 
-    `_shared_state` of AcceleratorState, PartialState and GradientState.
+    They are `_shared_state` of AcceleratorState, PartialState and GradientState.
     """
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -130,9 +139,9 @@ def shared_states() -> list[dict[str, Any]]:
 
 
 def forget_prepared(accelerator: Any) -> None:
-    """Let an Accelerator go of the models and optimizers that it was given to prepare.
+    """Remove an Accelerator's references to the models and optimizers that it has prepared.
 
-    `Accelerator._models` and `_optimizers`: `free_memory` would let go of the scaler's state and more.
+    Clears `Accelerator._models` and `_optimizers`. `free_memory` would also remove the loss scaler's state and more.
     """
     accelerator._models.clear()
     accelerator._optimizers.clear()
@@ -142,29 +151,29 @@ def forget_prepared(accelerator: Any) -> None:
 
 
 def features_of(dataset: Any) -> Any:
-    """The columns of a Dataset or IterableDataset, from its first rows where it does not know them.
+    """The columns of a Dataset or IterableDataset. If an IterableDataset does not know them, its first rows are read.
 
-    `IterableDataset._resolve_features`.
+    Uses `IterableDataset._resolve_features`.
     """
     return dataset.features or dataset._resolve_features().features or {}
 
 
 def file_systems() -> Any:
-    """The file systems of the hub that every data set shares. `HfFileSystem._cache`."""
+    """The hub's file system objects, which all data sets share, `HfFileSystem._cache`."""
     from huggingface_hub import HfFileSystem
 
     return HfFileSystem._cache
 
 
 def stream_state(stream: Any) -> dict[str, Any]:
-    """Where the reader of an IterableDataset's files is; empty before it begins. `_state_dict` of the innermost."""
+    """The position of an IterableDataset's file reader; empty before it starts. It is the innermost `_state_dict`."""
     return _innermost(stream)._state_dict or {}
 
 
 def watch_tables(stream: Any, seen: Callable[[], None]) -> None:
-    """Call `seen` at each table that a stream makes of its files, also of those that it makes only to skip them.
+    """Call `seen` for each table that a stream reads from its files, including those that it only skips.
 
-    `generate_tables_fn` of the innermost reader, where it has one.
+    Replaces `generate_tables_fn` of the innermost reader, if it has one.
     """
     reader = _innermost(stream)
     make = getattr(reader, "generate_tables_fn", None)
@@ -180,7 +189,7 @@ def watch_tables(stream: Any, seen: Callable[[], None]) -> None:
 
 
 def _innermost(stream: Any) -> Any:
-    """What reads the files of an IterableDataset, below all that has been put around it. `_ex_iterable`."""
+    """The file reader of an IterableDataset, inside all its wrappers (`_ex_iterable`)."""
     reader = stream._ex_iterable
     while hasattr(reader, "ex_iterable"):
         reader = reader.ex_iterable
@@ -188,9 +197,9 @@ def _innermost(stream: Any) -> Any:
 
 
 def arrow_cache(owner: str, name: str) -> Path:
-    """Where datasets keeps a hub data set: a folder of CONFIGURATION/VERSION/REVISION.
+    """The folder in which datasets stores a hub data set, with subfolders CONFIGURATION/VERSION/REVISION.
 
-    `datasets.naming.camelcase_to_snakecase`, and the order of the folders.
+    Uses `datasets.naming.camelcase_to_snakecase` and depends on the order of these subfolders.
     """
     import datasets
     from datasets.naming import camelcase_to_snakecase
@@ -199,9 +208,9 @@ def arrow_cache(owner: str, name: str) -> Path:
 
 
 def cached_builder(owner: str, name: str, entry: Path) -> Any:
-    """The builder of one entry, CONFIGURATION/VERSION/REVISION, of `arrow_cache`; it asks nobody.
+    """The builder of one entry, CONFIGURATION/VERSION/REVISION, of `arrow_cache`. It does not use the network.
 
-    `datasets.packaged_modules.cache.cache.Cache`.
+    It is a `datasets.packaged_modules.cache.cache.Cache`.
     """
     from datasets.packaged_modules.cache.cache import Cache
 
@@ -214,30 +223,30 @@ def cached_builder(owner: str, name: str, entry: Path) -> Any:
 
 
 def without_shared_memory_reduction() -> None:
-    """Leave out a reduction that DeepSpeed compiles at first use, for about two minutes. `__compatible_ops__`."""
+    """Disable a reduction that DeepSpeed compiles at first use, in about two minutes. Sets `__compatible_ops__`."""
     from deepspeed import ops
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def zero_gradient_norm(optimizer: Any) -> Any:
-    """The norm before clipping of the step just made, infinite or negative where it overflowed. `_global_grad_norm`."""
+    """The last step's gradient norm before clipping, `_global_grad_norm`; infinite or negative after an overflow."""
     return optimizer._global_grad_norm
 
 
 def zero_partitions(optimizer: Any, stage: int) -> list[Tensor]:
-    """This rank's flat part of each group of parameters, which is what the inner optimizer steps.
+    """This rank's flat partition of each parameter group, which the inner optimizer updates.
 
-    `single_partition_of_fp32_groups` (stages 1 and 2), `fp32_partitioned_groups_flat` (stage 3).
+    It is `single_partition_of_fp32_groups` (stages 1 and 2) or `fp32_partitioned_groups_flat` (stage 3).
     """
     return optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
 
 
 def link_zero_moments(optimizer: Any) -> None:
-    """Let stages 1 and 2 find a parameter's share of the flat moments.
+    """In stages 1 and 2, link each parameter to its part of the flat moments.
 
-    They do so by themselves after the first group's step, when the other groups have no moments yet.
-    `_hp_optimizer_states_linked`, `_lazy_init_hp_params_optimizer_state`.
+    DeepSpeed links them after the step of the first group, when the other groups have no moments yet, which is too
+    early. Uses `_hp_optimizer_states_linked` and `_lazy_init_hp_params_optimizer_state`.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()

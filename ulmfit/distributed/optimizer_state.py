@@ -1,4 +1,4 @@
-"""An optimizer's state by parameter name, which every engine writes into a checkpoint and reads from it."""
+"""An optimizer's state by parameter name: the checkpoint format that all engines have in common."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def use_parameters(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Let an optimizer that has not stepped yet act on other parameters of the same names."""
+    """Replace the parameters of an optimizer by others of the same names. It must not have stepped yet."""
     for group in optimizer.param_groups:
         group["params"] = [parameters[name] for name in group["names"]]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    """Moments and step counts by parameter name."""
+    """The optimizer's moments and step counts, by parameter name."""
     named = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -24,7 +24,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, tor
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, named: dict[str, dict[str, torch.Tensor]]) -> None:
-    """Put back what `optimizer_state` gave, on each parameter's device."""
+    """Restore the result of `optimizer_state`, on the device of each parameter."""
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in named:

@@ -1,9 +1,8 @@
 """The AWD-LSTM encoder (Merity, Keskar, Socher 2017, arXiv 1708.02182) and its dropouts.
 
-Five dropouts act on it: whole words of the embedding, the recurrent weights (DropConnect), and one
-mask for all time steps on the input, between the layers and on the output. All masks come from
-outside, from an object with the two methods of `DropoutMasks`: without one there is no dropout, so
-that training and evaluation are told apart by the argument and not by a mode of the module.
+There are five dropouts: on whole words of the embedding, on the recurrent weights (DropConnect), and on the input,
+between the layers and on the output (one mask for all time steps each). The caller gives the masks by an object with
+the two methods of `DropoutMasks`. Without it there is no dropout: train() and eval() of the module have no effect.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ulmfit.errors import UserError
 
 State = list[tuple[Tensor, Tensor]]
 
-#: Architectures by name: fastai's is `base`, the blog post of 2019 used `blog`. The hidden size of `wide`
+#: Architectures by name. `base` is fastai's, `blog` that of the 2019 blog post. The hidden size of `wide`
 #: meets the conditions of cuDNN's persistent kernels (at most 1024, a multiple of 128).
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"embedding_size": 64, "hidden_size": 128, "num_layers": 2},
@@ -39,22 +38,25 @@ _DROPOUTS = {
 
 
 class DropoutMasks(Protocol):
-    """Where masks come from: scaled Bernoulli masks (0 or 1 / (1 - p)), None where p is 0.
+    """A source of scaled Bernoulli masks: values 0 or 1 / (1 - p), on the model's device; None if p is 0.
 
-    A mask is a function of its `place` (what it acts on, layer, window), so asking twice gives the same.
-    Masks live on the device of the model.
+    A mask is a function of its `place` (what it acts on, layer, window): two calls with one place give one mask.
     """
 
     def shared(self, p: float, shape: tuple[int, ...], *place: int | str) -> Tensor | None:
         """A mask of `shape`, the same for all rows of the batch."""
 
     def per_row(self, p: float, width: int, *place: int | str) -> Tensor | None:
-        """A mask [rows, width], each row of the batch its own."""
+        """A mask [rows, width], different for each row of the batch."""
 
 
 @dataclass(frozen=True)
 class AWDLSTMConfig:
-    """Sizes and dropout probabilities. Layers map embedding -> hidden -> ... -> hidden -> embedding."""
+    """Sizes and dropout probabilities. Layer sizes are embedding -> hidden -> ... -> hidden -> embedding.
+
+    Raises:
+        UserError: a size below 1, or a probability outside [0, 1).
+    """
 
     vocab_size: int
     embedding_size: int = 400
@@ -79,7 +81,7 @@ class AWDLSTMConfig:
                 )
 
     def with_dropouts(self, task: Literal["lm", "clf"], drop_mult: float) -> AWDLSTMConfig:
-        """The same sizes with fastai's dropouts for the task, all multiplied by `drop_mult`."""
+        """A copy with fastai's dropout probabilities for the task, multiplied by `drop_mult`."""
         dropouts: dict[str, Any] = {name: p * drop_mult for name, p in _DROPOUTS[task].items()}
         return replace(self, **dropouts)
 
@@ -87,17 +89,17 @@ class AWDLSTMConfig:
 def recurrence_dtype(
     device: str, weights: torch.dtype, autocast: torch.dtype | None, *, bf16_in_cudnn: bool
 ) -> torch.dtype:
-    """In which dtype the LSTM runs.
+    """The dtype in which the LSTM runs: autocast's on CUDA, else that of the parameters.
 
     Args:
         device: type of the device: cuda, cpu.
         weights: dtype of the parameters.
-        autocast: the dtype of autocast on that device, None outside it.
-        bf16_in_cudnn: whether cuDNN has the LSTM in bfloat16.
+        autocast: the dtype of autocast on that device; None without autocast.
+        bf16_in_cudnn: whether cuDNN has a bfloat16 LSTM.
 
-    Autocast's, on CUDA: torch's own autocast would run cuDNN's LSTM in float16 whatever dtype it was asked for
-    (aten/src/ATen/cudnn/AutocastRNN.cpp), without the loss scale that float16 needs. Where cuDNN has no bfloat16
-    LSTM, and on the CPU, whose library has one on few machines only, the recurrence keeps the parameters' dtype.
+    The choice is not left to torch, whose autocast always runs cuDNN's LSTM in float16
+    (aten/src/ATen/cudnn/AutocastRNN.cpp); with bfloat16 there is no loss scale, which float16 needs. The parameters'
+    dtype is used where cuDNN has no bfloat16 LSTM, and on the CPU, because oneDNN has one on few machines only.
     """
     if device != "cuda" or autocast is None or (autocast == torch.bfloat16 and not bf16_in_cudnn):
         return weights
@@ -106,21 +108,27 @@ def recurrence_dtype(
 
 @cache
 def _bf16_in_cudnn() -> bool:
-    """Elsewhere torch would step through time with kernels of its own (aten/src/ATen/native/RNN.cpp, use_cudnn)."""
+    """Whether torch runs a bfloat16 LSTM by cuDNN on this GPU.
+
+    If not, torch would use its own slow kernels, one time step at a time (aten/src/ATen/native/RNN.cpp, use_cudnn).
+    """
     return (torch.backends.cudnn.version() or 0) >= 91300 and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x [B, T, F] times one mask [B, F] for all time steps (variational dropout, Gal & Ghahramani 2016)."""
+    """Multiply x [B, T, F] by a mask [B, F], the same for all time steps (variational dropout: Gal & Ghahramani 2016).
+
+    Without a mask x is returned unchanged.
+    """
     return x if mask is None else x * mask.unsqueeze(1)
 
 
 class WeightDropLSTM(nn.Module):
-    """One LSTM layer whose recurrent weight may be masked for the length of a call (DropConnect).
+    """One LSTM layer with an optional mask on its recurrent weight (DropConnect).
 
-    The mask multiplies a copy that only this call sees: the parameter is never replaced, so the module can
-    be copied, wrapped by DDP and evaluated without care. Both biases of torch's LSTM are kept, as in every
-    published checkpoint. Initial values are torch's: U(-1/sqrt(H), 1/sqrt(H)).
+    The mask is applied to a copy of the weight that exists only during the call. The parameter itself never changes,
+    so the module can be copied, wrapped by DDP and evaluated at any time. The layer has both biases of torch's LSTM,
+    as every published checkpoint does. Initial values are torch's: U(-1/sqrt(H), 1/sqrt(H)).
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -138,17 +146,17 @@ class WeightDropLSTM(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor], weight_mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [B, T, input], state ([B, H], [B, H]) -> output [B, T, H] and the last state, detached."""
+        """x [B, T, input], state (h [B, H], c [B, H]) -> output [B, T, H] and the last state, detached."""
         weight_hh = self.weight_hh if weight_mask is None else self.weight_hh * weight_mask
         weights = [self.weight_ih, weight_hh, self.bias_ih, self.bias_hh]
         kept, dtype = self.weight_hh.dtype, self._dtype(x)
-        # Casts are ours and not autocast's (recurrence_dtype). Gradients come back in the parameters' dtype, and so
-        # does the state: what is carried over many calls and saved is rounded no further.
+        # Casts are explicit, without autocast (see recurrence_dtype). Gradients get the parameters' dtype. The state
+        # does too, because it is carried over many calls and saved, and rounding errors would add up.
         with torch.autocast(x.device.type, enabled=False):
             x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
             state = (state[0].to(dtype), state[1].to(dtype))
             if x.shape[1] == 1 and not torch.is_grad_enabled():
-                # Generation: oneDNN and cuDNN would lay out the weights anew for every token.
+                # Generation: oneDNN and cuDNN would rearrange the weights for every token.
                 h, c = private_api.lstm_cell(x[:, 0], state, weights)
                 output = h.unsqueeze(1)
             else:
@@ -168,16 +176,21 @@ class WeightDropLSTM(nn.Module):
 
 
 def _contiguous_chunk(weights: list[Tensor]) -> list[Tensor]:
-    """The weights as pieces of one buffer, which is how cuDNN wants them (it would copy and warn)."""
+    """Copy the weights into views of one buffer, as cuDNN needs them. Otherwise torch copies them and warns."""
     flat = torch.cat([weight.reshape(-1) for weight in weights])
     pieces = flat.split([weight.numel() for weight in weights])
     return [piece.view(weight.shape) for piece, weight in zip(pieces, weights, strict=True)]
 
 
 class AWDLSTM(nn.Module):
-    """Embedding and LSTM layers. Initial weights depend on torch's default generator alone."""
+    """Embedding and LSTM layers. Initial weights come from torch's default generator.
 
-    #: Rows at which one core of a CPU reads most tokens a second without gradient (measured: 32 to 64 alike).
+    Dropout acts if and only if `masks` is given to `forward`; train() and eval() have no effect. The reason: a mask is
+    a function of seed and step, drawn for the global batch, so that any division of the batch into ranks and
+    micro-batches trains the same model. Module-internal random numbers would depend on the division.
+    """
+
+    #: Number of rows with the highest throughput without gradient on one CPU core (measured: 32 to 64 are equal).
     rows_of_a_core = 32
 
     def __init__(self, config: AWDLSTMConfig) -> None:
@@ -190,7 +203,7 @@ class AWDLSTM(nn.Module):
         self.layers = nn.ModuleList(map(WeightDropLSTM, sizes[:-1], sizes[1:]))
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: (h, c) of [batch_size, H] for every layer, of the parameters' dtype and device."""
+        """Zero (h, c), each [batch_size, H], for every layer, in the parameters' dtype and device."""
         weights: list[Tensor] = [cast(WeightDropLSTM, layer).weight_hh for layer in self.layers]
         return [
             (weight.new_zeros(batch_size, weight.shape[1]), weight.new_zeros(batch_size, weight.shape[1]))
@@ -200,13 +213,12 @@ class AWDLSTM(nn.Module):
     def forward(
         self, tokens: Tensor, state: State, masks: DropoutMasks | None = None, window: int = 0
     ) -> tuple[Tensor, State]:
-        """Read tokens [B, T] (int64) on from `state`.
+        """Read tokens [B, T] (int64), starting from `state`.
 
-        Returns the last layer's output [B, T, E], before output dropout, and the new state. The state is
-        detached: back-propagation ends at the borders of a call. `window` tells apart the calls of one step,
-        each of which has masks of its own.
+        Returns the last layer's output [B, T, E], before output dropout, and the new state. The state is detached, so
+        back-propagation does not cross calls. `window` numbers the calls of one step, each with other masks.
 
-        Under autocast the output is of the dtype of `recurrence_dtype`, the state of the parameters'.
+        Under autocast the output has the dtype of `recurrence_dtype`. The state always has the parameters' dtype.
         """
         assert len(state) == len(self.layers) and state[0][0].shape[0] == tokens.shape[0]
         x = self._embed(tokens, masks, window)
@@ -223,8 +235,11 @@ class AWDLSTM(nn.Module):
         return x, new_state
 
     def _embed(self, tokens: Tensor, masks: DropoutMasks | None, window: int) -> Tensor:
-        """Looked-up rows with embedding and input dropout. Whole words are dropped (Gal & Ghahramani 2016):
-        the mask [V] is looked up like the rows, so the V x E matrix is never copied."""
+        """Embeddings of the tokens with embedding dropout and input dropout.
+
+        Embedding dropout drops whole words (Gal & Ghahramani 2016). Its mask [V] is indexed by the tokens, so the
+        V x E matrix is not copied.
+        """
         x = self.embedding(tokens)
         if masks is None:
             return x

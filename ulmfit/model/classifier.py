@@ -1,8 +1,8 @@
-"""The text classifier: a document read in windows, concat pooling, and fastai's head.
+"""The text classifier: an encoder that reads documents in windows, concat pooling, and fastai's head.
 
-Padding does not exist for the model. Documents lie longest first, windows are counted from a document's
-start, and in each window only the documents that reach it are read; so what a document gives does not
-depend on what it is batched with, and memory is bounded for a document of any length.
+Padding has no effect on the result. Documents are sorted longest first, windows are counted from a document's start,
+and a window contains only the documents that reach it. So the result of a document does not depend on the other
+documents of the batch, and memory is bounded for documents of any length.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from ulmfit.model.loss import activation_regularization
 
 
 class Encoding(NamedTuple):
-    """Documents as the head sees them, and the sums behind AR and TAR over the last `backprop_tokens` tokens of each.
+    """Pooled documents, the input of the head, and the sums for AR and TAR.
 
-    The sums (0-d) are zero where the encoder is not trained. Divided by the number of these tokens, or of neighbours
-    among them, in the whole step, and by the width, they are AR and TAR.
+    The sums (0-d) are over the last `backprop_tokens` tokens of each document; they are zero if the encoder is not
+    trained. AR is ar_sum / (number of these tokens in the step * E). TAR is tar_sum / (number of neighbouring pairs
+    among them * E).
     """
 
     pooled: Tensor
-    """[n, 3E]: last, maximum, mean of the outputs."""
+    """[n, 3E]: last, maximum and mean of the outputs."""
     ar_sum: Tensor
     """Squared outputs of the last layer."""
     tar_sum: Tensor
@@ -37,7 +38,7 @@ class Encoding(NamedTuple):
 
 
 class ClassifierOutput(NamedTuple):
-    """Logits [n, C], and the sums of `Encoding`."""
+    """Logits [n, C] and the sums of `Encoding`."""
 
     logits: Tensor
     ar_sum: Tensor
@@ -58,9 +59,9 @@ class ClassifierHead(nn.Module):
     def forward(self, pooled: Tensor, masks: DropoutMasks | None = None, update_statistics: bool = True) -> Tensor:
         """Logits [n, C] of pooled [n, 3E], in the parameters' dtype.
 
-        With masks the head is in training: statistics of these rows, which go into the running ones unless
-        `update_statistics` is False (for when a step calls twice with the same rows). Without masks, and for
-        a single row, which has no variance, the running statistics are used.
+        With masks, BatchNorm uses the statistics of these rows. It also updates its running statistics, unless
+        `update_statistics` is False (a step may call with the same rows several times). Without masks, or with a
+        single row, which has no variance, BatchNorm uses its running statistics.
         """
         with torch.autocast(pooled.device.type, enabled=False):
             x = pooled.to(self.linear1.weight.dtype)
@@ -86,7 +87,7 @@ def _batch_norm(norm: nn.BatchNorm1d, x: Tensor, training: bool, update: bool) -
 
 
 class _RowsOf:
-    """The masks of some rows of a micro-batch."""
+    """Masks of a selection of a micro-batch's rows."""
 
     def __init__(self, masks: DropoutMasks, rows: Tensor) -> None:
         self.shared = masks.shared
@@ -100,15 +101,19 @@ class _RowsOf:
 class ClassifierNet(nn.Module):
     """AWD-LSTM encoder, concat pooling and head.
 
+    Dropout acts, and BatchNorm uses batch statistics, if and only if masks are given to `forward`; train() and eval()
+    have no effect. The reason: a mask is a function of seed and step, so that any division of the batch into ranks and
+    micro-batches trains the same model.
+
     Args:
-        config: sizes and dropouts; its output_p is the first dropout of the head.
+        config: sizes and dropout probabilities; output_p is the first dropout of the head.
         num_classes: width of the logits.
-        bptt: tokens of a window. Back-propagation ends at the borders of windows (BPT3C, Howard & Ruder 2018,
+        bptt: tokens of a window. Back-propagation does not cross windows (BPT3C, Howard & Ruder 2018,
             section 3.3, with fastai's truncation).
         max_len: a document's last `max_len` tokens are pooled. Windows before them are read without gradient.
         head_hidden, head_p: width and second dropout of the head.
-        gradient_window: if given, gradient flows only through the windows that hold some of a document's last
-            `gradient_window` tokens. Faster; another gradient, the same logits.
+        gradient_window: if given, only windows with some of a document's last `gradient_window` tokens are read with
+            gradient. This is faster and gives the same logits, but another gradient.
     """
 
     def __init__(
@@ -140,7 +145,7 @@ class ClassifierNet(nn.Module):
 
     @property
     def backprop_tokens(self) -> int:
-        """A document's last tokens that are trained on; those before are read without gradient."""
+        """Number of a document's last tokens that are read with gradient; those before are read without."""
         return self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)
 
     def forward(
@@ -154,8 +159,8 @@ class ClassifierNet(nn.Module):
     ) -> ClassifierOutput:
         """Logits [n, C] of documents; see `encode` and `ClassifierHead.forward`.
 
-        `combine` maps this process's pooled rows to those the head shall see (those of the whole global
-        batch, whose statistics its BatchNorm needs); `head_masks` are then the masks of those rows.
+        `combine` maps this process's pooled rows to the input of the head: the rows of the global batch, whose
+        statistics BatchNorm needs. `head_masks` are the masks of those rows.
         """
         assert combine is None or (masks is None) == (head_masks is None), "masks of the combined rows"
         encoding = self.encode(tokens, lengths, masks)
@@ -164,7 +169,7 @@ class ClassifierNet(nn.Module):
         return ClassifierOutput(logits, encoding.ar_sum, encoding.tar_sum)
 
     def layer_groups(self) -> list[list[str]]:
-        """Parameter names by group, as fastai splits them: embedding, each LSTM layer, head."""
+        """Parameter names by layer group, as in fastai: embedding, each LSTM layer, head."""
         layers = [
             [f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
             for i, layer in enumerate(self.encoder.layers)
@@ -173,16 +178,16 @@ class ClassifierNet(nn.Module):
         return [["encoder.embedding.weight"], *layers, head]
 
     def encode(self, tokens: Tensor, lengths: Tensor | Sequence[int], masks: DropoutMasks | None = None) -> Encoding:
-        """Pooled documents: [last, maximum, mean] of the outputs at the last `max_len` tokens.
+        """Pool documents: [last, maximum, mean] of the outputs at the last `max_len` tokens.
 
-        tokens [n, T] int64, anything after a document's length; lengths [n], each at least 1 (on the CPU,
-        else the host waits for the device). Rows of any order, fastest longest first; results in the order
-        given. The dtype is that of the parameters, under autocast too.
+        tokens is [n, T] int64; tokens after a document's length are ignored. lengths is [n], each at least 1, on the
+        CPU, or the host waits for the device. Rows may have any order; longest first is fastest. Results are in the
+        order of the rows, in the parameters' dtype, under autocast too.
         """
         rows = tokens.shape[0]
         if rows == 0:
-            # One token is read and thrown away: its gradient, zero, reaches every parameter, as those of other
-            # processes do. Engines that shard gradients wait for each other's.
+            # Read one token and discard the result, so that every parameter gets a (zero) gradient. Engines that
+            # shard gradients wait for the gradients of all ranks.
             nothing = tokens.new_full((1, 1), self.config.pad_id)
             encoding = self._encode_sorted(nothing, [1], None, torch.zeros_like(nothing[0]))
             return Encoding(encoding.pooled[:0], 0 * encoding.ar_sum, 0 * encoding.tar_sum)
@@ -196,7 +201,7 @@ class ClassifierNet(nn.Module):
         return encoding._replace(pooled=encoding.pooled[index.argsort()])
 
     def trained_windows(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """(rows, tokens a row) of the windows that `encode` reads with gradient, for documents of these lengths."""
+        """(rows, tokens a row) of each window that `encode` reads with gradient, for documents of these lengths."""
         sizes = sorted((int(length) for length in lengths), reverse=True)
         windows = []
         for start in range(0, max(sizes, default=0), self.bptt):
@@ -207,7 +212,7 @@ class ClassifierNet(nn.Module):
         return windows
 
     def _encode_sorted(self, tokens: Tensor, sizes: list[int], masks: DropoutMasks | None, index: Tensor) -> Encoding:
-        """`encode` for rows longest first; index[i] is the place of row i among the masks' rows."""
+        """`encode` for rows sorted longest first; index[i] is the index of row i in the masks' rows."""
         negated = [-size for size in sizes]  # ascending, for bisect
 
         def longer_than(length: int) -> int:
@@ -223,7 +228,7 @@ class ClassifierNet(nn.Module):
         length = to_device(torch.tensor(sizes), tokens.device)
         done: list[Tensor] = []
         ar_sum = tar_sum = weight.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
-        before: Tensor | None = None  # the last outputs of the window before
+        before: Tensor | None = None  # the last outputs of the previous window
         while live:
             stop = start + self.bptt
             without_gradient = min(longer_than(stop + self.backprop_tokens - 1), live) if trains else 0
@@ -232,7 +237,7 @@ class ClassifierNet(nn.Module):
             )
             output = output.to(weight.dtype)
             length, end = length[:live], start + output.shape[1]
-            if sizes[live - 1] - self.max_len < end:  # some row pools some of this window
+            if sizes[live - 1] - self.max_len < end:  # at least one row pools tokens of this window
                 inside = output
                 outside = None
                 if sizes[live - 1] < end or sizes[0] - self.max_len > start:
@@ -260,17 +265,20 @@ class ClassifierNet(nn.Module):
     def _regularization(
         self, output: Tensor, before: Tensor | None, start: int, length: Tensor, without_gradient: int
     ) -> tuple[Tensor, Tensor]:
-        """Sums behind AR and TAR over the tokens of a window that are trained on: output [live, T, E], the outputs
-        just before it [live, E]; the first `without_gradient` rows are left out."""
+        """Sums for AR and TAR over the tokens of a window that are trained on.
+
+        output is [live, T, E], `before` the outputs of the token before the window, [live, E]. The first
+        `without_gradient` rows are not counted.
+        """
         length = length[without_gradient:]
-        if without_gradient:  # autograd keeps what is squared: a view would keep the whole
+        if without_gradient:  # a copy: autograd saves what is squared, and a view would keep the whole tensor in memory
             output = output[without_gradient:].clone()
         position = torch.arange(start, start + output.shape[1], device=output.device)
         first = length - self.backprop_tokens
         ar_sum, tar_sum = activation_regularization(
             output, output, (position >= first.unsqueeze(1)) & (position < length.unsqueeze(1))
         )
-        if before is not None:  # neighbours on both sides of the window's border
+        if before is not None:  # pairs across the border of two windows
             step = (output[:, 0] - before[without_gradient:]).to(tar_sum.dtype)
             tar_sum = tar_sum + (step.square() * (first < start).unsqueeze(1)).sum()
         return ar_sum, tar_sum
@@ -284,10 +292,10 @@ class ClassifierNet(nn.Module):
         window: int,
         without_gradient: int,
     ) -> tuple[Tensor, State]:
-        """One window of the live rows, the first `without_gradient` of them (the longest) without gradient.
+        """Read one window of the live rows, the first `without_gradient` of them (the longest) without gradient.
 
-        They are read apart, so that the graph of a window holds just the rows that will use it: the memory
-        of a step is bounded by max_len tokens a document however the lengths are mixed.
+        These are read in a separate call, so that the window's graph contains only rows that need it. This bounds the
+        memory of a step to max_len tokens per document for any mixture of lengths.
         """
 
         def read(rows: slice) -> tuple[Tensor, State]:

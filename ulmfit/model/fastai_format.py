@@ -1,9 +1,9 @@
-"""Reading fastai's files, language model, encoder and classifier of fastai 1 and 2, without running a pickle.
+"""Reads files of fastai 1 and 2 (language model, encoder, classifier) without executing pickled code.
 
-Layouts (of state dicts saved by fastai 1.0.64 and 2.8): a language model is `0.encoder`, `0.rnns.{i}` and
-`1.decoder`; an encoder file the same without `0.`; a classifier has `0.module.` and a head `1.layers`.
-fastai 1 stores a second, dropped copy of the recurrent weight beside the raw one. Files that were saved with
-the optimizer are wrapped as `{'model': ..., 'opt': ...}`.
+Layouts (of state dicts saved by fastai 1.0.64 and 2.8): a language model has `0.encoder`, `0.rnns.{i}` and
+`1.decoder`; an encoder file has the first two without `0.`; a classifier has `0.module.` and a head `1.layers`.
+fastai 1 stores a second copy of the recurrent weight, with dropout applied, besides the raw one. Files saved with
+the optimizer have the form `{'model': ..., 'opt': ...}`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VOCABULARY_CURE = "save the vocabulary as a list of strings, in .pkl, .json or 
 
 @dataclass(frozen=True)
 class FastaiModel:
-    """What a fastai file holds: `state` in our names, the sizes, and the vocabulary in id order."""
+    """Content of a fastai file: `state` with this package's names, the sizes, and the vocabulary in id order."""
 
     state: dict[str, Tensor]
     config: AWDLSTMConfig
@@ -38,10 +38,11 @@ class FastaiModel:
 
 
 def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> FastaiModel:
-    """Read a fastai .pth file and its vocabulary (.pkl, .json or .txt). Nothing in them is executed.
+    """Read a fastai .pth file and its vocabulary (.pkl, .json or .txt). No code in them is executed.
 
-    Raises UserError if a file is missing, not of fastai, holds another architecture than AWD-LSTM, or if the
-    two do not belong together.
+    Raises:
+        UserError: a file is missing or not fastai's, the architecture is not AWD-LSTM, or the two files do not fit
+            together.
     """
     state = fastai_state_dict(_read_torch(Path(weights)))
     vocab = read_vocabulary(vocabulary)
@@ -62,9 +63,13 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
 
 
 def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """fastai's names to ours, for LM, encoder-only and classifier files of fastai 1 and 2, wrapped or not.
+    """Rename fastai's tensors to this package's names.
 
-    A classifier's linear layers without bias (fastai 2) get a bias of zeros. UserError for anything else.
+    It accepts language models, encoders and classifiers of fastai 1 and 2, with or without the optimizer. A
+    classifier's linear layers without bias (fastai 2) get a bias of zeros.
+
+    Raises:
+        UserError: anything else.
     """
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
@@ -92,7 +97,7 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """One LSTM layer. The raw recurrent weight counts: a copy without `_raw` has dropped entries."""
+    """One LSTM layer. The recurrent weight is `_raw`; the copy without `_raw` has dropped entries."""
     if any(name.startswith(prefix) and name.endswith("_reverse") for name in state):
         raise UserError("the file holds a bidirectional LSTM; give an AWD-LSTM of one direction")
     places = {
@@ -111,7 +116,7 @@ def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The classifier's head. Where a layer stands depends on version and dropout: order and rank tell it."""
+    """The classifier's head. Indices of layers vary with version and dropout, so order and dimensions identify them."""
     layers: dict[tuple[int, ...], dict[str, Tensor]] = {}
     for name, tensor in state.items():
         if match := re.fullmatch(r"1\.layers\.([\d.]+)\.(\w+)", name):
@@ -128,14 +133,14 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _HyperParameters:
-    """Stands in for fastcore's list type, in which fastai 2 keeps the optimizer's settings; not looked at."""
+    """Replacement of fastcore's list type, in which fastai 2 stores the optimizer's settings. They are ignored."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    """torch.load without arbitrary code: tensors and plain containers alone."""
+    """torch.load without arbitrary code: only tensors and plain containers."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the .pth file that fastai saved")
     try:
@@ -150,7 +155,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Lists and strings need no class, so none is allowed."""
+    """Allows no class, because lists and strings need none."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("builtins", "list"), ("builtins", "str")):
@@ -159,7 +164,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_vocabulary(path: str | os.PathLike) -> list[str]:
-    """Words in id order from .pkl (fastai's itos), .json (a list, or word -> id) or text (one a line)."""
+    """Read words in id order from .pkl (fastai's itos), .json (a list, or word -> id) or text (one per line)."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -173,7 +178,7 @@ def read_vocabulary(path: str | os.PathLike) -> list[str]:
             words = content.decode("utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give the weights' vocabulary") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise UserError(f"{path} is no list of words ({error}); {_VOCABULARY_CURE}") from error
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{path} is no list of words; {_VOCABULARY_CURE}")

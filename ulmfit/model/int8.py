@@ -1,14 +1,14 @@
-"""The encoder with matrix products of 8 bits, for reading on the CPU and never for training.
+"""The encoder with 8-bit matrix products, for inference on the CPU only.
 
-Weights have a scale for each output unit (the largest absolute value of its row). Activations are outputs of LSTMs,
-which lie in (-1, 1): their scale is fixed, and not taken from the batch as in torch's dynamic quantisation, so that a
-document's outputs do not hang on the documents beside it. Cells, gates, sums and the pooled outputs stay in fp32, and
-so does the first layer's input: each distinct word of a window meets that weight once, however often it stands there.
-What is left is the last bit of torch's sigmoid, which differs at the end of a tensor whose size is no multiple of the
-vector length: seldom, it can move a byte by one.
+Weights have one scale per output unit (the largest absolute value of its row). Activations are LSTM outputs, which are
+in (-1, 1), so their scale is fixed. torch's dynamic quantisation would take it from the batch, and a document's outputs
+would depend on the other documents. Cells, gates, sums and pooled outputs stay fp32. So does the first layer's
+input product, which is computed only once for each distinct word of a window.
+One dependency on the batch remains: the last bit of torch's sigmoid differs at the end of a tensor whose size is not
+a multiple of the vector length. This can change a byte by one, but rarely.
 
-tanh(x) is computed as 2 sigmoid(2x) - 1, for torch's sigmoid is several times faster than its tanh. The cell's input is
-doubled in the weights, so that one sigmoid serves all four gates.
+tanh(x) is computed as 2 sigmoid(2x) - 1, because torch's sigmoid is several times faster than its tanh. The weights of
+the cell input are doubled, so that one sigmoid call computes all four gates.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, State, WeightDropLSTM
 from ulmfit.model.classifier import ClassifierNet
 
-#: Steps of an activation between 0 and 1, and what stands for 0, in unsigned bytes. 7 bits: where a machine lacks VNNI
-#: instructions oneDNN adds pairs of products in 16 bits, which 127 x 127 twice just fits.
+#: An activation x is stored as the unsigned byte ZERO + LEVELS * x, which has 7 bits. Without VNNI instructions oneDNN
+#: adds pairs of products in 16 bits, and 2 x 127 x 127 just fits.
 LEVELS, ZERO = 63, 64
 
 
 def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
-    """Give a classifier an encoder of 8 bits in place of its own; the net can then be read but not trained.
+    """Replace a classifier's encoder by its 8-bit version. The net is changed and can no longer be trained.
 
     Raises:
         UserError: the net is not on the CPU or not in fp32, or torch was built without oneDNN.
@@ -55,12 +55,12 @@ def quantize_encoder(net: ClassifierNet) -> ClassifierNet:
             f"int8 is not to be had with this processor and build of torch ({str(error).splitlines()[0]}); "
             "leave out int8"
         ) from error
-    net.encoder = encoder  # type: ignore[assignment]  # has what reading needs of an AWDLSTM
+    net.encoder = encoder  # type: ignore[assignment]  # has the part of AWDLSTM's interface that inference needs
     return net
 
 
 class Int8AWDLSTM(nn.Module):
-    """Stands in for an AWDLSTM whose masks are None. Its states, of its own meaning, fit only itself."""
+    """Replacement of an AWDLSTM, without masks. Its states have another format than AWDLSTM's."""
 
     rows_of_a_core = 128
 
@@ -73,14 +73,14 @@ class Int8AWDLSTM(nn.Module):
         ]
 
     def init_state(self, batch_size: int) -> State:
-        """For every layer the output, bytes (0 to 127) [batch_size, H], and the doubled cell, float32 of that shape."""
+        """For every layer the output [batch_size, H], bytes 0 to 127, and twice the cell [batch_size, H], float32."""
         return [
             (torch.full((batch_size, layer.size), ZERO, dtype=torch.uint8), torch.zeros(batch_size, layer.size))
             for layer in self._layers
         ]
 
     def forward(self, tokens: Tensor, state: State, masks: None = None, window: int = 0) -> tuple[Tensor, State]:
-        """Read tokens [B, T] (int64) on from `state`: the last layer's output, float32 [B, T, E], and the new state."""
+        """Read tokens [B, T] (int64) from `state` on. Returns output [B, T, E] (float32, last layer) and new state."""
         assert masks is None, "an encoder of 8 bits does not train"
         words, inputs = tokens.T.unique(return_inverse=True)
         vectors = self.embedding(words)
@@ -92,7 +92,7 @@ class Int8AWDLSTM(nn.Module):
 
 
 class _Layer:
-    """One LSTM layer. The first one's inputs are places among word vectors, the others' are bytes."""
+    """One LSTM layer. The input of the first layer is indices into word vectors, that of the others is bytes."""
 
     def __init__(self, layer: WeightDropLSTM, *, first: bool, last: bool) -> None:
         weight_ih, weight_hh, bias = (
@@ -101,16 +101,19 @@ class _Layer:
         )
         self.size = layer.weight_hh.shape[1]
         self._first, self._last, self._bias = first, last, bias
-        # oneDNN's product: a row of it does not depend on the number of rows, as those of torch's default do.
+        # oneDNN's product, because each of its rows is independent of the number of rows, unlike torch's default.
         self._weight_ih = private_api.packed_weight(weight_ih) if first else None
-        # Later layers read [input, output before] in one product.
+        # Later layers multiply [input, previous output] in one product.
         self._product = Int8Product(weight_hh if first else torch.cat([weight_ih, weight_hh], 1))
 
     def read(
         self, inputs: Tensor, vectors: Tensor, h: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """A window, time first: inputs int64 [T, B] or bytes [T, B, I] -> outputs [T, B, H] as bytes (not of the last
-        layer) and as float32, halved (of the last layer alone), and the new state."""
+        """Read a window, time first: inputs int64 [T, B] or bytes [T, B, I].
+
+        Returns the outputs [T, B, H] as bytes (invalid for the last layer), half the outputs as float32 (valid only
+        for the last layer), and the new state.
+        """
         steps, (rows, size) = len(inputs), c.shape
         width = 0 if self._first else inputs.shape[2]
         table = None
@@ -122,7 +125,7 @@ class _Layer:
         c = c.clone()
         gates, scaled, middle = torch.empty(rows, 4 * size), torch.empty_like(c), torch.tensor(ZERO + 0.5)
         write, remember, cell, show = gates.chunk(4, 1)
-        # What nobody reads is written to one place again and again.
+        # The output that is not used is written to one time step again and again, to save memory.
         outputs = h.new_empty(1 if self._last else steps, rows, size).expand(steps, rows, size)
         halves = c.new_empty(steps if self._last else 1, rows, size).expand(steps, rows, size)
         for x, output, half in zip(inputs, outputs, halves, strict=True):
@@ -138,13 +141,13 @@ class _Layer:
             torch.sigmoid(c, out=scaled).sub_(0.5)
             torch.mul(scaled, show, out=half)
             torch.add(middle, half, alpha=2 * LEVELS, out=scaled)
-            hidden.copy_(scaled)  # cuts off: with the half in `middle`, all being positive, this rounds
+            hidden.copy_(scaled)  # truncates; `middle` includes 0.5 and values are positive, so this rounds
             output.copy_(hidden)
         return outputs, halves, (hidden.clone(), c)
 
 
 class Int8Product:
-    """Matrix products of activations in bytes with a weight [M, K] (float32) packed in int8."""
+    """Product of byte activations and a weight [M, K], given as float32 and packed as int8."""
 
     def __init__(self, weight: Tensor) -> None:
         self._scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
@@ -153,12 +156,12 @@ class Int8Product:
         self._weight = private_api.packed_int8_weight(rounded)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
-        """total [n, M] (float32) += x W^T, where bytes x [n, K] stand for (x - ZERO) / LEVELS."""
+        """total [n, M] (float32) += a W^T with a = (x - ZERO) / LEVELS for bytes x [n, K]."""
         private_api.add_int8_product(total, x, self._weight, self._scale, self._zero, x_scale=1 / LEVELS, x_zero=ZERO)
 
 
 def _double_cell(weight: Tensor) -> Tensor:
-    """The rows of the cell's input (the third of torch's gates: input, forget, cell, output) times two."""
+    """Multiply the rows of the cell input by two (the third of torch's gates: input, forget, cell, output)."""
     weight = weight.clone()
     weight.chunk(4)[2].mul_(2)
     return weight

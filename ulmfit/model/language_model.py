@@ -1,4 +1,4 @@
-"""The language model: AWD-LSTM with the output layer tied to its embedding, and generation."""
+"""The language model: AWD-LSTM with an output layer tied to the embedding, and text generation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from ulmfit.model.sampled_softmax import Candidates, sampled_cross_entropy
 
 
 class LMOutput(NamedTuple):
-    """Sums over the counted positions of one call (0-d), to be divided by the counts of the global batch."""
+    """Sums (0-d) over the counted positions of one call. The caller divides them by the counts of the global batch."""
 
     ce_sum: Tensor
-    """Cross-entropy in nats; of the sampled softmax where candidates were given."""
+    """Cross-entropy in nats; that of the sampled softmax if candidates were given."""
     num_correct: Tensor
-    """int64: positions whose target had the largest logit (among the candidates, corrected, where given)."""
+    """int64: number of positions whose target has the largest logit (with candidates: the largest corrected one)."""
     ar_sum: Tensor
-    """Squared activations after output dropout: AR = alpha * ar_sum / (positions * E)."""
+    """Squared outputs after output dropout: AR = alpha * ar_sum / (positions * E)."""
     tar_sum: Tensor
-    """Squared steps before output dropout: TAR = beta * tar_sum / (neighbouring pairs * E)."""
+    """Squared differences of neighbouring outputs, before dropout: TAR = beta * tar_sum / (neighbouring pairs * E)."""
     state: State
 
 
 class LanguageModelNet(nn.Module):
-    """AWD-LSTM language model; the embedding is also the output matrix (one parameter), with a bias."""
+    """AWD-LSTM language model. The output layer shares its weight with the embedding and has its own bias.
+
+    Dropout acts if and only if `masks` is given to `forward`; train() and eval() have no effect. The reason: a mask is
+    a function of seed and step, so that any division of the batch into ranks and micro-batches trains the same model.
+    """
 
     def __init__(self, config: AWDLSTMConfig) -> None:
         super().__init__()
@@ -40,7 +44,7 @@ class LanguageModelNet(nn.Module):
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def init_state(self, batch_size: int) -> State:
-        """The state before the first token: zeros."""
+        """The hidden state before the first token: zeros, as `AWDLSTM.init_state`."""
         return self.encoder.init_state(batch_size)
 
     def forward(
@@ -51,8 +55,10 @@ class LanguageModelNet(nn.Module):
         masks: DropoutMasks | None = None,
         candidates: Candidates | None = None,
     ) -> LMOutput:
-        """Loss sums of predicting targets [B, T] from tokens [B, T] (int64; target -100 does not count), by the full
-        softmax or, in training only, the one sampled over `candidates`."""
+        """Loss sums of predicting targets [B, T] from tokens [B, T] (int64; target -100 is not counted).
+
+        With `candidates` the loss is the sampled softmax, for training only; else it is the full softmax.
+        """
         raw, state = self.encoder(tokens, state, masks)
         mask = None
         if masks is not None:
@@ -67,7 +73,7 @@ class LanguageModelNet(nn.Module):
         return LMOutput(ce_sum, num_correct, ar_sum, tar_sum, state)
 
     def layer_groups(self) -> list[list[str]]:
-        """Parameter names by group, as fastai splits them: each LSTM layer, then embedding and decoder."""
+        """Parameter names by layer group, as in fastai: each LSTM layer, then embedding and decoder."""
         layers = [
             [f"encoder.layers.{i}.{name}" for name, _ in layer.named_parameters()]
             for i, layer in enumerate(self.encoder.layers)
@@ -75,7 +81,7 @@ class LanguageModelNet(nn.Module):
         return [*layers, ["encoder.embedding.weight", "decoder_bias"]]
 
     def next_logits(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read tokens [B, T] on from `state`: logits [B, V] of the token after the last, and the state."""
+        """Read tokens [B, T], starting from `state`. Returns logits [B, V] of the next token, and the new state."""
         output, state = self.encoder(tokens, state)
         return self._logits(output[:, -1]), state
 
@@ -96,19 +102,22 @@ class LanguageModelNet(nn.Module):
         banned: Collection[int] = (),
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
-        """Continue each prompt; the work is linear in the length, for the state is carried.
+        """Continue each prompt. The time is linear in the length, because the hidden state is kept between tokens.
 
         Args:
-            prompts: token ids, one non-empty sequence a prompt, of any lengths.
-            max_new_tokens: so many are added to each.
-            temperature: logits are divided by it; 0 takes the likeliest token.
-            top_k: sample among the k likeliest.
-            min_p: drop tokens less likely than min_p times the likeliest.
-            banned: ids never chosen (xxunk, xxpad, xxfake).
-            generator: of the model's device; torch's default one if None.
+            prompts: token ids, one non-empty sequence for each prompt. Lengths may differ.
+            max_new_tokens: number of tokens added to each prompt.
+            temperature: divides the logits; with 0 the most probable token is taken.
+            top_k: sample from the k most probable tokens.
+            min_p: exclude tokens with less than min_p times the highest probability.
+            banned: ids that are never chosen (xxunk, xxpad, xxfake).
+            generator: on the model's device; torch's default generator if None.
 
         Returns:
-            The new ids of each prompt, in the order given. Raises UserError for settings out of range.
+            The new ids of each prompt, in the order of `prompts`.
+
+        Raises:
+            UserError: a setting is out of range.
         """
         _check_sampling(max_new_tokens, temperature, top_k, min_p, banned, self.config.vocab_size)
         if not prompts:
@@ -126,10 +135,10 @@ class LanguageModelNet(nn.Module):
         return output
 
     def _read_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
-        """Logits after, and state at, the end of each prompt, in the order given.
+        """Logits of the next token and hidden state at the end of each prompt, in the order of `prompts`.
 
-        Longest first, all rows that are as long are read together up to the end of the shortest of them, then
-        the rest goes on: no padding is ever read.
+        All prompts are read together up to the length of the shortest. Prompts that end there leave the batch, and
+        the others are read on. So padding is never read.
         """
         lengths = [len(prompt) for prompt in prompts]
         assert min(lengths) > 0, "a prompt holds at least one token (xxbos)"
@@ -162,7 +171,7 @@ def _sample(
     forbidden: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """One token [B] from logits [B, V]."""
+    """Sample one token per row: logits [B, V] -> ids [B]."""
     logits = logits.index_fill(1, forbidden, -math.inf)
     if temperature == 0:
         return logits.argmax(1)

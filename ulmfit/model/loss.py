@@ -1,8 +1,8 @@
-"""The language model's loss: cross-entropy of a linear output layer without the logits, and AR/TAR.
+"""The language model's loss: cross-entropy of a linear output layer in chunks of rows, and the sums for AR and TAR.
 
-With 60,000 words the output layer is half of the arithmetic and its logits nearly all of the memory.
-Here the gradient of softmax cross-entropy is formed in the forward pass, a few hundred rows at a time, in
-one buffer that is used again: [rows x vocabulary] never exists, in training or in evaluation.
+With 60,000 words the output layer takes half of the arithmetic and its logits nearly all of the memory. Here the
+gradient of the softmax cross-entropy is computed in the forward pass, in chunks of a few hundred rows that share one
+buffer. A tensor [rows x vocabulary] never exists, in training or in evaluation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 #: A target that is not counted.
 IGNORE = -100
 
-#: Rows of logits held at a time. On CPU 128 to 512 measured alike; a GPU needs more rows to be busy.
+#: Rows of logits in memory at a time. On the CPU 128 to 512 are equally fast (measured); a GPU needs more rows.
 CHUNK_CPU, CHUNK_CUDA = 512, 2048
 
-#: Half-precision gradients are multiplied by this power of two before the matrix products and divided after:
-#: probabilities of rare words would vanish in float16, whose least number is 2^-24.
+#: Half-precision gradients are multiplied by this power of two before the matrix products and divided by it after.
+#: Otherwise probabilities of rare words would underflow in float16, whose smallest number is 2^-24.
 HALF_SCALE = 2.0**15
 
 
@@ -40,21 +40,21 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropy of softmax(hidden @ weight.T + bias) over the rows that count.
+    """Sum of the cross-entropy (nats) of softmax(hidden @ weight.T + bias) over the counted rows.
 
     Args:
         hidden: [N, E]; weight: [V, E]; bias: [V] or None.
-        targets: [N] int64; -100 marks rows that do not count.
-        chunk_size: rows of logits held at a time; default 512 on CPU, 2048 on CUDA.
+        targets: [N] int64; -100 marks rows that are not counted.
+        chunk_size: rows of logits in memory at a time; default 512 on CPU, 2048 on CUDA.
         compute_dtype: of the operands of the matrix products. Default: autocast's dtype under CUDA autocast,
-            else the weight's. Softmax, sums and the stored gradients are float32 or float64 in any case.
+            else the weight's. Softmax, sums and the stored gradients are always float32 or float64.
 
     Returns:
-        The sum, 0-d, float32 (float64 for a float64 weight), and how many rows have their target's logit as
-        the largest, 0-d int64.
+        The sum, 0-d, float32 (float64 for a float64 weight), and the number of rows whose target has the largest
+        logit, 0-d int64.
 
     The backward pass multiplies the stored gradients by the incoming one, so a loss scaler's scale acts on
-    float32 numbers. Gradients that nobody needs, and all under no_grad, are not computed.
+    float32 numbers. Gradients that are not required, and all under no_grad, are not computed.
     """
     chunk_size, compute_dtype = chunks_and_dtype(weight, chunk_size, compute_dtype)
     assert hidden.shape[0] == targets.shape[0]
@@ -68,7 +68,7 @@ def linear_cross_entropy(
 def chunks_and_dtype(
     weight: Tensor, chunk_size: int | None, compute_dtype: torch.dtype | None
 ) -> tuple[int, torch.dtype]:
-    """The defaults of `linear_cross_entropy` where None is given."""
+    """Replace None by the defaults of `linear_cross_entropy`."""
     if compute_dtype is None:
         autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
         compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, chunk_size, compute_dtype):
         needs = ctx.needs_input_grad[:3]
         result = _compute(hidden, weight, bias, targets, chunk_size, compute_dtype, needs)
-        # Saved, not kept as attributes: autograd lets saved tensors go as soon as backward has used them.
+        # Saved tensors, not attributes of ctx: autograd frees them as soon as backward has used them.
         ctx.save_for_backward(result.grad_hidden, result.grad_weight, result.grad_bias)
         ctx.mark_non_differentiable(result.num_correct)
         return result.loss, result.num_correct
@@ -104,11 +104,11 @@ def _compute(
     compute_dtype: torch.dtype,
     needs: tuple[bool, bool, bool],
 ) -> _Result:
-    """Loss and gradients; runs without autograd and outside autocast, all dtypes are chosen here."""
+    """Loss and gradients. Runs without autograd and autocast; dtypes are explicit."""
     num_rows, kept = hidden.shape[0], None
     if not targets.is_cuda:
-        # Rows that do not count cost nothing. On a GPU finding them would make the host wait for the
-        # device, so there they are computed and weighted by zero.
+        # Skip rows that are not counted. Not on a GPU: to find them the host would wait for the device, so there
+        # they are computed and weighted by zero.
         kept = (targets != IGNORE).nonzero().squeeze(1)
         if len(kept) == num_rows:
             kept = None
@@ -132,7 +132,7 @@ def _compute_chunks(
     needs: tuple[bool, bool, bool],
 ) -> _Result:
     num_rows, vocab_size = len(targets), weight.shape[0]
-    full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
+    full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 for a float64 model
     half = compute_dtype.itemsize < 4
     hidden, operand = hidden.to(compute_dtype), weight.to(compute_dtype)
     bias_full = None if bias is None else bias.to(full)
@@ -143,7 +143,7 @@ def _compute_chunks(
     correct = torch.zeros(num_rows, dtype=torch.bool, device=hidden.device)
 
     num_chunks = -(-num_rows // chunk_size)
-    size = -(-num_rows // max(num_chunks, 1))  # chunks of equal size: no small last product
+    size = -(-num_rows // max(num_chunks, 1))  # chunks of equal size, because a small last product would be slow
     buffer = hidden.new_empty((size, vocab_size), dtype=full)
     index = torch.arange(size, device=hidden.device)
     for start in range(0, num_rows, max(size, 1)):
@@ -161,8 +161,8 @@ def _compute_chunks(
         losses[rows] = (total.log() + top.squeeze(1) - target_logit) * counted
         if not any(needs):
             continue
-        # With p = exp / total the gradient of the logits is p - one_hot = (exp - total * one_hot) / total.
-        # The division by row is left to the small operands: one pass less over [chunk, V].
+        # With p = exp / total, the gradient of the logits is p - one_hot = (exp - total * one_hot) / total. The
+        # division is applied to the smaller operands of the products, which saves a pass over [chunk, V].
         exp[at, target] -= total
         factor = (counted / total).unsqueeze(1)
         if grad_bias is not None:
@@ -182,7 +182,7 @@ def _compute_chunks(
 
 
 def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """out = hidden @ weight.T + bias, in the dtype of out, which may be wider than the operands'."""
+    """out = hidden @ weight.T + bias, in the dtype of out, which may be wider than that of the operands."""
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.t(), out=out)
     elif out.is_cuda:
@@ -190,25 +190,24 @@ def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
     else:
         out.copy_(product(hidden, weight.t(), out.dtype))
     if bias is not None:
-        out.add_(bias)  # on CPU much cheaper than addmm, which spreads the bias over [chunk, V] first
+        out.add_(bias)  # on CPU much cheaper than addmm, which first expands the bias to [chunk, V]
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix product of half-precision operands in a wider dtype, as the accumulator holds it."""
+    """The matrix product of half-precision operands in a wider dtype, without rounding the accumulator."""
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
 
 
 def activation_regularization(dropped: Tensor, raw: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums behind AR and TAR (Merity, McCann, Socher 2017, arXiv 1708.01009).
+    """The sums for AR and TAR (Merity, McCann, Socher 2017, arXiv 1708.01009).
 
     Args:
-        dropped: the last layer's output after output dropout, [B, T, E]; raw: before it.
-        counted: [B, T] bool, the positions that count.
+        dropped: [B, T, E], the last layer's output after output dropout; raw: the same before dropout.
+        counted: [B, T] bool, the positions that are counted.
 
     Returns:
-        (sum of dropped^2 over counted positions, sum of (raw[t+1] - raw[t])^2 over neighbours of which both
-        count), 0-d, float32 or float64. Divided by the number of summed entries, times alpha and beta, they
-        are AR and TAR.
+        (sum of dropped^2 over counted positions, sum of (raw[t+1] - raw[t])^2 over neighbours that are both
+        counted), 0-d, float32 or float64. AR is alpha, TAR beta, times the sum divided by the number of its entries.
     """
     dtype = torch.promote_types(raw.dtype, torch.float32)
     dropped, raw, weight = dropped.to(dtype), raw.to(dtype), counted.to(dtype).unsqueeze(2)

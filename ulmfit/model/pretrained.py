@@ -1,6 +1,6 @@
-"""Models on disk: a folder with config.json, model.safetensors and tokenizer.json, and what is taken from it.
+"""Save and load models, and initialise from them: folders with config.json, model.safetensors and tokenizer.json.
 
-No pickles. The bytes of model.safetensors are a function of the weights alone: no time, path or host.
+No pickles. The bytes of model.safetensors depend on the weights only, not on time, path or host.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
-#: Raised when a reader of today's files could not read tomorrow's. 2: weights in 8 bits.
+#: Increased when older versions of this package cannot read new files. 2: weights in 8 bits.
 FORMAT_VERSION = 2
 
-#: Stands behind the name of a matrix in 8 bits: its scales, one a row.
+#: Suffix of the tensor name for the scales of an 8-bit matrix, one per row.
 SCALES = ".scales"
 
 #: Language models that come with the package, by name.
@@ -47,11 +47,11 @@ def save_model(
     *,
     bits: Literal[8, 32] = 32,
 ) -> None:
-    """Write config.json, model.safetensors and tokenizer.json into `folder`, each aside and then renamed.
+    """Write config.json, model.safetensors and tokenizer.json into `folder`, each atomically.
 
-    `config` holds what the net does not know: `label_names` (needed for a classifier), `backwards`, and any
-    further JSON values worth keeping. The net's own settings win over keys of the same name. With `bits` 8 the
-    matrices are rounded (see `to_8_bits`), which makes the file a quarter as large.
+    `config` has entries that the net does not know: `label_names` (required for a classifier), `backwards`, and any
+    other JSON values. The net's own settings override entries of the same name. With `bits` 8 the matrices are
+    rounded (see `to_8_bits`), and the file is a quarter as large.
     """
     folder = Path(folder)
     assert len(tokenizer) == net.config.vocab_size, "the tokenizer is not this model's"
@@ -88,17 +88,19 @@ def save_model(
 
 
 def _vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
-    """16 hex digits of the words in their order: what decides which row of the embedding a word gets."""
+    """A hash of the words in order, 16 hex digits. The order decides which embedding row belongs to a word."""
     return hashlib.sha256("\n".join(tokenizer.vocab).encode()).hexdigest()[:16]
 
 
 def load_model(
     path: str | os.PathLike, *, device: torch.device | str = "cpu"
 ) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
-    """The net (on `device`, in evaluation as long as no masks are given), its tokenizer and its config.json.
+    """Load a net (on `device`), its tokenizer and its config.json.
 
-    `path` is a run directory or its model/. Raises UserError for anything missing, damaged or not fitting
-    together. Weights are float32, or float64 if they were saved so.
+    `path` is a run directory or its model/. Weights are float32, or float64 if saved as such.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not fit together.
     """
     folder = find_model(path)
     config = read_config(folder)
@@ -115,7 +117,7 @@ def load_model(
             "tokenizer.json back that was saved with the model"
         )
     tensors = read_weights(folder)
-    with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
+    with torch.device("meta"):  # needs no memory and no random numbers; all tensors come from the file
         net = _build(config)
     _check_tensors(tensors, net.state_dict(), folder)
     net.load_state_dict(tensors, assign=True)
@@ -123,8 +125,11 @@ def load_model(
 
 
 def find_model(path: str | os.PathLike) -> Path:
-    """The folder that holds model.safetensors: `path` itself, its model/, or the model of that name that comes with
-    the package. UserError if there is none."""
+    """The folder with model.safetensors: `path` itself, its model/, or the model of that name in the package.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(path).expanduser()
     if not path.exists() and len(path.parts) == 1 and (ENCODERS / path / WEIGHTS).is_file():
         return ENCODERS / path
@@ -140,12 +145,12 @@ def find_model(path: str | os.PathLike) -> Path:
 
 
 def shipped_encoders() -> list[str]:
-    """Names of the language models that come with the package."""
+    """Names of the language models in the package."""
     return sorted(path.parent.name for path in ENCODERS.glob(f"*/{WEIGHTS}"))
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """config.json of a model folder, checked. Keys that are not known here are kept."""
+    """Read and check config.json of a model folder. Unknown keys are kept."""
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -208,9 +213,9 @@ def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet:
 
 
 def to_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices [n, m] as int8 with a float32 scale a row, `name + SCALES` [n]; vectors as float16.
+    """Convert matrices [n, m] to int8 with one float32 scale per row, `name + SCALES` [n], and vectors to float16.
 
-    A row is its largest absolute value / 127 times the int8 numbers, so a weight moves by half of that at most.
+    The scale is the row's largest absolute value / 127, so the rounding error of a weight is at most half the scale.
     """
     stored = {}
     for name, tensor in tensors.items():
@@ -224,7 +229,7 @@ def to_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The matrices that `to_8_bits` stored, in float32; other tensors as they are."""
+    """Convert the matrices of `to_8_bits` back to float32. Other tensors are unchanged."""
     return {
         name: tensor.float() * tensors[name + SCALES][:, None] if name + SCALES in tensors else tensor
         for name, tensor in tensors.items()
@@ -233,14 +238,18 @@ def _from_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of model.safetensors on the CPU; half precision and 8 bits as float32, as the LSTM needs it there."""
+    """The tensors of model.safetensors on the CPU. Half precision and 8 bits become float32, as the CPU's LSTM needs.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     path = Path(folder) / WEIGHTS
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); {_CURE}") from error
     half = (torch.float16, torch.bfloat16)
-    # safetensors maps the file into memory: a copy, lest the model change with a file that is overwritten.
+    # A copy, because safetensors maps the file: if the file were overwritten, the model would change.
     return _from_8_bits(
         {
             name: tensor.to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True)
@@ -266,13 +275,13 @@ def transfer_vocabulary(
 ) -> tuple[Tensor, Tensor | None]:
     """Embedding [V', E] and decoder bias [V'] for a new vocabulary.
 
-    Rows of known words are copied, new words get the mean of all old rows (and the mean bias), as fastai's
-    convert_weights does.
+    Rows of known words are copied. New words get the mean of all old rows and the mean bias, as in fastai's
+    convert_weights.
     """
     assert len(old_vocab) == old_weight.shape[0]
     place: dict[str, int] = {}
     for i, word in enumerate(old_vocab):
-        place.setdefault(word, i)  # fillers (xxfake) stand several times
+        place.setdefault(word, i)  # the filler word xxfake occurs several times
     index = torch.tensor([place.get(word, -1) for word in new_vocab], device=old_weight.device)
     known = index >= 0
 
@@ -288,12 +297,13 @@ def transfer_vocabulary(
 def init_language_model(
     net: LanguageModelNet, old: dict[str, Tensor], old_vocab: Sequence[str], new_vocab: Sequence[str]
 ) -> None:
-    """Start `net`, whose vocabulary is `new_vocab`, from another model's state dict (our names).
+    """Initialise `net`, whose vocabulary is `new_vocab`, from another model's state dict (this package's names).
 
-    The output layer is tied to the embedding but for its bias. Where `old` is an encoder alone, the bias keeps its
-    initial zeros, as in fastai; a classifier's head is left out.
+    If `old` has no decoder bias (an encoder or a classifier), the bias keeps its initial zeros, as in fastai. A
+    classifier's head is ignored.
 
-    Raises UserError if the sizes of the layers differ.
+    Raises:
+        UserError: the sizes of the layers differ.
     """
     state = dict(old)
     state["encoder.embedding.weight"], bias = transfer_vocabulary(

@@ -1,14 +1,14 @@
 """Sampled softmax: a training loss over some of the words, for large vocabularies and for training on the CPU.
 
-Each word is a candidate of a step by itself, with a probability of its own: frequent words always, rare ones now and
-then. A position's loss is the cross-entropy of its target among the candidates and the target itself, after the
-logarithm of that probability has been taken off each logit (Bengio & Senecal 2008; Jean et al. 2015, arXiv 1412.2007).
-It is another loss than the full softmax, mostly a smaller one, but leads to the same model: because words are drawn
-independently, its gradient vanishes on average where the model has the true distribution, however few the candidates
-(Ma & Collins 2018, arXiv 1809.01812). With all words as candidates it is the full softmax.
+In each step every word is drawn as a candidate independently, with its own probability: frequent words always, rare
+words sometimes. The loss of a position is the cross-entropy of its target among the candidates and the target itself.
+First the logarithm of the word's probability is subtracted from each logit (Bengio & Senecal 2008; Jean et al. 2015,
+arXiv 1412.2007). The loss differs from the full softmax (mostly it is smaller) but leads to the same model: as words
+are drawn independently, the expected gradient is zero where the model has the true distribution, for any number of
+candidates (Ma & Collins 2018, arXiv 1809.01812). With all words as candidates it equals the full softmax.
 
-As in loss.py the gradient is formed in the forward pass, in chunks of rows: neither [rows x vocabulary] nor
-[rows x candidates] exists, and until the backward pass only the words that take part have rows of gradient.
+As in loss.py, the gradient is computed in the forward pass, in chunks of rows. Neither [rows x vocabulary] nor
+[rows x candidates] exists. Before the backward pass, gradient rows exist only for candidates and targets.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ulmfit.model.loss import HALF_SCALE, IGNORE, chunks_and_dtype, logits_into,
 
 
 class Candidates(NamedTuple):
-    """The words of one step, the same for every row of the global batch.
+    """The candidates of one step, the same for every row of the global batch.
 
     Attributes:
-        words: [n] int64, no word twice.
-        log_probability: [V], the logarithm of each word's probability of being among them, at most 0.
+        words: [n] int64, without duplicates.
+        log_probability: [V], the logarithm of each word's probability to be a candidate, at most 0.
     """
 
     words: Tensor
@@ -34,14 +34,14 @@ class Candidates(NamedTuple):
 
 
 def inclusion_probabilities(vocab_size: int, number: int) -> Tensor:
-    """How likely each word is a candidate: [V] float64 in (0, 1], its sum is `number` (at most V).
+    """The probability of each word to be a candidate: [V] float64 in (0, 1]. The sum is `number` (at most V).
 
-    Proportional to log((id + 2) / (id + 1)), the frequencies of Zipf's law for ids by descending frequency, but for the
-    most frequent words, for which that would exceed 1.
+    It is proportional to log((id + 2) / (id + 1)), the frequency by Zipf's law if ids are sorted by descending
+    frequency. For the most frequent words, where this would exceed 1, it is 1.
     """
     ids = torch.arange(vocab_size, dtype=torch.float64)
     frequency = torch.log((ids + 2) / (ids + 1))
-    # Words before index k are always in, the others share what is left: the first k at which no share exceeds 1.
+    # Words before index k have probability 1, the others divide the rest. Take the first k with no value above 1.
     rest = frequency.flip(0).cumsum(0).flip(0)
     factor = (number - ids) / rest
     sure = int((factor * frequency <= 1).nonzero()[0]) if number < vocab_size else vocab_size
@@ -61,17 +61,17 @@ def sampled_cross_entropy(
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the sampled cross-entropy over the rows that count, for training: all gradients are computed.
+    """Sum of the sampled cross-entropy (nats) over the counted rows. For training: all gradients are computed.
 
     Args:
         hidden: [N, E]; weight: [V, E]; bias: [V].
-        targets: [N] int64; -100 marks rows that do not count.
+        targets: [N] int64; -100 marks rows that are not counted.
         candidates: of this step.
         chunk_size, compute_dtype: as in `linear_cross_entropy`.
 
     Returns:
-        The sum, 0-d, float32 (float64 for a float64 weight), and how many rows have the largest corrected logit at
-        their target, 0-d int64. Neither compares with the full softmax's.
+        The sum, 0-d, float32 (float64 for a float64 weight), and the number of rows whose target has the largest
+        corrected logit, 0-d int64. Neither is comparable with that of the full softmax.
     """
     chunk_size, compute_dtype = chunks_and_dtype(weight, chunk_size, compute_dtype)
     assert hidden.shape[0] == targets.shape[0]
@@ -93,8 +93,8 @@ class _SampledCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss, _):
         targets, words, grad_hidden, *compact = ctx.saved_tensors
         of_words, of_targets, bias_of_words, bias_of_targets = (grad * grad_loss for grad in compact)
-        # The whole gradient of the tied weight exists from here on only: the embedding's share is dense anyhow, and so
-        # is what the optimizer and the ranks' reduction take.
+        # The gradient of the tied weight becomes dense only here. It must, because the embedding's part is dense,
+        # and the all-reduce and the optimizer need dense gradients.
         targets = targets.clamp(min=0)
         grad_weight = of_words.new_zeros(ctx.vocab_size, of_words.shape[1])
         grad_weight.index_copy_(0, words, of_words).index_add_(0, targets, of_targets)
@@ -107,8 +107,8 @@ class _Result(NamedTuple):
     loss: Tensor
     num_correct: Tensor
     gradients: tuple[Tensor, ...]
-    """Of hidden [N, E]; of the candidates' weights [n, E] and of the targets' [N, E] where these are no candidates,
-    else zero; of the biases likewise."""
+    """Gradients of hidden [N, E]; of the candidates' weights [n, E]; of the targets' weights [N, E], zero for targets
+    that are candidates; of the candidates' biases [n] and the targets' biases [N]."""
 
 
 def _compute(
@@ -121,12 +121,12 @@ def _compute(
     chunk_size: int,
     compute_dtype: torch.dtype,
 ) -> _Result:
-    """Loss and gradients; runs without autograd and outside autocast, all dtypes are chosen here."""
+    """Loss and gradients. Runs without autograd and autocast; dtypes are explicit."""
     num_rows, size = len(targets), max(1, min(chunk_size, len(targets)))
-    full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 where the model is
+    full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 for a float64 model
     half = compute_dtype.itemsize < 4
     scale = HALF_SCALE if half else 1.0
-    offset = bias.to(full) - log_probability.to(full)  # the correction goes with the bias
+    offset = bias.to(full) - log_probability.to(full)  # subtracting the correction from the bias corrects the logits
     operand, offset_of_words = weight[words].to(compute_dtype), offset[words]
     column_of = words.new_full((weight.shape[0],), -1)
     column_of[words] = torch.arange(len(words), device=words.device)
@@ -143,7 +143,7 @@ def _compute(
         at = torch.arange(len(target), device=target.device)
         logits = buffer[: len(target)]
         logits_into(logits, h, operand, offset_of_words)
-        # The target's own logit: a column of the candidates, or one more column that only this row has.
+        # The target's logit: in a candidate's column, or in an extra column for this row only.
         column, own_weight = column_of[target], weight[target].to(full)
         among, column = column >= 0, column.clamp(min=0)
         own = (h.to(full) * own_weight).sum(1) + offset[target]

@@ -1,6 +1,6 @@
-"""What a later start takes from a run that was begun: options that are not given, and what they had become.
+"""Resuming a run with its stored settings: options that are not given again, and the values used for defaults.
 
-A recipe, a default or the sizes of a preset may change with the package. A run that was begun goes on as it began.
+A recipe, a default or the sizes of a preset may change with the version of the package. A resumed run keeps its own.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.loop import PlannedStage
 from ulmfit.training.stages import Stage
 
-# Of these the later start may give one where the first start gave another.
+# Of each set, the later start may give another option than the first start gave.
 _ALTERNATIVES = ({"epochs", "max_steps"}, {"init", "tokenizer", "subword"}, {"encoder", "subword"})
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A begun run.
+    """A run that was started earlier in the output directory.
 
     Attributes:
         path: its directory.
         stored: its config.json (see `run.directory.read_stored`).
-        tokenizer: its tokenizer.json; None where it is not there or not the one that the run began with.
+        tokenizer: its tokenizer.json; None if it is missing or not the one that the run started with.
     """
 
     path: str
@@ -40,19 +40,19 @@ class Begun:
 
     @property
     def options(self) -> dict[str, Any]:
-        """As they were given at the beginning."""
+        """The options as given at the first start."""
         return self.stored.get("options", {})
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What they had become."""
+        """The values used, including those for options that were not given."""
         return self.stored.get("resolved", {})
 
     def fill(self, config: TrainConfig) -> TrainConfig:
-        """A copy of `config` with the options that are not given as they are in the run.
+        """A copy of `config` in which options that are not given have the values of the run.
 
         Raises:
-            UserError: this version does not know a value.
+            UserError: this version does not know a stored value.
         """
         told = given(config)
         for alternatives in _ALTERNATIVES:
@@ -69,12 +69,12 @@ class Begun:
         try:
             check(filled)
         except (UserError, TypeError) as error:
-            check(config)  # a mistake of the command line itself is told as such
+            check(config)  # if the command line itself is wrong, report that first
             raise self.refused(str(error)) from None
         return filled
 
     def taken(self, config: TrainConfig, filled: TrainConfig) -> str:
-        """The options that `fill` has changed, in words for the user; "" if none."""
+        """A sentence for the user about the options that `fill` has changed; "" if none."""
         changed = [
             f"{field.name.replace('_', '-')} {getattr(filled, field.name)}"
             for field in dataclasses.fields(config)
@@ -83,7 +83,7 @@ class Begun:
         return f"as this run began: {', '.join(changed)}" if changed else ""
 
     def plan(self, config: TrainConfig) -> list[PlannedStage] | None:
-        """The stages of the run, where no option that they come from is given otherwise than at the beginning."""
+        """The stored stages of the run; None if an option that determines them was changed."""
         default = type(config)()
         if any(getattr(config, name) != self.options.get(name, getattr(default, name)) for name in SCHEDULE):
             return None
@@ -93,7 +93,7 @@ class Begun:
             raise self.refused(f"its stages cannot be read ({error})") from None
 
     def architecture(self, sizes: AWDLSTMConfig, config: TrainConfig) -> AWDLSTMConfig:
-        """Sizes and dropouts of the run where --preset and --drop-mult are its own, else `sizes`."""
+        """The run's sizes and dropouts if --preset and --drop-mult are unchanged, else `sizes`."""
         stored = self.resolved.get("architecture")
         asked = (config.preset, config.drop_mult)
         if stored is None or asked != (self.options.get("preset"), self.resolved.get("drop_mult")):
@@ -106,16 +106,16 @@ class Begun:
 
     @property
     def scheme(self) -> int:
-        """How its corpus is fingerprinted."""
+        """The number of the method by which the run's corpus is fingerprinted."""
         return self.resolved["scheme"]
 
     def revision(self, config: TrainConfig) -> str | None:
-        """That of its hub data set, where `config` names the same."""
+        """The revision of the run's hub data set, if `config` names the same one; else None."""
         same = isinstance(config.data, str) and config.data == self.options.get("data")
         return self.resolved.get("revision") if same else None
 
     def check_rebuilt(self, resolved: dict[str, Any]) -> None:
-        """Refuse a model of other sizes than the run's, which its checkpoints would not fit.
+        """Check that the model has the run's sizes, so that the checkpoints fit it.
 
         Raises:
             UserError: the number of parameters or of words differs.
@@ -139,13 +139,13 @@ def _stage(stored: dict[str, Any]) -> PlannedStage:
 
 
 def read_begun(config: TrainConfig) -> Begun | None:
-    """The run that stands in the output directory, None where there is none to go on with (or it is another task's)."""
+    """The run in the output directory; None if there is none to resume, or it is one of the other task."""
     if config.resume == "never":
         return None
     try:
         stored = read_stored(Path(config.output_dir))
     except UserError:
-        return None  # it is named when the directory is opened
+        return None  # reported later, when the directory is opened
     if stored is None or stored.get("task") != config.task:
         return None
     return Begun(config.output_dir, stored, _tokenizer(Path(config.output_dir), stored))

@@ -1,4 +1,4 @@
-"""When training starts from the English model that comes with the package though nobody asked for it."""
+"""Decides whether training starts from the package's English model when no model was given."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.setup import Pretrained, Session, open_pretrained
 
 ENGLISH = "english"
-NO_ENCODER = "none"  # asks for random weights
-MOST_UNKNOWN = 0.15  # share of unknown tokens above which a text is not the model's language
+NO_ENCODER = "none"  # the option value for random weights
+MOST_UNKNOWN = 0.15  # with a larger share of unknown tokens, a text is taken for another language
 TEXTS_LOOKED_AT = 2000
 
 
 def given_encoder(name: str | None) -> Pretrained | None:
-    """What `--init` or `--encoder` names; None where it is left out, or "none".
+    """The model that `--init` or `--encoder` names; None if the option is left out or "none".
 
     Raises:
-        UserError: nothing usable is there.
+        UserError: no usable model is there.
     """
     return None if name is None or name == NO_ENCODER else open_pretrained(name)
 
 
 def default_encoder(session: Session, valid: Split | None, asked: str | None) -> Pretrained | None:
-    """The English model, where neither the options nor the texts speak against it; a line says what was chosen.
+    """The English model if it suits the options and the texts, else None. Prints a line about the choice.
 
     Args:
-        valid: texts to judge the language by: at most 15 % of their tokens may be unknown to the model.
-        asked: --init or --encoder as given; anything but None is respected.
+        valid: texts that show the language: at most 15 % of their tokens may be unknown to the model.
+        asked: --init or --encoder as given; if it is not None, the result is None.
     """
     config = session.config
     assert isinstance(config, LMConfig | ClassifierConfig)
@@ -65,12 +65,12 @@ def default_encoder(session: Session, valid: Split | None, asked: str | None) ->
 
 
 def chosen_encoder(pretrained: Pretrained | None) -> str:
-    """The value of `--init` or `--encoder` that says what was chosen where neither was given."""
+    """The value of `--init` or `--encoder` that makes the same choice explicit."""
     return NO_ENCODER if pretrained is None else ENGLISH
 
 
 def unknown_share(split: Split, tokenizer: Tokenizer) -> float:
-    """Share of unknown tokens in the first texts of a split, 0 to 1; xxbos does not count."""
+    """Share of unknown tokens in the first texts of a split, in [0, 1]; xxbos is not counted."""
     texts = [text for batch in islice(split.batches(TEXTS_LOOKED_AT), 1) for text in batch.texts]
     ids, lengths = tokenizer.encode_flat(texts)
     words = len(ids) - len(lengths)

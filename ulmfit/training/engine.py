@@ -1,8 +1,9 @@
-"""Backward, clipping, optimizer step and their checkpoint state.
+"""Backward pass, clipping, optimizer step and their checkpoint state.
 
-The loop knows the protocol `Engine` alone. `PlainEngine` is one process, or DDP by accelerate. It gives the same model
-on any number of ranks and the same bits after an interruption. DeepSpeedEngine (distributed/zero.py) and FSDPEngine
-(distributed/fsdp.py) give its losses within 1e-4. Any engine reads the checkpoints of the others, on any number of ranks.
+The loop uses only the protocol `Engine`. `PlainEngine` is for one process or DDP (by accelerate). It gives the same
+model on any number of ranks and the same bits after an interruption. The losses of DeepSpeedEngine
+(distributed/zero.py) and FSDPEngine (distributed/fsdp.py) differ from its losses by at most 1e-4. Every engine reads
+the checkpoints of every other one, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ulmfit.private_api import forget_prepared, skip_step_where
 
 
 class Engine(Protocol):
-    """What the loop and the tasks need of a way to train on one or many processes.
+    """The interface between the loop, the tasks and a way to train on one or many processes.
 
     Attributes:
         model: the network of the current stage, ready to be called for training.
@@ -34,33 +35,33 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take the network and a stage's fresh optimizer."""
+        """Start a stage with the network and a new optimizer."""
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
-        """Around one micro-batch's forward and backward pass."""
+        """Context of one micro-batch's forward and backward pass. `last`: it is the step's last one."""
         ...
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of earlier micro-batches."""
 
     def update(self, clip: float) -> tuple[Tensor, Tensor]:
-        """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped."""
+        """Clip and step. Returns two 0-d tensors: the gradient norm before clipping, and 1 if the step was skipped."""
         ...
 
     def full_weights(self) -> AbstractContextManager:
-        """Within it the network holds whole, current weights on every rank, for reading only."""
+        """Context in which the network holds the complete current weights on every rank, for reading only."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the current stage beside the model."""
+        """The checkpoint state of the current stage, without the model."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` of any engine gave, after `begin_stage`."""
+        """Restore a `state` of any engine, after `begin_stage`."""
 
 
 class PlainEngine:
-    """One process, or data-parallel copies whose gradients are averaged (DDP).
+    """One process, or one copy of the model in each process, with gradients averaged over ranks (DDP).
 
     Attributes:
         model: the network of the current stage, ready to be called for training.
@@ -74,39 +75,39 @@ class PlainEngine:
         self._reduces = False
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take the network and a stage's fresh optimizer.
+        """Start a stage with the network and a new optimizer.
 
-        Wrapped anew at each stage, because DDP fixes what it reduces when it is built.
+        The network is wrapped again in each stage, because DDP decides on construction which gradients it reduces.
         """
         accelerator = self._accelerator
         forget_prepared(accelerator)
         bare = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
         with warnings.catch_warnings():
-            # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know yet.
+            # torch 2.13 renamed broadcast_buffers; torch 2.11 knows only the old name.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.model = accelerator.prepare_model(bare, device_placement=False)
         if self._runtime.compress_gradients and self._runtime.world_size > 1:
             cast(DistributedDataParallel, self.model).register_comm_hook(None, _average_in_bf16)
         self.optimizer = optimizer
-        # accelerate's wrapper puts the loss scaler of fp16 around the step.
+        # accelerate's wrapper applies the loss scaler of fp16.
         self._stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
-        """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
+        """Context of one micro-batch's forward and backward pass. Gradients are reduced in the last one only."""
         self._reduces = last
         return nullcontext() if last else self._accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        """Add the loss's gradients to those of earlier micro-batches. They are averaged over ranks."""
         if self._reduces:
             self._runtime.progress.waits()
         self._accelerator.backward(loss)
 
     def update(self, clip: float) -> tuple[Tensor, Tensor]:
-        """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped.
+        """Clip and step. Returns two 0-d tensors: the gradient norm before clipping, and 1 if the step was skipped.
 
-        A step without a finite gradient is skipped. That is decided on the device, without waiting for it:
-        the norm is equal on all ranks after the reduction.
+        A step with a gradient that is not finite is skipped. The device decides this, so the host does not wait. The
+        ranks need not communicate, because the norm is equal on all of them after the reduction.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
@@ -118,11 +119,11 @@ class PlainEngine:
         return norm, found_inf
 
     def full_weights(self) -> AbstractContextManager:
-        """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
+        """Context in which `net` of `begin_stage` holds the complete current weights. Here it always does."""
         return nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the current stage beside the model: moments and loss scale."""
+        """The checkpoint state of the current stage, without the model: AdamW's moments and the loss scale."""
         scaler = self._accelerator.scaler
         return {
             "optimizer": optimizer_state(self.optimizer),
@@ -130,23 +131,23 @@ class PlainEngine:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` gave, after `begin_stage`."""
+        """Restore a `state`, after `begin_stage`."""
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self._accelerator.scaler is not None and state["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def _average_in_bf16(group, bucket):
-    """DDP's reduction of a bucket of gradients, sent as bf16. What micro-batches and the optimizer add up stays fp32.
+    """DDP communication hook that averages a bucket of gradients in bf16. Sums over micro-batches stay fp32.
 
-    torch's hook under another name: by its own DDP takes it for NCCL's alone, but gloo sums bf16 too. (DDP compares
-    annotations by identity, which those of this file, as text, do not pass.)
+    It wraps torch's hook under another name, because DDP recognises that one by name and refuses it without NCCL,
+    although gloo can sum bf16 too. It has no annotations: DDP compares them by identity, and here they are strings.
     """
     return bf16_compress_hook(group, bucket)
 
 
 def build_engine(runtime: Runtime) -> Engine:
-    """The engine that the launcher asked for. FSDP over one process has nothing to shard and is the plain one."""
+    """The engine that the launcher requested. FSDP with one process has nothing to shard: it gets the plain engine."""
     if runtime.engine.startswith("zero"):
         from ulmfit.distributed.zero import DeepSpeedEngine
 

@@ -1,8 +1,8 @@
-"""What a run on the CPU will need, said before its first step: memory, disk and time.
+"""Estimate of memory, disk and time of a run on the CPU, printed before its first step.
 
-Arithmetic from the sizes of the model, with the machine's speed taken from one matrix product. Meant to
-tell an hour from a week and 2 GiB from 20: expect the memory within a quarter and the time within a factor
-of two, on a machine that does nothing else.
+It is computed from the sizes of the model and the measured speed of one matrix product. On a machine that runs
+nothing else, memory is right within 25 % and time within a factor of two. That is enough to distinguish an hour
+from a week, and 2 GiB from 20.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.training.optim import first_group
 
 GIB = 2**30
-# Share of a large matrix product's speed that a whole training step reaches (the recurrence is a chain of
-# small products).
+# Speed of a whole training step relative to one large matrix product. It is lower because the recurrence consists of
+# small products.
 STEP_EFFICIENCY = 0.6
 
 
@@ -31,10 +31,10 @@ class Estimate(NamedTuple):
     """Bytes and seconds.
 
     Attributes:
-        memory: of one process at its peak.
-        memory_free: what the machine has left for all of its processes, this process's share included.
-        disk: of the checkpoints that are kept, one more while it is being written, and the model.
-        disk_free: where the run directory lies.
+        memory: bytes of one process at its peak.
+        memory_free: bytes available on the machine for all processes, including what this one uses already.
+        disk: bytes of the checkpoints that are kept, of one more that is being written, and of the model.
+        disk_free: free bytes on the disk of the run directory.
         step: seconds of a step, on average over the stages.
         whole: seconds of the whole run, without evaluations.
     """
@@ -48,11 +48,14 @@ class Estimate(NamedTuple):
 
 
 def flops_per_token(sizes: AWDLSTMConfig, *, output_words: int, first_trained: int) -> float:
-    """Floating-point operations of a training step for one token: 2 a weight forwards; backwards as many for
-    the weights' gradients and again for the inputs', down to the first trained group (0: the embedding).
+    """Floating-point operations of a training step for one token.
+
+    The forward pass takes 2 per weight. The backward pass takes 2 for the weights' gradients and 2 for the inputs',
+    in the layers from the first trained group on.
 
     Args:
         output_words: width of the output layer, 0 for a classifier.
+        first_trained: the first trained group; 0 is the embedding.
     """
     e, h, layers = sizes.embedding_size, sizes.hidden_size, sizes.num_layers
     widths = [e, *[h] * (layers - 1), e]
@@ -64,23 +67,23 @@ def flops_per_token(sizes: AWDLSTMConfig, *, output_words: int, first_trained: i
 
 
 def saved_bytes(sizes: AWDLSTMConfig, windows: Sequence[tuple[int, int]], itemsize: int) -> int:
-    """What the forward pass keeps on a CPU for the backward pass, but for the output layer.
+    """Bytes that the forward pass saves for the backward pass on a CPU, without the output layer.
 
     Args:
-        windows: (rows, tokens a row) of each call of the encoder with gradient. Each has a mask and a masked copy of
-            every recurrent weight of its own, which count for more than the tokens where rows are few.
-        itemsize: 4 (float32) or 8 (float64) bytes a number.
+        windows: (rows, tokens a row) of each encoder call with gradient. Each call saves a mask and a masked copy of
+            every recurrent weight; with few rows these take more than the activations.
+        itemsize: bytes of a number, 4 (float32) or 8 (float64).
     """
     e, h, layers = sizes.embedding_size, sizes.hidden_size, sizes.num_layers
     widths = [e, *[h] * (layers - 1), e]
     fused = itemsize == 4 and torch.backends.mkldnn.is_available()
-    numbers = masks = 0  # masks are float32 in any case
+    numbers = masks = 0  # counted apart, because masks are always float32
     for rows, tokens in windows:
-        numbers += rows * tokens * 3 * e  # behind the last layer: dropout or pooling, AR and TAR
+        numbers += rows * tokens * 3 * e  # after the last layer: dropout or pooling, AR and TAR
         masks += sizes.vocab_size
         for into, out in zip(widths[:-1], widths[1:], strict=True):
             numbers += rows * tokens * (into + out)
-            if fused:  # oneDNN keeps gates, states and room for the states' gradients
+            if fused:  # oneDNN saves gates and states, and reserves memory for the gradients of the states
                 numbers += rows * (tokens * 4 * out + (tokens + 1) * (5 * out + 6 * max(into, out)))
             else:  # step by step: gates, states and their activations
                 numbers += rows * tokens * 6 * out
@@ -91,8 +94,10 @@ def saved_bytes(sizes: AWDLSTMConfig, windows: Sequence[tuple[int, int]], itemsi
 
 
 def matrix_speed(dtype: torch.dtype, rounds: int = 6) -> float:
-    """Floating-point operations a second of a large matrix product on this process's threads, the best of a
-    few rounds: other programs only take away."""
+    """Floating-point operations per second of a large matrix product on this process's threads.
+
+    It is the fastest of `rounds`, because other programs can only make a round slower.
+    """
     a, b = torch.rand(512, 1024, dtype=dtype), torch.rand(1024, 1024, dtype=dtype)
     fastest = float("inf")
     for _ in range(rounds):
@@ -103,21 +108,21 @@ def matrix_speed(dtype: torch.dtype, rounds: int = 6) -> float:
 
 
 def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Runtime) -> Estimate:
-    """What the run of `plan` needs, each process on its share of the cores."""
+    """Estimate the run of `plan`, with each process on its share of the cores."""
     sizes, parameters = task.net.config, list(task.net.parameters())
     itemsize, dtype = parameters[0].element_size(), parameters[0].dtype
     weights = sum(p.numel() for p in parameters) * itemsize
     output_words = 0
     if isinstance(config, LMConfig):
         output_words = config.sampled_softmax or sizes.vocab_size
-    # Loss: rows of logits and their exponentials; a gradient of the tied weights beside the embedding's (sampled, of
-    # the candidates besides).
+    # Loss: rows of logits and their exponentials, and a second gradient of the tied weights besides the embedding's;
+    # for the sampled softmax also the gradient of the candidates.
     loss = itemsize * output_words * (3 * 512 + sizes.embedding_size)
     if output_words not in (0, sizes.vocab_size):
         loss += itemsize * sizes.vocab_size * sizes.embedding_size
     saved = max(saved_bytes(sizes, windows, itemsize) for windows in task.trained_windows())
-    # The process as it is holds the weights; gradients, two moments, and while saving a copy of all but the
-    # gradients come on top.
+    # The process holds the weights already. To be added: gradients, two moments, and while rank 0 saves, a copy of
+    # weights and moments.
     memory = psutil.Process().memory_info().rss + (3 + 3 * runtime.is_main) * weights + loss + saved
     speed = matrix_speed(dtype) * STEP_EFFICIENCY * runtime.world_size
     steps = [planned.num_steps for planned in plan]
@@ -143,7 +148,7 @@ def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Ru
 
 
 def sentences(needs: Estimate, *, world_size: int, sampled: int | None = None) -> list[str]:
-    """The estimate for the user, with a warning where it does not fit."""
+    """The estimate in sentences for the user, with a warning if memory or disk is too small."""
     each = " a process" if world_size > 1 else ""
     besides = f", which go by the full softmax; training steps sample {sampled:,} words" if sampled else ""
     lines = [

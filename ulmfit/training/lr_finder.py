@@ -1,7 +1,7 @@
 """The learning-rate range test (Smith 2017, Cyclical Learning Rates; fastai's lr_find).
 
-A mock training raises the rate exponentially and watches the smoothed loss; afterwards several rules read
-a rate off the curve. What each rule gives for a curve is what fastai gives for it.
+A trial training increases the rate exponentially and records the smoothed loss. Then several rules choose a rate
+from the curve. For the same curve, each rule gives the same rate as in fastai.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from ulmfit.training.loop import Task
 from ulmfit.training.stages import Recipe
 
 SMOOTHING = 0.98
-DIVERGED = 4.0  # times the best smoothed loss
+DIVERGED = 4.0  # the test ends when the smoothed loss is this many times its best value
 SLIDE_WIDTH, SLIDE_FLAT = 15, 0.005
 
 
 def rate_at(k: int, num_it: int, *, start: float = 1e-7, end: float = 10.0) -> float:
-    """The rate of mock step k (0-based): from `start` exponentially towards `end`, which step `num_it`
-    would have."""
+    """The rate of trial step k (0-based). It grows exponentially from `start` at step 0 to `end` at step `num_it`."""
     return start * (end / start) ** (k / num_it)
 
 
@@ -38,7 +37,7 @@ class RangeTest:
 
     Attributes:
         rates: the rate of each recorded step.
-        losses: the loss after it, smoothed exponentially with the start's bias removed.
+        losses: the loss of each recorded step, exponentially smoothed with bias correction.
     """
 
     def __init__(self, num_it: int = 100, *, start: float = 1e-7, end: float = 10.0) -> None:
@@ -50,12 +49,14 @@ class RangeTest:
 
     @property
     def next_rate(self) -> float:
-        """The rate of the step to be done now."""
+        """The rate of the next step."""
         return rate_at(len(self.rates), self.num_it, start=self._start, end=self._end)
 
     def record(self, loss: float) -> bool:
-        """Take the loss of the step done at `next_rate`; False when the test is over: all steps are done,
-        the loss is no number, or it has grown to four times its best."""
+        """Record the loss of the step done at `next_rate`. Returns False at the end of the test.
+
+        The test ends after all steps, or when the smoothed loss is not finite or above four times its best value.
+        """
         self.rates.append(self.next_rate)
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
         smoothed = self._sum / (1 - SMOOTHING ** len(self.rates))
@@ -68,7 +69,7 @@ class RangeTest:
         """`suggest` on the curve without its first tenth and its last five steps.
 
         Raises:
-            UserError: too little is left, because the loss grew or was lost at once.
+            UserError: too few points are left, because the loss diverged at once.
         """
         skipped = self.num_it // 10
         found = suggest(self.rates[skipped:-5], self.losses[skipped:-5])
@@ -80,7 +81,7 @@ class RangeTest:
         return found
 
     def report(self) -> str:
-        """The suggestions in words, the default first."""
+        """The suggestions in a sentence for the user, the default rule first."""
         found = self.suggestions
         rules = {
             "valley": "in the middle of the longest descent",
@@ -100,7 +101,7 @@ class RangeTest:
 
 
 def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runtime) -> RangeTest:
-    """The range test on the recipe's first stage. The task's weights are used up: make a new one to train."""
+    """Run the range test on the recipe's first stage. It changes the task's weights: train with a new task."""
     stage, test = recipe.stages[0], RangeTest()
     trained = optim.freeze(task.net, task.groups, stage.freeze_to)
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
@@ -126,10 +127,10 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
-    """What each rule reads off a curve of smoothed losses, up to its first value that is no number.
+    """The rate of each rule for a curve of smoothed losses. The curve ends before its first value that is not finite.
 
-    valley (fastai v2's default), slide (Novetta's; needs 16 points), minimum, steep, and min_gradient
-    (v1's). Empty with fewer than 2 points.
+    The rules: valley (fastai v2's default), slide (Novetta's; needs 16 points), minimum, steep, and min_gradient
+    (fastai v1's). Empty with fewer than 2 points.
     """
     y = np.asarray(losses, dtype=np.float64)
     x = np.asarray(rates, dtype=np.float64)
@@ -138,7 +139,7 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]
         x, y = x[: bad[0]], y[: bad[0]]
     if len(y) < 2:
         return {}
-    slope = np.gradient(y)  # a step, not a unit of rate
+    slope = np.gradient(y)  # per step, not per unit of rate
     found = {"valley": float(x[_valley(y)])}
     if len(y) > SLIDE_WIDTH:
         found["slide"] = float(x[_slide(slope)])
@@ -149,10 +150,13 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]
 
 
 def _valley(y: np.ndarray) -> int:
-    """Index within the longest valley: the longest strictly falling subsequence, of length n and first
-    completed at `end`, is thought of as the n points before `end`; half of them on is the place (a third
-    and half a third, each rounded down)."""
-    tails: list[float] = []  # tails[n]: the highest end, negated, of a falling subsequence of n + 1 points
+    """Index in the middle of the longest valley.
+
+    The valley is the longest strictly decreasing subsequence. Let n be its length and `end` the index where it is
+    first complete. It is treated as the n points before `end`. The result is its start plus a third plus a sixth of n,
+    each rounded down.
+    """
+    tails: list[float] = []  # tails[n]: the highest last value, negated, of a decreasing subsequence of n + 1 points
     longest = end = 0
     for i, value in enumerate(y):
         n = bisect_left(tails, -value)
@@ -164,7 +168,7 @@ def _valley(y: np.ndarray) -> int:
 
 
 def _slide(slope: np.ndarray) -> int:
-    """Index of the left edge of a window that slides from the right end while the slopes at its two edges
+    """Index of the left edge of a window. It slides from the right end to the left while the slopes at its two edges
     differ by more than a threshold."""
     left = len(slope) - 1 - SLIDE_WIDTH
     place = left

@@ -1,9 +1,9 @@
-"""Dropout masks and sampled words as a function of (seed, step, place, global row), whatever rank or micro-batch asks.
+"""Dropout masks and sampled words, as functions of (seed, step, place, global row).
 
-Every mask of AWD-LSTM is small: one factor a weight, a word, or a (row, feature). So each process draws
-the mask of the whole global batch from a generator seeded by a hash of where the mask is used, and takes
-the rows that it holds. Nothing depends on how many processes there are, on the order of the calls or on
-what was drawn before, which is what makes runs equal on any cluster and resumable at any step.
+The masks of AWD-LSTM are small: one factor per weight, per word, or per (row, feature). Each process draws the mask
+of the whole global batch and takes its own rows. The generator is seeded by a hash of seed, step and place of use.
+So a mask does not depend on the number of ranks or micro-batches, on the order of calls or on earlier draws. This is
+why a run gives the same model on any number of processes and can resume at any step.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ulmfit.device import to_device
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 32-bit seed from any mixture of integers and strings, equal on every machine.
+    """A 32-bit seed from integers and strings, the same on every machine.
 
-    32 bits because torch's CPU generator (mt19937) uses no more than that of its seed.
+    32 bits, because torch's CPU generator (mt19937) uses only 32 bits of its seed.
     """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
@@ -29,8 +29,9 @@ def derive_seed(*parts: int | str) -> int:
 def draw_words(seed: int, step: int, probabilities: Tensor) -> Tensor:
     """The candidates of the sampled softmax at a step: ids [n] int64, ascending, on the CPU.
 
-    Word w is among them with probability probabilities[w] ([V] float64), independently of the others. The same for all
-    ranks and micro-batches, and on the CPU and a GPU, which need not wait to learn how many they are.
+    Word w is drawn with probability probabilities[w] ([V] float64), independently of the others. The result is the
+    same for all ranks and micro-batches, and for training on CPU and GPU. It is drawn on the CPU, so the host knows n
+    without waiting for a GPU.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, step, "candidates"))
     drawn = torch.rand(len(probabilities), dtype=torch.float64, generator=generator)
@@ -44,11 +45,11 @@ class Masks:
         seed: the run's seed.
         step: the global step, counted over all stages.
         num_rows: rows of the global batch.
-        rows: which of them this micro-batch holds, in its order.
-        device: where masks are drawn. CPU and CUDA generators give different numbers.
+        rows: indices of this micro-batch's rows in the global batch.
+        device: where masks are drawn and used. CPU and CUDA generators give different numbers.
 
-    They are drawn where they are used. All GPUs of a kind give the same numbers, and there is nothing to copy: on the
-    CPU the masks of the base model's recurrent weights alone, 11.3M numbers, take some 0.1 s of a core each step.
+    Masks are drawn on the device to avoid a copy and the cost of drawing on the CPU: the masks of the base model's
+    recurrent weights, 11.3M numbers, take about 0.1 s of a core each step. All GPUs of one kind give the same numbers.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Masks:
     ) -> None:
         self.seed, self.step, self.num_rows = seed, step, num_rows
         self.device = torch.device(device)
-        # A range is cut out by its ends; its numbers on a GPU would have the host wait for their copy.
+        # A range is used as a slice, because a copy of its indices to a GPU would make the host wait.
         self.rows = rows if isinstance(rows, range) else to_device(torch.as_tensor(rows, dtype=torch.long), self.device)
         self._generator = torch.Generator(device=self.device)
 
     def for_rows(self, rows: Sequence[int] | Tensor) -> Masks:
-        """The same step's masks for other rows of the global batch."""
+        """The masks of the same step for other rows of the global batch."""
         return Masks(self.seed, self.step, num_rows=self.num_rows, rows=rows, device=self.device)
 
     def _draw(self, p: float, shape: tuple[int, ...], place: tuple[int | str, ...]) -> Tensor:
@@ -70,11 +71,11 @@ class Masks:
         return mask.bernoulli_(1 - p, generator=self._generator).div_(1 - p)
 
     def shared(self, p: float, shape: tuple[int, ...], *place: int | str) -> Tensor | None:
-        """A float32 mask of `shape`, the same for all rows; None where p is 0. Values 0 or 1 / (1 - p)."""
+        """A float32 mask of `shape`, the same for all rows; None if p is 0. Values are 0 or 1 / (1 - p)."""
         return None if p == 0 else self._draw(p, tuple(shape), place)
 
     def per_row(self, p: float, width: int, *place: int | str) -> Tensor | None:
-        """A float32 mask [rows, width], each row its own; None where p is 0."""
+        """A float32 mask [rows, width], different for each row; None if p is 0. Values are 0 or 1 / (1 - p)."""
         if p == 0:
             return None
         mask = self._draw(p, (self.num_rows, width), place)

@@ -28,10 +28,11 @@ def _cosine(start: float, end: float, part: float) -> float:
 
 
 def one_cycle(step: int, num_steps: int, momentum: tuple[float, float] = (0.8, 0.7)) -> tuple[float, float]:
-    """Factor on the learning rate and momentum at `step` of `num_steps` (fastai v1 fit_one_cycle).
+    """Learning-rate factor and momentum at `step` of `num_steps`, as fastai v1's fit_one_cycle.
 
-    Cosine from 1/25 to 1 over the first 30 % of the steps and on to 1/250,000; momentum falls and rises
-    inversely. Smith 2018, "A disciplined approach to neural network hyper-parameters".
+    The factor rises by a cosine from 1/25 to 1 in the first 30 % of the steps, then falls by a cosine to 1/250,000.
+    Momentum falls and rises in the opposite direction. Smith 2018, "A disciplined approach to neural network
+    hyper-parameters".
     """
     up = int(num_steps * ONE_CYCLE_WARM)
     high, low = momentum
@@ -43,14 +44,14 @@ def one_cycle(step: int, num_steps: int, momentum: tuple[float, float] = (0.8, 0
 
 
 def slanted_triangular(step: int, num_steps: int) -> float:
-    """Factor on the learning rate (Howard & Ruder 2018, equation 3): a short linear rise, a long fall."""
+    """Learning-rate factor: a short linear rise, then a long linear fall (Howard & Ruder 2018, equation 3)."""
     cut = max(1, math.floor(num_steps * STLR_CUT))
     part = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / STLR_CUT - 1))
     return (1 + max(0.0, part) * (STLR_RATIO - 1)) / STLR_RATIO
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> tuple[float, float]:
-    """Factor on the learning rate, and momentum (Adam's beta1), at `step` of the stage's `num_steps`."""
+    """Learning-rate factor and momentum (Adam's beta1) at `step` of the stage's `num_steps`."""
     if stage.schedule == "one-cycle":
         return one_cycle(step, num_steps, stage.momentum)
     if stage.schedule == "stlr":
@@ -59,13 +60,15 @@ def schedule(stage: Stage, step: int, num_steps: int) -> tuple[float, float]:
 
 
 def first_group(freeze_to: int, groups: Sequence[Sequence[str]]) -> int:
-    """The first trained group. A depth beyond the model's (a tiny model has fewer groups than the recipe
-    unfreezes) trains all."""
+    """The index of the first trained group.
+
+    A negative `freeze_to` counts from the end. If the model has fewer groups than that (a tiny model), all are trained.
+    """
     return freeze_to if freeze_to >= 0 else max(0, len(groups) + freeze_to)
 
 
 def freeze(net: nn.Module, groups: Sequence[Sequence[str]], freeze_to: int) -> list[int]:
-    """Let only the groups from `freeze_to` on be trained; return their indices."""
+    """Set requires_grad for the groups from `freeze_to` on, clear it for the others. Returns the trained indices."""
     first = first_group(freeze_to, groups)
     parameters = dict(net.named_parameters())
     for index, group in enumerate(groups):
@@ -84,10 +87,10 @@ def build_optimizer(
     eps: float,
     decay_bias_norm: bool,
 ) -> torch.optim.AdamW:
-    """AdamW over the trained layer groups; each torch group carries `names`, `layer_group` and `peak_lr`.
+    """AdamW over the trained layer groups. Each torch group has the extra keys `names`, `layer_group` and `peak_lr`.
 
-    Decay is decoupled (Loshchilov & Hutter 2019) and by default on all parameters, as in fastai v1.
-    With `decay_bias_norm=False` biases and batch norm go without, as in v2.
+    Weight decay is decoupled (Loshchilov & Hutter 2019). It acts on all parameters, as in fastai v1, or with
+    `decay_bias_norm=False` not on biases and batch norm, as in fastai v2.
     """
     parameters = dict(net.named_parameters())
     torch_groups = []
@@ -112,7 +115,7 @@ def build_optimizer(
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, factor: float, momentum: float) -> None:
-    """Put a step's learning rates (peak x factor) and momentum into the optimizer."""
+    """Set a step's learning rates (peak x factor) and momentum in the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         group["betas"] = (momentum, group["betas"][1])

@@ -1,4 +1,4 @@
-"""What a training gives back to its caller."""
+"""The result of a training call."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended, and where its model is. The same on every process of a launch.
+    """How a training ended and where its model is. Equal on all processes of a launch.
 
     Attributes:
         task: "lm" or "clf".
         state: "done"; "preempted" by a time limit, a stop file or a signal to a script, with a checkpoint from which
-            the same call goes on; "found" after a learning-rate search, which writes nothing.
-        step: optimizer steps taken since the run began.
+            the same call resumes; "found" after a learning-rate search, which writes nothing.
+        step: optimizer steps since the start of the run.
         run_dir: the run directory.
-        model_dir: its model/, which exists once the state is "done".
-        metrics: by split, "valid" and "test" where the data has them: those of the weights in model_dir, or of the
-            last evaluation before it was preempted. `loss` is the mean cross-entropy in nats (a token or a document),
-            `step` the step of the evaluation; a number that is not finite is None, as in metrics.jsonl.
-        best_step: the evaluation whose weights are in model_dir, if it is not the last.
+        model_dir: its model/, which exists if the state is "done".
+        metrics: by split, "valid" and "test" if the data has them. They belong to the weights in model_dir; if
+            preempted, to the last evaluation. `loss` is the mean cross-entropy in nats (per token or document), `step`
+            the step of the evaluation. A number that is not finite is None, as in metrics.jsonl.
+        best_step: step of the evaluation whose weights are in model_dir; None if these are the last weights.
         suggestions: learning rates by rule (valley, slide, minimum, steep, min_gradient) after a search, else empty.
     """
 
@@ -44,13 +44,13 @@ class TrainingResult:
     suggestions: dict[str, float] = field(default_factory=dict)
 
     def model(self, **options: Any) -> LanguageModel | TextClassifier:
-        """The trained model: a LanguageModel or a TextClassifier, loaded anew by each call.
+        """Load the trained model, a LanguageModel or a TextClassifier. Each call loads a new one.
 
         Args:
-            options: of its `from_pretrained`, such as device.
+            options: keyword arguments of its `from_pretrained`, such as device.
 
         Raises:
-            UserError: the training is not done.
+            UserError: the state is not "done".
         """
         if self.state != "done":
             cure = "call it again to go on" if self.state == "preempted" else "call it without lr_find to train"
@@ -64,7 +64,7 @@ class TrainingResult:
 def result_of(
     task: Literal["lm", "clf"], state: Literal["done", "preempted"], step: int, run_dir: Path, runtime: Runtime
 ) -> TrainingResult:
-    """The result of a run from what its directory holds (a collective: the directory may be rank 0's alone)."""
+    """Read the result of a run from its directory (a collective: only rank 0 may have the directory)."""
     best, metrics = runtime.on_main(lambda: _read(run_dir))
     return TrainingResult(task, state, step, run_dir, run_dir / "model", metrics, best)
 
@@ -72,7 +72,7 @@ def result_of(
 def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
     best = (read_status(run_dir) or {}).get("best_step")
     metrics: dict[str, dict[str, Any]] = {}
-    with suppress(FileNotFoundError), open(run_dir / METRICS, encoding="utf-8") as file:  # one may tidy up a done run
+    with suppress(FileNotFoundError), open(run_dir / METRICS, encoding="utf-8") as file:  # the user may have deleted it
         for text in file:
             line = json.loads(text)
             if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):

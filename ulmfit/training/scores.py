@@ -1,4 +1,4 @@
-"""Scores of a model on a whole split: equal at any number of processes, each token or document once."""
+"""Scores of a model on a whole split. Each token or document counts once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ulmfit.parallel_inference import read_side_by_side, reading_batches
 def score_language_model(
     net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int, backwards: bool = False
 ) -> dict[str, Any]:
-    """Loss (nats a token), perplexity and next-token accuracy over a store, read in order.
+    """Loss (nats per token), perplexity and next-token accuracy over a store, read in order.
 
-    The store is cut into `num_rows` rows (fewer where it is short) at any world size, so that the figures
-    do not depend on it.
+    The store is divided into `num_rows` rows (fewer if it is short), independently of the world size, so that the
+    scores do not depend on it.
     """
     num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
     rows = runtime.own_rows(num_rows)
@@ -68,7 +68,7 @@ def score_classifier(
     sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
-    # Documents are shared out before they are put into batches, whose size depends on this process's threads.
+    # Documents are assigned to ranks first, because the batch size may differ: it depends on the rank's threads.
     own = np.argsort(-store.lengths, kind="stable")[runtime.rank :: runtime.world_size]
     batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
 
@@ -98,9 +98,9 @@ def score_classifier(
 
 
 def macro_f1(confusion: Tensor) -> float:
-    """The mean F1 of the classes that occur, in [0, 1], as scikit-learn's `f1_score(average="macro")`.
+    """The mean F1 of the classes, in [0, 1], as scikit-learn's `f1_score(average="macro")`.
 
-    confusion [C, C], rows: truth. A class that is neither in the truth nor predicted has no F1 and is left out.
+    confusion is [C, C], its rows are true classes. Classes that are neither true nor predicted anywhere are left out.
     """
     occurrences = confusion.sum(0) + confusion.sum(1)
     f1 = 2 * confusion.diag() / occurrences

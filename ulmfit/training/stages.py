@@ -1,6 +1,6 @@
-"""Recipes: a recipe is a list of stages, a stage is what `freeze_to` + `fit_one_cycle` is in fastai.
+"""Recipes. A recipe is a list of stages; a stage corresponds to `freeze_to` and `fit_one_cycle` of fastai.
 
-Sources: blog = the 2019 post this project reimplements; ulmfit = fastai v1's ULMFit.ipynb, its best
+Sources: blog = the 2019 post that this project reimplements; ulmfit = fastai v1's ULMFit.ipynb, its best
 published run (94.96 % forward on IMDb). The paper is Howard & Ruder 2018 (ULMFiT), section 3.
 """
 
@@ -19,13 +19,14 @@ DISCRIMINATIVE = 2.6**4  # paper, section 3.2: each layer at 1/2.6 of the rate o
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training with one set of trainable layer groups and one cycle of the schedule.
+    """A part of training with a fixed set of trained layer groups and one cycle of the schedule.
 
     Attributes:
         freeze_to: groups before this index are frozen, as in fastai (0: none, -1: all but the last).
         epochs: passes over the training data.
         lr: peak learning rate of the last group.
-        lr_divisor: the first group's rate is lr / lr_divisor, geometric between; 1 for one rate.
+        lr_divisor: the first group's rate is lr / lr_divisor, with geometric steps between; 1 for one common rate.
+        momentum: Adam's beta1, (at start and end of the cycle, at the peak learning rate).
     """
 
     name: str
@@ -39,7 +40,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages, and the settings that belong to them."""
+    """Stages and the training settings that go with them."""
 
     stages: tuple[Stage, ...]
     batch_size: int
@@ -50,7 +51,7 @@ class Recipe:
 
 
 def _unfreezing(rates: tuple[float, ...], epochs: tuple[float, ...], first_divisor: float) -> tuple[Stage, ...]:
-    """Gradual unfreezing: the head alone, then one more group a stage, then all."""
+    """Gradual unfreezing: first only the head, then one more group in each stage, then all groups."""
     depths = (-1, -2, -3, 0)
     names = ("head", "last 2 groups", "last 3 groups", "all groups")
     return tuple(
@@ -95,9 +96,9 @@ _CLASSIFIER_RECIPES = {
         clip=0.0,
     ),
 }
-# quick: ours, chosen by cross-validation on small tasks (benchmarks/RESULTS.md). One rate for all layers: rates that
-# fall by 2.6 a layer suit an encoder that has read far more text than a user's. From random weights nothing is worth
-# freezing.
+# quick: this project's own, chosen by cross-validation on small tasks (benchmarks/RESULTS.md). All layers have one
+# rate: rates that fall by 2.6 per layer are for an encoder trained on far more text than users have. Keys are (task,
+# pretrained). Without pretrained weights there is nothing to preserve by freezing.
 _QUICK = {
     ("lm", False): Recipe(
         (Stage("all groups", 0, 1, 8e-3),), batch_size=64, bptt=70, drop_mult=0.2, weight_decay=0.01, clip=0.4
@@ -117,17 +118,19 @@ _QUICK = {
         clip=0.4,
     ),
 }
-# Small data need more passes: quick repeats its last stage until it has about this many steps.
+# On small data, quick gets more epochs in its last stage, for about this many steps.
 _QUICK_STEPS = {"lm": 400, "clf": 350}
 _QUICK_MAX_EPOCHS = {"lm": 12, "clf": 12}
 
 
 def recipe_for(config: TrainConfig, *, pretrained: bool) -> Recipe:
-    """The recipe of a command line, with the options that override it put in.
+    """The recipe for a configuration, with the options that override it.
 
-    `--lr` and `--epochs` are those of the last stage; earlier rates keep their ratio to it. Without
-    pretrained weights the stages that train only a part of the model are left out: they would train a
-    head on noise.
+    `--lr` and `--epochs` apply to the last stage; the rates of earlier stages keep their ratio to it. Without
+    pretrained weights, the stages that train only some layers are left out, because the frozen ones would be random.
+
+    Raises:
+        UserError: recipe `none` without a learning rate or a length.
     """
     if config.recipe == "none":
         missing = [flag for flag, value in (("--lr", config.lr),) if value is None]
@@ -161,7 +164,7 @@ def recipe_for(config: TrainConfig, *, pretrained: bool) -> Recipe:
 
 
 def lengthen_quick(recipe: Recipe, config: TrainConfig, steps_per_epoch: int) -> Recipe:
-    """`quick` on small data: more epochs in the last stage, unless the user set the length."""
+    """For `quick` on small data, more epochs in the last stage, unless the user has set the length."""
     if config.recipe != "quick" or config.epochs is not None or config.max_steps is not None:
         return recipe
     last = recipe.stages[-1]
@@ -171,9 +174,9 @@ def lengthen_quick(recipe: Recipe, config: TrainConfig, steps_per_epoch: int) ->
 
 
 def share_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
-    """Steps of each stage when the whole schedule has `max_steps`, in proportion to the epochs.
+    """Divide `max_steps` between the stages, in proportion to their epochs.
 
-    Each stage gets at least one step where there are enough; the sum is exactly `max_steps`.
+    The sum is exactly `max_steps`. Each stage gets at least one step if there are enough.
     """
     total = sum(stage.epochs for stage in stages)
     ends, done = [], 0.0
@@ -181,7 +184,7 @@ def share_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
         done += stage.epochs
         ends.append(min(max_steps, round(max_steps * done / total)))
     shares = [end - start for start, end in zip([0, *ends], [*ends, max_steps], strict=True)]
-    while 0 in shares and max_steps >= len(stages):  # rounded away: taken from the longest stage
+    while 0 in shares and max_steps >= len(stages):  # rounded to zero: take a step from the longest stage
         shares[shares.index(max(shares))] -= 1
         shares[shares.index(0)] += 1
     return shares
