@@ -12,14 +12,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import DataOption, PathOption, check_types
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Value = TypeVar("Value")
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound="DataclassInstance")
 # An option whose docstring tells in words what becomes of it when it is left out: "(default: ...)".
 OrElse: TypeAlias = Value | None
 
@@ -102,7 +105,7 @@ PATHS = ("data", "valid", "output_dir", "init", "encoder", "tokenizer", "config"
 class TrainConfig:
     """Options of both trainers."""
 
-    task: ClassVar[str]
+    task: ClassVar[Literal["lm", "clf"]]
     # Set on what a command line was parsed into: an option may be given there at its default.
     on_command_line: ClassVar[frozenset[str]] = frozenset()
 
@@ -220,7 +223,7 @@ class LMConfig(TrainConfig):
     with a large vocabulary, but another loss; evaluation uses all words (default: 4096 with the recipe quick where a
     pretrained model is fine-tuned on a CPU, else 0 for all words)."""
 
-    task: ClassVar[str] = "lm"
+    task: ClassVar[Literal["lm", "clf"]] = "lm"
 
 
 @dataclass
@@ -254,7 +257,7 @@ class ClassifierConfig(TrainConfig):
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
 
-    task: ClassVar[str] = "clf"
+    task: ClassVar[Literal["lm", "clf"]] = "clf"
 
 
 def check(config: TrainConfig) -> None:
@@ -372,7 +375,7 @@ def _stage_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> 
     ]
 
 
-def load_options(path: str | Path, kind: type[TrainConfig]) -> TrainConfig:
+def load_options(path: str | Path, kind: type[Options]) -> Options:
     """The options in a run's config.json as the defaults of a new command line.
 
     Raises:

@@ -11,9 +11,19 @@ import dataclasses
 import difflib
 import numbers
 import os
-from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from ulmfit.errors import UserError
 
@@ -34,8 +44,8 @@ def flag(name: str) -> str:
 
 def check_types(config: Any) -> None:
     """Raise UserError for a value that is not of its option's type or not among its choices."""
-    for name in _hints(type(config)):
-        _normalized(config, name)
+    for name, members in _hints(type(config)).items():
+        _normalized(config, name, members)
 
 
 def normalized(config: Config) -> Config:
@@ -47,12 +57,22 @@ def normalized(config: Config) -> Config:
         UserError: as `check_types`.
     """
     result = copy.copy(config)  # with what a command line has noted on it
-    for name in _hints(type(config)):
-        setattr(result, name, _normalized(config, name))
+    for name, members in _hints(type(config)).items():
+        setattr(result, name, _normalized(config, name, members))
     return result
 
 
-@cache
+@overload
+def path_text(option: PathOption) -> str: ...
+@overload
+def path_text(option: PathOption | None) -> str | None: ...
+
+
+def path_text(option: PathOption | None) -> str | None:
+    """A path option as text, which it is already once the options are `normalized`."""
+    return None if option is None else os.fspath(option)
+
+
 def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
     """The alternatives of every option's type."""
     hints = get_type_hints(kind)
@@ -67,8 +87,8 @@ def _members(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _normalized(config: Any, name: str) -> Any:
-    value, members = getattr(config, name), _hints(type(config))[name]
+def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
+    value = getattr(config, name)
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
     if name in PATHS and isinstance(value, os.PathLike):

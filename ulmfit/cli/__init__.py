@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from ulmfit.cli.streams import OutputLost, discard, standard_streams
 from ulmfit.distributed.stop import StopRequest
@@ -64,7 +65,7 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
     elif wants_help(words):
         print(command_help(command, prog or f"ulmfit {name}", defaults(command.options, words)))
     elif command.trains:
-        options = parse_together(command.options, words)
+        options: Any = parse_together(command.options, words)
         with standard_streams(needed=False):
             command.run(options, stop)
     else:

@@ -60,14 +60,14 @@ def evaluate(options: EvaluateOptions) -> None:
         net, tok, saved = load_model(options.model, device=runtime.device)
         is_classifier = isinstance(net, ClassifierNet)
         if options.int8:
-            if not is_classifier:
+            if not isinstance(net, ClassifierNet):
                 raise UserError(f"--int8 is for classifiers and {options.model} is a language model; leave it out")
             quantize_encoder(net)
         config = ClassifierConfig() if is_classifier else LMConfig()
         name, split = runtime.main_first(lambda: _split_to_score(options, saved))
         store = tokenised(split, tok, cache_directory(config), with_labels=is_classifier)
         runtime.barrier()
-        if is_classifier:
+        if isinstance(net, ClassifierNet):
             metrics = score_classifier(
                 net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id, backwards=saved["backwards"]
             )

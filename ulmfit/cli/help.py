@@ -53,8 +53,8 @@ def command_help(command: Command, prog: str, default: Any) -> str:
     texts = [name for name, hint in hints.items() if is_texts(hint)]
     usage = [_head(name, hints[name], None) for name in needed if name not in texts]
     usage += [f"{name.upper()} ..." if name in needed else f"[{name.upper()} ...]" for name in texts]
-    lines = [" ".join(["usage:", prog, *usage, "[OPTIONS]"]), "", *_wrapped(" ".join(kind.__doc__.split()), 0)]
-    groups = GROUPS if issubclass(kind, TrainConfig) else {"options": hints}
+    lines = [" ".join(["usage:", prog, *usage, "[OPTIONS]"]), "", *_wrapped(" ".join(_doc(kind).split()), 0)]
+    groups = GROUPS if issubclass(kind, TrainConfig) else {"options": tuple(hints)}
     for group, names in groups.items():
         lines += ["", group]
         for name in filter(hints.__contains__, names):
@@ -70,8 +70,10 @@ def field_docs(kind: type) -> dict[str, str]:
     for part in reversed(kind.__mro__):
         if dataclasses.is_dataclass(part):
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+            assert isinstance(definition, ast.ClassDef)
             for field, doc in pairwise(definition.body):
                 if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                    assert isinstance(field.target, ast.Name)
                     docs[field.target.id] = " ".join(ast.literal_eval(doc.value).split())
     return docs
 
@@ -106,8 +108,13 @@ def _metavar(hint: Any) -> str:
     )
 
 
+def _doc(kind: type) -> str:
+    assert kind.__doc__ is not None, "the docstring of an options class is its help"
+    return kind.__doc__
+
+
 def _first_line(kind: type) -> str:
-    return inspect.cleandoc(kind.__doc__).splitlines()[0].rstrip(".")
+    return inspect.cleandoc(_doc(kind)).splitlines()[0].rstrip(".")
 
 
 def _entry(head: str, text: str) -> list[str]:

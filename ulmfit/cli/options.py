@@ -10,13 +10,16 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ulmfit.config import TrainConfig, expand_paths, load_options
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 _OPTION = re.compile(r"(--?[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
@@ -34,7 +37,10 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
     words = [*options, *(["--", *texts] if texts else [])]
     try:
         with redirect_stderr(io.StringIO()):  # its report of a mistake is a page long
-            parsed = expand_paths(tyro.cli(kind, args=words, default=defaults(kind, words)))
+            default = defaults(kind, words)
+            parsed = expand_paths(
+                tyro.cli(kind, args=words) if default is None else tyro.cli(kind, args=words, default=default)
+            )
     except SystemExit:
         raise UserError("the options do not fit together; --help lists what each takes") from None
     check_numbers(vars(parsed))
@@ -42,7 +48,7 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
         flags = {option.partition("=")[0] for option in options}
         parsed.on_command_line = frozenset(  # type: ignore[misc]
             field.name
-            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            for field in dataclasses.fields(kind)
             if flags & {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}"}
             or ("--config" in flags and getattr(parsed, field.name) is not None)
         )

@@ -57,7 +57,8 @@ def predict(options: PredictOptions) -> None:
 
     with open_runtime(ClassifierConfig()) as (runtime, _):
         if options.output:
-            runtime.on_main(lambda: check_output(Path(options.output)))
+            output = Path(options.output)
+            runtime.on_main(lambda: check_output(output))
         model = TextClassifier.from_pretrained(options.model, device=runtime.device, int8=options.int8)
         split = None
         texts: Iterator[tuple[int, str]] = enumerate(options.text)

@@ -61,6 +61,7 @@ def show(options: ShowOptions) -> None:
     store = tokenised(corpus.splits["train"], tokenizer, cache_directory(LMConfig()), with_labels=is_clf)
     tell_skipped(store.skipped)
     if is_clf:
+        assert corpus.label_names is not None, "a corpus with labels"
         _show_documents(options, store, tokenizer, corpus.label_names)
     else:
         _show_rows(options, store, tokenizer)
@@ -82,6 +83,8 @@ def _show_rows(options: ShowOptions, store: TokenStore, tokenizer: Tokenizer) ->
 def _show_documents(options: ShowOptions, store: TokenStore, tokenizer: Tokenizer, label_names: list[str]) -> None:
     from ulmfit.batches.documents import DocumentBatches
 
+    labels = store.labels
+    assert labels is not None, "a store with labels"
     source = DocumentBatches(store.lengths, batch_size=options.batch_size or 32, seed=options.seed)
     for indices, epoch, step, _ in islice(source.batches(None), options.steps):
         lengths = store.lengths[indices]
@@ -89,7 +92,7 @@ def _show_documents(options: ShowOptions, store: TokenStore, tokenizer: Tokenize
         for index in indices[: options.rows]:
             ids = store.document(index)
             more = f" ... ({len(ids)} tokens)" if len(ids) > options.bptt else ""
-            print(f"  [{label_names[store.labels[index]]}] {_words(tokenizer, ids[: options.bptt])}{more}")
+            print(f"  [{label_names[labels[index]]}] {_words(tokenizer, ids[: options.bptt])}{more}")
 
 
 def _words(tokenizer: Tokenizer, ids: Iterable[int]) -> str:

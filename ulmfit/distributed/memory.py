@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
+
+if TYPE_CHECKING:
+    from ulmfit.training.loop import Task
 
 MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
 
@@ -53,7 +56,7 @@ class _Alone:
         return nullcontext()
 
 
-def fit_micro_batches(task: Any, runtime: Runtime) -> int:
+def fit_micro_batches(task: Task, runtime: Runtime) -> int:
     """The smallest power of two of micro-batches with which the largest step fits, equal on all ranks.
 
     Each rank tries its own part of the largest step (all layers trained, AdamW's moments in place) and
@@ -82,7 +85,7 @@ def fit_micro_batches(task: Any, runtime: Runtime) -> int:
     return micro_batches
 
 
-def _fits(task: Any, runtime: Runtime) -> bool:
+def _fits(task: Task, runtime: Runtime) -> bool:
     held: list[Tensor] = []
     try:
         task.net.train().requires_grad_(True)

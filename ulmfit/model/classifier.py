@@ -8,7 +8,7 @@ documents of the batch, and memory is bounded for documents of any length.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -200,7 +200,7 @@ class ClassifierNet(nn.Module):
         encoding = self._encode_sorted(tokens[index], [sizes[i] for i in order], masks, index)
         return encoding._replace(pooled=encoding.pooled[index.argsort()])
 
-    def trained_windows(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    def trained_windows(self, lengths: Iterable[int]) -> list[tuple[int, int]]:
         """(rows, tokens a row) of each window that `encode` reads with gradient, for documents of these lengths."""
         sizes = sorted((int(length) for length in lengths), reverse=True)
         windows = []

@@ -15,10 +15,10 @@ from ulmfit.distributed.runtime import Runtime, environment
 from ulmfit.distributed.stop import STOP_FILE
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint, lock
-from ulmfit.run.tracking import read_status, write_status
+from ulmfit.run.tracking import State, read_status, write_status
 
 
-def check_output(path: str | Path, *, resume: str) -> None:
+def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
     """Refuse an output directory that cannot be ours, before any work is done and with nothing written.
 
     Raises:
@@ -203,7 +203,7 @@ class RunDirectory:
         if failure := self._runtime.broadcast(failure):
             raise OSError(failure)
 
-    def status(self, state: str, step: int, **fields: Any) -> None:
+    def status(self, state: State, step: int, **fields: Any) -> None:
         """Write status.json (rank 0)."""
         if self._runtime.is_main:
             write_status(self.path, state, step, **fields)

@@ -17,7 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ulmfit.errors import UserError
 
@@ -160,7 +160,12 @@ def process_alive(pid: int, start: str | None = None) -> bool:
     return start is None or now is None or start == now
 
 
-def _job() -> dict[str, str | int]:
+class _Job(TypedDict, total=False):
+    job: str
+    restart: int
+
+
+def _job() -> _Job:
     """The SLURM job and how often it was requeued, if there is one."""
     job = os.environ.get("SLURM_JOB_ID")
     return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))} if job else {}

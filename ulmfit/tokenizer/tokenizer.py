@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -132,7 +133,7 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Reads a tokenizer.json. Raises UserError if it is missing or not a tokenizer of ours."""
         try:
             json = Path(path).expanduser().read_text(encoding="utf-8")

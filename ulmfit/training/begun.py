@@ -15,6 +15,7 @@ from ulmfit.config import INPUTS, OPERATION, SCHEDULE, TrainConfig, check, given
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.option_types import path_text
 from ulmfit.run.directory import begun_by, read_stored
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.loop import PlannedStage
@@ -148,7 +149,7 @@ def read_begun(config: TrainConfig) -> Begun | None:
         return None  # reported later, when the directory is opened
     if stored is None or stored.get("task") != config.task:
         return None
-    return Begun(config.output_dir, stored, _tokenizer(Path(config.output_dir), stored))
+    return Begun(path_text(config.output_dir), stored, _tokenizer(Path(config.output_dir), stored))
 
 
 def _tokenizer(run: Path, stored: dict[str, Any]) -> str | None:

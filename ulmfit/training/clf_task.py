@@ -20,9 +20,10 @@ from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.option_types import path_text
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
-from ulmfit.training.engine import Engine
+from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
 from ulmfit.training.result import TrainingResult
@@ -56,7 +57,7 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
 
 def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     runtime = session.runtime
-    pretrained = given_encoder(config.encoder)
+    pretrained = given_encoder(path_text(config.encoder))
     if pretrained is not None and pretrained.tokenizer is None:
         raise UserError(
             f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
@@ -65,7 +66,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     corpus = setup.corpus_of(session)
-    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), config.encoder)
+    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), path_text(config.encoder))
     if pretrained is None:
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     recipe = recipe_for(config, pretrained=pretrained is not None)
@@ -273,7 +274,7 @@ class ClassifierTask:
     def _collate(self, store: TokenStore, indices: np.ndarray, positions: np.ndarray) -> DocumentBatch:
         return collate(store, indices, positions, pad_id=self._pad_id, backwards=self._config.backwards)
 
-    def step(self, engine: Engine, batch: ClassifierBatch, number: int) -> StepResult:
+    def step(self, engine: Passes, batch: ClassifierBatch, number: int) -> StepResult:
         """Forward and backward pass of this rank's documents. The gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         size = len(batch.indices)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
@@ -23,19 +24,13 @@ from ulmfit.distributed.runtime import Runtime
 from ulmfit.private_api import forget_prepared, skip_step_where
 
 
-class Engine(Protocol):
-    """The interface between the loop, the tasks and a way to train on one or many processes.
+class Passes(Protocol):
+    """What a task's step needs of an engine: forward and backward passes. A trial of memory has no more than these."""
 
-    Attributes:
-        model: the network of the current stage, ready to be called for training.
-        optimizer: torch's optimizer of the current stage.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Start a stage with the network and a new optimizer."""
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The network of the current stage, ready to be called for training."""
+        ...
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
         """Context of one micro-batch's forward and backward pass. `last`: it is the step's last one."""
@@ -44,12 +39,29 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of earlier micro-batches."""
 
-    def update(self, clip: float) -> tuple[Tensor, Tensor]:
-        """Clip and step. Returns two 0-d tensors: the gradient norm before clipping, and 1 if the step was skipped."""
-        ...
-
     def full_weights(self) -> AbstractContextManager:
         """Context in which the network holds the complete current weights on every rank, for reading only."""
+        ...
+
+
+class Engine(Passes, Protocol):
+    """The interface between the loop, the tasks and a way to train on one or many processes."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network of the current stage, ready to be called for training."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """torch's optimizer of the current stage."""
+        ...
+
+    def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Start a stage with the network and a new optimizer."""
+
+    def update(self, clip: float) -> tuple[Tensor, Tensor]:
+        """Clip and step. Returns two 0-d tensors: the gradient norm before clipping, and 1 if the step was skipped."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -19,6 +19,7 @@ import torch
 from ulmfit.config import LMConfig, TrainConfig
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.training.loop import PlannedStage, Task
 from ulmfit.training.optim import first_group
 
 GIB = 2**30
@@ -107,7 +108,7 @@ def matrix_speed(dtype: torch.dtype, rounds: int = 6) -> float:
     return 2 * 512 * 1024 * 1024 / fastest
 
 
-def estimate(task: Any, plan: Sequence[Any], *, config: TrainConfig, runtime: Runtime) -> Estimate:
+def estimate(task: Task, plan: Sequence[PlannedStage], *, config: TrainConfig, runtime: Runtime) -> Estimate:
     """Estimate the run of `plan`, with each process on its share of the cores."""
     sizes, parameters = task.net.config, list(task.net.parameters())
     itemsize, dtype = parameters[0].element_size(), parameters[0].dtype

@@ -19,10 +19,11 @@ from ulmfit.errors import UserError
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import init_language_model
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
+from ulmfit.option_types import path_text
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
-from ulmfit.training.engine import Engine
+from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks, derive_seed, draw_words
 from ulmfit.training.result import TrainingResult
@@ -58,14 +59,14 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> T
 
 def _train(config: LMConfig, session: Session) -> TrainingResult:
     runtime = session.runtime
-    pretrained = given_encoder(config.init)
+    pretrained = given_encoder(path_text(config.init))
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--init {config.init}")
         if pretrained.kind != "language_model":
             what = {"encoder": "an encoder", "classifier": "a classifier, whose encoder is used"}[pretrained.kind]
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
     corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
-    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), config.init)
+    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), path_text(config.init))
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
     if recipe.batch_size % (runtime.world_size * micro_batches):
@@ -245,7 +246,7 @@ class LanguageModelTask:
         """The position of all rows, merged from those of all ranks (a collective)."""
         return merge_states(self._runtime.gather_objects([state]))
 
-    def step(self, engine: Engine, batch: LMBatch, number: int) -> StepResult:
+    def step(self, engine: Passes, batch: LMBatch, number: int) -> StepResult:
         """Forward and backward pass of this rank's rows. The gradients are those of the global mean loss."""
         runtime, config, device = self._runtime, self._config, self._runtime.device
         tokens, targets = to_device(batch.tokens, device), to_device(batch.targets, device)

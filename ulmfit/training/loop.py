@@ -11,10 +11,10 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.prefetch import Prefetcher
@@ -23,11 +23,13 @@ from ulmfit.device import pinned
 from ulmfit.distributed.memory import advice, is_out_of_memory
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.run.directory import RunDirectory
 from ulmfit.run.saver import Saver
 from ulmfit.run.tracking import Tracker, memory_mib
 from ulmfit.training import optim
-from ulmfit.training.engine import Engine, build_engine
+from ulmfit.training.engine import Passes, build_engine
 from ulmfit.training.stages import Recipe, Stage, share_steps
 
 MAX_SKIPPED = 50  # consecutive steps without a finite gradient after which the run fails
@@ -59,12 +61,12 @@ class Task(Protocol):
     micro_batches: int
 
     @property
-    def net(self) -> nn.Module: ...
+    def net(self) -> LanguageModelNet | ClassifierNet: ...
     @property
     def most_micro_batches(self) -> int: ...
     def steps_in_epoch(self, epoch: int) -> int | None: ...
     def batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]: ...
-    def step(self, engine: Engine, batch: Any, number: int) -> StepResult: ...
+    def step(self, engine: Passes, batch: Any, number: int) -> StepResult: ...
     def largest_batch(self) -> Any: ...
     def reset_hidden(self) -> None: ...
     def mean_tokens(self) -> float: ...
@@ -191,7 +193,7 @@ class Loop:
         self._saved = self.position.step if start is not None else None
         self._last_check = (self.position.step, time.perf_counter())
 
-    def run(self) -> str:
+    def run(self) -> Literal["done", "preempted"]:
         """Train. Returns "done", or "preempted" after a stop request. In both cases a checkpoint is written."""
         position = self.position
         with Prefetcher(pinned(self.task.batches(position.data), self.runtime.device)) as batches:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, TrainConfig, differences, identity, options
@@ -208,7 +208,7 @@ def _guarded(
     tokenizer: Tokenizer,
     test: TokenStore | None,
     saved: dict[str, Any],
-) -> tuple[str, int]:
+) -> tuple[Literal["done", "preempted"], int]:
     """Train, and write the outcome to status.json in every case. Returns the state and the step."""
     best: dict[str, int] = {}
     runtime, limit = loop.runtime, 60 * loop.config.watchdog
@@ -242,7 +242,9 @@ def _guarded(
                 if runtime.is_main:
                     save_model(directory.path / "model", loop.task.net, tokenizer, saved)
                 if test is not None:
-                    tracker.log_eval(loop.position.step, "test", **loop.task.evaluate(test))
+                    scores = loop.task.evaluate(test)
+                    assert scores is not None, "there is something to score"
+                    tracker.log_eval(loop.position.step, "test", **scores)
         tracker.close()
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide the first error

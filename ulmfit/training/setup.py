@@ -28,7 +28,7 @@ from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import find_model, load_model
-from ulmfit.option_types import normalized
+from ulmfit.option_types import normalized, path_text
 from ulmfit.run.directory import check_output
 from ulmfit.run.meter import Meter, metered_texts
 from ulmfit.tokenizer import rules as text_rules
@@ -194,7 +194,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             task=config.task,
             text_column=config.text_column,
             label_column=config.label_column,
-            valid=config.valid,
+            valid=path_text(config.valid),
             seed=config.seed,
             streaming=config.streaming,
             include_test=include_test,
