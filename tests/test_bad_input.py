@@ -6,6 +6,7 @@ training are in data/test_sources.py, damaged model folders in model/test_pretra
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -298,3 +299,17 @@ def test_the_commands_end_with_2_and_one_sentence(place, name):
     assert last.startswith("error: ") and re.search(sentence, last), last
     assert "Traceback" not in done.stderr + done.stdout
     assert contents(".") == before
+
+
+def test_a_full_cache_is_the_users_to_cure(place, monkeypatch):
+    """Also where the vocabulary, the first thing that goes there, does not fit."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="token cache cannot be written to .* [(]No space left on device[)]; free"):
+            attempt(f"lm --data reviews.csv --output-dir crowded --cache-dir small {TINY}", place)
+    assert not Path("crowded").exists()
+    assert not [file for file in Path("small/tokenizers").iterdir()]

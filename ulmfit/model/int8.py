@@ -117,7 +117,7 @@ class _Layer:
         steps, (rows, size) = len(inputs), c.shape
         width = 0 if self._first else inputs.shape[2]
         table = None
-        if self._first:
+        if self._weight_ih is not None:
             table = private_api.packed_linear(vectors, self._weight_ih, self._bias)
         joined = h.new_empty(rows, width + size)
         seen, hidden = joined[:, :width], joined[:, width:]

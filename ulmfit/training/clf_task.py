@@ -246,7 +246,7 @@ class ClassifierTask:
     def trained_windows(self) -> list[list[tuple[int, int]]]:
         """For each micro-batch of the largest step: (rows, tokens a row) of each encoder call with gradient."""
         lengths = np.sort(self._train.lengths)[-self._recipe.batch_size :]
-        return [self.net.trained_windows(lengths[part]) for part in self._assign(lengths)[self._runtime.rank]]
+        return [self.net.trained_windows(lengths[part].tolist()) for part in self._assign(lengths)[self._runtime.rank]]
 
     def reset_hidden(self) -> None:
         """Does nothing: a classifier keeps no hidden state between steps."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.batches.cache import TokenStore, build_or_open
+from ulmfit.batches.cache_writer import writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.fingerprint import Access
@@ -261,8 +262,9 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
             return Tokenizer.from_file(file).to_str()
         most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
         tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(file)
+        with writing(cache_directory(config)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(file)
         return tokenizer.to_str()
 
     return Tokenizer.from_str(session.runtime.on_main(train))
