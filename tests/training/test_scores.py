@@ -1,10 +1,17 @@
-"""Scores against scikit-learn."""
+"""Scores against scikit-learn, and of splits of any size."""
+
+import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ulmfit.training.scores import macro_f1
+from tests.batches.conftest import FakeSplit, FakeTokenizer
+from ulmfit.batches.cache import build_or_open
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.training.scores import macro_f1, score_classifier
 
 
 def test_macro_f1_is_scikit_learns():
@@ -25,3 +32,33 @@ def test_macro_f1_is_scikit_learns():
 
 def test_a_class_that_does_not_occur_costs_nothing():
     assert macro_f1(torch.tensor([[3.0, 0, 0], [0, 4, 0], [0, 0, 0]])) == 1.0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_split_of_any_size_is_scored_whole(threads, tmp_path):
+    """Batches of one document too, which come at 1, 17, 33, 49 ... documents, and on any rank."""
+    net = ClassifierNet(AWDLSTMConfig(60, 4, 4, 1), 3)
+    ids = np.random.RandomState(0)
+    documents = [ids.randint(10, 60, ids.randint(1, 6)).tolist() for _ in range(300)]
+    split = FakeSplit(documents, labels=ids.randint(0, 3, 300).tolist(), batch_size=100)
+    store = build_or_open(split, FakeTokenizer(60), tmp_path, with_labels=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for number in range(1, 301):
+            found = np.zeros((3, 3), int)
+            for rank in range(2):
+                runtime = SimpleNamespace(
+                    rank=rank,
+                    world_size=2,
+                    device=torch.device("cpu"),
+                    sum=lambda values: values.clamp(min=1e-9),
+                    progress=SimpleNamespace(now=lambda _: None),
+                    accelerator=SimpleNamespace(autocast=contextlib.nullcontext),
+                )
+                part = store.subset(np.arange(number))
+                metrics = score_classifier(net, part, runtime, label_names=["a", "b", "c"], pad_id=1)
+                found += np.array(metrics["confusion"])
+            assert found.sum(1).tolist() == np.bincount(store.labels[:number], minlength=3).tolist(), number
+    finally:
+        torch.set_num_threads(before)
