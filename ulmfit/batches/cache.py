@@ -1,15 +1,15 @@
-"""The token cache: a corpus is tokenised once, whatever the number of epochs, ranks and runs.
+"""The token cache. A corpus is tokenised once for all epochs, ranks and runs.
 
 Layout of one cache entry, a directory named by its key (fingerprints of split and tokenizer, format):
 
     tokens-00000.bin ...   ids, little-endian uint16 or int32; a document never crosses shards
-    lengths.bin rows.bin [labels.bin]    int64, int64, int32: one number a document
-    offsets.bin            int64 [n + 1]: where each document starts in the corpus of all tokens
+    lengths.bin rows.bin [labels.bin]    int64, int64, int32: one number per document
+    offsets.bin            int64 [n + 1]: index of each document's first token in the corpus
     manifest.json          written last: counts, dtype, the size in bytes of every file
 
-Everything is appended while the split is read, so memory does not grow with the corpus. A build happens in
-a directory beside the target, which is renamed when complete: an entry is whole or absent. A killed build is
-gone on with where it was last made durable (`cache_writer`).
+Files are appended while the split is read, so memory does not grow with the corpus. An entry is built in a directory
+next to its final path and renamed when complete, so an entry is complete or absent. A build that was killed is resumed
+from its last durable state (`cache_writer`).
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.errors import UserError
 from ulmfit.files import publish
 
-SAVE_SECONDS = 20.0  # at most so much work is lost when a build is killed
-ENCODERS = 2  # batches in work: while one is turned from Rust's lists into arrays, the other keeps the cores busy
+SAVE_SECONDS = 20.0  # seconds between durable states: the most work that is lost if a build is killed
+ENCODERS = 2  # batches encoded at a time: one uses the cores while the other is converted from Rust lists to arrays
 
 
 class TokenStore:
-    """Token ids of a corpus, memory-mapped: nothing is read from disk before it is asked for.
+    """Token ids of a corpus, memory-mapped: data is read from disk on access.
 
     Attributes:
         num_documents, num_tokens, vocab_size: counts.
-        offsets: int64 [num_documents + 1], document i is tokens offsets[i] to offsets[i + 1] of the corpus.
+        offsets: int64 [num_documents + 1]; document i is the tokens offsets[i] to offsets[i + 1] - 1 of the corpus.
         lengths: int64 [num_documents].
-        labels: int32 [num_documents], or None for a corpus without.
+        labels: int32 [num_documents], or None for a corpus without labels.
         rows: int64 [num_documents], each document's row number in its source, from 0.
-        fingerprint: str that no other split or tokenizer has.
-        skipped: reason -> number of source rows that were left out.
+        fingerprint: str, unique for a split and a tokenizer.
+        skipped: reason -> number of source rows that were skipped.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
-        """Open a complete cache entry. UserError if it is absent, torn or of another format."""
+        """Open a complete cache entry. Raises UserError if it is absent, incomplete or of another format."""
         store = cls._open_if_complete(Path(path))
         if store is None:
             raise UserError(f"{path} holds no complete token cache; delete it and let it be built again")
@@ -89,7 +89,7 @@ class TokenStore:
         return self.num_documents
 
     def subset(self, indices: np.ndarray) -> TokenStore:
-        """Some of the documents, in the order given, as a store that reads from the same files."""
+        """A store of the given documents, in the given order. It reads from the same files."""
         part = copy.copy(self)
         part.num_documents = len(indices)
         part.offsets, part.lengths, part.rows = (array[indices] for array in (self.offsets, self.lengths, self.rows))
@@ -98,7 +98,7 @@ class TokenStore:
         return part
 
     def document(self, index: int) -> np.ndarray:
-        """Ids of one document, a read-only view of the mapped file (uint16 or int32)."""
+        """Ids of one document: a read-only view of the mapped file (uint16 or int32)."""
         start = int(self.offsets[index])
         stop = start + int(self.lengths[index])
         shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
@@ -106,15 +106,15 @@ class TokenStore:
         return self._shards[shard][start - first : stop - first]
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Several documents in the order given: their ids one after another, and int64 lengths [n]."""
+        """Read documents in the given order. Returns their concatenated ids and their lengths, int64 [n]."""
         indices = np.asarray(indices, dtype=np.int64)
         lengths = np.asarray(self.lengths[indices])
         return self.gather(self.offsets[indices], lengths), lengths
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Concatenated pieces of documents: piece k is tokens starts[k] to starts[k] + lengths[k].
+        """Concatenate pieces of documents; piece k is `lengths[k]` tokens from `starts[k]` on.
 
-        One indexed read instead of a Python loop over pieces. Each piece must lie inside one document.
+        This is one indexed read instead of a Python loop. Each piece must be within one document.
         """
         starts, lengths = np.asarray(starts), np.asarray(lengths)
         ends = np.cumsum(lengths)
@@ -123,7 +123,7 @@ class TokenStore:
             positions = np.repeat(starts - (ends - lengths), lengths)
             positions += np.arange(total)
             return self._shards[0].take(positions)
-        # Many shards: pieces are few beside tokens, so slices cost less than a selection by shard.
+        # Several shards: there are far fewer pieces than tokens, so a loop over pieces is cheap.
         ids = np.empty(total, dtype=self.dtype)
         shards = np.searchsorted(self._shard_starts, starts, side="right") - 1
         begins = starts - self._shard_starts[shards]
@@ -141,17 +141,17 @@ def build_or_open(
     with_labels: bool,
     progress: Callable[[Any], None] | None = None,
 ) -> TokenStore:
-    """The token cache of a split, built by the first process that asks and opened by all others.
+    """The token cache of a split. The first process that calls this builds it; others wait and open it.
 
     Args:
-        split: a `text.corpus.Split`; its `check()` is called at the end of the pass.
-        tokenizer: a `text.tokenizer.Tokenizer`.
-        cache_dir: directory shared by the ranks of a machine, made if absent.
-        with_labels: whether documents carry class numbers.
-        progress: called with every batch of the split after it was tokenised, in the building process only.
+        split: a `data.splits.Split`; its `check()` is called at the end of the pass.
+        tokenizer: a `tokenizer.tokenizer.Tokenizer`.
+        cache_dir: directory shared by the ranks of a machine; created if absent.
+        with_labels: whether documents have class numbers.
+        progress: called with every batch of the split after it was tokenised, only in the building process.
 
     Raises:
-        UserError: what reading the split raises, or when `cache_dir` cannot be written.
+        UserError: reading the split raises it, or `cache_dir` cannot be written.
     """
     cache_dir = Path(cache_dir)
     identity = f"{FORMAT}/{split.fingerprint}/{tokenizer.fingerprint}/{with_labels}"
@@ -177,7 +177,7 @@ def build_or_open(
 def _build(
     split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool, progress: Callable[[Any], None] | None
 ) -> None:
-    """Write a cache entry to `path`, or what a killed build left to write. The caller holds its lock."""
+    """Write a cache entry to `path`, or complete one whose build was killed. The caller must hold its lock."""
     partial = path.with_name(key + ".partial")
     with writing(path.parent):
         if path.exists():
@@ -185,7 +185,7 @@ def _build(
         writer = CacheWriter(partial, vocab_size=len(tokenizer), with_labels=with_labels)
     try:
         saved = time.monotonic()
-        # One thread reads ahead, others encode; this one writes.
+        # One thread reads ahead, others encode, this one writes.
         with Prefetcher(split.batches(start=writer.after)) as batches:
             for batch, ids, lengths in _encoded(batches, tokenizer):
                 with writing(path.parent):
@@ -202,7 +202,7 @@ def _build(
             writer.finish(key, dict(split.skipped))
             publish(partial, path)
             (path / PROGRESS).unlink(missing_ok=True)
-    except UserError:  # the rows are at fault, or the disk is full: going on would not help
+    except UserError:  # bad rows or a full disk: the partial build is of no use
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -211,7 +211,7 @@ def _build(
 
 
 def _encoded(batches: Iterable[Any], tokenizer: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """Each batch with its ids (int32) and lengths (int64), in order, some of them encoded ahead."""
+    """Yield each batch with its ids (int32) and lengths (int64), in order. Some batches are encoded ahead."""
     waiting: deque[tuple[Any, Any]] = deque()
     with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as threads:
         for batch in batches:

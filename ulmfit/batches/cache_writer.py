@@ -1,8 +1,8 @@
-"""Writing an entry of the token cache: append, make durable at intervals, go on after a kill.
+"""Writes an entry of the token cache, makes it durable at intervals, and resumes it after the process was killed.
 
-While a build lasts, its directory holds `progress.json`: what was durable when it was written (the size of every
-file, counts, and the place in the split behind the last document). A writer that finds one cuts the files there and
-appends from there on, so that the finished entry has the same bytes as that of a build which was never killed.
+During a build its directory contains `progress.json`, the last durable state: the size of every file, counts, and the
+position in the split after the last document. A later writer truncates the files to these sizes and appends. So the
+finished entry has the same bytes as one whose build was never interrupted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class CacheWriter:
 
     Attributes:
         num_documents, num_tokens: stored so far.
-        after: the place in the split behind them, as `save` was given it; None at the beginning. Only the
-            documents up to there are found by the next writer.
+        after: position in the split after the last durable document, as given to `save`; None at the beginning. A
+            later writer resumes from there.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, with_labels: bool) -> None:
@@ -64,7 +64,7 @@ class CacheWriter:
         self._room = (SHARD_BYTES - progress["sizes"][self.shards[-1]]) // self.dtype.itemsize
 
     def _open(self, name: str, size: int = 0) -> None:
-        """Open a file of the entry to append to it; what is beyond `size` bytes goes."""
+        """Truncate a file of the entry to `size` bytes and open it for appending."""
         self._files[name] = open(self.path / name, "ab")
         self._files[name].truncate(size)
 
@@ -73,7 +73,7 @@ class CacheWriter:
         self._open(name)
 
     def _seal(self, name: str) -> None:
-        """Make a finished file durable and give its descriptor back."""
+        """Make a finished file durable and close it."""
         with self._files.pop(name) as file:
             _sync_file(file)
 
@@ -91,7 +91,7 @@ class CacheWriter:
         ends = np.cumsum(lengths)
         document = written = 0
         while document < len(lengths):
-            # As many whole documents as the shard has room for, and at least one if it is empty.
+            # As many complete documents as fit into the shard, and at least one if the shard is empty.
             last = max(document, int(np.searchsorted(ends, written + self._room, side="right")))
             if last == document:
                 if self._room == SHARD_BYTES // self.dtype.itemsize:
@@ -112,7 +112,7 @@ class CacheWriter:
         self.num_tokens += len(ids)
 
     def save(self, after: dict[str, Any]) -> None:
-        """Make everything added so far durable, up to the place `after` of the split."""
+        """Make all documents added so far durable. `after` is the position in the split after them."""
         for file in self._files.values():
             _sync_file(file)
         self._publish(
@@ -131,7 +131,7 @@ class CacheWriter:
         return {name: (self.path / name).stat().st_size for name in self._names}
 
     def _publish(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file so that it is there whole or not at all."""
+        """Write a file atomically."""
         write_text(self.path / name, json.dumps(content, indent=1))
 
     def finish(self, fingerprint: str, skipped: dict[str, int]) -> None:
@@ -165,14 +165,14 @@ class CacheWriter:
             total = int(ends[-1])
 
     def close(self) -> None:
-        """Give up what is still open; after a failed write, flushing it fails once more."""
+        """Close all files. Errors are ignored: after a failed write, flushing fails again."""
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
 
 
 def _read_progress(path: Path) -> dict[str, Any] | None:
-    """What `save` wrote last, None where nothing was saved or a file is shorter than it was then."""
+    """What `save` wrote last. None if nothing was saved, or a file is now shorter than it was then."""
     try:
         progress = json.loads((path / PROGRESS).read_text())
         if all((path / name).stat().st_size >= size for name, size in progress["sizes"].items()):
@@ -189,7 +189,7 @@ def _sync_file(file: Any) -> None:
 
 @contextlib.contextmanager
 def writing(cache_dir: Path) -> Iterator[None]:
-    """A failed write is a full disk or a directory that is not ours: the user's to cure."""
+    """Turn an error of writing (full disk, no permission) into a UserError."""
     try:
         yield
     except OSError as error:
@@ -200,7 +200,7 @@ def writing(cache_dir: Path) -> Iterator[None]:
 
 
 def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file as a read-only array; a plain view of the map, whose slices cost less than a np.memmap's."""
+    """Map a file as a read-only array. It is a plain ndarray view, because slices of np.memmap are slower."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)

@@ -1,9 +1,9 @@
-"""Classifier batches: documents of neighbouring lengths make a step, dealt to ranks at equal cost.
+"""Classifier batches. A step consists of documents of similar lengths and is divided between ranks at equal cost.
 
-Three levels, each a pure function: `DocumentBatches` says which documents make step t (the mathematics),
-`assign_to_ranks` cuts a step into ranks and micro-batches (memory and balance, never the mathematics), `collate` makes
-the padded tensor of one micro-batch. A document's place in its step is its position; the trainer draws masks
-and orders pooled vectors by it, so that nothing depends on how the step was dealt.
+There are three levels, each a pure function. `DocumentBatches` chooses the documents of step t; this affects the
+result of training. `assign_to_ranks` divides a step into ranks and micro-batches; this affects memory and balance, but
+not the result. `collate` makes the padded tensor of one micro-batch. A document's index in its step is its position.
+Masks and pooled vectors are ordered by position, so the result does not depend on how the step was divided.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from ulmfit.batches.order import permutation
 from ulmfit.batches.position import check_identity
 from ulmfit.errors import UserError
 
-POOL_STEPS = 50  # steps' worth of shuffled documents that are sorted by length together
-TIME_STEP_OVERHEAD = 16  # what a time step costs however few documents it reads, in documents
-FORWARD = 1 / 3  # what a token costs that is read without gradient
-EVALUATION_ROWS = 256  # enough for matrix products at full pace; a window of so many rows bounds the memory
+POOL_STEPS = 50  # number of steps whose documents are sorted by length together
+TIME_STEP_OVERHEAD = 16  # fixed cost of a time step, as a number of documents
+FORWARD = 1 / 3  # cost of a token read without gradient, relative to one read with gradient
+EVALUATION_ROWS = 256  # enough for matrix products at full speed; more rows would only need more memory
 EVALUATION_TOKENS = 262_144  # padded tokens of one batch of documents: 2 MiB of ids
-_STEPS = 1  # marks the order of an epoch's steps, apart from that of its documents
+_STEPS = 1  # gives the order of an epoch's steps another generator than the order of its documents
 
 
 class DocumentBatches:
-    """Which documents make each step of each epoch.
+    """Chooses the documents of each step of each epoch.
 
-    An epoch has ceil(n / batch_size) steps whose sizes differ by at most one; every document is in one of
-    them. Documents are shuffled by (seed, epoch), sorted by length inside pools of 50 steps, cut into steps,
-    and the steps shuffled. No step holds a single document unless there are fewer than 3 (BatchNorm needs
-    two): where `batch_size` 2 leaves one over, its step has three.
+    An epoch has ceil(n / batch_size) steps, whose sizes differ by at most one. Every document is in exactly one.
+    Documents are shuffled by (seed, epoch), sorted by length within pools of 50 steps, and divided into steps. Then
+    the steps are shuffled. BatchNorm needs two documents, so no step has a single one unless the corpus has fewer than
+    3: with `batch_size` 2 and an odd number of documents, one step has three.
 
     Args:
         lengths: tokens of each document, int [n].
         batch_size: documents of a step, over all ranks.
-        shuffle: False leaves documents in the order of the corpus, neither shuffled nor sorted.
+        shuffle: False keeps the documents in the order of the corpus, neither shuffled nor sorted.
 
     Raises:
-        UserError: batch_size below 2, or no documents.
+        UserError: batch_size is below 2, or there are no documents.
     """
 
     def __init__(self, lengths: np.ndarray, *, batch_size: int, seed: int, shuffle: bool = True) -> None:
@@ -65,7 +65,7 @@ class DocumentBatches:
         self._identity = {"source": digest[:32], "batch_size": batch_size, "seed": seed}
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        """The document indices of each step of an epoch, int64, in order of length within a step."""
+        """The document indices of each step of an epoch, int64, sorted by length within a step."""
         n, steps = len(self.lengths), self.steps_per_epoch
         if not self.shuffle:
             return np.split(np.arange(n), self._cuts[1:-1])
@@ -76,9 +76,12 @@ class DocumentBatches:
         return [parts[step] for step in permutation(steps, self.seed, epoch, _STEPS)]
 
     def batches(self, state: dict[str, Any] | None = None) -> Iterator[tuple[np.ndarray, int, int, dict[str, Any]]]:
-        """(indices, epoch, step_in_epoch, state to go on after it) of all epochs from 0 on, endlessly.
+        """Endlessly yield (indices, epoch, step_in_epoch, state after this step), from `state` or epoch 0 on.
 
-        The state is small and JSON-able. UserError if it is of other documents, batch size or seed.
+        The state is small and JSON-able.
+
+        Raises:
+            UserError: the state belongs to other documents, another batch size or seed.
         """
         check_identity(state, self._identity)
         epoch, start = (state["epoch"], state["step"]) if state else (0, 0)
@@ -92,14 +95,14 @@ class DocumentBatches:
 
 
 def _added_cost(length: int, begin: int, units: float, first: int | None, overhead: float) -> tuple[float, int]:
-    """What a document adds to the cost of a micro-batch of longer ones, and the first time step trained then.
+    """The cost that a document adds to a micro-batch of longer documents, and the new first time step with gradient.
 
-    The encoder reads window after window and drops documents that have ended, so it computes about their tokens
-    (`units`, of which those before `begin` are read without gradient); and each time step of the longest costs a fixed
-    `overhead` besides (kernel launches, the recurrence's latency), less where no document is trained on. Equal tokens
-    alone is not equal time. `first` is the first time step trained before, None for an empty micro-batch. As no
-    document is longer than one before it, the time steps at which it is trained and they are not lie between its own
-    first and theirs.
+    The cost has two parts. One is the document's tokens (`units`; those before `begin` are read without gradient and
+    cost less), because the encoder drops documents that have ended. The other is a fixed `overhead` per time step of
+    the longest document (kernel launches, latency of the recurrence), which is lower for time steps without gradient.
+
+    `first` is the first time step with gradient so far, None for an empty micro-batch. Documents come longest first,
+    so the time steps that get a gradient only by this document are those from its own first one to `first`.
     """
     if first is None:
         return units * (1 + overhead), begin
@@ -115,28 +118,28 @@ def assign_to_ranks(
     backprop_tokens: int | None = None,
     overhead: float = TIME_STEP_OVERHEAD,
 ) -> list[list[np.ndarray]]:
-    """Cut one step into ranks and micro-batches.
+    """Divide one step into ranks and micro-batches.
 
-    The documents, from the longest to the shortest, are first cut into `micro_batches` classes of equal
-    work, so that neighbouring lengths meet in a micro-batch and memory is even. Each class is then dealt
-    over the ranks, a document at a time to the rank whose total cost is lowest: ranks work on the same
-    lengths at the same time, and what one class leaves uneven the next, of shorter documents, evens out.
+    The documents, longest first, are divided into `micro_batches` classes of equal work. So a micro-batch has similar
+    lengths, and all need similar memory. Then each document of a class is assigned to the rank with the lowest total
+    cost so far. So all ranks process similar lengths at the same time, and imbalance of one class is compensated by
+    the next one, which has shorter documents.
 
     Args:
         lengths_of_step: tokens of the step's documents, int [n].
-        backprop_tokens: last tokens of a document that are trained on (None: all); those before are read forward alone.
+        backprop_tokens: number of a document's last tokens that are read with gradient (None: all).
 
     Returns:
-        [rank][micro-batch] -> positions in the step, int64, from the longest document to the shortest; every
-        position is in exactly one of them, and some may be empty.
+        [rank][micro-batch] -> positions in the step, int64, longest document first. Every position occurs exactly
+        once. Some micro-batches may be empty.
     """
     lengths = np.asarray(lengths_of_step)
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]
     begins = np.zeros_like(lengths) if backprop_tokens is None else np.maximum(lengths - backprop_tokens, 0)
-    units = lengths - (1 - FORWARD) * begins  # work, in tokens that are trained on
+    units = lengths - (1 - FORWARD) * begins  # cost in tokens read with gradient
     ends = np.cumsum(units)
-    # The class of a document is where its middle falls, so a class is never off by a whole document.
+    # The middle of a document's interval decides on its class, so the error of a class is less than a document.
     middles = (ends - units / 2) / max(1.0, ends[-1] if len(ends) else 0.0)
     classes = np.minimum((middles * micro_batches).astype(np.int64), micro_batches - 1)
     dealt: list[list[list[int]]] = [[[] for _ in range(micro_batches)] for _ in range(num_ranks)]
@@ -153,12 +156,13 @@ def assign_to_ranks(
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """One micro-batch, its documents from the longest to the shortest.
+    """One micro-batch, longest document first.
 
-    tokens: int64 [n, T], padded on the right with `pad_id` to the longest; [0, 0] without documents.
-    lengths: int64 [n].
-    positions: int64 [n], the documents' places in the global step.
-    indices: int64 [n], their numbers in the corpus.
+    Attributes:
+        tokens: int64 [n, T], padded on the right with `pad_id` to the longest; [0, 0] without documents.
+        lengths: int64 [n].
+        positions: int64 [n], the documents' indices in the global step.
+        indices: int64 [n], the documents' indices in the corpus.
     """
 
     tokens: Tensor
@@ -175,9 +179,9 @@ def collate(
     pad_id: int,
     backwards: bool = False,
 ) -> DocumentBatch:
-    """The batch of documents `indices` of a token cache, which have the places `positions` in their step.
+    """The batch of the documents `indices` of a token cache; `positions` are their indices in the step.
 
-    backwards reverses each document's ids, padding still on the right.
+    `backwards` reverses the ids of each document. The padding stays on the right.
     """
     indices = np.asarray(indices, dtype=np.int64)
     order = np.argsort(-store.lengths[indices], kind="stable")
@@ -192,11 +196,11 @@ def collate(
 
 
 def pad(ids: np.ndarray, lengths: np.ndarray, *, pad_id: int, backwards: bool = False) -> np.ndarray:
-    """Documents given one after another (ids [sum of lengths]) as rows: int64 [n, T], padded on the right."""
+    """Arrange concatenated documents (ids [sum of lengths]) as rows: int64 [n, T], padded on the right."""
     lengths = np.asarray(lengths, dtype=np.int64)
     if backwards:
         ends = np.cumsum(lengths)
-        # Token k of a document that is tokens start to end stands at start + end - 1 - k.
+        # If a document is ids[start:end], token k of the reversed one is ids[end - 1 - k].
         ids = ids[np.repeat(2 * ends - lengths - 1, lengths) - np.arange(len(ids))]
     tokens = np.full((len(lengths), int(lengths.max(initial=0))), pad_id, dtype=np.int64)
     tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = ids
@@ -206,10 +210,11 @@ def pad(ids: np.ndarray, lengths: np.ndarray, *, pad_id: int, backwards: bool = 
 def evaluation_batches(
     lengths: np.ndarray, *, token_budget: int = EVALUATION_TOKENS, max_rows: int = EVALUATION_ROWS
 ) -> list[np.ndarray]:
-    """Batches of all documents for reading without gradient, from the longest to the shortest.
+    """Batches of all documents for reading without gradient.
 
-    Each holds at most `max_rows` documents and at most `token_budget` tokens with padding (its number of documents
-    times its longest), or a single document. The longest come first: what does not fit into memory fails at once.
+    A batch has at most `max_rows` documents and at most `token_budget` tokens with padding (number of documents x
+    longest length), or it is a single document. The longest documents come first, so that a lack of memory shows at
+    once.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, start = [], 0

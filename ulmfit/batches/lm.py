@@ -1,10 +1,9 @@
-"""Language-model batches: `batch_size` rows, each a long text read `bptt` tokens at a time.
+"""Language-model batches: `batch_size` rows, each a long text that is read in windows of `bptt` tokens.
 
-Row r of step t goes on where row r of step t - 1 stopped, so that the hidden state can be carried over
-(truncated back-propagation through time). The batch is global: which tokens row r reads at step t depends
-on (corpus, seed, batch_size, bptt, t) alone, and a rank asks for the `rows` that it holds. Two sources have
-one interface, `batches(state) -> (LMBatch, state)`: `CachedRows` reads a token cache, `StreamedRows` a
-corpus too large for one.
+Row r of step t continues row r of step t - 1, so that the hidden state can be carried over (truncated
+back-propagation through time). The batch is global: the tokens of row r at step t depend only on (corpus, seed,
+batch_size, bptt, t), and a rank reads the `rows` that it holds. Two sources have the same interface,
+`batches(state) -> (LMBatch, state)`: `CachedRows` reads a token cache, `StreamedRows` a corpus too large for one.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from ulmfit.errors import UserError
 
 __all__ = ["CachedRows", "LMBatch", "StreamedRows", "merge_states"]
 
-IGNORED = -100  # the target that torch's losses leave out
-MOST_JITTER = 25  # tokens that a jittered step may have more than bptt
-_JITTER = 1  # marks the generator of step lengths, apart from that of the documents' order
+IGNORED = -100  # the target that torch's losses ignore
+MOST_JITTER = 25  # a step with jitter has at most bptt plus so many tokens
+_JITTER = 1  # gives the step lengths another generator than the order of documents
 
 
 class CachedRows:
-    """Rows cut from the shuffled corpus of a token cache.
+    """Rows of the shuffled corpus of a token cache.
 
-    Epoch e joins all documents in an order drawn by (seed, e). Its N tokens hold N - 1 pairs (token, next
-    token), which are cut into `batch_size` contiguous rows whose lengths differ by at most one. So a token
-    is input at most once and target exactly once, but for the first of the corpus. The last step is shorter,
-    and its last column is masked in the rows that are one shorter (input `pad_id`, target -100).
+    Epoch e concatenates all documents in an order drawn from (seed, e). Its N tokens give N - 1 pairs (token, next
+    token), which are divided into `batch_size` contiguous rows whose lengths differ by at most one. So every token
+    is a target exactly once, except the first, and an input at most once. The last step is shorter. Its last column is
+    padding (input `pad_id`, target -100) in the rows that are shorter by one.
 
     Args:
-        rows: the rows of the global batch that this rank reads, contiguous.
+        rows: the contiguous rows of the global batch that this rank reads.
         shuffle: False keeps the documents in the order of the corpus (validation).
-        backwards: reads the joined text from its end, document order included, as fastai v1.
-        jitter: step lengths vary around `bptt` (Merity et al. 2017, section 5), equally on all ranks.
+        backwards: reads the whole concatenated text in reverse, as fastai v1 does.
+        jitter: step lengths vary around `bptt` (Merity et al. 2017, section 5), in the same way on all ranks.
 
     Raises:
         UserError: there are fewer pairs than rows.
@@ -73,17 +72,19 @@ class CachedRows:
         self._starts, self._sizes = cuts[:-1], np.diff(cuts)
         self._longest = int(self._sizes.max())
         self._identity = {"source": store.fingerprint, "batch_size": batch_size, "bptt": bptt, "seed": seed}
-        # Asked for at every step. Two, because batches are read ahead, into the next epoch.
+        # Cached, because every step needs it; two entries, because batches are read ahead into the next epoch.
         self._cached_ends = lru_cache(maxsize=2)(self._draw_ends if jitter else self._equal_ends)
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
         return len(self._step_ends(epoch))
 
     def batches(self, state: dict[str, Any] | None = None) -> Iterator[tuple[LMBatch, dict[str, Any]]]:
-        """Batches of all epochs from 0 on, endlessly, each with the state to go on after it.
+        """Endlessly yield batches, from `state` or epoch 0 on, each with the state after it.
 
-        The state is small and JSON-able, and the same on all ranks. UserError if it is of another corpus,
-        tokenizer, batch size, bptt or seed.
+        The state is small, JSON-able and equal on all ranks.
+
+        Raises:
+            UserError: the state belongs to another corpus, tokenizer, batch size, bptt or seed.
         """
         check_identity(state, self._identity)
         epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
@@ -96,7 +97,7 @@ class CachedRows:
             epoch, step = epoch + 1, 0
 
     def epoch_batches(self, epoch: int, start: int = 0) -> Iterator[LMBatch]:
-        """Batches of one epoch from step `start` on. A seek costs no more than a start."""
+        """Batches of one epoch from step `start` on. A later `start` costs no more than 0."""
         ends = self._step_ends(epoch)
         text = _JoinedText(self, epoch)
         mine = slice(self.rows.start, self.rows.stop)
@@ -120,7 +121,7 @@ class CachedRows:
             )
 
     def _step_ends(self, epoch: int) -> np.ndarray:
-        """How far the longest row is after each step of an epoch, int64 [steps]."""
+        """Tokens of the longest row read after each step of an epoch, int64 [steps]."""
         return self._cached_ends(epoch if self.jitter else 0)
 
     def _equal_ends(self, epoch: int) -> np.ndarray:
@@ -131,8 +132,7 @@ class CachedRows:
         pieces, total = [], 0
         while total < self._longest:
             base = np.where(rng.random(1024) < 0.95, self.bptt, self.bptt / 2)
-            # At least 5 tokens, as Merity et al.; at most 5 deviations more than
-            # bptt, to bound memory.
+            # At least 5 tokens, as Merity et al.; at most 5 standard deviations above bptt, to bound memory.
             lengths = np.clip(rng.normal(base, 5.0).astype(np.int64), 5, self.bptt + MOST_JITTER)
             pieces.append(total + np.cumsum(lengths))
             total = int(pieces[-1][-1])
@@ -141,7 +141,7 @@ class CachedRows:
 
 
 class _JoinedText:
-    """The documents of one epoch in their order, as far as the rows of one rank need them."""
+    """The concatenated documents of one epoch, limited to those that the rows of one rank need."""
 
     def __init__(self, source: CachedRows, epoch: int) -> None:
         self.store, self.backwards = source.store, source.backwards
@@ -152,7 +152,7 @@ class _JoinedText:
             order = np.arange(num_documents)
         bounds = np.zeros(num_documents + 1, dtype=np.int64)
         np.cumsum(self.store.lengths[order], out=bounds[1:])
-        # Keep only what this rank reads: at many ranks, a large corpus has more documents than fit nicely.
+        # Keep only what this rank reads, because the order of all documents of a large corpus takes much memory.
         begin = int(source._starts[source.rows.start])
         end = int(source._starts[source.rows[-1]] + source._sizes[source.rows[-1]]) + 1
         if self.backwards:
@@ -163,9 +163,9 @@ class _JoinedText:
         self._offsets = np.asarray(self.store.offsets[order[first:last]])
 
     def read(self, begins: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """counts + 1 tokens from each of the places `begins`, as int64 [rows, length + 1] padded by 0."""
+        """counts[k] + 1 tokens from position begins[k] on, for all k: int64 [rows, length + 1], padded with 0."""
         if self.backwards:
-            # Reading places from the last to the first and turning the result round reverses each row.
+            # Mirror the positions, read the rows from last to first, and reverse the result: this reverses each row.
             ids = self._gather((self.total - begins - counts - 1)[::-1], (self.total - begins)[::-1])[::-1]
         else:
             ids = self._gather(begins, begins + counts + 1)
@@ -176,7 +176,7 @@ class _JoinedText:
         return grid, counts
 
     def _gather(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The text from begins[k] to ends[k] for all k, one after another."""
+        """The tokens from begins[k] to ends[k] - 1, for all k, concatenated."""
         first = np.searchsorted(self._bounds, begins, side="right") - 1
         num_pieces = np.searchsorted(self._bounds, ends, side="left") - first
         row = np.repeat(np.arange(len(begins)), num_pieces)

@@ -1,4 +1,4 @@
-"""Orders as functions of (seed, epoch, ...): what makes a position in the data a few integers."""
+"""Random orders as functions of (seed, epoch, ...). Because of this a position in the data is only a few integers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import numpy as np
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:
-    """A generator that depends on (seed, place) alone; all of them integers >= 0."""
-    # SeedSequence takes [1] and [1, 0] for the same; the length in front tells them apart.
+    """A generator that depends only on (seed, place), which are integers >= 0."""
+    # The length is included, because SeedSequence gives the same for [1] and [1, 0].
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([len(place), seed, *place])))
 
 
 def permutation(n: int, seed: int, *place: int) -> np.ndarray:
-    """A permutation of range(n), int64 [n], that depends on (n, seed, place) alone.
+    """A permutation of range(n), int64 [n], that depends only on (n, seed, place).
 
-    Sorts the generator's raw words instead of calling `Generator.permutation`: numpy promises that the raw
-    stream never changes, but not what its distributions and shuffles make of it, and a run must be able to
-    go on under a later numpy.
+    It sorts the generator's raw numbers instead of calling `Generator.permutation`. numpy guarantees that the raw
+    stream never changes, but does not guarantee this for its shuffles, and a run must resume with a later numpy.
     """
     keys = generator(seed, *place).bit_generator.random_raw(n)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)

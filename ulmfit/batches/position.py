@@ -1,8 +1,7 @@
-"""A language-model batch, and what a position in the data is.
+"""A language-model batch, and positions in the data.
 
-A position is a small JSON-able dict that a checkpoint holds. It names what it belongs to (corpus and
-tokenizer, batch size, bptt, seed, and the direction of a stream) beside the place itself, so that it is
-never applied to other data.
+A position (state) is a small JSON-able dict in a checkpoint. Besides the position itself it contains corpus, tokenizer,
+batch size, bptt, seed, and for a stream the direction, so that it is never used with other data.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from ulmfit.errors import UserError
 class LMBatch:
     """One step of this rank's rows.
 
-    tokens, targets: int64 [rows, T]; the target is the next token, -100 where it does not count.
-    num_targets: targets that count over all rows of the global batch, whoever holds them.
-    reset: the hidden state starts at zero (first step of an epoch of `CachedRows`, of a stream).
-    epoch, step_in_epoch: from 0. A stream has no common epoch: 0, and the step since its beginning.
-    lr_scale: factor for the learning rate, T / bptt with jitter, else 1.
+    Attributes:
+        tokens, targets: int64 [rows, T]; the target is the next token, or -100 if it is not counted.
+        num_targets: number of counted targets in the global batch, over all ranks.
+        reset: the hidden state is set to zero (at the first step of an epoch of `CachedRows`, or of a stream).
+        epoch, step_in_epoch: from 0. A stream has no common epoch: here epoch is 0, and steps count from its start.
+        lr_scale: factor for the learning rate: T / bptt with jitter, else 1.
     """
 
     tokens: Tensor
@@ -37,11 +37,10 @@ class LMBatch:
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state for the whole batch from those of all ranks at one step, in any order.
+    """Merge the states of all ranks at one step, in any order, into one of the global batch.
 
-    Any rank of any dealing of the rows can go on from it. States that are all the same are given back: those of
-    `CachedRows`, and one that was merged before and from which no step has been taken yet (a run that was stopped
-    after its last step, say).
+    Every rank can resume from it, with any number of ranks. If all states are equal, the result is that state: this is
+    so for `CachedRows`, and for a merged state before the next step (e.g. of a run stopped after its last step).
     """
     if all(state == states[0] for state in states):
         return states[0]
@@ -58,7 +57,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_identity(state: dict[str, Any] | None, expected: dict[str, Any]) -> None:
-    """UserError unless `state` (None: a fresh start) belongs to what `expected` names."""
+    """Raise UserError unless `state` belongs to the data and settings in `expected`. None (a fresh start) is valid."""
     if state is None:
         return
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""One thread that prepares the next batches while the current one is being trained on."""
+"""A thread that prepares the next batches during the training step."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _END = object()
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-    """Iterates over `items` in a thread of its own, up to `depth` items ahead.
+    """Iterates over `items` in another thread, up to `depth` items ahead.
 
-    Meant for (batch, state) pairs: the state travels with its batch, so that a checkpoint holds the position
-    of the batch that was consumed last and not that of the thread, which is further on.
+    It is intended for (batch, state) pairs. Each batch comes with its state, so that a checkpoint contains the position
+    of the last batch used, not that of the thread, which is ahead.
 
-    An exception raised by `items` is raised by the `__next__` whose turn it is. `close()` (also the end of a
-    `with` block) stops the thread, closes `items` if it is a generator, and drops what was read ahead; the
-    iterator is at its end afterwards.
+    An exception raised by `items` is raised by the `__next__` call that would have returned the item. `close()` (also
+    the end of a `with` block) stops the thread, closes `items` if it is a generator, and discards items read ahead.
+    Then the iterator is exhausted.
     """
 
     def __init__(self, items: Iterable[T], *, depth: int = 2) -> None:
         self._queue: queue.Queue[tuple[object, BaseException | None]] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._ended = False
-        # A daemon, so that a process that fails elsewhere does not wait for a blocked read.
+        # A daemon, so that a process that fails elsewhere can exit during a blocked read.
         self._thread = threading.Thread(target=self._work, args=(items,), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -39,10 +39,10 @@ class Prefetcher(Iterator[T], Generic[T]):
             for item in iterator:
                 if not self._put((item, None)):
                     break
-        except BaseException as error:  # handed to the consumer, SystemExit and the like too
+        except BaseException as error:  # passed to the consumer, including SystemExit and the like
             last = (_END, error)
         finally:
-            # Generators release their files in the thread that runs them.
+            # Close a generator in the thread that runs it, so that its files are closed.
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
@@ -73,10 +73,10 @@ class Prefetcher(Iterator[T], Generic[T]):
         return item  # type: ignore[return-value]
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Stop the thread and wait for it, at most `timeout` seconds (None: until it is done)."""
+        """Stop the thread and wait for it, at most `timeout` seconds (None: without limit)."""
         self._ended = True
         self._stop.set()
-        while True:  # wakes a thread that waits for room
+        while True:  # empties the queue, in case the thread waits for free space in it
             try:
                 self._queue.get_nowait()
             except queue.Empty:

@@ -1,4 +1,4 @@
-"""Language-model batches of a corpus that is too large for a token cache."""
+"""Language-model batches of a corpus that is too large for a token cache (streaming)."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from ulmfit.batches.order import permutation
 from ulmfit.batches.position import LMBatch, check_identity
 from ulmfit.errors import UserError
 
-OVERHEAD = 128  # tokens that take as much memory as the objects around a waiting document
+OVERHEAD = 128  # memory of the Python objects of a waiting document, in tokens
 
 
 class StreamedRows:
-    """Rows of a corpus that is tokenised while it is read, endlessly, without a cache.
+    """Rows of a corpus that is tokenised while it is read, endlessly and without a cache.
 
-    Each pass (epoch) is cut into windows of `window` documents (the last one shorter), shuffled inside by
-    (seed, epoch, window). The documents are numbered in this order over all epochs; number g goes to row
-    g mod batch_size. So a rank reads all texts but tokenises only its own, and rows run on from epoch to
-    epoch without padding: all batches are [rows, bptt].
+    Each pass (epoch) is divided into windows of `window` documents (the last is shorter). Documents are shuffled within
+    a window by (seed, epoch, window). They are numbered in this order over all epochs, and document g belongs to row
+    g mod batch_size. So a rank reads all texts, but tokenises only its own. Rows continue from epoch to epoch without
+    padding: all batches are [rows, bptt].
 
-    Position: for each row the document that it reads and how many of its tokens it has read, and the place of
-    the oldest window that a row still needs. Resuming goes to that place (what a seek costs: `text.shards`) and
-    reads on from there to where the fastest row was; it tokenises again only what the rows still need. Rows
-    drift apart as the square root of the documents read (see Memory): after a million short documents some
-    thirty thousand are read again, which takes a few seconds.
+    Position: for each row its current document and the number of its tokens read; also the position of the oldest
+    window that a row still needs. Resuming seeks to that window (for the cost see `data.shards`) and reads up to the
+    position of the fastest row. It tokenises only what the rows still need. The distance between rows grows as the
+    square root of the documents read (see Memory): after a million short documents, about thirty thousand are read
+    again, which takes a few seconds.
 
-    Memory: rows advance at the same number of tokens a step but unequal numbers of documents, so documents
-    wait for the rows that are behind, about as the square root of the documents read. When more than
-    `max_waiting` tokens wait (a document counting `OVERHEAD` tokens more than it has), the slower half of the
-    rows drops them and is served by a second pass of its own, which reads them again later; and so on, down to
-    single rows, for which at most one window waits.
+    Memory: in each step all rows read the same number of tokens, but different numbers of documents. So documents wait
+    for the slower rows; their number grows about as the square root of the documents read. When more than `max_waiting`
+    tokens wait (with `OVERHEAD` tokens added per document), the slower half of the rows discards them and gets a pass
+    of its own, which reads them again later. This repeats if necessary, down to single rows, for which at most one
+    window waits.
 
     Args:
-        rows: the rows of the global batch that this rank reads, contiguous.
-        backwards: each document reversed.
+        rows: the contiguous rows of the global batch that this rank reads.
+        backwards: reverses each document.
 
     Raises (while iterating):
-        UserError, OSError: what reading the split raises.
-        UserError: a pass without documents; a pass of another length.
+        UserError, OSError: raised by reading the split.
+        UserError: a pass has no documents, or another length than the first.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StreamedRows:
         self.batch_size, self.bptt, self.seed, self.rows = batch_size, bptt, seed, rows
         self.window, self.backwards, self.max_waiting = window, backwards, max_waiting
         self.num_documents: int | None = None  # of one pass, known after the first
-        self.num_passes = 0  # opened so far, for those who watch what a stream costs
+        self.num_passes = 0  # opened so far, to measure the cost of a stream
         self._dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
         source = hashlib.sha256(f"{split.fingerprint}/{tokenizer.fingerprint}/{window}".encode()).hexdigest()
         self._identity = {
@@ -78,14 +78,17 @@ class StreamedRows:
         }
 
     def steps_per_epoch(self, epoch: int = 0) -> None:
-        """None: rows cross the end of an epoch at different steps."""
+        """None, because rows reach the end of an epoch at different steps."""
         return None
 
     def batches(self, state: dict[str, Any] | None = None) -> Iterator[tuple[LMBatch, dict[str, Any]]]:
-        """Batches without end, each with the state to go on after it.
+        """Endlessly yield batches, each with the state after it.
 
-        The state covers the rows of this rank: `merge_states` joins those of all ranks, and any state that
-        covers this rank's rows may be given. UserError if it is of another stream.
+        The yielded state covers the rows of this rank; `merge_states` merges those of all ranks. `state` may be any
+        one that covers this rank's rows.
+
+        Raises:
+            UserError: the state belongs to another stream.
         """
         check_identity(state, self._identity)
         step, rows, place = 0, [_Row(number, 0) for number in self.rows], _START
@@ -124,8 +127,8 @@ class StreamedRows:
             )
 
     def _fill(self, readers: list[_Reader]) -> None:
-        """Read on until every row has a step's tokens and the target of its last."""
-        for reader in readers:  # grows while it is walked through
+        """Read until every row has the tokens of a step and the target of the last one."""
+        for reader in readers:  # the list may grow during the loop
             while any(row.available <= self.bptt for row in reader.rows):
                 reader.read_window()
                 if len(reader.rows) > 1 and sum(row.weight for row in reader.rows) > self.max_waiting:
@@ -133,17 +136,17 @@ class StreamedRows:
 
 
 class _Row:
-    """What one row has still to read: `offset` tokens of the first waiting document are behind it."""
+    """The waiting documents of one row; `offset` tokens of the first one are already read."""
 
     def __init__(self, document: int, offset: int) -> None:
         self.document, self.offset = document, offset
-        self.next = document  # number of the first document that is not waiting here
+        self.next = document  # number of the row's first document that is not tokenised yet
         self.waiting: deque[tuple[int, np.ndarray]] = deque()
         self.available = -offset
 
     @property
     def weight(self) -> int:
-        """What waits here, in tokens, with the memory that documents take beside them."""
+        """Memory of the waiting documents, in tokens, with the overhead of their objects."""
         return self.available + OVERHEAD * len(self.waiting)
 
     def append(self, document: int, ids: np.ndarray) -> None:
@@ -151,12 +154,12 @@ class _Row:
         self.available += len(ids)
 
     def drop(self) -> None:
-        """Forget what waits; it will be read again."""
+        """Discard the waiting documents. They will be read again."""
         self.waiting.clear()
         self.next, self.available = self.document, -self.offset
 
     def read_into(self, values: np.ndarray) -> None:
-        """Copy the next tokens, [bptt + 1], and advance by bptt: the last target is the next input."""
+        """Copy the next tokens, [bptt + 1], and advance by bptt, because the last target is the next input."""
         filled, offset = 0, self.offset
         for _, ids in self.waiting:
             piece = ids[offset : offset + len(values) - filled]
@@ -172,30 +175,31 @@ class _Row:
         self.document = self.waiting[0][0]
 
 
-# A place is where a window begins: `number` of its first document over all epochs, that of its pass (`first`),
-# `epoch`, number of the `window` in it, and the texts to `skip` from the place `split` of the split on.
+# A place is the start of a window. `number`: number of its first document, over all epochs. `first`: number of the
+# first document of its pass. `epoch`, `window`: numbers of epoch and window. `skip`: texts to skip from the position
+# `split` of the split on.
 _START: dict[str, Any] = {"number": 0, "first": 0, "epoch": 0, "window": 0, "split": None, "skip": 0}
 _number = itemgetter("number")
 
 
 class _Reader:
-    """One pass after another through the corpus, for some of the rows, from `place` on."""
+    """Reads the corpus pass after pass, from `place` on, for some of the rows."""
 
     def __init__(self, source: StreamedRows, split: Any, rows: list[_Row], place: dict[str, Any]) -> None:
         self.source, self.split, self.rows = source, split, rows
         self._windows = self._read(place)
-        self._places: deque[dict[str, Any]] = deque()  # of the windows that were read, from the oldest needed on
+        self._places: deque[dict[str, Any]] = deque()  # places of windows already read, from the oldest needed one on
         self._row_of = {row.next % source.batch_size: row for row in rows}
 
     def oldest_place(self) -> dict[str, Any]:
-        """Where the window begins that holds the first document which a row still needs."""
+        """The place of the window with the first document that a row still needs."""
         oldest = min(row.document for row in self.rows)
         while len(self._places) > 1 and _number(self._places[1]) <= oldest:
             self._places.popleft()
         return self._places[0]
 
     def read_window(self) -> None:
-        """Tokenise what the next window holds for these rows and let it wait there."""
+        """Tokenise the documents of the next window that belong to these rows, and append them to the rows."""
         source = self.source
         place, texts = next(self._windows)
         self._places.append(place)
@@ -213,7 +217,7 @@ class _Reader:
             start, end = end, end + length
             document = ids[start:end][::-1] if source.backwards else ids[start:end]
             row = self._row_of[number % source.batch_size]
-            # astype copies: a view would keep the whole window alive for as long as one document waits.
+            # astype makes a copy: a view would keep the whole window in memory while one document waits.
             row.append(number, document.astype(source._dtype))
             row.next = number + source.batch_size
 
@@ -225,11 +229,11 @@ class _Reader:
             row.drop()
         self.rows = ordered[:half]
         self._row_of = {row.next % self.source.batch_size: row for row in self.rows}
-        # A copy, because a split counts the rows that it skips, and the two passes would mix their counts.
+        # A copy, because a split counts its skipped rows, and two passes must not share the counts.
         return _Reader(self.source, copy.copy(self.split), ordered[half:], place)
 
     def _read(self, place: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str]]]:
-        """(its place, shuffled texts) of each window from the one at `place` on."""
+        """Yield (place, shuffled texts) of each window, from the one at `place` on."""
         source, split = self.source, self.split
         while True:
             source.num_passes += 1
@@ -251,7 +255,7 @@ class _Reader:
             place = _START | {"number": end, "first": end, "epoch": place["epoch"] + 1}
 
     def _cut(self, place: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str]]]:
-        """The windows of a pass from `place` on, in the order of the corpus."""
+        """Yield (place, texts in the order of the corpus) of each window of a pass, from `place` on."""
         before, skip, size = place["split"], place["skip"], self.source.window
         window: list[str] = []
         for batch in self.split.batches(start=before):
