@@ -1,8 +1,8 @@
-"""From the host's memory to the device's without the host waiting for it.
+"""Copies from the host to the device that do not make the host wait.
 
-A copy to a GPU returns at once if it begins in page-locked (pinned) memory; from any other the host waits until the
-device has come so far, and cannot hand it the rest of the step meanwhile. torch keeps a pinned buffer from being used
-again until copies out of it are done.
+A copy from page-locked (pinned) memory to a GPU returns at once. For a copy from other memory the host waits until the
+device has reached it, and cannot submit the rest of the step meanwhile. torch does not reuse a pinned buffer before
+copies from it are done.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:
-    """`values`, on the CPU, copied to `device`; on the CPU itself nothing is copied."""
+    """Copy `values` from the CPU to `device`. If `device` is the CPU, nothing is copied."""
     if torch.device(device).type == "cuda":
-        values = values.pin_memory()  # gives back what is pinned already
+        values = values.pin_memory()  # no copy if it is pinned already
     return values.to(device, non_blocking=True)
 
 
 def pinned(items: Iterator[Any], device: torch.device | str) -> Iterator[Any]:
-    """For a GPU, items with copies of their tensors in pinned memory, made in the thread that asks for them.
+    """For a GPU, yield the items with their tensors copied to pinned memory. The consuming thread makes the copies.
 
     Args:
-        items: a generator of tensors, or of tuples, lists and dataclasses of them; anything else stays as it is.
-        device: where the items will go. On the CPU they are given back as they are.
+        items: a generator of tensors, or of tuples, lists and dataclasses of them. Other values are not changed.
+        device: target device of the items. For the CPU they are returned unchanged.
     """
     if torch.device(device).type != "cuda":
         return items
@@ -35,7 +35,7 @@ def pinned(items: Iterator[Any], device: torch.device | str) -> Iterator[Any]:
 
 
 def _pin_all(items: Iterator[Any], gpu: int) -> Iterator[Any]:
-    torch.cuda.set_device(gpu)  # a new thread would begin to use the first one
+    torch.cuda.set_device(gpu)  # a new thread uses the first GPU by default
     try:
         for item in items:
             yield _pin(item)

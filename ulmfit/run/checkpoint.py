@@ -1,13 +1,13 @@
-"""A checkpoint is the run: written aside, checked, renamed; complete or absent.
+"""Checkpoints: atomic, checksummed snapshots of the complete state of a run.
 
     checkpoints/step-00001200/
-        tensors.safetensors    every tensor, under its path in the state ("model/embedding.weight")
-        state.json             the rest, with a mark where each tensor goes
+        tensors.safetensors    every tensor, named by its path in the state ("model/embedding.weight")
+        state.json             the rest, with a reference in place of each tensor
         manifest.json          size and SHA-256 of every other file; written last
 
-A process may be killed between any two instructions here. What it leaves is a folder whose name starts
-with a dot, which nothing but the next `write` looks at, or a complete checkpoint. One writer a run
-directory (`DirectoryLock` of lock.py) and rank 0 alone is assumed.
+The process may be killed between any two instructions. This leaves a complete checkpoint, or a folder whose name
+starts with a dot, which only the next `write` reads. Only rank 0 may write, and only one process per run directory
+(`DirectoryLock` of lock.py).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ulmfit.run.lock import process_alive
 FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
 _COMPLETE = re.compile(r"step-(\d{8,})")
-# tmp: being written. old: a checkpoint about to be replaced by another of the same step, still good.
-# trash: being deleted.
+# tmp: being written. old: valid, but about to be replaced by another checkpoint of the same step. trash: being
+# deleted.
 _ASIDE = re.compile(r"\.step-(\d{8,})\.(tmp|old|trash)-(\d+)")
 
 
@@ -49,10 +49,10 @@ def _to_stderr(message: str) -> None:
 
 
 class Snapshot(NamedTuple):
-    """A state at one moment: later changes of the tensors that it was taken from do not reach it.
+    """A copy of a state. Later changes of the original tensors do not affect it.
 
     Attributes:
-        tree: JSON-able, with {"$tensor": name} in place of tensors.
+        tree: JSON-able; {"$tensor": name} is in place of each tensor.
         tensors: contiguous CPU tensors by name.
     """
 
@@ -64,8 +64,8 @@ def snapshot(state: dict[str, Any]) -> Snapshot:
     """A copy of `state` for `write`.
 
     Args:
-        state: a nest of dicts with string keys, lists, tuples, tensors (any device, dense), int, float
-            (nan and infinities too), str, bool and None. Anything else is an AssertionError.
+        state: nested dicts with string keys, lists, tuples, tensors (any device, dense), int, float (including nan
+            and infinities), str, bool and None. Anything else is an AssertionError.
     """
     return _flatten(state)
 
@@ -73,16 +73,15 @@ def snapshot(state: dict[str, Any]) -> Snapshot:
 def write(
     directory: Path, step: int, snapshot: Snapshot, *, keep: int, warn: Callable[[str], None] = _to_stderr
 ) -> Path:
-    """Write the checkpoint of `step` and keep the newest `keep`. Returns its path.
+    """Write the checkpoint of `step` and delete old ones, except the newest `keep`. Returns its path.
 
     Args:
-        directory: the run's `checkpoints` folder; made if missing.
-        keep: at least 1. Older checkpoints go only after the new one is in place.
-        warn: told about an old checkpoint that could not be deleted, which is no reason to stop.
+        directory: the run's `checkpoints` folder; created if missing.
+        keep: at least 1. Old checkpoints are deleted only after the new one is complete.
+        warn: called with a message if an old checkpoint cannot be deleted; this is not an error.
 
     Raises:
-        OSError: disk full, read-only and the like; nothing is left behind and the previous
-            checkpoints are untouched.
+        OSError: disk full, read-only and the like. No partial checkpoint is left, and earlier ones are unchanged.
     """
     assert keep >= 1, "the newest checkpoint is always kept"
     path = directory / f"step-{step:08d}"
@@ -110,14 +109,17 @@ def write(
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that was saved, its tensors on the CPU: types, dtypes, shapes and bits are the same.
+    """Load a state, with tensors on the CPU. Types, dtypes, shapes and bits are those that were saved.
 
-    Tensors that were one (a tied weight) are one again. The files are not checked against their
-    checksums here: `latest` has done that. Raises UserError when they cannot be read at all.
+    Tensors that shared memory (a tied weight) share it again. Checksums are not verified, because `latest` has done
+    this.
+
+    Raises:
+        UserError: the files cannot be read.
     """
     try:
         with safetensors.safe_open(path / TENSORS, framework="pt") as file:
-            # safetensors maps the file; a copy stays good when the checkpoint is deleted later.
+            # A copy, because safetensors maps the file, and the checkpoint may be deleted later.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         return _unpack(json.loads((path / STATE).read_text()), tensors)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -128,8 +130,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def validate(path: Path, *, checksums: bool = True) -> list[str]:
-    """What is wrong with a checkpoint, in words; empty when it is complete. Reads every byte unless
-    `checksums` is false, when sizes must do."""
+    """A list of faults of a checkpoint, in words; empty if it is complete.
+
+    Every byte is read to verify the checksums. With `checksums` False only sizes are compared.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
@@ -155,14 +159,16 @@ def validate(path: Path, *, checksums: bool = True) -> list[str]:
 
 
 def latest(directory: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path | None:
-    """The newest complete checkpoint of the `checkpoints` folder, or None. Damaged ones are named to
-    `warn` and passed over."""
+    """The newest complete checkpoint of the `checkpoints` folder, or None.
+
+    Damaged ones are skipped, and `warn` is called with their names.
+    """
     found = []
     for entry in _entries(directory):
         if match := _COMPLETE.fullmatch(entry.name):
             found.append((int(match[1]), True, entry))
         elif (match := _ASIDE.fullmatch(entry.name)) and match[2] == "old":
-            found.append((int(match[1]), False, entry))  # its replacement, if in place, comes first
+            found.append((int(match[1]), False, entry))  # the checkpoint that replaces it, if complete, comes first
     for _, _, path in sorted(found, reverse=True):
         problems = validate(path)
         if not problems:
@@ -177,7 +183,7 @@ def latest(directory: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path
 def _flatten(state: dict[str, Any]) -> Snapshot:
     assert isinstance(state, dict), "the state is a dict"
     tensors: dict[str, Tensor] = {}
-    names: dict[tuple, str] = {}  # the very same view of the same memory -> its name
+    names: dict[tuple, str] = {}  # identity of a view of memory -> name of its tensor
 
     def pack_tensor(value: Tensor, name: str) -> dict[str, str]:
         assert value.layout == torch.strided and not value.is_quantized and value.device.type != "meta", (
@@ -190,7 +196,7 @@ def _flatten(state: dict[str, Any]) -> Snapshot:
         while name in tensors or name == "__metadata__":  # {"a/b": x, "a": {"b": y}}; safetensors' own
             name += "'"
         names[view] = name
-        # A copy in any case: training goes on with the tensor while this one is being written.
+        # Always a copy, because training changes the original while this one is being written.
         tensors[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
         return {"$tensor": name}
 
@@ -230,9 +236,9 @@ def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Flush every file of the folder to the disk, then write the manifest that makes it a checkpoint.
+    """Flush every file of the folder to disk, then write the manifest, which completes the checkpoint.
 
-    The folder is walked, so that files another engine put there are under the manifest as well.
+    All files of the folder are included, also those of another engine.
     """
     files = {}
     for file in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
@@ -246,8 +252,11 @@ def _seal(folder: Path, step: int) -> None:
 
 
 def _publish(aside: Path, path: Path) -> None:
-    """Give a sealed folder its name. One of the same step that is there (a damaged one that was passed
-    over, say) stands beside under a name that `latest` knows, so that at no instant neither exists."""
+    """Rename a sealed folder to its final name.
+
+    If a checkpoint of the same step exists (e.g. a damaged one that was skipped), it is first renamed to a name that
+    `latest` recognises. So at any time at least one of the two can be found.
+    """
     if path.exists():
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         shutil.rmtree(old, ignore_errors=True)
@@ -256,11 +265,11 @@ def _publish(aside: Path, path: Path) -> None:
 
 
 def _tidy(directory: Path, step: int, keep: int, warn: Callable[[str], None]) -> None:
-    """Delete what dead writers left, and checkpoints older than the newest `keep` complete ones.
+    """Delete remains of killed writers, and checkpoints older than the newest `keep` complete ones.
 
-    The one just written counts first and never goes. Later ones (passed over as damaged before this
-    run came by again) neither count nor go. Sizes decide what is complete: to read all of every
-    checkpoint at each save would cost more than the save.
+    The checkpoint of `step` is the first of these. Checkpoints of later steps (skipped as damaged when the run resumed)
+    are neither counted nor deleted. Only sizes are compared to decide what is complete: reading all checkpoints at
+    each save would take longer than the save.
     """
     doomed, complete = [], 1
     older = [(int(m[1]), e) for e in _entries(directory) if (m := _COMPLETE.fullmatch(e.name)) and int(m[1]) < step]
@@ -275,7 +284,7 @@ def _tidy(directory: Path, step: int, keep: int, warn: Callable[[str], None]) ->
             doomed.append(entry)
     for path in doomed:
         try:
-            if _COMPLETE.fullmatch(path.name):  # out of sight first: a half deleted one looks damaged
+            if _COMPLETE.fullmatch(path.name):  # renamed first, because a partly deleted one would look damaged
                 path = path.rename(path.with_name(f".{path.name}.trash-{os.getpid()}"))
             shutil.rmtree(path)
         except OSError as error:
@@ -295,7 +304,7 @@ def _sha256(path: Path) -> str:
 
 
 def _error_number(error: Exception) -> int:
-    """errno of an OSError, or the one that safetensors' message carries."""
+    """The errno of an OSError, or the one in the message of a safetensors error."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     match = re.search(r"os error (\d+)", str(error))

@@ -1,4 +1,4 @@
-"""The run directory: who may write it, whether it is this run's, and where to go on."""
+"""The run directory: its lock, the check that it belongs to this run, the checkpoint to resume from, status.json."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ulmfit.run.tracking import State, read_status, write_status
 
 
 def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
-    """Refuse an output directory that cannot be ours, before any work is done and with nothing written.
+    """Check early that the output directory can be used. Writes nothing.
 
     Raises:
-        UserError: it is a file, holds something other than a run, or cannot be written.
+        UserError: it is a file, contains something other than a run, or cannot be written.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file; name a directory")
-    # A start that was killed before config.json was there leaves the lock and perhaps a part of the file.
+    # A start that was killed before config.json was complete leaves the lock and perhaps a part of this file.
     left = {lock.LOCK_FILE, "config.json.tmp"}  # the latter of version 0.1.0
     if (
         resume == "auto"
@@ -46,7 +46,7 @@ def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
 
 
 def read_stored(path: Path) -> dict[str, Any] | None:
-    """config.json of a run directory, None where there is none; that of version 0.1.0 in today's words.
+    """Read config.json of a run directory; None if there is none. That of version 0.1.0 is converted.
 
     Raises:
         UserError: it is damaged.
@@ -75,8 +75,11 @@ def read_stored(path: Path) -> dict[str, Any] | None:
 
 
 def _identity_of(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The identity in a config.json. Version 0.1.0 stored options as given, None for those that were left out: what
-    they had become stands beside it, or else is taken to be what they become today."""
+    """The identity in a config.json.
+
+    Version 0.1.0 stored options as given, with None for those left out. For these the resolved values are used, or if
+    they are not stored, the values of this start.
+    """
     old = dict(stored["identity"])
     if stored["resolved"]["scheme"] != 1:
         return old
@@ -85,7 +88,7 @@ def _identity_of(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     old |= {name: resolved[name] for name in new.keys() & resolved.keys()}
     old |= {"lr": stages[-1].get("lr"), "schedule": stages[-1].get("schedule"), "epochs": None}
     old["max_steps"] = sum(stage.get("steps", 0) for stage in stages)
-    old["preset"] = new.get("preset")  # the number of parameters tells (see `training.begun`)
+    old["preset"] = new.get("preset")  # checked later by the number of parameters (see `training.begun`)
     for name in ("text_column", "label_column", "valid", "vocab_size"):
         if old.get(name) is None:
             old[name] = new.get(name)
@@ -93,7 +96,7 @@ def _identity_of(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def begun_by(stored: dict[str, Any]) -> str:
-    """The version of this package that wrote a config.json, in words."""
+    """The version of this package that wrote a config.json, in words for the user."""
     version, commit = stored["versions"].get("ulmfit"), stored.get("git_commit")
     words = f"ulmfit {version}" if version else "an early ulmfit"
     return f"{words} of commit {commit[:7]}" if commit else words
@@ -104,9 +107,9 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        resumed: the newest valid checkpoint's directory, or None for a fresh start.
-        finished: the run was done before; nothing is left to do.
-        stored: the earlier start's config.json, empty for a fresh start.
+        resumed: directory of the newest valid checkpoint; None for a fresh start.
+        finished: the run is already done.
+        stored: config.json of the earlier start; empty for a fresh start.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class RunDirectory:
 
     def _decide(self, identity: dict[str, Any], kind: type[TrainConfig], notice: Callable[[str], None]) -> tuple:
         (self.path / STOP_FILE).unlink(missing_ok=True)
-        files.remove_torn(self.path)  # its writer held the lock that is now ours
+        files.remove_torn(self.path)  # safe: their writer no longer has the lock
         stored = read_stored(self.path)
         if stored is None:
             return False, None, {}
@@ -163,7 +166,7 @@ class RunDirectory:
         return False, newest, stored
 
     def write_config(self, config: TrainConfig, identity: dict[str, Any], resolved: dict[str, Any]) -> None:
-        """config.json: options as given, what they became, versions, world size and commit."""
+        """Write config.json: options as given, resolved values, versions, world size and commit."""
         if not self._runtime.is_main:
             return
         content = {
@@ -178,24 +181,24 @@ class RunDirectory:
         files.write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state to go on from, on every rank (read by rank 0: disks may be local to a node).
+        """The state to resume from, on every rank (a collective). Rank 0 reads it, as disks may be local to a machine.
 
         Raises:
-            UserError: it cannot be read; on every rank.
+            UserError: it cannot be read; raised on every rank.
         """
         if self.resumed is None:
             return None
         return self._runtime.on_main(lambda: checkpoint.load(self.resumed))
 
     def guard(self, write: Callable[[], Any]) -> None:
-        """Run rank 0's `write` (a save); an error of the disk ends the run on every rank.
+        """Run `write` (a save) on rank 0 (a collective).
 
         Raises:
-            OSError: the disk is full or read-only; what was saved before is intact.
+            OSError: the disk is full or read-only; raised on every rank. Earlier checkpoints are intact.
         """
         failure = ""
         if self._runtime.is_main:
-            self._runtime.progress.now("writing a checkpoint")  # what a slow disk is blamed for by the watchdog
+            self._runtime.progress.now("writing a checkpoint")  # shown by the watchdog if the disk hangs
             try:
                 write()
             except OSError as error:
@@ -209,13 +212,15 @@ class RunDirectory:
             write_status(self.path, state, step, **fields)
 
     def failed(self, step: int, error: str, **fields: Any) -> None:
-        """Write into status.json why the run failed (any rank), unless a reason is there already: the first is
-        the cause, and a broken connection what it leads to on the others."""
+        """Write into status.json why the run failed (any rank), unless a reason is already there.
+
+        The first error is the cause. It breaks connections, which causes errors on other ranks.
+        """
         status = read_status(self.path)
         if not (status and status.get("state") == "failed"):
             write_status(self.path, "failed", step, error=error, **fields)
 
     def close(self) -> None:
-        """Give up the lock."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()

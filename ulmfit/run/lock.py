@@ -1,10 +1,10 @@
-"""One writer a run directory, and making room for another run.
+"""The lock of a run directory, and renaming a run directory.
 
-The lock is a file, `run.lock`, that names host, process and the process's start time. It is created
-exclusively, its modification time is a heartbeat, and it is removed on close. A killed process leaves it
-behind, so a lock is judged by its owner: dead on this host, it is taken over at once; on another host,
-where nobody can look, when the heartbeat has been silent for five minutes, or when it was an earlier
-start of this very SLURM job (a requeued job begins after all processes of the old one ended).
+The lock is a file, `run.lock`, with host, process number and start time of its owner. It is created exclusively, and
+removed on close. Its modification time is a heartbeat. A killed process leaves the file, so another process may take
+it over when the owner is dead. On this host that can be checked at once. An owner on another host is taken for dead
+after five minutes without heartbeat, or if it was an earlier start of the same SLURM job (a requeued job starts after
+all processes of the old one have ended).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any, TypedDict
 from ulmfit.errors import UserError
 
 LOCK_FILE = "run.lock"
-HEARTBEAT = 30.0  # seconds between touches of the file
-SILENCE = 300.0  # seconds without one after which an owner that cannot be looked at counts as dead
+HEARTBEAT = 30.0  # seconds between updates of the file's modification time
+SILENCE = 300.0  # seconds without heartbeat after which an owner on another host is taken for dead
 
 
 class DirectoryLock:
-    """Hold a run directory for this process until `close` (or the end of a `with` block).
+    """Lock a run directory for this process until `close` (or the end of a `with` block).
 
     Attributes:
         path: the lock file.
 
     Raises:
-        UserError: a living process holds it; the message names host, process and the cure.
+        UserError: a live process has the lock; the message names host, process and the cure.
         OSError: the directory cannot be written.
     """
 
@@ -41,7 +41,7 @@ class DirectoryLock:
         output_dir.mkdir(parents=True, exist_ok=True)
         self.path = output_dir / LOCK_FILE
         me = {"host": socket.gethostname(), "pid": os.getpid(), "start": _process(os.getpid())[1]} | _job()
-        # The random part tells our lock from that of a process with our number and start on another host.
+        # A process on another host may have the same number and start time, so a random token is added.
         self._content = json.dumps(me | {"token": os.urandom(8).hex()}).encode()
         while not self._try():
             pass
@@ -49,7 +49,11 @@ class DirectoryLock:
         threading.Thread(target=self._beat, name="lock heartbeat", daemon=True).start()
 
     def _try(self) -> bool:
-        """Take the lock, or refuse; False when the file went away under us and all is to do again."""
+        """Try to take the lock. Returns False if the file was removed meanwhile, so that the caller must try again.
+
+        Raises:
+            UserError: a live process has the lock.
+        """
         created = True
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -60,8 +64,8 @@ class DirectoryLock:
             except FileNotFoundError:
                 return False
         try:
-            # Two processes that find the same dead lock must not both take it: judging and rewriting
-            # happen under a lock of the kernel. (Not every network file system has these.)
+            # Two processes may find the same stale lock, but only one may take it. So it is checked and rewritten
+            # under a lock of the kernel. (Not every network file system has these.)
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
@@ -75,7 +79,7 @@ class DirectoryLock:
             os.pwrite(descriptor, self._content, 0)
             return True
         except OSError:
-            if created:  # a full disk: no empty lock is left to refuse the next start
+            if created:  # disk full: an empty lock file would block the next start
                 self.path.unlink(missing_ok=True)
             raise
         finally:
@@ -88,7 +92,7 @@ class DirectoryLock:
             host, pid = str(owner["host"]), int(owner["pid"])
             job, restart = owner.get("job"), int(owner.get("restart", 0))
         except (ValueError, KeyError, TypeError):
-            if age < SILENCE:  # perhaps created a moment ago and not filled in yet
+            if age < SILENCE:  # may be new and not written yet
                 raise UserError(
                     f"{self.path} was just written by another run that is starting; wait for it, "
                     "or delete the file if there is none"
@@ -123,7 +127,7 @@ class DirectoryLock:
                     os.utime(self.path)
 
     def close(self) -> None:
-        """Give the directory free. Harmless when done twice or when the directory has been moved."""
+        """Release the lock. It may be called twice, or after the directory has been moved."""
         self._closed.set()
         if self._owned():
             self.path.unlink(missing_ok=True)
@@ -136,8 +140,8 @@ class DirectoryLock:
 
 
 def rename_aside(output_dir: Path) -> Path:
-    """Rename NAME to NAME.1, or the first number that is free, and return the new path."""
-    output_dir = Path(os.path.abspath(output_dir))  # "runs/." has no name to add to
+    """Rename NAME to NAME.1, or with the first free number. Returns the new path."""
+    output_dir = Path(os.path.abspath(output_dir))  # because the name of "runs/." is "."
     number = 1
     while os.path.lexists(aside := output_dir.with_name(f"{output_dir.name}.{number}")):
         number += 1
@@ -146,16 +150,19 @@ def rename_aside(output_dir: Path) -> Path:
 
 
 def process_alive(pid: int, start: str | None = None) -> bool:
-    """Whether this machine runs process `pid`; with `start`, the one that began then and not a later one
-    that got the same number (in a container the numbers are the same at every start)."""
+    """Whether process `pid` runs on this machine.
+
+    With `start`, it must have that start time, because a later process may get the same number (in a container the
+    numbers are the same at every start).
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # it belongs to another user
         pass
     state, now = _process(pid)
-    if state in ("Z", "X"):  # dead, but its parent has not looked yet
+    if state in ("Z", "X"):  # ended, but not yet collected by its parent
         return False
     return start is None or now is None or start == now
 
@@ -166,13 +173,13 @@ class _Job(TypedDict, total=False):
 
 
 def _job() -> _Job:
-    """The SLURM job and how often it was requeued, if there is one."""
+    """The SLURM job's number and restart count; empty without SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))} if job else {}
 
 
 def _process(pid: int) -> tuple[str | None, str | None]:
-    """(state letter, start in clock ticks since boot) from Linux's /proc; Nones elsewhere."""
+    """(state letter, start time in clock ticks since boot) from Linux's /proc; (None, None) elsewhere."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return fields[0], fields[19]

@@ -1,6 +1,7 @@
-"""How far a pass over a corpus is: a bar on a terminal, else a line every ten seconds. Both go to standard error.
+"""Progress of a pass over a corpus: a bar on a terminal, else a line every ten seconds, on standard error.
 
-A large corpus is hashed, its vocabulary trained and its texts tokenised before the first step, which may take hours.
+Before the first step, a large corpus is hashed, its vocabulary is trained and its texts are tokenised. This may take
+hours.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ EVERY = 10.0  # seconds between lines
 
 
 class Meter:
-    """Counts what is done and shows it, with the speed, and the time left where the whole is known.
+    """Shows progress, speed, and if the total is known the time left.
 
-    Nothing is shown before the first count. A console that goes away stops nothing but the display.
+    Nothing is shown before the first count. If the console is closed, only the display stops.
 
     Args:
-        what: is being done, in words.
-        total: of what `add` or `count` counts; None where it is not known.
+        what: description of the work.
+        total: rows or bytes in all, as counted by `add` or `count`; None if not known.
         console: standard error by default.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -42,12 +43,12 @@ class Meter:
         self._console: TextIO | None = sys.stderr if console is None else console
         self._bar: tqdm | None = None
         self._begun = self._shown = clock()
-        self._first: int | None = None  # what was done when this process began
+        self._first: int | None = None  # the count when this process started
         self._texts = self._bytes = 0
         self._lines = 0
 
     def add(self, batch: Any) -> None:
-        """A `TextBatch` is done. What is left is told by the rows of the source, as also skipped rows take time."""
+        """Count a `TextBatch`. The time left depends on rows of the source, because skipped rows take time too."""
         if self._first is None:
             self._first = batch.rows[0]
         self._texts += len(batch.texts)
@@ -55,14 +56,14 @@ class Meter:
         self._show(batch.after["row"], f"{self._texts:,} texts")
 
     def count(self, done: int, total: int) -> None:
-        """`done` of `total` bytes are done."""
+        """Set the progress to `done` of `total` bytes."""
         if self._first is None:
             self._first = 0
         self._total, self._bytes = total, done
         self._show(done, f"{done / 1e9:,.1f} of {total / 1e9:,.1f} GB")
 
     def close(self) -> None:
-        """Take the bar away; of a pass that lines were printed of, tell how long it took."""
+        """Remove the bar. If lines were printed, print the total time."""
         if self._bar is not None:
             self._try(self._bar.close)
         elif self._lines:
@@ -125,7 +126,7 @@ class Meter:
 
 
 def metered_texts(split: Any, what: str, *, most: int | None = None) -> Iterator[str]:
-    """The texts of a split, `most` at the most, with a meter over them."""
+    """Iterate over at most `most` texts of a split, with a meter."""
     total = split.total_rows if most is None or split.total_rows is None else min(most, split.total_rows)
     left = most
     with Meter(what, total=most if total is None else total) as meter:

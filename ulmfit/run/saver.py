@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: the loop pays for a copy of the state, a thread for the rest."""
+"""Writes checkpoints in the background: the loop only copies the state, and a thread writes it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ulmfit.run import checkpoint
 
 
 class Saver:
-    """Writes one checkpoint at a time in a thread (of rank 0; other ranks have none).
+    """Writes one checkpoint at a time in a thread, on rank 0.
 
-    Hashing, writing and flushing release the interpreter's lock, so that training goes on meanwhile. The
-    thread is no daemon: a process that ends by an exception finishes the checkpoint it has begun.
+    Hashing, writing and flushing release the interpreter's lock, so training continues. The thread is not a daemon:
+    after an exception, the process completes a checkpoint before it ends.
 
     Args:
         directory: the run's `checkpoints` folder.
-        keep: how many to keep.
-        before: called in the thread before a checkpoint gets its name: what it relies on must be on the
-            disk by then (the log up to its step).
+        keep: number of checkpoints to keep.
+        before: called in the thread before a checkpoint gets its final name. It must make durable what the checkpoint
+            depends on (the log up to its step).
     """
 
     def __init__(self, directory: Path, *, keep: int, before: Callable[[], None]) -> None:
@@ -30,10 +30,10 @@ class Saver:
         self._written: int | None = None
 
     def start(self, step: int, state: dict[str, Any]) -> None:
-        """Copy `state` and write it as the checkpoint of `step` in the background.
+        """Copy `state` and write it in the background as the checkpoint of `step`.
 
         Raises:
-            OSError: the checkpoint before this one could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
         snapshot = checkpoint.snapshot(state)
@@ -41,10 +41,10 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint is in place.
+        """Wait until the last checkpoint is complete.
 
         Raises:
-            OSError: it could not be written; earlier ones are untouched.
+            OSError: it could not be written; earlier ones are unchanged.
         """
         if self._thread is not None:
             self._thread.join()
@@ -64,7 +64,7 @@ class Saver:
         return self._error is not None
 
     def written(self) -> int | None:
-        """The step of a checkpoint that is newly in place, told once."""
+        """The step of a newly completed checkpoint; None after it was returned once."""
         step, self._written = self._written, None
         return step
 
@@ -75,5 +75,5 @@ class Saver:
             self._written = step
         except OSError as error:
             self._error = error
-        except Exception as error:  # no memory for it, say: nobody else would hear of it in this thread
+        except Exception as error:  # any error, e.g. out of memory: it would be lost in this thread
             self._error = OSError(f"the checkpoint of step {step} could not be written ({error!r})")

@@ -1,9 +1,8 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard, console, status.json. Rank 0 alone writes.
+"""Logs of a run: metrics.jsonl, TensorBoard, console, status.json. Only rank 0 writes.
 
-metrics.jsonl is the record: one JSON object a line, each with "event" and "step". A number that is nan
-or infinite stands there as null, for JSON has no such numbers. What a resumed run writes continues the
-old file as if it had never stopped: lines of steps after the checkpoint are cut, and what is logged
-again at the checkpoint's own step is not written twice.
+metrics.jsonl has one JSON object per line, each with "event" and "step". nan and infinite numbers are written as null,
+because JSON does not have them. A resumed run continues the file as if it had never stopped: lines of steps after the
+checkpoint are removed, and lines of the checkpoint's own step are not written twice.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ State = Literal["running", "done", "preempted", "failed"]
 
 
 class Tracker:
-    """The log of one run. With `is_main` false every method does nothing.
+    """The logs of one run. If `is_main` is False, all methods do nothing.
 
     Args:
         output_dir: the run directory.
-        total_steps: length of the whole run, for the bar and the time left.
-        start_step: the checkpoint's step on resume. At 0 an earlier log (of a run that was killed before
-            its first checkpoint) is emptied.
+        total_steps: steps of the whole run, for the progress bar and the time left.
+        start_step: step of the checkpoint to resume from. With 0 an earlier log is emptied (of a run that was killed
+            before its first checkpoint).
         log_every: steps between log lines (`due`).
-        task: "lm" adds the perplexity to the loss of the training steps.
-        sampled: loss and accuracy of training steps are those of the sampled softmax, of which there is no perplexity;
-            they are called so, and metrics.jsonl has "sampled": true beside them.
-        console: where lines go, standard output by default; a terminal also gets a progress bar.
+        task: with "lm", training steps also have a perplexity.
+        sampled: loss and accuracy of training steps are those of the sampled softmax. They are labelled so, there is
+            no perplexity, and metrics.jsonl has "sampled": true.
+        console: the stream for lines, standard output by default. On a terminal there is also a progress bar.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class Tracker:
         self._began = time.monotonic()
         if not is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports that other ranks spare
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, which other ranks do not need
 
         output_dir.mkdir(parents=True, exist_ok=True)
         self._kept = cut_metrics(output_dir / METRICS, start_step)
         self._metrics = open(output_dir / METRICS, "ab", buffering=0)
-        # Points after the checkpoint's step are hidden, so that one curve remains.
+        # Hide points after the checkpoint's step, because these steps are run again.
         purge = start_step + 1 if start_step else 0
         self._board = SummaryWriter(str(output_dir / TENSORBOARD), purge_step=purge)
         self._console: TextIO | None = sys.stdout if console is None else console
@@ -81,7 +80,7 @@ class Tracker:
         )
 
     def due(self, step: int) -> bool:
-        """Whether `step` (1-based) is logged: every `log_every` steps, and the last. Equal on all ranks."""
+        """Whether `step` (1-based) is logged: every `log_every` steps and at the last. Equal on all ranks."""
         return step % self.log_every == 0 or step == self.total_steps
 
     def advance(self, step: int) -> None:
@@ -107,20 +106,20 @@ class Tracker:
         lrs: dict[str, float] | None = None,
         **extra: float,
     ) -> None:
-        """One logged training step.
+        """Log a training step.
 
         Args:
             tokens: tokens read since the run's first step.
-            loss: the step's global cross-entropy a token (or a document), without AR and TAR; with `sampled` not
-                comparable with another's.
-            lr: the highest rate; `lrs` those of the layer groups by name. They and `momentum` go to
-                TensorBoard only, being functions of the step.
-            data_wait: part of the time since the last logged step that was spent waiting for data, 0 to 1, on
-                the rank that waited most.
+            loss: global cross-entropy in nats per token (or document), without AR and TAR. With `sampled` it is not
+                comparable with that of other runs.
+            lr: the highest learning rate. `lrs` (those of the layer groups by name) and `momentum` are logged to
+                TensorBoard only, because they are functions of the step.
+            data_wait: share of the time since the last logged step spent waiting for data, 0 to 1, on the rank that
+                waited most.
             memory: MiB (`memory_mib`), on the rank that uses most.
-            timing: seconds by name, under "time" in metrics.jsonl: `step`, and with several ranks the own
-                `work` a step of the slowest (`slowest_rank`) and its `spread`, slowest minus fastest.
-            extra: further numbers, for metrics.jsonl and TensorBoard.
+            timing: seconds by name, under "time" in metrics.jsonl: `step`; with several ranks also `work` (own work
+                per step of the slowest rank, `slowest_rank`) and `spread` (slowest minus fastest).
+            extra: other numbers for metrics.jsonl and TensorBoard.
         """
         if not self.is_main:
             return
@@ -167,9 +166,12 @@ class Tracker:
         )
 
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
-        """An evaluation after `step` steps. Numbers become curves; `confusion` (a list of rows: true class,
-        column: predicted class) a table, and a figure where matplotlib is installed, with the class names
-        in `labels` if given; other values (names, lists) go to metrics.jsonl only."""
+        """Log an evaluation after `step` steps.
+
+        Numbers become curves. `confusion` (a list of rows; row: true class, column: predicted class) becomes a table,
+        and a figure if matplotlib is installed, with the class names of `labels` if given. Other values (names, lists)
+        are written to metrics.jsonl only.
+        """
         if not self.is_main:
             return
         numbers = {name: value for name, value in metrics.items() if _is_number(value)}
@@ -182,38 +184,39 @@ class Tracker:
         self.print(f"{split} after step {step}:  {shown}")
 
     def log_text(self, step: int, tag: str, text: str) -> None:
-        """A text for TensorBoard. Not called at all where --no-samples keeps texts out of logs."""
+        """Log a text to TensorBoard. It is not called with --no-samples, which keeps texts out of logs."""
         if self.is_main:
             self._board.add_text(tag, _verbatim(text), step)
 
     def log_hparams(self, options: dict[str, Any]) -> None:
-        """The options as a table in TensorBoard's text page, once a run. (`add_hparams` would make a
-        sub-run with a time in its name at every start.)"""
+        """Log the options as a table in TensorBoard's text page, once per run.
+
+        `add_hparams` is not used, because it creates a sub-run with a time in its name at every start.
+        """
         if self.is_main and self.start_step == 0:
             rows = [f"| {name} | {_cell(value)} |" for name, value in _leaves(options)]
             self._board.add_text("options", "\n".join(["| option | value |", "|---|---|", *rows]), 0)
 
     def log_event(self, event: str, *, step: int, **fields: Any) -> None:
-        """Another line of metrics.jsonl. Only of what the run itself does at a step: the file is the same
-        for a run that was interrupted, so interruptions have no place in it."""
+        """Write an event to metrics.jsonl. It must not depend on interruptions, because the file must be the same for
+        a run that was interrupted and resumed."""
         if self.is_main:
             self._write({"event": event, "step": step} | fields)
 
     def print(self, text: str) -> None:
-        """A console line above the progress bar."""
+        """Print a line above the progress bar."""
         if self.is_main:
             self._show(lambda: tqdm.write(text, file=self._console))
 
     def flush(self) -> None:
-        """Put everything logged so far on the disk. To be called before a checkpoint is written: a resumed
-        run logs nothing again of the steps up to it."""
+        """Flush all logs to disk. Must be called before a checkpoint is completed, because a resumed run does not log
+        earlier steps again."""
         if self.is_main:
             os.fsync(self._metrics.fileno())
             self._board.flush()
 
     def close(self) -> None:
-        """Close everything; nothing is logged afterwards. Raises no OSError, so that it hides none: a full
-        disk is reported by `flush`."""
+        """Close all logs. Raises no OSError, so that it does not hide another error; `flush` reports a full disk."""
         if self.is_main:
             self.is_main = False
             self._show(self._bar.close)
@@ -227,16 +230,16 @@ class Tracker:
         try:
             action()
             self._console.flush()
-        except (OSError, ValueError):  # the terminal or the pipe is gone: no reason to stop training
+        except (OSError, ValueError):  # the terminal or pipe is closed; training continues
             self._console = None
             self._bar.disable = True
 
     def _write(self, line: dict[str, Any]) -> bool:
         line = _plain(line)
         if line["step"] == self.start_step and _key(line) in self._kept:
-            return False  # logged after the checkpoint at its own step, before the interruption
+            return False  # already logged at the checkpoint's step, before the interruption
         text = (json.dumps(line, allow_nan=False) + "\n").encode()
-        while text:  # a disk about to be full takes a part, and raises at the next one
+        while text:  # an almost full disk may write only a part, and raises next time
             text = text[self._metrics.write(text) :]
         return True
 
@@ -255,7 +258,7 @@ class Tracker:
         axes.imshow(rows, cmap="Blues")
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-        if len(rows) <= 20:  # more numbers than that are not readable
+        if len(rows) <= 20:  # more numbers would not be readable
             middle = max(map(max, rows)) / 2
             for i, row in enumerate(rows):
                 for j, count in enumerate(row):
@@ -265,9 +268,10 @@ class Tracker:
 
 
 def cut_metrics(path: Path, step: int) -> set[str]:
-    """Remove the lines of later steps than `step` (all lines, when it is 0) and what is not JSON, such as
-    a last line torn by a kill. The file is rewritten aside and renamed. Returns the keys of the lines of
-    `step` itself that stayed."""
+    """Remove lines of steps after `step` (all lines if it is 0), and lines that are not JSON (an incomplete last line).
+
+    The file is replaced atomically. Returns the keys of the remaining lines of `step` itself.
+    """
     kept: set[str] = set()
     if not path.exists():
         return kept
@@ -287,7 +291,7 @@ def cut_metrics(path: Path, step: int) -> set[str]:
 
 
 def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> None:
-    """Replace status.json, which tells launchers how the run ended (they flatten exit codes)."""
+    """Replace status.json. It tells how the run ended, because launchers do not pass on exit codes."""
     path = output_dir / STATUS
     text = json.dumps(_plain({"state": state, "step": step} | fields)) + "\n"
     try:
@@ -295,13 +299,13 @@ def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> No
     except OSError:
         if not path.exists():
             raise
-        # A full disk has no room for a second file, but what the first one occupies can be written again.
+        # On a full disk a second file is not possible, but the space of the existing one can be overwritten.
         with open(path, "r+b", buffering=0) as file:
             file.write(text.encode().ljust(os.fstat(file.fileno()).st_size))
 
 
 def read_status(output_dir: Path) -> dict[str, Any] | None:
-    """What status.json says, or None where there is none that can be read."""
+    """Read status.json. None if there is none or it cannot be read."""
     try:
         status = json.loads((output_dir / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -310,7 +314,7 @@ def read_status(output_dir: Path) -> dict[str, Any] | None:
 
 
 def memory_mib() -> float:
-    """The most memory used so far, in MiB: torch's on the GPU, else the process's resident set."""
+    """Peak memory so far in MiB: on a GPU that of torch's allocator, else the process's resident set size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -318,15 +322,17 @@ def memory_mib() -> float:
 
 
 def _key(line: dict[str, Any]) -> str:
-    """What makes a line another one than those of the same step: for training steps and evaluations, whose
-    timings differ, the kind; for the rest, all of it."""
+    """A key that distinguishes a line from others of the same step.
+
+    For training steps and evaluations it is the kind, because their timings vary. For others it is the whole line.
+    """
     if line["event"] in ("train", "eval"):
         return json.dumps([line["event"], line.get("split")])
     return json.dumps(line, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and numpy values as Python's; nan and infinities as None."""
+    """Convert tensors and numpy values to Python's, and nan and infinities to None."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -355,7 +361,7 @@ def _cell(value: Any) -> str:
 
 
 def _verbatim(text: str) -> str:
-    """Markdown that shows the text as it is: an indented block."""
+    """Markdown that shows the text unchanged: an indented block."""
     return "\n".join("    " + line for line in text.splitlines())
 
 
@@ -378,7 +384,7 @@ def _short(epoch: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or ? when unknown."""
+    """Format seconds as 1:02:03, or ? if not known."""
     if not math.isfinite(seconds):
         return "?"
     minutes, second = divmod(round(seconds), 60)

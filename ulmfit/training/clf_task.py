@@ -367,7 +367,7 @@ class ClassifierTask:
         return [metrics["accuracy"], -metrics["loss"]]
 
     def sample(self) -> None:
-        """A classifier generates no text."""
+        """None: a classifier generates no text."""
         return None
 
     def hidden_state(self) -> dict[str, Any]:
