@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,25 @@ from torch import Tensor, nn
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 
-if TYPE_CHECKING:
-    from ulmfit.training.loop import Task
-
 MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
 
 # Only torch's own allocator of the GPU has an error class: its allocator on the CPU, the CUDA runtime (another program
 # took what was free), cuBLAS and cuDNN raise a RuntimeError.
 _WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
+class Trial(Protocol):
+    """What a trial needs of a task (`Task` of training/loop.py has more)."""
+
+    micro_batches: int
+
+    @property
+    def net(self) -> nn.Module: ...
+    @property
+    def most_micro_batches(self) -> int: ...
+    def step(self, engine: Any, batch: Any, number: int) -> Any: ...
+    def largest_batch(self) -> Any: ...
+    def reset_hidden(self) -> None: ...
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -56,7 +67,7 @@ class _Alone:
         return nullcontext()
 
 
-def fit_micro_batches(task: Task, runtime: Runtime) -> int:
+def fit_micro_batches(task: Trial, runtime: Runtime) -> int:
     """The smallest power of two of micro-batches with which the largest step fits, equal on all ranks.
 
     Each rank tries its own part of the largest step (all layers trained, AdamW's moments in place) and
@@ -85,7 +96,7 @@ def fit_micro_batches(task: Task, runtime: Runtime) -> int:
     return micro_batches
 
 
-def _fits(task: Task, runtime: Runtime) -> bool:
+def _fits(task: Trial, runtime: Runtime) -> bool:
     held: list[Tensor] = []
     try:
         task.net.train().requires_grad_(True)
