@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ulmfit.cli.evaluate import EvaluateOptions, evaluate
+from ulmfit.cli.export import ExportOptions, export
 from ulmfit.cli.generate import GenerateOptions, generate
 from ulmfit.cli.predict import PredictOptions, predict
 from ulmfit.cli.show import ShowOptions, show
@@ -46,6 +47,7 @@ COMMANDS = {
     "predict": Command(PredictOptions, predict, "--model runs/clf --data new.csv --output labels.csv"),
     "evaluate": Command(EvaluateOptions, evaluate, "--model runs/clf --data labelled.csv --split all"),
     "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
+    "export": Command(ExportOptions, export, "--model runs/lm --output encoder --bits 8"),
     "show": Command(ShowOptions, show, "--data reviews.csv --tokenizer runs/lm --task clf"),
     "tokenizer": Command(TokenizerOptions, train_tokenizer, "--data reviews.csv --output tokenizer.json"),
 }

@@ -194,7 +194,7 @@ def _readable(value: str, hint: Any) -> bool:
         return True
     for member in members(hint):
         if get_origin(member) is Literal:
-            if value in get_args(member):
+            if value in map(str, get_args(member)):
                 return True
             continue
         try:
