@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,12 @@ from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_s
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.private_api import forget_prepared, skip_step_where
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+    class _Sharded(FSDPModule, nn.Module):
+        """What `fully_shard` makes of a module."""
+
 
 class FSDPEngine:
     """The methods of `PlainEngine` (engine.py) over a sharded copy of the network."""
@@ -32,7 +38,7 @@ class FSDPEngine:
         self._accelerator, self._progress = runtime.accelerator, runtime.progress
         self._mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         self._net: nn.Module | None = None
-        self.model: nn.Module
+        self.model: _Sharded
         self.optimizer: torch.optim.Optimizer
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -40,7 +46,8 @@ class FSDPEngine:
         if self._net is not None:
             self._refresh()
         self._net = net
-        self.model = fully_shard(copy.deepcopy(net), mesh=self._mesh)
+        # fully_shard changes the class of the module that it is given; its signature tells the new base alone.
+        self.model = cast("_Sharded", fully_shard(copy.deepcopy(net), mesh=self._mesh))
         use_parameters(optimizer, dict(self.model.named_parameters()))
         self.optimizer = optimizer
         # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
@@ -60,7 +67,9 @@ class FSDPEngine:
     def update(self, clip: float) -> tuple[Tensor, Tensor]:
         """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).full_tensor()
+        total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        assert isinstance(total, DTensor), "every gradient is cut as its parameter is"
+        norm = total.full_tensor()
         torch.nn.utils.clip_grads_with_norm_(parameters, clip or math.inf, norm)
         found_inf = (~torch.isfinite(norm)).float()
         skip_step_where(self.optimizer, found_inf)
@@ -76,6 +85,7 @@ class FSDPEngine:
 
     def _refresh(self) -> None:
         """Bring the task's network up to date (a collective)."""
+        assert self._net is not None, "begin_stage comes first"
         self._net.load_state_dict({name: _gathered(value) for name, value in self.model.state_dict().items()})
 
     def state(self) -> dict[str, Any]:
@@ -93,8 +103,9 @@ class FSDPEngine:
         parameters = dict(self.model.named_parameters())
 
         def shard(name: str, value: Tensor) -> Tensor:
-            value = value.to(self._mesh.device_type)
-            return distribute_tensor(value, self._mesh, parameters[name].placements) if value.ndim else value
+            value, parameter = value.to(self._mesh.device_type), parameters[name]
+            assert isinstance(parameter, DTensor), "fully_shard has cut every parameter"
+            return distribute_tensor(value, self._mesh, parameter.placements) if value.ndim else value
 
         load_optimizer_state(
             self.optimizer,

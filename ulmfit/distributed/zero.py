@@ -38,7 +38,7 @@ class DeepSpeedEngine:
         self._settings = zero_settings()
         self._net: nn.Module | None = None
         self._reduction = ExitStack()
-        self.model: nn.Module
+        self.model: Any  # DeepSpeed's engine: a module with attributes that no stub tells
         self.optimizer: torch.optim.Optimizer
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -102,7 +102,8 @@ class DeepSpeedEngine:
 
     def _refresh(self) -> None:
         """Bring the task's network up to date (a collective)."""
-        gathered = nullcontext()
+        assert self._net is not None, "begin_stage comes first"
+        gathered: AbstractContextManager = nullcontext()
         if self._settings["stage"] == 3:
             gathered = self._deepspeed.zero.GatheredParameters(list(self._parameters.values()))
         with gathered:
