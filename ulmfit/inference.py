@@ -89,9 +89,27 @@ class LanguageModel:
         return cls(*_load(path, LanguageModelNet, "LanguageModel", device))
 
     @overload
-    def generate(self, prompt: str, **options: Any) -> str: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first that fits counts
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        min_p: float | None = ...,
+        seed: int | None = ...,
+    ) -> str: ...
     @overload
-    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompt: Sequence[str],
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        min_p: float | None = ...,
+        seed: int | None = ...,
+    ) -> list[str]: ...
 
     def generate(
         self,
@@ -172,7 +190,7 @@ class TextClassifier:
         return cls(quantize_encoder(net) if int8 else net, tokenizer, config)
 
     @overload
-    def predict(self, texts: str) -> Prediction: ...
+    def predict(self, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]  # as in generate
     @overload
     def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
 

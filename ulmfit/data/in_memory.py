@@ -161,10 +161,7 @@ def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
         names = list(data.columns)
         if len(set(map(str, names))) < len(names):
             raise UserError("the data frame names a column twice; rename one")
-        return {
-            str(name): (len(data), lambda start, stop, place=place: _listed(frame[start:stop, place]))
-            for place, name in enumerate(names)
-        }
+        return {str(name): (len(data), _column(frame, place)) for place, name in enumerate(names)}
     if _is_pair(data):
         data = {"text": data[0], "label": data[1]}
     elif _is_sequence(data):
@@ -177,10 +174,14 @@ def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
     for name, values in data.items():
         if not _is_sequence(values):
             raise UserError(f"column {name} of data= is of type {type(values).__name__}; give a list")
-    return {
-        str(name): (len(values), lambda start, stop, values=values: _listed(values[start:stop]))
-        for name, values in data.items()
-    }
+    return {str(name): (len(values), _column(values)) for name, values in data.items()}
+
+
+def _column(values: Any, place: int | None = None) -> _Column:
+    """Reader of a list-like, or of the column at `place` of a frame."""
+    if place is None:
+        return lambda start, stop: _listed(values[start:stop])
+    return lambda start, stop: _listed(values[start:stop, place])
 
 
 def _listed(values: Any) -> list[Any]:
