@@ -12,17 +12,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
-from ulmfit.option_types import DataOption, PathOption, check_types
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types
 
 Value = TypeVar("Value")
-Options = TypeVar("Options", bound="DataclassInstance")
+Options = TypeVar("Options", bound=Dataclass)
 # An option whose docstring tells in words what becomes of it when it is left out: "(default: ...)".
 OrElse: TypeAlias = Value | None
 

@@ -16,7 +16,9 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    ClassVar,
     Literal,
+    Protocol,
     TypeVar,
     Union,
     get_args,
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
     DataOption = Any  # see ulmfit.data.in_memory
 else:
     PathOption = DataOption = str  # what a command line gives
+
+
+class Dataclass(Protocol):
+    """An instance of any dataclass, as `dataclasses.fields` wants it."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
 
 Config = TypeVar("Config")
 PATHS = frozenset({"data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir"})

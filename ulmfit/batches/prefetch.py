@@ -70,7 +70,7 @@ class Prefetcher(Iterator[T], Generic[T]):
             if error is not None:
                 raise error
             raise StopIteration
-        return item  # type: ignore[return-value]
+        return item  # type: ignore[return-value]  # not _END, so an item of the iterable
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Stop the thread and wait for it, at most `timeout` seconds (None: without limit)."""

@@ -10,16 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ulmfit.config import TrainConfig, expand_paths, load_options
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
+from ulmfit.option_types import Dataclass
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Options = TypeVar("Options", bound="DataclassInstance")
+Options = TypeVar("Options", bound=Dataclass)
 
 _OPTION = re.compile(r"(--?[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
@@ -46,7 +44,7 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
     check_numbers(vars(parsed))
     if isinstance(parsed, TrainConfig):
         flags = {option.partition("=")[0] for option in options}
-        parsed.on_command_line = frozenset(  # type: ignore[misc]
+        parsed.on_command_line = frozenset(  # type: ignore[misc]  # a ClassVar that one instance has for itself
             field.name
             for field in dataclasses.fields(kind)
             if flags & {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}"}

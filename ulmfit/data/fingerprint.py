@@ -141,9 +141,8 @@ class _Memory:
 
     def recall(self, path: str, status: os.stat_result) -> str | None:
         folder, name = os.path.split(os.path.abspath(path))
-        entry = self._of(folder).get(name)
         with suppress(TypeError, ValueError):
-            known, content = entry  # type: ignore[misc]
+            known, content = self._of(folder).get(name, [])
             if known == _key(status) and isinstance(content, str):
                 return content
         return None

@@ -42,7 +42,7 @@ class Source:
     types: dict[str, str] = field(default_factory=dict)  # Arrow types where the format has them
     num_rows: int | None = None  # where that is known without reading them
     revision: str | None = None  # of a data set of the hub: the commit that is read
-    _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]
+    _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
         """Yields {column: values} of the wanted columns, in the order of the rows.
