@@ -4,8 +4,8 @@
     result = ulmfit.train_classifier(ulmfit.ClassifierConfig(data="labelled.csv", encoder=lm.run_dir))
     result.metrics["valid"]["accuracy"], result.model().predict("What a film!").label
 
-The names below load on first use, so that `import ulmfit` (and the installation of signal handlers
-before torch is imported) stays quick.
+The names below are imported on first use, so that `import ulmfit` is fast and signal handlers can be installed before
+torch is imported.
 """
 
 from __future__ import annotations

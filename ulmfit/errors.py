@@ -1,4 +1,4 @@
-"""The exceptions that a caller may want to tell apart: a user's mistake, and Ctrl-C during a training."""
+"""The exceptions that a caller may want to distinguish: a user's mistake, and Ctrl-C during training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake of the user: file, column, option or model at fault.
+    """A mistake of the user: a wrong file, column, option or model.
 
-    The message is one sentence that names the thing and the cure. The commands print it as the last
+    The message is one sentence that says what is wrong and how to correct it. The commands print it as the last
     line of stderr, without a traceback, and exit with code 2.
 
     Attributes:
-        rank: the process of a launch that found the mistake, once all of them know of it; else None.
+        rank: the rank that found the mistake, after it was sent to all ranks; else None.
     """
 
     def __init__(self, message: str, *, rank: int | None = None) -> None:
@@ -23,14 +23,13 @@ class UserError(Exception):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A training was stopped by Ctrl-C, after the step in hand and with a checkpoint.
+    """Training was stopped by Ctrl-C, after the current step and with a checkpoint. Raised on all ranks.
 
-    A KeyboardInterrupt, so that it ends what Ctrl-C ends: "Run all" of a notebook, a loop around trainings. On every
-    process of a launch.
+    It is a KeyboardInterrupt, so that it also ends "Run all" of a notebook, or a loop over several trainings.
 
     Attributes:
         run_dir: the run directory.
-        step: of the checkpoint. The same call goes on from there.
+        step: step of the checkpoint. The same call resumes from there.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
@@ -45,7 +44,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 def tell(error: UserError) -> None:
-    """Print the sentence as the last line of stderr, in the process of a launch that found the mistake."""
+    """Print the message as the last line of stderr, only in the process that found the mistake."""
     rank = int(os.environ.get("RANK", 0))
     if rank == (error.rank or 0):
         where = f" on rank {rank}" if rank else ""

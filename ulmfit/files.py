@@ -1,7 +1,7 @@
-"""Atomic writes: whoever looks at a file sees the old one or the new one, whole, whenever the writer is killed.
+"""Atomic writes: a reader sees the complete old file or the complete new one, even if the writer is killed.
 
-A file is written under another name beside its own, flushed to the disk, and renamed; then the folder is flushed,
-which makes the rename last. Imports nothing of this package.
+A file is written under a temporary name in the same folder, flushed to disk, and renamed. Then the folder is flushed,
+which makes the rename durable. Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _TORN = ".*.tmp-*"
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file or folder under; a file that has not been moved away goes at the end."""
-    # The thread too: status.json has several writers.
+    """Context with a temporary name in the folder of `path`. At the end, a file that still has this name is deleted."""
+    # The thread id is included, because several threads write status.json.
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_native_id()}")
     try:
         yield aside
@@ -30,10 +30,10 @@ def beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Within it the file of the name given is written; at its end it takes the place of `path`.
+    """Context with a temporary name, to which the caller writes a file. At the end the file replaces `path`.
 
-    After an exception, or where the file cannot be flushed or renamed, `path` is as it was and nothing is left
-    beside it. A link stays one: the file that it leads to is replaced. A device or a pipe is written to directly.
+    After an exception, or if the file cannot be flushed or renamed, `path` is unchanged and the temporary file is
+    deleted. If `path` is a symbolic link, its target is replaced. A device or pipe is written directly.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -46,31 +46,31 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace a small file as a whole, in UTF-8."""
+    """Replace a small file atomically, in UTF-8."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def publish(aside: Path, path: Path) -> None:
-    """Flush a file or a folder that was written aside (not what lies in the folder) and give it its name."""
+    """Flush a temporary file or folder (not the files in the folder) and rename it to `path`."""
     sync(aside)
     os.replace(aside, path)
     sync(path.parent)
 
 
 def publish_new(aside: Path, path: Path) -> Path:
-    """Give a file that was written aside its name, or where that is taken the first free one of PATH.1, PATH.2, ...
+    """Rename a temporary file to `path` or, if that exists, to the first free name of PATH.1, PATH.2, ...
 
-    Returns its path. Nothing is replaced.
+    Returns its path. No file is replaced.
     """
     sync(aside)
     for number in count():
         name = path.with_name(f"{path.name}.{number}") if number else path
         try:
-            os.link(aside, name)  # a rename would replace what is there
+            os.link(aside, name)  # not a rename, which would replace an existing file
         except FileExistsError:
             continue
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             if name.exists():
                 continue
             os.replace(aside, name)
@@ -80,12 +80,12 @@ def publish_new(aside: Path, path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot flush a folder; their renames are durable by themselves.
+        # Some network file systems cannot flush a folder. There a rename is durable without it.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
             raise
     finally:
@@ -93,12 +93,12 @@ def sync(path: Path) -> None:
 
 
 def is_torn(path: Path) -> bool:
-    """Whether this is the name of a file that is being written, or whose writer was killed."""
+    """Whether this is the temporary name of a file that is being written or whose writer was killed."""
     return path.match(_TORN)
 
 
 def remove_torn(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder, for the one who alone may write there."""
+    """Delete temporary files of killed writers in a folder. The caller must be the only writer there."""
     for torn in folder.glob(_TORN):
         if torn.is_file():
             torn.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Using trained models: generation, prediction, and prediction over whole corpora."""
+"""Using trained models: text generation and classification."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A text's class. Unpacks as `label, index, probabilities`; equal where these are.
+    """The predicted class of a text. It unpacks as `label, index, probabilities` and compares by these three.
 
     Attributes:
-        label: name of the likeliest class.
-        index: its index among the classes.
+        label: name of the most probable class.
+        index: index of this class.
         probabilities: float32 [C], in the order of the classes.
     """
 
@@ -58,7 +58,7 @@ def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device 
 
 
 def _texts(given: Any) -> list[str]:
-    """A text or an iterable of texts as a list; iterating over a dict or a frame would give names of columns."""
+    """A text or an iterable of texts as a list. A dict or data frame is refused: iteration would give column names."""
     if isinstance(given, str):
         return [given]
     columns = list(given) if isinstance(given, Mapping) else getattr(given, "columns", None)
@@ -85,7 +85,7 @@ class LanguageModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> LanguageModel:
-        """Load a run directory or its model/ (UserError: it is missing, damaged, or a classifier)."""
+        """Load a run directory or its model/. Raises UserError if it is missing, damaged, or a classifier."""
         return cls(*_load(path, LanguageModelNet, "LanguageModel", device))
 
     @overload
@@ -121,20 +121,20 @@ class LanguageModel:
         min_p: float | None = None,
         seed: int | None = None,
     ) -> str | list[str]:
-        """Continue a prompt, or each of several.
+        """Continue a prompt, or each of several prompts.
 
         Args:
-            max_new_tokens: words (tokens) to add; special tokens count.
-            temperature: below 1 for likelier text, 0 for the likeliest word each time.
-            top_k: draw from the k likeliest words only.
-            min_p: leave out words less likely than min_p times the likeliest.
-            seed: the same text every time; None draws anew.
+            max_new_tokens: tokens (words) to add, including special tokens.
+            temperature: below 1 for more probable text; 0 always takes the most probable word.
+            top_k: sample only from the k most probable words.
+            min_p: exclude words with less than min_p times the highest probability.
+            seed: the same seed gives the same text; with None each call gives another text.
 
         Returns:
-            The prompt as it was written, and its continuation as readable text; unknown words are never chosen.
+            The unchanged prompt with its continuation as readable text. Unknown words are never generated.
 
         Raises:
-            UserError: a setting is out of range, or the model reads texts from their end.
+            UserError: a setting is out of range, or the model reads texts backwards.
         """
         if self.config.get("backwards"):
             raise UserError(
@@ -161,7 +161,8 @@ class LanguageModel:
         return texts[0] if isinstance(prompt, str) else texts
 
     def _continuation(self, ids: list[int], new: list[int]) -> str:
-        """What follows the prompt's text: decoded with the prompt, on which spaces and capitals depend."""
+        """The new text after the prompt. It is decoded together with the prompt, because spaces and capitals depend on
+        it."""
         head, whole = self.tokenizer.decode(ids), self.tokenizer.decode(ids + new)
         return whole[len(head) :] if whole.startswith(head) else " " + self.tokenizer.decode(new)
 
@@ -180,11 +181,11 @@ class TextClassifier:
         """Load a run directory or its model/.
 
         Args:
-            int8: matrix products of 8 bits (`ulmfit.model.int8`), on the CPU only: faster; probabilities move by
-                0.001 or so.
+            int8: 8-bit matrix products (`ulmfit.model.int8`), on the CPU only. They are faster and change
+                probabilities by about 0.001.
 
         Raises:
-            UserError: the model is missing, damaged, or a language model, or with int8 not on the CPU.
+            UserError: the model is missing, damaged, or a language model; or int8 with a device other than the CPU.
         """
         net, tokenizer, config = _load(path, ClassifierNet, "TextClassifier", device)
         return cls(quantize_encoder(net) if int8 else net, tokenizer, config)
@@ -195,19 +196,19 @@ class TextClassifier:
     def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
 
     def predict(self, texts: str | Sequence[str]) -> Prediction | list[Prediction]:
-        """The class of a text, or of each of several.
+        """Predict the class of a text, or of each of several texts.
 
-        A text's probabilities do not depend on the texts beside it.
+        The probabilities of a text do not depend on the other texts.
 
         Raises:
-            UserError: something other than texts, such as a data frame, whose columns have to be chosen.
+            UserError: `texts` are not texts, e.g. a data frame (give one of its columns).
         """
         rows = self.probabilities(_texts(texts))
         predictions = [Prediction(self.label_names[row.argmax()], int(row.argmax()), row) for row in rows]
         return predictions[0] if isinstance(texts, str) else predictions
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
-        """float32 [n, C], in the order of the texts. Read in batches of like length, without padding to speak of."""
+        """Class probabilities, float32 [n, C], in the order of the texts. It reads similar lengths together."""
         documents = self.tokenizer.encode(texts)
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
         result = np.empty((len(texts), len(self.label_names)), dtype=np.float32)

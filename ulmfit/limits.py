@@ -1,7 +1,7 @@
-"""The least and the largest value of each numeric option.
+"""The smallest and largest value of each numeric option.
 
-The bounds are generous: what lies beyond is a slip of the keyboard, and would be counted, allocated or divided by
-for hours before anything else could refuse it.
+The limits are wide. Values outside are typing errors, which otherwise might be noticed only after hours of counting
+or allocating.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ MOST_STEPS = 10**9
 
 
 class Limit(NamedTuple):
-    """Values from `least` to `most`, both included.
+    """Values from `least` to `most`, inclusive.
 
     Attributes:
-        off: besides, 0 is allowed, and means "never" or "none".
+        off: 0 is allowed too, and means "never" or "none".
     """
 
     least: float
@@ -27,7 +27,7 @@ class Limit(NamedTuple):
     off: bool = False
 
 
-_ABOVE_ZERO = 1e-300  # the least number that a user can mean
+_ABOVE_ZERO = 1e-300  # smaller numbers are typing errors
 _BELOW_ONE = math.nextafter(1, 0)
 
 LIMITS = {
@@ -40,7 +40,7 @@ LIMITS = {
     "drop_mult": Limit(0, 10**6),
     "weight_decay": Limit(0, 10**6),
     "clip": Limit(0, 10**30),
-    "adam_eps": Limit(1e-30, 10**6),  # in float32 a smaller one is 0, and an unused word's update 0 / 0
+    "adam_eps": Limit(1e-30, 10**6),  # a smaller one is 0 in float32, and the update of an unused word would be 0 / 0
     "alpha": Limit(0, 10**6),
     "beta": Limit(0, 10**6),
     "seed": Limit(0, 2**63 - 1),
@@ -49,7 +49,7 @@ LIMITS = {
     "log_every": Limit(1, MOST_STEPS),
     "eval_every": Limit(1, MOST_STEPS, off=True),
     "max_time": Limit(_ABOVE_ZERO, 10**7),
-    "watchdog": Limit(0.01, 10**7, off=True),  # a step takes longer than less
+    "watchdog": Limit(0.01, 10**7, off=True),  # a shorter limit would be less than a step
     "threads": Limit(1, 1024),
     "vocab_size": Limit(1, 10**7),
     "min_freq": Limit(1, 10**9),
@@ -70,7 +70,7 @@ LIMITS = {
 
 
 def check_numbers(options: dict[str, Any]) -> None:
-    """Raise UserError for a number out of its limits, infinite or not a number. `options` by field name."""
+    """Raise UserError for a number that is out of its limits, infinite or nan. `options` are by field name."""
     for name, value in options.items():
         if name not in LIMITS or value is None or isinstance(value, (str, bool)):
             continue
@@ -88,7 +88,7 @@ def check_numbers(options: dict[str, Any]) -> None:
 
 
 def _shown(number: float) -> str:
-    """A number as one would type it, short; an integer may be beyond what a float holds."""
+    """A short decimal form of a number for messages; an integer may be too large for a float."""
     if isinstance(number, float):
         return f"{number:g}"
     return str(number) if abs(number) < 10**15 else f"{Decimal(number):.6g}".lower()

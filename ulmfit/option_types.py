@@ -1,7 +1,7 @@
-"""Whether options have the types that the configuration declares, also where no command line has parsed them.
+"""Checks and converts the types of options that no command line has parsed.
 
-From Python an option may be a `pathlib.Path`, a number of numpy or a misspelt choice. `normalized` gives the values
-that a command line would have given, so that a run does not depend on where it was started from.
+From Python an option may be a `pathlib.Path`, a numpy number or a misspelt choice. `normalized` returns the values
+that the command line would give, so that a run is the same from Python and from the command line.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from typing import (
 from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
-    PathOption = str | os.PathLike[str]  # what Python may give
+    PathOption = str | os.PathLike[str]  # from Python
     DataOption = Any  # see ulmfit.data.in_memory
 else:
-    PathOption = DataOption = str  # what a command line gives
+    PathOption = DataOption = str  # from the command line
 
 
 class Dataclass(Protocol):
-    """An instance of any dataclass, as `dataclasses.fields` wants it."""
+    """An instance of any dataclass, as `dataclasses.fields` needs it."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
@@ -47,25 +47,25 @@ PATHS = frozenset({"data", "valid", "output_dir", "init", "encoder", "tokenizer"
 
 
 def flag(name: str) -> str:
-    """A field's name as the command line spells it, without the dashes before it."""
+    """The option name of a field on the command line, without the leading dashes."""
     return name.replace("_", "-")
 
 
 def check_types(config: Any) -> None:
-    """Raise UserError for a value that is not of its option's type or not among its choices."""
+    """Raise UserError for a value of a wrong type or not among the choices of its option."""
     for name, members in _hints(type(config)).items():
         _normalized(config, name, members)
 
 
 def normalized(config: Config) -> Config:
-    """A copy with the values that a command line would give: paths as str with ~ expanded, plain Python numbers.
+    """A copy with the values that the command line would give: paths as str with ~ expanded, plain Python numbers.
 
     Data in memory stay as they are.
 
     Raises:
         UserError: as `check_types`.
     """
-    result = copy.copy(config)  # with what a command line has noted on it
+    result = copy.copy(config)  # including attributes set by the command line
     for name, members in _hints(type(config)).items():
         setattr(result, name, _normalized(config, name, members))
     return result
@@ -83,7 +83,7 @@ def path_text(option: PathOption | None) -> str | None:
 
 
 def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The alternatives of every option's type."""
+    """By option, the alternatives of its type."""
     hints = get_type_hints(kind)
     return {field.name: tuple(_members(hints[field.name])) for field in dataclasses.fields(kind)}
 

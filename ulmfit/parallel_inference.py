@@ -1,7 +1,7 @@
-"""Documents read without gradient: which of them together, and on the CPU several batches at a time.
+"""Inference over many documents: batches of similar lengths, and on the CPU several batches in parallel.
 
-A matrix product of a few dozen rows keeps one core busier than it keeps two: reading two batches side by side, by a
-thread each, gave 1.2 to 1.4 times the documents a second in fp32 and twice as many in int8 (preset small, two cores).
+A matrix product of a few dozen rows is more efficient on one core than on two. So two batches in parallel, each in one
+thread, give 1.2 to 1.4 times the throughput in fp32 and twice the throughput in int8 (preset small, two cores).
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from ulmfit.private_api import torch_library
 
 Result = TypeVar("Result")
 
-FEWEST_ROWS = 16  # of a batch on the CPU, where there are documents enough
+FEWEST_ROWS = 16  # minimum size of a batch on the CPU, if there are enough documents
 
 
 def reading_batches(lengths: np.ndarray, net: ClassifierNet, device: torch.device) -> list[np.ndarray]:
-    """All documents in batches of like length, from the longest to the shortest: on the CPU of the rows that its
-    encoder reads fastest, or fewer for two batches a thread; on a GPU as large as pays."""
+    """Divide all documents into batches of similar lengths, longest first.
+
+    On the CPU a batch has the number of rows with the highest throughput, or fewer, to have two batches per thread. On
+    a GPU batches have the size of `evaluation_batches`.
+    """
     if device.type != "cpu":
         return evaluation_batches(lengths)
     share = -(-len(lengths) // (2 * torch.get_num_threads()))
@@ -36,13 +39,14 @@ def reading_batches(lengths: np.ndarray, net: ClassifierNet, device: torch.devic
 def read_side_by_side(
     read: Callable[[np.ndarray], Result], batches: Sequence[np.ndarray], device: torch.device
 ) -> Iterator[Result]:
-    """`read(batch)` of every batch, in their order; without gradient.
+    """Yield `read(batch)` for every batch, in order, without gradient.
 
-    On the CPU as many are read at a time as torch has threads, each by one. A single batch has all of them.
+    On the CPU, as many batches are read in parallel as torch has threads, each with one thread. A single batch uses all
+    threads.
     """
 
     def without_gradient(batch: np.ndarray) -> Result:
-        with torch.inference_mode():  # a setting of the thread
+        with torch.inference_mode():  # set here, because it is a setting of the thread
             return read(batch)
 
     one_thread = _limiter()
@@ -59,19 +63,20 @@ def read_side_by_side(
 
 @functools.cache
 def _limiter() -> Callable[[], None] | None:
-    """A function that gives the calling thread, and no other, one thread for its operators; None where torch has none.
+    """A function that limits torch's operators in the calling thread to one thread; None if that is not possible.
 
-    torch.set_num_threads would also set what every thread begins with that other code of the process starts meanwhile.
-    The counts of OpenMP and of MKL, by which torch's operators go, are of a thread.
+    torch.set_num_threads would also change the initial value for threads that other code starts meanwhile. The
+    thread counts of OpenMP and MKL, which torch's operators use, are per thread.
     """
-    library = ctypes.CDLL(torch_library())  # in the process already; names are also looked for in what it links
+    library = ctypes.CDLL(torch_library())  # loaded already; symbols of the libraries that it links are found too
     set_openmp = getattr(library, "omp_set_num_threads", None)
     set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", None)
     if set_openmp is None:
         return None
 
     def one_thread() -> None:
-        torch.get_num_threads()  # the first time, a thread takes over the process's number, which would undo the limit
+        # The first call in a thread sets the process's number of threads. Later it would undo the limit.
+        torch.get_num_threads()
         set_openmp(1)
         if set_mkl is not None:
             set_mkl(1)

@@ -1,1 +1,1 @@
-"""Corpora as texts and labels. Imports nothing of the package but errors."""
+"""Corpora as texts and labels. Of this package it imports only errors."""

@@ -1,10 +1,10 @@
-"""From sources to the splits of a task: which columns, which rows, which labels, and what is wrong with a row.
+"""Builds the splits of a task from sources: chooses columns, rows and labels.
 
     corpus = open_corpus("reviews.csv", task="clf")
     for batch in corpus.splits["train"].batches():
         batch.texts, batch.labels, batch.rows
 
-`open_rows` reads a corpus whole, without dividing it, for prediction and scoring.
+`open_rows` opens all rows of a corpus without dividing it, for prediction and scoring.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ DEFAULT_VALID = 0.1
 
 @dataclass
 class Corpus:
-    """The splits of one task: "train", "valid" and, where the data has one, "test"."""
+    """The splits of one task: "train", "valid" and, if the data has one, "test"."""
 
     splits: dict[str, Split]
     text_columns: list[str]
     label_column: str | None
-    label_names: list[str] | None  # sorted (integers by value), or in the order the data itself declares
-    valid_split: str | None = None  # the split of the data that serves for validation, if a whole one does
-    valid: str = ""  # the rows that serve for it, in words
+    label_names: list[str] | None  # sorted (integers by value), or in the order that the data declares
+    valid_split: str | None = None  # the split of the data used for validation, if it is a whole split
+    valid: str = ""  # description of the validation rows
     revision: str | None = None  # the commit of a data set of the hub
 
     @property
     def fingerprint(self) -> str:
-        """Of all splits: 16 hex digits."""
+        """Fingerprint of all splits, 16 hex digits."""
         identity = "".join(f"{name} {split.fingerprint} " for name, split in sorted(self.splits.items()))
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -48,17 +48,25 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
                 label_names: list[str] | None = None, trained_columns: Sequence[str] = (),
                 access: Access | None = None) -> Corpus:  # fmt: skip
-    """Opens what `data` names (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
+    """Open the corpus `data` (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
-    lm: labels are ignored; train is train + unsup, and + test with `include_test` (then there is no test split).
-    clf: unsup is left out; `label_names` are the classes of a saved model, else they come from the data.
+    For "lm" labels are ignored and train is train + unsup. For "clf" unsup is not used.
 
-    `text_column`: one column, or several by commas, joined as "xxfld 1 ... xxfld 2 ..."; default `text`, else the only
-    column of strings besides the label. `trained_columns`: those that a saved model read; without `text_column` they
-    are taken where the corpus has them. `label_column`: default `label`. `access`: how sources are opened.
-    `valid`: a number = this fraction of train (by a hash of text and seed, so that neither the order of the rows nor
-    their number moves a row to the other side, and equal texts stay together), else a path, a boolean column or the
-    name of a split; default: the split valid, else the column is_valid, else 0.1. Raises UserError.
+    Args:
+        text_column: one column, or several separated by commas, which are joined as "xxfld 1 ... xxfld 2 ...".
+            Default: `text`, else the only column of strings besides the label.
+        label_column: default `label`.
+        valid: a number is this fraction of train, a path is another corpus; else a boolean column or a split. A
+            fraction is chosen by a hash of text and seed, so it does not depend on order or number of rows, and equal
+            texts stay together. Default: the split valid, else the column is_valid, else 0.1.
+        include_test: for "lm", also train on test; then there is no test split.
+        label_names: the classes of a saved model; by default they come from the data.
+        trained_columns: the columns that a saved model was trained on; used without `text_column` if the corpus has
+            them.
+        access: settings for opening sources.
+
+    Raises:
+        UserError: the corpus cannot be opened or does not suit the task.
     """
     assert task in ("lm", "clf"), task
     access = replace(access or Access(), streaming=streaming)
@@ -119,11 +127,14 @@ def open_rows(
     streaming: bool = True,
     trained_columns: Sequence[str] = (),
 ) -> Split:
-    """All rows of a corpus as one split in their order (train, valid, test, unsup), or those of one `split`.
+    """All rows of a corpus as one split (in the order train, valid, test, unsup), or those of one `split`.
 
-    Labels are read where `label_names` are given and the column (default `label`) is there; unlabelled rows then
-    have -1. Without `keep_unlabelled` they are faults, unsup is left out, and the column must be there. Columns of the
-    text as in `open_corpus`. Raises UserError.
+    Labels are read if `label_names` are given and the label column (default `label`) exists; unlabelled rows have -1.
+    Without `keep_unlabelled`, unlabelled rows are skipped and counted, unsup is not read, and the column must exist.
+    Text columns are chosen as in `open_corpus`.
+
+    Raises:
+        UserError: the corpus cannot be opened, or a column or split is missing.
     """
     found = find(data, Access(streaming=streaming))
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
@@ -173,7 +184,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
         return _text_columns(source, "text", label_column)
     names = [name for name in source.columns if name != label_column
              and source.types.get(name, "string") in ("string", "large_string")]  # fmt: skip
-    if len(names) > 1:  # csv reads everything as strings: leave out what only holds numbers or truth values
+    if len(names) > 1:  # csv columns are all strings: exclude those with only numbers or truth values
         head: Columns = next(source.read(names, 100), {name: [] for name in names})
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
     if len(names) != 1:
@@ -183,7 +194,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
 
 def _validation(found: dict[str, Source], valid: str | float | None, train: Source, seed: int,
                 access: Access) -> tuple[Source | None, Choice | None, str | None]:  # fmt: skip
-    """(the source of the validation rows, None, its split name if any), or (None, the rows of train, None)."""
+    """(source of the validation rows, None, its split name if any), or (None, selection of rows of train, None)."""
     if valid is None:
         if "valid" in found:
             return found["valid"], None, "valid"
@@ -229,7 +240,11 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
 
 
 def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | None) -> list[str]:
-    """The class names; sets them on every split. Raises UserError for one class only, or one unseen in training."""
+    """Find the class names and set them on every split.
+
+    Raises:
+        UserError: there is only one class, or a class does not occur in training.
+    """
     counts = {name: split.count_labels() for name, split in splits.items()}
     train, where = counts["train"], splits["train"].parts[0]
     fixed = names is not None
@@ -256,7 +271,7 @@ def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | No
 
 
 def _is_plain(text: str) -> bool:
-    """A number, a truth value or nothing: what a column of texts does not consist of."""
+    """Whether it is a number, a truth value or empty; a column of only such values is not a column of texts."""
     try:
         float(text)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What a corpus is: a hash of the whole content of its files, equal on all machines that hold copies of them.
+"""Fingerprint of a corpus: a hash of the complete content of its files, equal on all machines with copies of them.
 
-Neither paths nor times count, so a corpus that each node copies to its own disk is one corpus, and one that is staged
-again for a requeued job is the one that the run began with. A file's hash is remembered in the cache directory by
-path, size, modification and change time and inode: a second start asks for the status of the files only.
+It does not depend on paths and times. So it is the same if each machine copies the corpus to its own disk, or if the
+corpus is copied again for a requeued job. The hash of a file is cached in the cache directory, by path, size,
+modification time, change time and inode, so that a second start need not read the files.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from pathlib import Path
 
 from ulmfit.files import write_text
 
-SCHEME = 2  # how fingerprints are made; 1: by modification time above `_SMALL`, in runs of version 0.1.0
+SCHEME = 2  # the method; 1, of version 0.1.0, uses modification times for corpora larger than `_SMALL`
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
-BLOCK = 16 * 2**20  # bytes that one thread hashes at a time
+BLOCK = 16 * 2**20  # bytes hashed by one thread at a time
 _THREADS = min(4, os.cpu_count() or 1)
-# A file that was changed twice within a tick of its file system's clock has the same status after both changes. Only a
-# status that is older than the coarsest tick is remembered.
+# If a file is changed twice within the time resolution of its file system, its status is the same after both changes.
+# So only a status older than the coarsest resolution is cached.
 _TICK = 2 * 10**9  # nanoseconds
-_SMALL, _MANY = 256 * 2**20, 10_000  # bytes and files up to which scheme 1 read the content
+_SMALL, _MANY = 256 * 2**20, 10_000  # up to so many bytes and files, scheme 1 uses the content
 
 
 def _nothing(*_: object) -> None:
-    """What a listener does where nobody listens."""
+    """The default callback: does nothing."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How sources are opened and read.
+    """Settings for opening and reading sources.
 
     Attributes:
-        streaming: without the Arrow cache of `datasets`.
-        cache_dir: where hashes of files are remembered; None: nowhere.
-        revision: of a hub data set, as an earlier start of the run resolved it; None: the newest.
-        scheme: of the fingerprints, `SCHEME` or that of the run's beginning.
-        beat: called from time to time while rows are read and while what lies before a place is skipped.
+        streaming: read without the Arrow cache of `datasets`.
+        cache_dir: directory for the cache of file hashes; None: no cache.
+        revision: of a hub data set, as resolved by the run's first start; None: the newest.
+        scheme: method of fingerprints: `SCHEME`, or that of the run's first start.
+        beat: heartbeat, called repeatedly while rows are read or skipped.
         hashed: called with (bytes read, bytes in all) while files are hashed.
     """
 
@@ -56,9 +56,9 @@ class Access:
 
 
 def fingerprint(kind: str, files: Sequence[str], labels: Sequence[str] | None, access: Access) -> str:
-    """16 hex digits of files that are read as `kind` in the order given.
+    """Fingerprint (16 hex digits) of files that are read as `kind` in the given order.
 
-    It changes with their content, order, compression and labels (one a file), not with their paths or times.
+    It depends on their content, order, compression and labels (one per file), not on paths or times.
     """
     if access.scheme == 1:
         return _by_time(kind, files)
@@ -71,7 +71,7 @@ def fingerprint(kind: str, files: Sequence[str], labels: Sequence[str] | None, a
 
 
 def _by_time(kind: str, files: Sequence[str]) -> str:
-    """Scheme 1, for runs that began with it."""
+    """Fingerprint by scheme 1, for runs that were started with it."""
     digest = hashlib.sha256(kind.encode())
     stats = [os.stat(path) for path in files]
     small = sum(stat.st_size for stat in stats) <= _SMALL and len(files) <= _MANY
@@ -87,7 +87,7 @@ def _by_time(kind: str, files: Sequence[str]) -> str:
 
 
 def _contents(files: Sequence[str], access: Access) -> Iterator[str]:
-    """The hash of each file's content, in order; of those that are not remembered after reading them."""
+    """Yield the hash of each file's content, in order. Files without a cached hash are read."""
     memory = _Memory(access.cache_dir)
     total = sum(os.stat(path).st_size for path in files)
     done = 0
@@ -111,7 +111,7 @@ def _contents(files: Sequence[str], access: Access) -> Iterator[str]:
 
 
 def _blocks(path: str, threads: ThreadPoolExecutor) -> Iterator[tuple[bytes, int]]:
-    """(SHA-256, size) of each `BLOCK` of a file. Several are hashed at once, few are held in memory."""
+    """Yield (SHA-256, size) of each `BLOCK` of a file. Several are hashed in parallel, and only a few are in memory."""
     waiting: deque[tuple[Future[bytes], int]] = deque()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -128,10 +128,10 @@ def _sha256(block: bytes) -> bytes:
 
 
 class _Memory:
-    """Hashes of files as earlier starts found them, one JSON file for each folder of files.
+    """The cache of file hashes, one JSON file for each folder of files.
 
-    A memory that cannot be read or written is no error: the files are read again. Of two processes that write at
-    once the later one wins, which costs the other's hashes another reading.
+    It is no error if it cannot be read or written: then files are read again. If two processes write at the same time,
+    the later one overwrites the other's hashes, and these are computed again next time.
     """
 
     def __init__(self, cache_dir: Path | None) -> None:
@@ -148,7 +148,7 @@ class _Memory:
         return None
 
     def remember(self, path: str, before: os.stat_result, content: str) -> None:
-        """Unless the file was, or might have been, changed while it was read."""
+        """Cache a hash, unless the file was, or could have been, changed while it was read."""
         after = os.stat(path)
         if _key(before) != _key(after) or time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) < _TICK:
             return

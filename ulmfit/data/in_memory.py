@@ -1,13 +1,13 @@
-"""Corpora that Python code holds in memory, as sources.
+"""Sources for corpora in the memory of Python code.
 
-`data=` of a configuration may be, besides a path or a name:
+Besides a path or a name, `data=` of a configuration may be:
 
 * a pandas or polars data frame, a `datasets.Dataset`, or a dict of columns: {"text": [...], "label": [...]};
 * a list (tuple, array, Series) of texts, or a pair (texts, labels);
-* a dict of splits of any of these, {"train": ..., "valid": ..., "test": ...}, and a `datasets.DatasetDict`.
+* a dict of splits of any of these, {"train": ..., "valid": ..., "test": ...}, or a `datasets.DatasetDict`.
 
 Such data are identified by their content: the same rows in another container are the same corpus. config.json of a
-run holds a description; a later start is given the data again.
+run contains only a description, so a later start needs the data again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ulmfit.data.fingerprint import Access
 from ulmfit.data.readers import Batches, Source, of_dataset
 from ulmfit.errors import UserError
 
-DESCRIBED = "in memory: "  # begins what config.json holds in place of the data
-HASHED_ROWS = 10_000  # at a time
+DESCRIBED = "in memory: "  # prefix of the description in config.json
+HASHED_ROWS = 10_000  # rows hashed at a time
 SPLIT_NAMES = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
 }  # fmt: skip
-_HASHED = ("string", "large_string", "bool", "int", "uint", "float")  # beginnings of types
+_HASHED = ("string", "large_string", "bool", "int", "uint", "float")  # prefixes of Arrow types
 _TAKES = "give a path, a data frame, a datasets.Dataset, a dict of columns, a list of texts or (texts, labels)"
-_Column = Callable[[int, int], Sequence[Any]]  # the values of the rows from the first to before the second
+_Column = Callable[[int, int], Sequence[Any]]  # (start, stop) -> values of these rows
 
 
 class InMemory:
@@ -39,7 +39,7 @@ class InMemory:
         sources: by split.
 
     Raises:
-        UserError: the data are of no known kind, or their columns differ in length.
+        UserError: the type of the data is not supported, or columns differ in length.
     """
 
     def __init__(self, data: Any) -> None:
@@ -52,7 +52,7 @@ class InMemory:
         }
 
     def __str__(self) -> str:
-        """What config.json holds in its place."""
+        """The description for config.json."""
         rows = ", ".join(f"{name} {source.num_rows:,} rows" for name, source in self.sources.items())
         columns = ", ".join(next(iter(self.sources.values())).columns)
         return f"{DESCRIBED}{self._kind}, {rows}, columns {columns}"
@@ -61,7 +61,7 @@ class InMemory:
 
 
 def in_memory(data: Any) -> Any:
-    """Data in memory as `InMemory`, which reads all of them once; None, a path and a name as they are.
+    """Convert data in memory to `InMemory`, which reads all of them once. None, a path and a name are unchanged.
 
     Raises:
         UserError: as `InMemory`.
@@ -70,7 +70,7 @@ def in_memory(data: Any) -> Any:
 
 
 def refuse_description(data: str) -> None:
-    """Raise UserError where `data` is what config.json holds in place of data in memory."""
+    """Raise UserError if `data` is only the description of data in memory, from a config.json."""
     if data.startswith(DESCRIBED):
         raise UserError(
             f"this run was given its data from Python ({data.removeprefix(DESCRIBED)}), which its directory does not "
@@ -109,7 +109,7 @@ _TABLES = {
 
 
 def _is_sequence(data: Any) -> bool:
-    """A list, tuple, array or Series: something with a length whose items have places."""
+    """Whether it is a list, tuple, array or Series: an indexed container with a length."""
     return not isinstance(data, str | bytes | Mapping) and not _is_table(data) and (
         isinstance(data, Sequence)
         or _package(data) == "numpy" and getattr(data, "ndim", 0) == 1
@@ -185,7 +185,7 @@ def _column(values: Any, place: int | None = None) -> _Column:
 
 
 def _listed(values: Any) -> list[Any]:
-    """Values of a list, an array or a Series as a list."""
+    """Convert a list, array or Series to a list."""
     for method in ("tolist", "to_list"):
         if hasattr(values, method):
             return getattr(values, method)()
@@ -193,7 +193,7 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a file would hold it: missing ones as None, numpy's as Python's."""
+    """Convert a value to a plain one, as from a file: missing values to None, numpy's types to Python's."""
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
     missing = type(value).__name__ in ("NAType", "NaTType") or isinstance(value, float) and value != value
@@ -201,7 +201,7 @@ def _plain(value: Any) -> Any:
 
 
 def _type(source: Source, name: str) -> str:
-    """An Arrow type by the first value that is there: it decides what may be a column of texts."""
+    """The Arrow type of the first value that is not None. It decides whether a column can be texts."""
     for columns in source.read([name]):
         for value in columns[name]:
             if value is not None:
@@ -210,7 +210,7 @@ def _type(source: Source, name: str) -> str:
 
 
 def _fingerprint(source: Source) -> str:
-    """16 hex digits of the content: names of columns and classes, and all values that can be texts or labels."""
+    """Fingerprint (16 hex digits) of names of columns and classes, and of all values that can be texts or labels."""
     names = [name for name in source.columns if source.types[name].startswith(_HASHED)]
     digest = hashlib.sha256(json.dumps([source.columns, source.classes]).encode())
     for columns in source.read(names, HASHED_ROWS) if names else ():

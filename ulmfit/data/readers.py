@@ -1,8 +1,8 @@
-"""Opens what `sources` has found and reads it from any place, as columns of Python values.
+"""Opens the files that `sources` has found, and reads them from any position, as columns of Python values.
 
-`datasets` reads what comes from the hub, .csv and .tsv, and whatever is read more than once (its Arrow cache). Other
-local files of a stream are read by `shards`, because there a seek is cheap and in `datasets` it is a re-reading of
-the shard. `datasets` is imported late: it takes seconds, and the embedded sample does not need it.
+`datasets` reads hub data sets, .csv, .tsv, and without streaming all files (by its Arrow cache). With streaming, other
+local files are read by `shards`, where a seek is cheap; `datasets` would read the shard again from its beginning.
+`datasets` is imported late, because this takes seconds and the embedded sample does not need it.
 """
 
 from __future__ import annotations
@@ -26,44 +26,48 @@ from ulmfit.data.retry import faults_of, retried
 from ulmfit.data.shards import SLICE_BYTES, UNDECODABLE, Columns, open_text, read_lines, read_parquet, slices, values
 from ulmfit.errors import UserError
 
-_STREAM_ROWS = 1000  # at a time from a stream of `datasets`, whose state counts batches of one size
+_STREAM_ROWS = 1000  # batch size for streams of `datasets`; constant, because their state counts batches
 Batches = Iterator[tuple[Columns, Any]]
 
 
 @dataclass
 class Source:
-    """Rows with named columns. `read` streams them in batches of Python values, at most `batch_size` rows each."""
+    """Rows with named columns. `read` yields them in batches of Python values, of at most `batch_size` rows."""
 
-    what: str  # how messages name it
+    what: str  # its name in messages
     columns: list[str]
-    fingerprint: str  # 16 hex digits: changes when the rows change
+    fingerprint: str  # 16 hex digits, depend on the rows
     files: list[str] = field(default_factory=list)
-    classes: dict[str, list[str]] = field(default_factory=dict)  # names behind integer (ClassLabel) columns
-    types: dict[str, str] = field(default_factory=dict)  # Arrow types where the format has them
-    num_rows: int | None = None  # where that is known without reading them
+    classes: dict[str, list[str]] = field(default_factory=dict)  # class names of integer (ClassLabel) columns
+    types: dict[str, str] = field(default_factory=dict)  # Arrow types, if the format has them
+    num_rows: int | None = None  # if known without reading them
     revision: str | None = None  # of a data set of the hub: the commit that is read
     _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
-        """Yields {column: values} of the wanted columns, in the order of the rows.
+        """Yield {column: values} of the given columns, in the order of the rows.
 
-        A value is what the format holds (str, int, float, bool, None); text that is no UTF-8 contains `UNDECODABLE`.
-        A read that fails for a reason that may pass is tried again (see `faults.retried`). Raises UserError where a
-        file is damaged, OSError where the last try failed.
+        Values have the types of the format (str, int, float, bool, None). Text that is not UTF-8 contains
+        `UNDECODABLE`. After a transient failure the read is tried again (see `retry.retried`).
+
+        Raises:
+            UserError: a file is damaged.
+            OSError: the last try failed.
         """
         return (batch for batch, _ in self.read_from(None, columns, batch_size))
 
     def read_from(self, place: Any, columns: list[str], batch_size: int = 1000) -> Batches:
-        """As `read`, from a place in the source on (None: from its beginning), each batch with the place after it.
+        """As `read`, but from a place (position) in the source on; None is the start. Yields each batch with the place
+        after it.
 
-        A place survives JSON and takes some hundred bytes. Going there opens no file before that of the place; inside
-        of it it costs what `shards` says; for .csv and .tsv, and for a shard of the hub, parsing it up to there.
+        A place is JSON-able and takes some hundred bytes. A seek opens no file before that of the place. For the cost
+        within the file see `shards`; .csv, .tsv and shards of the hub are parsed up to the place.
         """
         return self._batches(columns, batch_size, place)
 
 
 def open_files(files: list[str], kind: str, what: str, access: Access) -> Source:
-    """Files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the order given."""
+    """Open files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the given order."""
     for path in files:
         if os.path.getsize(path) == 0:
             raise UserError(f"{path} is empty; give a file with rows")
@@ -82,10 +86,10 @@ def open_files(files: list[str], kind: str, what: str, access: Access) -> Source
 
 
 def _arrow_cache(content: str) -> str:
-    """The folder where `datasets` keeps the rows of files with this content.
+    """The folder in which `datasets` stores the rows of files with this content.
 
-    `datasets` itself tells files apart by path, size and modification time: a file that was rewritten within a tick of
-    the clock, or whose time was set back, would be read as it was before.
+    `datasets` itself identifies files by path, size and modification time. If a file was rewritten within the
+    resolution of the clock, or its time was set back, `datasets` would read the old rows.
     """
     import datasets
 
@@ -93,7 +97,7 @@ def _arrow_cache(content: str) -> str:
 
 
 def _content(kind: str, files: list[str], labels: list[str] | None, access: Access) -> tuple[str, str]:
-    """(the fingerprint of a source, the one that its copy in the Arrow cache goes by)."""
+    """(fingerprint of a source, fingerprint that identifies its copy in the Arrow cache)."""
     found = fingerprint(kind, files, labels, access)
     if access.scheme == SCHEME or access.streaming:
         return found, found
@@ -108,7 +112,7 @@ def _load_files(files: list[str], kind: str, what: str, access: Access) -> Sourc
     if kind in ("csv", "tsv"):
         separator = "\t" if kind == "tsv" else ","
         columns = _header(files[0], separator)
-        # All columns are read as strings: nothing is guessed from the first rows ("007" stays, "NA" is a word).
+        # All columns are read as strings, so that no types are guessed ("007" is kept, "NA" is a word).
         options = {
             "features": Features({name: Value("string") for name in columns}),
             "sep": separator,
@@ -158,7 +162,7 @@ def _line_reader(files: list[str], access: Access) -> Callable[[list[str], int, 
 
 def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterator[tuple[Any, Any]]]) -> (
         Iterator[tuple[Any, Any]]):  # fmt: skip
-    """One file after another from [file number, place inside of it] on; none before it is opened."""
+    """Read the files one after another, from [file number, place within it] on. Earlier files are not opened."""
     first, inside = place or (0, None)
     for number in range(first, len(files)):
         path = files[number]
@@ -170,8 +174,8 @@ def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterato
 def load(*args: Any, **options: Any) -> Any:
     import datasets
 
-    datasets.disable_progress_bars()  # every rank reads; the program has its own bar
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # the error is told once, by us
+    datasets.disable_progress_bars()  # every rank would show one, and the program has its own
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are reported once, by this package
     return datasets.load_dataset(*args, **options)
 
 
@@ -183,7 +187,7 @@ def _header(path: str, separator: str) -> list[str]:
         first = next((row for row in reader if row), [])
     if not columns or not first:
         raise UserError(f"{path} holds no rows{', only column names' if columns else ''}; give a file with rows")
-    columns = [name or f"Unnamed: {place}" for place, name in enumerate(columns)]  # as pandas calls them
+    columns = [name or f"Unnamed: {place}" for place, name in enumerate(columns)]  # the names that pandas gives
     if len(set(columns)) < len(columns):
         raise UserError(f"{path} names a column twice ({', '.join(columns)}); rename one in its first line")
     if len(first) > len(columns):
@@ -197,7 +201,7 @@ def _header(path: str, separator: str) -> list[str]:
 def of_dataset(
     dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str], access: Access
 ) -> Source:
-    """A source over a Dataset (a place is a row) or an IterableDataset (a place is its state, and rows after it)."""
+    """A source of a Dataset (a place is a row number) or an IterableDataset (a place is its state and a row count)."""
     features = private_api.features_of(dataset)
     columns = columns or list(features)
     if not columns:
@@ -208,8 +212,8 @@ def of_dataset(
         if not streamed:
             view = dataset.select_columns(wanted).with_format("arrow")
             return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
-        # A copy, because views share the object that counts the shards, and passes side by side would mix them. All
-        # but the file systems that every dataset holds: to copy one in another thread adds to their cache meanwhile.
+        # A copy, because views share the object that counts shards, and parallel passes would mix their counts. The
+        # file systems are not copied: a copy in another thread would change their cache.
         shared = {id(private_api.file_systems()): private_api.file_systems()}
         own = copy.deepcopy(dataset, shared)
         private_api.watch_tables(own, access.beat)
@@ -240,7 +244,7 @@ def _rows(view: Any, wanted: list[str], batch_size: int, place: int | None) -> B
 
 def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batches:
     state, skip = place or (None, 0)
-    # Also where there is none: the view still has that of the try before.
+    # Also if the state is empty, because the view still has the state of the previous try.
     view.load_state_dict(state)
     for table in view.iter(_STREAM_ROWS):
         row, after = skip, view.state_dict()
@@ -254,8 +258,8 @@ def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batche
 
 
 def _shard(view: Any, what: str, files: list[str]) -> str:
-    """The one of `files` that a view of a stream is reading; `what` where that is not known."""
-    # The state of the view itself is behind after a resume.
+    """The one of `files` that a view of a stream is reading; `what` if not known."""
+    # Not the state of the view itself, which is behind after a resume.
     number = private_api.stream_state(view).get("shard_idx", len(files))
     return files[number] if number < len(files) else what
 
@@ -272,7 +276,7 @@ def _without_blank_lines(lines: Source) -> Source:
 
 
 def _as_json(lines: Source) -> Source:
-    """Lines of JSON, parsed here so that one broken line is one row at fault and no types are guessed."""
+    """Parse lines of JSON. It is done here, so that a broken line is one bad row and no types are guessed."""
 
     def parse(line: str) -> dict[str, Any] | None:
         try:
@@ -295,7 +299,7 @@ def _as_json(lines: Source) -> Source:
 
 
 def open_documents(paths: list[str], labels: list[str] | None, what: str, access: Access) -> Source:
-    """A folder of documents, one a file: columns text and, where the folders are classes, label."""
+    """Open a folder with one document per file: columns text and, if the folders are classes, label."""
     names = ["text"] if labels is None else ["text", "label"]
     with faults_of(what):
         found, content = _content("documents", paths, labels, access)
@@ -340,7 +344,7 @@ def _document(path: str) -> Iterator[tuple[str, None]]:
 
 
 def _reread(path: str, place: None) -> Iterator[tuple[str, None]]:
-    """A document from its beginning: the only place there is."""
+    """Read a document. The only place in it is its start."""
     return _document(path)
 
 
@@ -350,7 +354,7 @@ def _document_rows(paths: list[str], labels: list[str] | None) -> Iterator[dict[
         yield row if labels is None else row | {"label": labels[place]}
 
 
-@functools.cache  # both passes over it and its fingerprint; two megabytes in all
+@functools.cache  # used by both passes and the fingerprint; two megabytes in all
 def _sample_rows(split: str) -> list[sample.Review]:
     return list(sample.generate(split))
 

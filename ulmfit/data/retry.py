@@ -1,7 +1,7 @@
-"""What goes wrong while a shard is read: who is told, and whether another try can help.
+"""Failures while a shard is read: retries, and messages to the user.
 
-A failure that may pass (a network file system, the hub, a file that is still being copied) is tried again with
-back-off, from where it struck. A damaged file is not: it is named in a UserError.
+After a transient failure (of a network file system, of the hub, a file that is still being copied) the read is tried
+again with back-off, from the position of the failure. A damaged file is not tried again: a UserError names it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ulmfit.errors import UserError
 
-TRIES = 5  # in a row without progress, with 1, 2, 4 and 8 seconds between them
+TRIES = 5  # consecutive tries without progress, with 1, 2, 4 and 8 seconds between them
 
 T = TypeVar("T")
 _TRANSIENT = frozenset(
@@ -28,9 +28,9 @@ _NETWORK_PACKAGES = frozenset({"aiohttp", "httpcore", "httpx", "requests", "urll
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether reading again may help: errors of file systems and connections, an answer 429 or 5xx, a short file.
+    """Whether another try may succeed: errors of file systems and connections, HTTP status 429 or 5xx, a short file.
 
-    A compressed file that ends early (EOFError) counts: it may still be on its way here. Wrong bytes do not.
+    A compressed file that ends early (EOFError) is transient, because it may still be copied. Wrong bytes are not.
     """
     for cause in _causes(error):
         status = getattr(getattr(cause, "response", None), "status_code", getattr(cause, "status", None))
@@ -47,11 +47,15 @@ def is_transient(error: BaseException) -> bool:
 
 def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Callable[[], str]) -> (
         Iterator[tuple[T, Any]]):  # fmt: skip
-    """What `read(place)` yields, (item, place after it), over failures that may pass: nothing twice, nothing lost.
+    """Yield what `read(place)` yields, (item, place after it), with retries after transient failures.
 
-    After a failure `read` is called again with the place after the last item, `TRIES` times in a row at most; each
-    new try is told on stderr. `name()` is the shard that is being read. Raises OSError naming it after the last try,
-    UserError where it is damaged or ends early.
+    After a failure `read` is called again with the place after the last item, so that items are neither repeated nor
+    lost. There are at most `TRIES` consecutive tries; each new one is reported on stderr. `name()` returns the shard
+    that is being read.
+
+    Raises:
+        OSError: the last try failed; names the shard.
+        UserError: the shard is damaged or ends early.
     """
     failures = 0
     while True:
@@ -79,8 +83,10 @@ def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Ca
 
 @contextmanager
 def faults_of(what: str) -> Iterator[None]:
-    """Turns what readers raise on a file at fault into a UserError naming it; a failing or full disk, too many open
-    files or no memory are not its fault and are raised as they are."""
+    """Context that turns errors of readers about a damaged file into a UserError naming the file.
+
+    Errors not caused by the file (failing or full disk, too many open files, out of memory) are raised unchanged.
+    """
     try:
         yield
     except (UserError, MemoryError):
@@ -92,14 +98,14 @@ def faults_of(what: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the error at the root."""
+    """The first line of the message of the root cause."""
     root = _causes(error)[-1]
     reason = (str(root).strip() or type(root).__name__).splitlines()[0].rstrip(".")
     return "it holds no rows" if "corresponds to no data" in reason else reason
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what it was raised from, down to the root."""
+    """The error and its chain of causes, down to the root."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

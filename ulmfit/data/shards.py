@@ -1,13 +1,13 @@
-"""Local files read from any place in them: what a resumed stream needs, so that it need not start at their beginning.
+"""Reads local files from any position, so that a resumed stream need not read them from the start.
 
-Each reader yields (values, place after them). A place is None for the beginning, else a few integers that survive
-JSON; `read(place)` yields exactly what follows it. What going to a place costs:
+Each reader yields (values, place after them). A place (position) is None for the start, else a few JSON-able integers.
+`read(place)` yields exactly what follows the place. The cost of a seek:
 
-* lines (.txt, .jsonl): a seek and at most `CHUNK` bytes; where the file is compressed, decompressing up to there;
-* .parquet: the rows before it in its row group (by the writer's choice some thousands to a million) are decoded again;
-* a folder of documents: nothing, a place is the number of a file.
+* lines (.txt, .jsonl): a file seek and at most `CHUNK` bytes; a compressed file is decompressed up to the place;
+* .parquet: earlier rows of the same row group (some thousands to a million, by the writer's choice) are decoded;
+* a folder of documents: none, because a place is the number of a file.
 
-`readers` has the other formats, which `datasets` reads.
+Other formats are read by `datasets`, see `readers`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from ulmfit.errors import UserError
 
-# Bytes that are no UTF-8 become this noncharacter, which no text legitimately holds, so that the readers of
-# `datasets` go on and the rows can be counted.
+# Bytes that are not UTF-8 become this noncharacter, which does not occur in valid texts. So the readers of `datasets`
+# do not fail, and the rows can be counted.
 UNDECODABLE = "\ufdd0"
 
 
@@ -33,14 +33,14 @@ def _mark(error: UnicodeError) -> tuple[str, int]:
 
 codecs.register_error("ulmfit-mark", _mark)
 
-COMPRESSED = {".gz": "gzip", ".xz": "lzma", ".bz2": "bz2"}  # suffix: the module that reads it
+COMPRESSED = {".gz": "gzip", ".xz": "lzma", ".bz2": "bz2"}  # suffix -> module that reads it
 CHUNK = 2**20  # bytes of lines read at a time
-SLICE_BYTES = 32 * 2**20  # bytes of Arrow text turned into Python strings at a time
+SLICE_BYTES = 32 * 2**20  # bytes of Arrow text converted to Python strings at a time
 Columns = dict[str, list[Any]]
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a plain or compressed file for reading."""
+    """Open a plain or compressed file for reading."""
     suffix = Path(path).suffix.lower()
     if suffix in COMPRESSED:
         return import_module(COMPRESSED[suffix]).open(path, "rb")
@@ -49,24 +49,25 @@ def open_bytes(path: str) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise UserError(f"{path} needs the package zstandard; pip install zstandard") from None
-        # Its own `open` ends after the first frame, and has no readline.
+        # zstandard's own `open` reads only the first frame, and has no readline.
         frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
         return io.BufferedReader(frames)
     return open(path, "rb")
 
 
 def open_text(path: str) -> IO[str]:
-    """Opens a plain or compressed UTF-8 file for reading; undecodable bytes become `UNDECODABLE`."""
+    """Open a plain or compressed UTF-8 file for reading. Undecodable bytes become `UNDECODABLE`."""
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="ulmfit-mark", newline="")
 
 
 def read_lines(
     path: str, batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[list[str], list[int]]]:
-    """Lines of a text file without their ends (LF, CRLF or CR), blank ones included.
+    """Yield lines of a text file without line ends (LF, CRLF or CR), including blank ones.
 
-    place: [byte offset (of the decompressed text) where a line begins, lines after it].
-    beat: called at least once for each `CHUNK` that is read, or read over to get to the place.
+    Args:
+        place: [byte offset of a line's start in the decompressed text, number of lines to skip from there].
+        beat: called at least once for each `CHUNK` that is read or skipped.
     """
     offset, skip = place or (0, 0)
     with open_bytes(path) as file:
@@ -83,12 +84,12 @@ def read_lines(
             for start in range(skip, len(lines), batch_size):
                 stop = start + batch_size
                 yield lines[start:stop], [offset, stop] if stop < len(lines) else [after, 0]
-            # A decompressor may give less than it was asked for, and another time more.
+            # A decompressor may return fewer bytes than requested, and another number when it reads again.
             offset, skip = after, max(0, skip - len(lines))
 
 
 def _is_plain(file: IO[bytes]) -> bool:
-    """Whether a seek costs nothing. In a compressed file it decompresses all before, in one call and out of sight."""
+    """Whether a seek is cheap. In a compressed file it decompresses everything before, in one call without `beat`."""
     return isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
 
 
@@ -110,10 +111,14 @@ def _lines(chunk: bytes, *, first: bool) -> list[str]:
 def read_parquet(
     path: str, columns: list[str], batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Columns, list[int]]]:
-    """Rows of the wanted columns as Python values. place: [row group, rows of it].
+    """Yield rows of the given columns as Python values.
 
-    beat: called for each batch of rows that is decoded, also of those before the place.
-    Raises UserError where the file lacks a column.
+    Args:
+        place: [row group, number of its rows to skip].
+        beat: called for each batch of rows that is decoded, including those before the place.
+
+    Raises:
+        UserError: the file does not have a column.
     """
     import pyarrow.parquet
 
@@ -137,14 +142,14 @@ def read_parquet(
 
 
 def slices(table: Any, num_rows: int) -> Iterator[Any]:
-    """An Arrow table or record batch cut so that its Python values take bounded memory, and to `num_rows` at most."""
+    """Cut an Arrow table or record batch into slices of at most `num_rows`, whose Python values take bounded memory."""
     step = max(1, min(num_rows, table.num_rows * SLICE_BYTES // max(SLICE_BYTES, table.nbytes)))
     for start in range(0, table.num_rows, step):
         yield table.slice(start, step)
 
 
 def values(column: Any) -> list[Any]:
-    """Python values of an Arrow column, also where its bytes are no UTF-8 (nothing checks them on writing)."""
+    """Python values of an Arrow column. It may contain bytes that are not UTF-8, because writers do not check this."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

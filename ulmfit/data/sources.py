@@ -1,14 +1,14 @@
-"""Where a corpus lies: a file, a glob, a folder, a hub name or the embedded sample, found and opened by `datasets`.
+"""Finds and opens corpora: a file, a glob, a folder, a hub name or the embedded sample.
 
-`find` turns what the user wrote behind --data into named `Source`s. How a path is understood:
+`find` turns the value of --data into named `Source`s. These values are possible:
 
-* a file: .csv .tsv .jsonl (.json .ndjson) .parquet, and .txt (.tokens) with one document a line; all but .parquet
-  also as .gz .xz .zst .bz2. Blank lines of .txt and .jsonl files separate, they are no rows;
-* a glob or a folder of such files: files whose names contain train, valid (validation, val, dev), test or unsup
-  (unsupervised, unlabelled) between dots, dashes or underscores are these splits (wiki.train.tokens.xz); where no
-  name does, the files together are the corpus. A folder of .txt files not named so holds one document a file;
-* a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt; one
-  document a file, the classes are the folders' names, and the columns are `text` and `label`;
+* a file: .csv .tsv .jsonl (.json .ndjson) .parquet, or .txt (.tokens) with one document per line; all except .parquet
+  also as .gz .xz .zst .bz2. Blank lines of .txt and .jsonl files are skipped;
+* a glob or a folder of such files. Files whose names contain train, valid (validation, val, dev), test or unsup
+  (unsupervised, unlabelled) between dots, dashes or underscores are these splits (wiki.train.tokens.xz). If no name
+  does, all files together are the corpus. A folder of .txt files without such names has one document per file;
+* a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt. It has
+  one document per file, the classes are the names of the folders, and the columns are `text` and `label`;
 * data in memory (see `ulmfit.data.in_memory`);
 * owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
 """
@@ -37,8 +37,10 @@ _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".n
 def find(data: str | InMemory | None, access: Access | None = None) -> dict[str, Source]:
     """Sources by split name ("train", "valid", "test", "unsup" or a name of the hub's); None: the embedded sample.
 
-    Something that is not divided into splits is {"train": source}. Raises UserError for a path that does not exist or
-    holds nothing readable.
+    Data without splits give {"train": source}.
+
+    Raises:
+        UserError: the path does not exist or contains nothing readable.
     """
     access = access or Access()
     if data is None:
@@ -83,7 +85,7 @@ def _kind(path: str | Path) -> str | None:
 
 
 def _nearest(data: str) -> str:
-    """What to say of a path that does not exist: which folder is missing, or which name is similar."""
+    """For the message about a path that does not exist: the missing folder, or a similar name."""
     parent, name = os.path.split(data.rstrip("/"))
     if parent and not os.path.isdir(parent):
         return f" (the folder {parent} does not exist)"
@@ -97,7 +99,7 @@ def _split_of(path: str | Path) -> str | None:
 
 
 def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
-    """One source for each split that the files' names tell of; all together where they tell of at most one."""
+    """One source per split, by the names of the files. If they name at most one split, all files are one source."""
     kinds = sorted({str(_kind(path)) for path in paths})
     if len(kinds) > 1:
         raise UserError(f"{what} holds files of the kinds {' and '.join(kinds)}; give one file or a glob of one kind")
@@ -119,7 +121,7 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
 
 
 def _folder(folder: Path, access: Access) -> dict[str, Source] | None:
-    """The sources of a folder, None if nothing in it can be read."""
+    """The sources of a folder; None if it has no readable files."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
     folders = [path for path in inside if path.is_dir()]
     files = [str(path) for path in inside if path.is_file() and _kind(path)]
@@ -143,7 +145,7 @@ def _folder(folder: Path, access: Access) -> dict[str, Source] | None:
 
 
 def _documents(folder: Path, folders: list[Path], files: list[str], access: Access) -> dict[str, Source] | None:
-    """One document a file: a folder a class, or all loose files without classes."""
+    """Sources with one document per file. Each folder is a class; files directly in the folder have no classes."""
     classes = {path.name: sorted(str(file) for file in path.iterdir() if _kind(file) == "text") for path in folders}
     classes = {name: paths for name, paths in classes.items() if paths}
     unlabelled = [path for name in classes if SPLIT_NAMES.get(name.lower()) == "unsup" for path in classes[name]]
@@ -160,9 +162,12 @@ def _documents(folder: Path, folders: list[Path], files: list[str], access: Acce
 
 
 def _hub(data: str, access: Access) -> dict[str, Source]:
-    """A data set of the hub at one revision; offline, or where the hub does not answer within seconds, from the cache.
+    """A data set of the hub at one revision. It is read from the cache if offline or if the hub does not answer soon.
 
-    The revision is that of `access`, else the newest. Raises UserError where neither the hub nor the cache has it.
+    The revision is that of `access`, else the newest.
+
+    Raises:
+        UserError: neither the hub nor the cache has it.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -181,8 +186,8 @@ def _hub(data: str, access: Access) -> dict[str, Source]:
             cure = "log in with `hf auth login` and accept its terms" if status == 403 else "check the name"
             raise UserError(f"{data} is no file or folder{_nearest(data)}, and the hub gives no data set of that name; "
                             f"{cure}") from None  # fmt: skip
-        offline = True  # the hub itself is down
-    except Exception:  # no route, no name server, a proxy that refuses: all mean that the hub cannot be asked
+        offline = True  # the hub is down
+    except Exception:  # no route, no name server, a refusing proxy etc.: the hub cannot be reached
         offline = True
     try:
         if offline:
@@ -205,9 +210,9 @@ def _hub(data: str, access: Access) -> dict[str, Source]:
 
 
 def _from_cache(data: str, revision: str | None, streaming: bool) -> tuple[Any, str]:
-    """(splits, revision) of a hub data set in the Arrow cache: the wanted revision, else the one that came last.
+    """(splits, revision) of a hub data set in the Arrow cache: the given revision, or if None, the last one stored.
 
-    Left to itself, `datasets` takes the one that came last whichever was asked for.
+    `datasets` itself would always take the last one stored, even if another revision is requested.
     """
     name, _, configuration = data.partition(":")
     owner, _, base = name.rpartition("/")

@@ -1,9 +1,9 @@
-"""One split of a corpus: rows of its sources as texts and label indices, faults counted by reason.
+"""One split of a corpus: the rows of its sources as texts and label indices.
 
-Nothing is held in memory but the batch at hand. A row at fault is skipped and counted: "no text" (null, or no
-string), "empty", "undecodable" (no UTF-8, a lone surrogate, a broken line of JSON) and, where labels are asked for,
-"unlabelled" (null, "" or the integer -1). More than `MAX_SKIPPED` of a split's rows, or none left, is the user's to
-mend.
+Only the current batch is in memory. Bad rows are skipped and counted by reason: "no text" (null, or not a string),
+"empty", "undecodable" (not UTF-8, a lone surrogate, a broken line of JSON) and, if labels are requested, "unlabelled"
+(null, "" or the integer -1). It is a UserError if more than `MAX_SKIPPED` of a split's rows are skipped, or no row is
+left.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _TRUE, _FALSE = {"true", "1", "yes", "1.0"}, {"false", "0", "no", "0.0", ""}
 
 
 class TextBatch(NamedTuple):
-    """Rows in the order of the source; all three lists have one length, at least 1."""
+    """Rows in the order of the source. The three lists have the same length, at least 1."""
 
     texts: list[str]
-    labels: list[int] | None  # indices into the corpus's label_names; None where labels are not asked for
-    rows: list[int]  # row numbers in the source, from 0; they go on over the parts of a split
-    after: dict[str, Any]  # where the next batch begins, for `Split.batches`
+    labels: list[int] | None  # indices into the corpus's label_names; None if labels are not requested
+    rows: list[int]  # row numbers in the source, from 0, counted over all parts of a split
+    after: dict[str, Any]  # the position after this batch, for `Split.batches`
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rows of a source a split takes: those of one side of a hashed fraction, or of a boolean column."""
+    """Selects the rows of a source for a split: by a fraction of hashes, or by a boolean column."""
 
     validation: bool
     fraction: float = 0.0
@@ -44,15 +44,15 @@ class Choice:
     def takes(self, columns: Columns, texts: list[str]) -> list[bool]:
         if self.column is None:
             return [_in_fraction(text, self.fraction, self.seed) == self.validation for text in texts]
-        if self.column not in columns:  # an unsup part without the column is training text
+        if self.column not in columns:  # unsup data without the column are training texts
             return [not self.validation] * len(texts)
         return [_truth(value, self.column) == self.validation for value in columns[self.column]]
 
 
 class Split:
-    """One split of a corpus, read as often as wanted. `skipped` is complete after a full pass of `batches`.
+    """One split of a corpus. It can be read several times. `skipped` is complete after a full pass of `batches`.
 
-    `fingerprint` (16 hex digits) changes with the rows, their texts or their labels, and not with the path.
+    `fingerprint` (16 hex digits) depends on the rows, their texts and labels, not on the path.
     """
 
     def __init__(self, name: str, parts: list[Source], text_columns: list[str], *, label_column: str | None = None,
@@ -63,14 +63,14 @@ class Split:
         self.text_columns = text_columns
         self.label_column = label_column
         self.choice = choice
-        self.keep_unlabelled = keep_unlabelled  # as label -1, not as a fault
+        self.keep_unlabelled = keep_unlabelled  # with label -1, instead of skipping them
         self.label_names = label_names
         self.skipped: Counter[str] = Counter()
-        self.num_rows = 0  # seen in the last pass, skipped ones included
+        self.num_rows = 0  # rows of the last pass, including skipped ones
 
     @property
     def total_rows(self) -> int | None:
-        """Rows of all parts, those that are not this split's included; None where that is not known beforehand."""
+        """Rows of all parts, including those not selected for this split; None if not known before reading."""
         numbers = [part.num_rows for part in self.parts]
         known = [number for number in numbers if number is not None]
         return sum(known) if len(known) == len(numbers) else None
@@ -82,14 +82,15 @@ class Split:
         return hashlib.sha256(repr(identity).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def batches(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[TextBatch]:
-        """Yields the rows in batches of at most `batch_size` (fewer where texts are long or rows are left out).
+        """Yield the rows in batches of at most `batch_size` (fewer if texts are long or rows are skipped).
 
-        `start` is the `after` of a batch of an earlier pass, perhaps of another process: what follows it is read, at
-        the cost that `Source.read_from` tells. `after` survives JSON, takes some hundred bytes and carries the counts
-        of rows, so that `skipped` and `check` are those of the whole pass also when it was read in pieces.
+        `start` is the `after` of a batch of an earlier pass, possibly of another process. Reading starts after that
+        batch; for the cost see `Source.read_from`. `after` is JSON-able and takes some hundred bytes. It includes the
+        counts of rows, so `skipped` and `check` refer to the whole pass even if it was read in pieces.
 
-        Raises UserError for a label that is not among the label names, for a damaged file and, at the end, as
-        `check` does; OSError for one that cannot be read though it was tried again.
+        Raises:
+            UserError: a label is not among the label names, a file is damaged, or at the end, as `check`.
+            OSError: a file cannot be read, after several tries.
         """
         self.skipped = Counter(start["skipped"] if start else {})
         self.num_rows = start["num_rows"] if start else 0
@@ -121,7 +122,7 @@ class Split:
         self.check()
 
     def check(self) -> None:
-        """Raises UserError if more than `MAX_SKIPPED` of the last pass's rows were skipped, or none was left."""
+        """Raise UserError if more than `MAX_SKIPPED` of the last pass's rows were skipped, or no row was left."""
         skipped, where = sum(self.skipped.values()), self.parts[0].what
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.skipped.most_common())
         if not self.num_rows:
@@ -141,14 +142,14 @@ class Split:
                             f"split ({reasons}), more than {MAX_SKIPPED:.0%} allows; {cure}")  # fmt: skip
 
     def count_labels(self) -> Counter[str]:
-        """Label names as the data has them and their counts; reads the label column (and what the choice needs)."""
+        """Count the labels by name. Reads only the label column (and columns needed for the selection of rows)."""
         counts: Counter[str] = Counter()
         hashed = self.choice is not None and self.choice.column is None
         for part, columns, _, _ in self._read(self.text_columns if hashed else [], 10_000):
             assert self.label_column is not None
             names = [_label_name(part, self.label_column, value) for value in columns[self.label_column]]
             if self.choice:
-                texts = [""] * len(names)  # of no account where a column decides
+                texts = [""] * len(names)  # not needed if a column selects the rows
                 if hashed:
                     rows = zip(*(columns[name] for name in self.text_columns), strict=True)
                     texts = [_join(row)[0] for row in rows]
@@ -159,7 +160,7 @@ class Split:
 
     def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None) -> (
             Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
-        """(part, values, number of their first row, the place after them)."""
+        """Yield (part, values, number of their first row, position after them)."""
         first, place, row = (start["part"], start["place"], start["row"]) if start else (0, None, 0)
         column = self.choice.column if self.choice else None
         for number, part in enumerate(self.parts[first:], first):
@@ -171,7 +172,7 @@ class Split:
             place = None
 
     def _label(self, part: Source, value: Any, index: dict[str, int]) -> int:
-        """The index of a label, -1 for an unlabelled row."""
+        """The index of a label; -1 for an unlabelled row."""
         name = _label_name(part, self.label_column, value)
         if name is None:
             return -1
@@ -190,7 +191,7 @@ def unseen_label(part: Source, split: str, name: str, names: list[str]) -> UserE
 
 
 def _label_name(part: Source, column: str | None, value: Any) -> str | None:
-    """A label as text, None where there is none: 1, 1.0 and "1" are the same class."""
+    """A label as text; None if there is none. 1, 1.0 and "1" are the same class."""
     names = part.classes.get(str(column))
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
@@ -202,13 +203,13 @@ def _label_name(part: Source, column: str | None, value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
-    if text.endswith(".0") and is_integer(text[:-2]):  # integers beside missing ones, as pandas writes them
+    if text.endswith(".0") and is_integer(text[:-2]):  # pandas writes integers so if a column has missing values
         return text[:-2]
     return None if not text or UNDECODABLE in text else text
 
 
 def _join(values: tuple[Any, ...]) -> tuple[str, str]:
-    """(text, fault): the fields of a row as one text; the fault is "" for a good row."""
+    """Join the fields of a row. Returns (text, reason for skipping the row); the reason of a good row is ""."""
     present = [value for value in values if isinstance(value, str)]
     if not present:
         return "", "no text"

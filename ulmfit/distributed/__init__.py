@@ -1,1 +1,1 @@
-"""Processes, and engines that shard. May import config and errors."""
+"""Process group, stop requests, watchdog, and the engines that shard. May import config and errors."""

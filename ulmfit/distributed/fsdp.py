@@ -1,9 +1,10 @@
-"""FSDP2: weights, gradients and moments cut over the ranks by torch's `fully_shard`.
+"""FSDP2: weights, gradients and moments sharded over the ranks by torch's `fully_shard`.
 
-The network is one unit. Its weights are gathered once a forward pass, which holds however many windows a
-rank's documents have; cut finer, ranks with documents of other lengths would wait for each other. What is
-sharded is a copy made at the start of a stage: the task's own network stays an ordinary module, out of date
-but for `full_weights`, which costs each rank one more copy of the weights and spares undoing the sharding.
+The whole network is one FSDP unit, so its weights are gathered once per forward pass, for any number of windows. With
+smaller units, weights would be gathered in each window, and ranks whose documents have other numbers of windows would
+wait for each other forever. What is sharded is a copy of the network, made at the start of a stage. The task's own
+network stays an ordinary module, which is updated only in `full_weights`. This costs each rank one more copy of the
+weights, but the sharding need not be undone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class FSDPEngine:
-    """The methods of `PlainEngine` (engine.py) over a sharded copy of the network."""
+    """An `Engine` (training/engine.py) that trains a sharded copy of the network."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._accelerator, self._progress = runtime.accelerator, runtime.progress
@@ -42,7 +43,7 @@ class FSDPEngine:
         self.optimizer: torch.optim.Optimizer
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take the network and a stage's fresh optimizer, whose parameters become the shards."""
+        """Start a stage with the network and a new optimizer. The optimizer's parameters are replaced by the shards."""
         if self._net is not None:
             self._refresh()
         self._net = net
@@ -50,22 +51,22 @@ class FSDPEngine:
         self.model = cast("_Sharded", fully_shard(copy.deepcopy(net), mesh=self._mesh))
         use_parameters(optimizer, dict(self.model.named_parameters()))
         self.optimizer = optimizer
-        # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
+        # This adds only autocast for mixed precision: in evaluation mode accelerate does not wrap in DDP.
         forget_prepared(self._accelerator)
         self._accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
-        """Around one micro-batch's forward and backward: ranks reduce gradients in the last one only."""
+        """Context of one micro-batch's forward and backward pass. Gradients are reduced in the last one only."""
         self.model.set_requires_gradient_sync(last)
-        self._progress.waits()  # the forward pass gathers weights
+        self._progress.waits()  # the forward pass is a collective: it gathers weights
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        """Add the loss's gradients to those of earlier micro-batches. They are averaged over ranks."""
         loss.backward()
 
     def update(self, clip: float) -> tuple[Tensor, Tensor]:
-        """Clip and step: the gradient norm before clipping, and 1.0 where the step was skipped."""
+        """Clip and step. Returns two 0-d tensors: the gradient norm before clipping, and 1 if the step was skipped."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         assert isinstance(total, DTensor), "every gradient is cut as its parameter is"
@@ -79,17 +80,17 @@ class FSDPEngine:
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
-        """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
+        """Context in which `net` of `begin_stage` holds the complete current weights on all ranks, for reading only."""
         self._refresh()
         yield
 
     def _refresh(self) -> None:
-        """Bring the task's network up to date (a collective)."""
+        """Copy the current weights to the task's network (a collective)."""
         assert self._net is not None, "begin_stage comes first"
         self._net.load_state_dict({name: _gathered(value) for name, value in self.model.state_dict().items()})
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the current stage: whole moments, as `PlainEngine` (a collective)."""
+        """The checkpoint state of the current stage, with complete moments, as in `PlainEngine` (a collective)."""
         named = optimizer_state(self.optimizer)
         return {
             "optimizer": {
@@ -99,7 +100,7 @@ class FSDPEngine:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` of any engine gave, after `begin_stage`."""
+        """Restore a `state` of any engine, after `begin_stage`."""
         parameters = dict(self.model.named_parameters())
 
         def shard(name: str, value: Tensor) -> Tensor:

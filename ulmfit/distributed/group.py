@@ -1,8 +1,8 @@
-"""Joining the process group and agreeing on a user's mistake.
+"""Joins the process group, and raises a user's mistake on all ranks.
 
-A group is joined once and kept until the process ends, so that one script can train several times: a second group on
-the launcher's store would find the addresses that the first one left there. What `accelerate` holds for the whole
-process (its shared states) is put back after every training, because it fixes the precision of the first.
+The group is joined once and kept until the process ends, so that one script can train several times. A second group on
+the launcher's store would find the addresses of the first one there. accelerate's shared states, which are global to
+the process, are restored after every training, because they fix the precision of the first training.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from ulmfit.distributed.sharding import processes_only
 from ulmfit.errors import UserError
 from ulmfit.private_api import abort_group, group_store, shared_states
 
-# Ranks wait in a collective while rank 0 reads and tokenises a large corpus. A hang in training is the watchdog's.
+# Long, because ranks wait in a collective while rank 0 reads and tokenises a large corpus. In training, the watchdog
+# detects a hang.
 GROUP_TIMEOUT = timedelta(hours=12)
-HEARD = 5.0  # seconds in which the other ranks notice that one has left
+HEARD = 5.0  # seconds in which the other ranks notice that a rank has left
 _LEFT, _HEARD = "ulmfit/left", "ulmfit/heard"
 
-_unusable = False  # an earlier training of this process failed on some ranks: they may be in different collectives
+_unusable = False  # True after a training failed on some ranks, because the ranks may be in different collectives
 
 
 class Group:
-    """This process among those of the launch.
+    """The process group of the launch, as seen by this process.
 
     Attributes:
         rank: of this process.
         world_size: number of processes.
         device: of this process.
-        setting_up: every collective first asks all ranks whether one has found a mistake (`check_in`). Not so in
-            training, where a failing rank leaves the group (`mistakes_end_all`).
+        setting_up: True during set-up. Then every collective first checks whether a rank has found a mistake
+            (`check_in`). In training it does not; a failing rank leaves the group (`mistakes_end_all`).
 
     Raises:
-        UserError: the launcher's world size and the process group's differ, or an earlier training of this process
-            left the ranks at different places.
+        UserError: the launcher's world size differs from the process group's, or an earlier training in this process
+            failed with the ranks in different collectives.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class Group:
             raise
         self._joined = dist.is_initialized()
         if self._joined and not was_there:
-            # Not atexit, which does not run in the processes of `notebook_launcher`.
+            # atexit does not run in the processes of `notebook_launcher`.
             util.Finalize(None, _leave, exitpriority=0)
         self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
         self.setting_up = True
@@ -80,10 +81,10 @@ class Group:
             )
 
     def check_in(self, error: UserError | None = None) -> None:
-        """Tell the other ranks what this one has found (a collective).
+        """Exchange the mistakes that ranks have found (a collective). `error` is that of this rank, if any.
 
         Raises:
-            UserError: that of the lowest rank that has one, on all ranks; its `rank` tells whose it is.
+            UserError: a rank has one; that of the lowest rank is raised on all ranks, with `rank` set.
         """
         if self.world_size > 1:
             found = torch.tensor([error is not None], dtype=torch.int32, device=self.device)
@@ -108,10 +109,10 @@ class Group:
 
     @contextmanager
     def mistakes_end_all(self) -> Iterator[None]:
-        """Within it a UserError of one rank is raised on all ranks.
+        """Context in which a UserError of one rank is raised on all ranks.
 
-        In set-up the others hear of it in their next collective, and the group stays usable. In training they may
-        be anywhere in a step: the failing rank breaks the connections, and the others find its sentence in the store.
+        In set-up the other ranks get it in their next collective, and the group stays usable. In training they may be
+        anywhere in a step. So the failing rank aborts the connections, and the others read its message from the store.
         """
         try:
             yield
@@ -129,20 +130,24 @@ class Group:
             raise
 
     def end_set_up(self) -> None:
-        """From here on collectives are not preceded by `check_in`."""
+        """End set-up: from now on collectives do not call `check_in`."""
         self.check_in()
         self.setting_up = False
 
     def store(self) -> Any:
-        """The key-value store that the ranks met in; None for a single process."""
+        """The key-value store of the process group; None for a single process."""
         return group_store() if self.world_size > 1 else None
 
     def close(self, *, in_order: bool = True) -> None:
-        """End this use of the group. Not `in_order`: ranks may be in different collectives, so it is used no more."""
+        """End this use of the group.
+
+        Args:
+            in_order: False if ranks may be in different collectives. Then the group cannot be used again.
+        """
         global _unusable
         if not in_order and self.world_size > 1:
             _unusable = True
-        elif dist.is_initialized() and not self._joined:  # DeepSpeed's, of one process
+        elif dist.is_initialized() and not self._joined:  # a group of one process, made by DeepSpeed
             dist.destroy_process_group()
         self._restore_states()
 
@@ -152,14 +157,14 @@ class Group:
             state.update(found)
 
     def _leave_with(self, error: UserError) -> None:
-        """Break off while others wait for this rank in a collective, and stay until they have read why.
+        """Abort the group while others may wait for this rank in a collective.
 
-        (Rank 0 may be the one that serves the store.)
+        This process then stays until they have read the reason, because the store may be in this process (rank 0).
         """
         error.rank = self.rank
         store = self.store()
         store.set(_LEFT, json.dumps({"rank": self.rank, "sentence": str(error)}))
-        with suppress(RuntimeError):  # a backend that cannot: the watchdog of each rank reads the store too
+        with suppress(RuntimeError):  # the backend cannot abort; the watchdog of each rank reads the store too
             abort_group(self.device)
         deadline = time.monotonic() + HEARD
         while store.add(_HEARD, 0) < self.world_size - 1 and time.monotonic() < deadline:
@@ -170,23 +175,22 @@ class Group:
 
 
 def mistake_in(store: Any) -> UserError | None:
-    """The mistake with which another rank has left the group, if one has."""
+    """The mistake with which another rank has left the group; None if none has."""
     try:
         if not store.check([_LEFT]):
             return None
         told = json.loads(store.get(_LEFT))
         store.add(_HEARD, 1)
-    except RuntimeError:  # the store has gone with its process
+    except RuntimeError:  # the process with the store has ended
         return None
     return UserError(told["sentence"], rank=told["rank"])
 
 
 def join_after_restart(backend: str) -> None:
-    """Join the process group ourselves where a launcher has restarted its workers (`--max_restarts`).
+    """Join the process group without accelerate after a launcher has restarted its workers (`--max_restarts`).
 
-    The launcher's store outlives its workers, and what the dead ones wrote there about themselves misleads the new
-    ones in half of the restarts, for ever (pytorch#135712). A prefix of the attempt's own keeps them apart;
-    accelerate uses the group that it finds.
+    The launcher's store survives its workers. Entries of ended workers make the new ones hang in half of the restarts
+    (pytorch#135712). So each attempt uses its own key prefix. accelerate uses the existing group.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0":

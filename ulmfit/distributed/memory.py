@@ -1,4 +1,4 @@
-"""Memory that runs out: which option to change, and the number of micro-batches that fits."""
+"""Out of memory: advice which option to change, and the search for a number of micro-batches that fits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 
-MARGIN = 0.08  # of a GPU's memory, kept free for fragments and for what other libraries take
+MARGIN = 0.08  # share of a GPU's memory that is kept free, for fragmentation and other libraries
 
-# Only torch's own allocator of the GPU has an error class: its allocator on the CPU, the CUDA runtime (another program
-# took what was free), cuBLAS and cuDNN raise a RuntimeError.
+# Only torch's GPU allocator has its own error class. Its CPU allocator, the CUDA runtime (if another program took the
+# memory), cuBLAS and cuDNN raise a RuntimeError.
 _WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 class Trial(Protocol):
-    """What a trial needs of a task (`Task` of training/loop.py has more)."""
+    """The part of a task (`Task` of training/loop.py) that a trial uses."""
 
     micro_batches: int
 
@@ -33,12 +33,12 @@ class Trial(Protocol):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that the device's or the machine's memory is used up."""
+    """Whether an exception means that the memory of the device or machine is exhausted."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _WORDS)
 
 
 def advice(micro_batches: int, most: int) -> str:
-    """What to do about a step that does not fit."""
+    """Advice for the user if a step does not fit into memory."""
     if micro_batches < most:
         return (
             f"give --micro-batches {2 * micro_batches} (now {micro_batches}), which trains the same model in less "
@@ -48,7 +48,7 @@ def advice(micro_batches: int, most: int) -> str:
 
 
 class _Alone:
-    """The engine of a trial: this process's forward and backward pass, met by no other rank."""
+    """The engine of a trial: forward and backward pass of this process, without collectives."""
 
     def __init__(self, net: nn.Module, runtime: Runtime) -> None:
         self._net, self._runtime = net, runtime
@@ -68,20 +68,20 @@ class _Alone:
 
 
 def fit_micro_batches(task: Trial, runtime: Runtime) -> int:
-    """The smallest power of two of micro-batches with which the largest step fits, equal on all ranks.
+    """Find the smallest power of two of micro-batches with which the largest step fits on all ranks (a collective).
 
-    Each rank tries its own part of the largest step (all layers trained, AdamW's moments in place) and
-    leaves weights, statistics, hidden state and gradients as they were. Sets `task.micro_batches`.
+    Each rank tries its own part of the largest step, with all layers trained and memory for AdamW's moments. Weights,
+    statistics, hidden state and gradients are unchanged afterwards. Sets `task.micro_batches`.
 
     Raises:
-        UserError: not even the finest cut fits, be it on another rank.
+        UserError: even the largest number does not fit on some rank; raised on all ranks.
     """
     kept = {name: tensor.detach().cpu().clone() for name, tensor in task.net.state_dict().items()}
     trained = [parameter.requires_grad for parameter in task.net.parameters()]
     micro_batches = 1
     while True:
         task.micro_batches = micro_batches
-        # Agreed on before anyone leaves: the others would wait for a rank that raised on its own.
+        # The ranks agree before one raises, because the others would wait for it in the next collective.
         if not runtime.max([not _fits(task, runtime)])[0]:
             break
         micro_batches *= 2
@@ -118,4 +118,4 @@ def _fits(task: Trial, runtime: Runtime) -> bool:
         task.net.zero_grad(set_to_none=True)
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(runtime.device)  # the log tells the peak of training
+            torch.cuda.reset_peak_memory_stats(runtime.device)  # the log shows the peak of training only

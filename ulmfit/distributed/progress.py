@@ -1,4 +1,4 @@
-"""What this process is doing, for those who ask from outside: the watchdog and the metrics of stragglers."""
+"""What this process is doing now, for the watchdog and for the timing of slow ranks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ WAITING = "waiting for the other ranks"
 
 
 class Progress:
-    """Where the loop stands, told by the loop itself at no cost worth naming.
+    """Current activity of the loop. The loop updates it, at negligible cost.
 
     Attributes:
-        step: the step in hand.
-        doing: in words.
-        count: rises whenever something new is told; a count that stands still means a process that does.
+        step: the current step.
+        doing: the current activity, in words.
+        count: heartbeat counter, incremented at each update; unchanged means stuck.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,32 +26,33 @@ class Progress:
         self._works: list[tuple[Any, Any]] = []
 
     def now(self, doing: str) -> None:
-        """From here on the process does something else."""
+        """Set the current activity."""
         self.doing = doing
         self.count += 1
 
     def beat(self) -> None:
-        """The process still does what it did, and gets on with it."""
+        """Heartbeat: the same activity makes progress."""
         self.count += 1
 
     def begin_step(self, step: int) -> None:
-        """The next step begins, by reading its batch."""
+        """Start a step. Its first activity is to read the batch."""
         self.step = step
         self._began = self._mark()
         self.now("reading data")
 
     def waits(self) -> None:
-        """From here on the process may have to wait for other ranks. The first time in a step ends what
-        counts as its own work."""
+        """From now on the process may wait for other ranks. The first call in a step ends the time of its own work."""
         if self._began is not None:
             self._works.append((self._began, self._mark()))
             self._began = None
         self.now(WAITING)
 
     def own_work(self) -> float:
-        """Seconds of the steps since the last call that this process spent before it first met the others:
-        reading and the forward pass (the backward pass overlaps with the reduction). On a GPU, of its time;
-        the device must have finished these steps."""
+        """Seconds of this process's own work in the steps since the last call.
+
+        This is the time before a step's first collective: reading and forward pass (the backward pass overlaps with the
+        reduction). On a GPU it is time of the GPU, which must have finished these steps.
+        """
         works, self._works = self._works, []
         if self._on_gpu:
             return sum(began.elapsed_time(ended) for began, ended in works) / 1000

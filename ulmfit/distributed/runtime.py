@@ -1,4 +1,4 @@
-"""The device, the arithmetic and what ranks say to each other (the process group itself is in group.py)."""
+"""Device, precision, determinism and collectives of a run (the process group itself is in group.py)."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Runtime:
     """One process's view of the run: rank, world size, device and collectives.
 
     Attributes:
-        engine: plain, fsdp2, zero1, zero2 or zero3, as the launcher asked.
-        compress_gradients: whether ranks average their gradients in bf16.
+        engine: plain, fsdp2, zero1, zero2 or zero3, as requested from the launcher.
+        compress_gradients: whether gradients are averaged over ranks in bf16.
 
     Args:
-        group: a joined one; by default it is joined here.
+        group: a joined group; by default it is joined here.
 
     Raises:
-        UserError: the precision or the engine is not to be had on this device, or the group cannot be used.
+        UserError: precision or engine is not available on this device, or the group cannot be used.
     """
 
     def __init__(self, config: TrainConfig, group: Group | None = None) -> None:
@@ -65,10 +65,10 @@ class Runtime:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # cuDNN's is on by default
-        # Parameters that took no part in a step (frozen layers, a rank without documents) must not stall
-        # the reduction; and with unused-parameter search the buckets are never rebuilt, so that a resumed
-        # run sums in the same order as one that was never stopped. The buffers (BatchNorm statistics)
-        # are equal on all ranks by construction.
+        # find_unused_parameters, because parameters may have no gradient in a step (frozen layers, a rank without
+        # documents) and the reduction must not wait for them. It also prevents DDP from rebuilding buckets, so that a
+        # resumed run sums in the same order as an uninterrupted one. Buffers (BatchNorm statistics) need no broadcast,
+        # because all ranks compute the same.
         ddp = DistributedDataParallelKwargs(
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
@@ -79,12 +79,12 @@ class Runtime:
         seed_everything(config.seed)
 
     def own_rows(self, num_rows: int) -> range:
-        """The contiguous share of global rows that this rank holds; may be empty."""
+        """The contiguous rows of the global batch that belong to this rank; may be empty."""
         return range(num_rows * self.rank // self.world_size, num_rows * (self.rank + 1) // self.world_size)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within it this process meets no other: what would be summed or gathered over ranks is its own."""
+        """Context without communication: sums and gathers return only the values of this process."""
         world_size, self.world_size = self.world_size, 1
         try:
             yield
@@ -92,7 +92,7 @@ class Runtime:
             self.world_size = world_size
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over ranks (a new tensor, equal on all of them)."""
+        """The sum of a tensor over ranks, equal on all ranks (a collective)."""
         if not self._meets():
             return values
         total = values.clone()
@@ -100,7 +100,7 @@ class Runtime:
         return total
 
     def max(self, values: list[float]) -> list[float]:
-        """The element-wise largest over ranks of a few numbers."""
+        """The element-wise maximum of numbers over ranks (a collective)."""
         if not self._meets():
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -108,7 +108,7 @@ class Runtime:
         return tensor.tolist()
 
     def gather(self, values: Tensor) -> Tensor:
-        """Every rank's tensor (all of one shape), stacked along a new first dimension; no gradient."""
+        """Stack the ranks' tensors, of equal shape, along a new first dimension, without gradient (a collective)."""
         if not self._meets():
             return values.detach().unsqueeze(0)
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
@@ -116,11 +116,11 @@ class Runtime:
         return torch.stack(parts)
 
     def gather_objects(self, values: list[Any]) -> list[Any]:
-        """The ranks' lists of picklable objects, joined in the order of ranks, on every rank."""
+        """Concatenate the ranks' lists of picklable objects, in the order of ranks, on every rank (a collective)."""
         return gather_object(values) if self._meets() else values
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's object on every rank."""
+        """Rank 0's object on every rank (a collective)."""
         if not self._meets():
             return value
         holder = [value]
@@ -128,10 +128,14 @@ class Runtime:
         return holder[0]
 
     def on_main(self, action: Callable[[], Result]) -> Result:
-        """Run `action()` on rank 0 and give its result to all; its UserError is raised on every rank."""
+        """Run `action()` on rank 0 and return its result on all ranks (a collective).
+
+        Raises:
+            UserError: `action` raised it; raised on every rank.
+        """
         if self.world_size == 1:
             return action()
-        self._meets()  # a mistake that another rank has found already need not wait for the end of the action
+        self._meets()  # check for mistakes of other ranks now, not after the action, which may take long
         value, mistake = None, None
         if self.is_main:
             try:
@@ -143,13 +147,13 @@ class Runtime:
         return self.broadcast(value)
 
     def main_first(self, action: Callable[[], Result]) -> Result:
-        """Run `action()` on every rank, on rank 0 before the others (it fills caches, and a mistake is found once)."""
+        """Run `action()` on every rank, first on rank 0, so that caches are filled and a mistake is reported once."""
         done: list[Result] = []
         self.on_main(lambda: done.append(action()))
         return done[0] if done else action()
 
     def store(self) -> Any:
-        """The key-value store that the ranks met in; None for a single process."""
+        """The key-value store of the process group; None for a single process."""
         return self.group.store()
 
     def barrier(self) -> None:
@@ -158,13 +162,13 @@ class Runtime:
             self.accelerator.wait_for_everyone()
 
     def close(self, *, in_order: bool = True) -> None:
-        """End the run: let go of what holds on to the process group, and leave torch and accelerate as they were.
+        """End the run: free objects that refer to the process group, and restore torch's and accelerate's settings.
 
-        What DDP and FSDP made in C++ refers to the group and lies in reference cycles: left to the garbage
-        collector it would go later, in any thread, or while the interpreter is being taken down.
+        C++ objects of DDP and FSDP refer to the group and are in reference cycles. They are collected here. Otherwise
+        the garbage collector would free them later, in any thread or during interpreter shutdown.
 
         Args:
-            in_order: the ranks are at the same place, so that the group can be used again.
+            in_order: False if ranks may be in different collectives. Then the group cannot be used again.
         """
         forget_prepared(self.accelerator)
         gc.collect()
@@ -172,7 +176,7 @@ class Runtime:
         self.group.close(in_order=in_order)
 
     def _meets(self) -> bool:
-        """Whether there are others to meet in a collective that now begins; in set-up, ask them for mistakes first."""
+        """Whether a collective has to communicate. In set-up, first exchange mistakes with the other ranks."""
         if self.world_size == 1:
             return False
         self.progress.waits()
@@ -182,7 +186,7 @@ class Runtime:
 
 
 class _Settings:
-    """What torch holds for the whole process and a run may change."""
+    """Global settings of torch that a run may change."""
 
     def __init__(self) -> None:
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -200,10 +204,11 @@ class _Settings:
 def open_runtime(
     config: TrainConfig, prepare: Callable[[Group], TrainConfig] | None = None
 ) -> Iterator[tuple[Runtime, TrainConfig]]:
-    """Join the ranks, and leave them at the end; a user's mistake that one rank finds is raised on all.
+    """Join the process group, and end its use at the end. A UserError of one rank is raised on all ranks.
 
     Args:
-        prepare: gives the configuration to use, or raises UserError; called once the ranks can tell each other.
+        prepare: returns the configuration to use, or raises UserError. It is called after the group is joined, so that
+            the error reaches all ranks.
     """
     group = Group()
     runtime: Runtime | None = None
@@ -223,22 +228,22 @@ def open_runtime(
         close(group.setting_up)
         raise
     except BaseException:
-        # The ranks may be at different places, and to leave the group in good order would mean to wait for them.
+        # The ranks may be in different collectives, so do not wait for them.
         close(False)
         raise
     close(True)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator. Initial weights are the only thing that these decide; data order and
-    dropout derive their own seeds (training/masks.py)."""
+    """Seed the global random generators. They only determine initial weights. Data order and dropout have their own
+    seeds (batches/order.py, training/masks.py)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def environment() -> dict[str, Any]:
-    """Versions and commit, for config.json."""
+    """Versions of packages and git commit, for config.json."""
     packages = ("torch", "accelerate", "datasets", "tokenizers", "tensorboard", "numpy")
     try:
         commit = subprocess.run(

@@ -1,9 +1,9 @@
-"""Which engine the launcher asked for, and what each cannot do.
+"""Determines the engine that the launcher requested, and checks that it can be used.
 
-`accelerate launch` says by environment variables that it wants DeepSpeed or FSDP. accelerate itself shall only
-make the process group: it ignores both on the CPU (and under FSDP then leaves gradients unreduced), asks for
-transformers under DeepSpeed, and steps inside its backward. So the variables are hidden from it and the engines
-of this package (zero.py, fsdp.py) do the wrapping.
+`accelerate launch` requests DeepSpeed or FSDP by environment variables. The variables are hidden from accelerate, which
+only makes the process group; the engines of this package (zero.py, fsdp.py) wrap the model. The reasons: on the CPU
+accelerate ignores both (and with FSDP does not reduce gradients), with DeepSpeed it needs transformers, and it does
+the optimizer step inside backward.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def wanted_engine(config: TrainConfig) -> str:
     """The engine of this launch: plain, fsdp2, zero1, zero2 or zero3.
 
     Raises:
-        UserError: the launcher's settings name something that this program cannot do.
+        UserError: the launcher's settings request something that is not supported.
     """
     if _is_true(USE_DEEPSPEED):
         engine = f"zero{zero_settings()['stage']}"
@@ -53,7 +53,7 @@ def wanted_engine(config: TrainConfig) -> str:
             "--precision fp64 cannot be had with DeepSpeed, whose weights are fp32; use fp32, or launch/multi_gpu.yaml"
         )
     if engine == "zero3" and config.task == "clf":
-        # Measured: two ranks wait for each other forever at the first step of different numbers of windows.
+        # Tested: at the first step with different numbers of windows, two ranks wait for each other forever.
         raise UserError(
             "ZeRO stage 3 gathers weights for every window of text, of which the classifier's documents "
             "have different numbers on each process; use launch/zero2.yaml or launch/fsdp2.yaml"
@@ -62,11 +62,11 @@ def wanted_engine(config: TrainConfig) -> str:
 
 
 def zero_settings() -> dict[str, Any]:
-    """DeepSpeed's "zero_optimization" section: that of the launcher's file, else the launcher's own stage.
+    """DeepSpeed's "zero_optimization" section: from the launcher's file if given, else with the launcher's stage.
 
     Raises:
-        UserError: deepspeed is not installed, the file cannot be read, or it asks for another stage than 1, 2
-            or 3, or for offloading.
+        UserError: deepspeed is not installed, the file cannot be read, the stage is not 1, 2 or 3, or offloading is
+            requested.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
@@ -102,7 +102,7 @@ def zero_settings() -> dict[str, Any]:
 
 @contextmanager
 def processes_only() -> Iterator[None]:
-    """Within it accelerate sees a launch of plain processes."""
+    """Context in which the requests for DeepSpeed and FSDP are hidden from accelerate."""
     hidden = {name: os.environ.pop(name) for name in (USE_DEEPSPEED, USE_FSDP) if name in os.environ}
     try:
         yield

@@ -1,5 +1,8 @@
-"""Requests to stop: signals, a stop file, a time limit and the death of the launcher. Imports no torch, so that a
-script can install the handlers first: a signal during a long import would otherwise kill the process."""
+"""Stop requests: signals, a stop file, a time limit, the end of the launcher.
+
+Imports no torch, so that a script can install the handlers before its long imports. Without them a signal would kill
+the process.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,31 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE = "stop"
-# Set for their workers by torchrun (and accelerate's launchers of several processes) and by accelerate's of one.
-# A launcher hands on the Ctrl-C that its processes may have had from the terminal already: within so many seconds it is one.
+# A launcher forwards a Ctrl-C that its processes may also get from the terminal. Within so many seconds the two count
+# as one.
 ECHO = 1.0
+# Environment variables that launchers set for their workers: torchrun and accelerate with several processes, and
+# accelerate with one.
 LAUNCHER_MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 
 
 class StopRequest:
-    """A flag that signals set; the training loop reads it and agrees on it between ranks.
+    """A flag that signals set. The training loop reads it, and the ranks agree on it.
 
-    The second Ctrl-C leaves at once: a script with exit code 130, a call from Python by KeyboardInterrupt.
+    The second Ctrl-C stops at once: a script exits with code 130, a call from Python raises KeyboardInterrupt.
 
     Attributes:
-        reason: why, once there is a request.
-        interrupted: it came by Ctrl-C in a call from Python.
-        in_loop: a request will be looked at; a Ctrl-C before or after that raises KeyboardInterrupt at once.
+        reason: the reason of the request; None without one.
+        interrupted: True if it came by Ctrl-C in a call from Python.
+        in_loop: True while the loop reads requests. At other times Ctrl-C raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.interrupted = self.in_loop = False
         self._interrupts, self._last_interrupt = 0, -ECHO
-        # Workers are in sessions of their own and outlive a launcher that is killed. Without a launcher the
-        # parent is a shell, which one may leave while the run goes on.
+        # Workers have their own sessions, so they survive a launcher that is killed, and must notice its end. Without
+        # a launcher the parent is a shell, which the user may close while the run continues.
         self._launcher = os.getppid() if any(mark in os.environ for mark in LAUNCHER_MARKS) else None
         self._deadline: float | None = None
         self._file: Path | None = None
@@ -53,7 +58,7 @@ class StopRequest:
         return request
 
     def release(self) -> None:
-        """Give the signals back to their former handlers, and hand on one that has come meanwhile."""
+        """Restore the former signal handlers, and raise again a signal that has arrived meanwhile."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         if self.reason is not None:
@@ -62,10 +67,10 @@ class StopRequest:
     @classmethod
     @contextmanager
     def on_interrupt(cls) -> Iterator[StopRequest]:
-        """Within it the first Ctrl-C asks for a stop and the second raises KeyboardInterrupt.
+        """Context in which the first Ctrl-C requests a stop and the second raises KeyboardInterrupt.
 
-        For calls from Python, whose process is not ours: the handler that was there comes back. Only in the main
-        thread, because Python runs handlers there alone.
+        It is for calls from Python. The former handler is restored at the end, because the process belongs to the
+        caller. It acts in the main thread only, because Python runs signal handlers only there.
         """
         request = cls()
         former = signal.getsignal(signal.SIGINT)
@@ -100,7 +105,7 @@ class StopRequest:
     def watch(self, directory: Path, max_minutes: float | None, started: float) -> None:
         """Also stop for a file named `stop` in the run directory, or `max_minutes` after `started`.
 
-        A stop file left from before is removed by whoever creates the run directory's lock.
+        A stop file of an earlier run is removed when the run directory's lock is created.
         """
         self._file = directory / STOP_FILE
         self._deadline = None if max_minutes is None else started + 60 * max_minutes

@@ -1,9 +1,9 @@
-"""Ends a run that hangs, and says who hangs.
+"""Ends a run that hangs, and reports which rank hangs.
 
-A collective waits for all ranks, so one that reads from a dead file system, or whose process was stopped,
-holds up the whole job, and the time-out of the process group names nobody. Here every rank publishes what it
-does in the store that the process group met in. When a rank has stood still for too long, it looks at what
-the others say, and the first that can tells the user.
+A collective waits for all ranks. So a rank that reads from a dead file system, or whose process was suspended, blocks
+the whole job, and the timeout of the process group does not name the rank. Here every rank publishes its activity in
+the process group's store. A rank that makes no progress for too long reads the activities of the others. The first
+one that can reports the cause to the user.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ _KEY = "ulmfit/beat/{}"
 
 
 class Watchdog:
-    """A thread that watches `progress` and leaves the process with exit code 1 when nothing moves for `limit` seconds.
+    """A thread that watches `progress` and ends the process with exit code 1 if no rank makes progress.
 
     Args:
-        store: of the process group (`set`, `get`, `check`); None for a single process.
-        tell: called before leaving, by one rank, with the sentence for the user.
+        store: the process group's (`set`, `get`, `check`); None for a single process.
+        limit: seconds without progress.
+        tell: called on one rank before the process ends, with a sentence for the user.
     """
 
     def __init__(
@@ -46,15 +47,15 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._stopped.set()
-        self._thread.join(2 * self._period)  # not for ever: the node that holds the store may be gone
+        self._thread.join(2 * self._period)  # with a limit, because the machine with the store may be gone
 
     def _watch(self) -> None:
         count, stood, last = -1, 0.0, time.monotonic()
         while not self._stopped.wait(self._period):
             now = time.monotonic()
-            # A process that was suspended (and all of them with it) finds itself later than it thought.
+            # Limited, because if all processes were suspended, much time has passed, but none of them hangs.
             passed, last = min(now - last, 2 * self._period), now
             stood = stood + passed if self._progress.count == count else 0.0
             count = self._progress.count
@@ -63,13 +64,13 @@ class Watchdog:
                 self._publish(stood)
                 if stood >= self._limit:
                     self._give_up(stood)
-            except RuntimeError:  # the store is gone: the process group is being taken down
+            except RuntimeError:  # the store is gone, because the process group is being closed
                 return
 
     def _leave_if_another_has(self) -> None:
-        """Leave a collective that cannot end, because a rank has left with a user's mistake.
+        """End this process if another rank has left with a user's mistake and a collective cannot complete.
 
-        gloo's break off by themselves; only what still hangs a beat later comes here.
+        gloo aborts its collectives itself. So this acts only on processes that still hang one period later.
         """
         if self._store is None or mistake_in(self._store) is None:
             return
@@ -103,16 +104,17 @@ class Watchdog:
         ]
         heard = [rank for rank in range(self._world_size) if rank not in silent]
         if self._stopped.is_set() or any(states[rank]["stood"] < self._limit / 2 for rank in heard):
-            return  # one of them moves: the others rightly wait for it
+            return  # one rank makes progress, and the others wait for it
         if self._rank == heard[0]:
             sentence = describe(states, silent, self._limit)
             print(f"failed: {sentence}", file=sys.stderr, flush=True)
-            # What hangs may be the disk that it would be written to: neither its error nor its silence may keep us.
+            # In a thread, because the report is written to disk, and the disk may be what hangs.
             teller = threading.Thread(target=self._try_to_tell, args=(sentence,), daemon=True)
             teller.start()
             teller.join(MOST_BETWEEN_BEATS)
         else:
-            self._stopped.wait(3 * self._period)  # a rank that leaves breaks the connection of the one that tells
+            # Wait, because a rank that ends breaks the connection of the reporting rank.
+            self._stopped.wait(3 * self._period)
         if self._rank == heard[0] or self._progress.doing != WAITING:
             faulthandler.dump_traceback()
         os._exit(1)
@@ -129,11 +131,12 @@ class Watchdog:
 
 
 def describe(states: dict[int, dict[str, Any]], silent: list[int], limit: float) -> str:
-    """Who holds up the run, in a sentence.
+    """A sentence for the user about the rank that blocks the run.
 
     Args:
-        states: what the ranks last published.
-        silent: ranks that have not published for a while.
+        states: by rank, the last published state.
+        silent: ranks that have not published recently.
+        limit: seconds without progress.
     """
 
     def place(rank: int) -> str:

@@ -1,10 +1,10 @@
-"""DeepSpeed ZeRO: moments (stage 1), gradients too (2), weights too (3) cut over the ranks.
+"""DeepSpeed ZeRO: moments (stage 1), also gradients (stage 2), also weights (stage 3) sharded over the ranks.
 
-DeepSpeed is called directly, in fp32 with autocast around the forward pass as in every other engine. What it
-takes apart is a copy of the network made at the start of a stage: the task's own network stays an ordinary
-module, out of date but for `full_weights`, which costs each rank one more copy of the weights and spares undoing what
-DeepSpeed does to a module. A fresh one a stage also holds exactly the layers that the stage trains, which is
-the only way of freezing that works under all three stages.
+DeepSpeed is called directly, in fp32, with autocast around the forward pass as in the other engines. It shards a copy
+of the network, made at the start of a stage. The task's own network stays an ordinary module, which is updated only in
+`full_weights`. This costs each rank one more copy of the weights, but DeepSpeed's changes to a module need not be
+undone. The new copy gives DeepSpeed only the layers that the stage trains; no other way to freeze layers works
+with all three ZeRO stages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine:
-    """The methods of `PlainEngine` (engine.py) over a copy of the network that DeepSpeed holds."""
+    """An `Engine` (training/engine.py) that trains a copy of the network by DeepSpeed."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -42,7 +42,7 @@ class DeepSpeedEngine:
         self.optimizer: torch.optim.Optimizer
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take the network and a stage's fresh optimizer, whose parameters become DeepSpeed's partitions."""
+        """Start a stage with the network and a new optimizer. Its parameters are replaced by DeepSpeed's partitions."""
         if self._net is not None:
             self._refresh()
             self.model.destroy()
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         inner = copy.deepcopy(net)
         accelerator = self._runtime.accelerator
         private_api.forget_prepared(accelerator)
-        # Adds autocast for mixed precision and nothing else: as if for evaluation, it is not wrapped in DDP.
+        # This adds only autocast for mixed precision: in evaluation mode accelerate does not wrap in DDP.
         inner = accelerator.prepare_model(inner, device_placement=False, evaluation_mode=True)
         self._parameters = dict(inner.named_parameters())
         use_parameters(optimizer, self._parameters)
@@ -60,31 +60,32 @@ class DeepSpeedEngine:
             optimizer=optimizer,
             dist_init_required=False,
             config={
-                # What a step is, and what its gradients are divided by, is the task's business.
+                # The task itself divides a step into micro-batches and normalises its loss.
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                # "untested": any optimizer but DeepSpeed's own and Adam. AdamW acts on single elements, so parts will do.
+                # Untested are optimizers other than DeepSpeed's own and Adam. AdamW is element-wise, so it can work on
+                # partitions.
                 "zero_allow_untested_optimizer": True,
-                # The buffer of a reduction; DeepSpeed's default is 2 GB.
+                # Size of the reduction buffer; DeepSpeed's default is 2 GB.
                 "zero_optimization": {"reduce_bucket_size": trained} | self._settings,
             },
         )
 
     def accumulate(self, *, last: bool) -> AbstractContextManager:
-        """Around one micro-batch's forward and backward. The reduction waits for `update` in any case."""
+        """Context of one micro-batch's forward and backward pass. Gradients are reduced in `update` only."""
         if not self.model.inside_no_sync_ctxt:
-            # One reduction a step, in the order of the parameters. DeepSpeed's own order is that in which autograd
-            # finishes them, and ranks whose documents differ in length need not agree on it.
+            # One reduction per step, in the order of the parameters. By default DeepSpeed reduces in the order in which
+            # autograd finishes the gradients, which may differ between ranks with documents of different lengths.
             self._reduction.enter_context(self.model.coalesce_grad_reduction())
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to those of earlier micro-batches; ranks are averaged."""
+        """Add the loss's gradients to those of earlier micro-batches. They are averaged over ranks."""
         self.model.backward(loss)
 
     def update(self, clip: float) -> tuple[Tensor, Tensor]:
-        """Clip and step: the gradient norm before clipping (infinite where it was not finite), and 1.0 where
-        the step was skipped."""
+        """Clip and step. Returns two 0-d tensors: the gradient norm before clipping (infinite if it was not finite),
+        and 1 if the step was skipped."""
         self._runtime.progress.waits()
         self._reduction.close()
         zero = self.model.optimizer
@@ -96,12 +97,12 @@ class DeepSpeedEngine:
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
-        """Within it `net` of `begin_stage` holds whole, current weights on every rank, for reading only."""
+        """Context in which `net` of `begin_stage` holds the complete current weights on all ranks, for reading only."""
         self._refresh()
         yield
 
     def _refresh(self) -> None:
-        """Bring the task's network up to date (a collective)."""
+        """Copy the current weights to the task's network (a collective)."""
         assert self._net is not None, "begin_stage comes first"
         gathered: AbstractContextManager = nullcontext()
         if self._settings["stage"] == 3:
@@ -110,8 +111,8 @@ class DeepSpeedEngine:
             self._net.load_state_dict(self.model.module.state_dict())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the current stage: whole moments, as `PlainEngine` (a collective)."""
-        if not self.optimizer.state:  # every step so far was skipped
+        """The checkpoint state of the current stage, with complete moments, as in `PlainEngine` (a collective)."""
+        if not self.optimizer.state:  # all steps so far were skipped
             return {"optimizer": {}, "scaler": None}
         self._link_moments()
         get = self._deepspeed.utils.safe_get_full_optimizer_state
@@ -124,7 +125,7 @@ class DeepSpeedEngine:
         return {"optimizer": named, "scaler": None}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` of any engine gave, after `begin_stage`."""
+        """Restore a `state` of any engine, after `begin_stage`."""
         if not state["optimizer"]:
             return
         for group, partition in zip(self.optimizer.param_groups, self._partitions(), strict=True):
@@ -149,13 +150,13 @@ class DeepSpeedEngine:
 
 
 def _import_deepspeed(runtime: Runtime) -> Any:
-    """The package, set up for a process group that exists."""
+    """Import the package and set it up to use the existing process group."""
     if runtime.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # It calls functions of torch that 2.13 renamed, hundreds of times.
+    # It calls functions that torch 2.13 renamed, which would give hundreds of warnings.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     private_api.without_shared_memory_reduction()
     if not dist.is_initialized():  # one process

@@ -1,1 +1,1 @@
-"""Texts to token ids and back. Imports nothing of the package but errors."""
+"""Texts to token ids and back. Of this package it imports only errors."""

@@ -1,8 +1,8 @@
-"""Tokens to readable text: marks undone, punctuation and contractions joined.
+"""Converts tokens to readable text: it resolves marks and joins punctuation and contractions.
 
-Tokenizing loses where spaces stood, so this restores the likely spelling and not the original: `well - known`
-becomes `well-known`, `10 km` stays. What a reader would stumble over (capitals, repeats, quotes, brackets,
-contractions, paragraphs) is put right.
+Tokenizing loses the positions of spaces. So the result has the probable spelling, not always the original one:
+`well - known` becomes `well-known`, `10 km` is unchanged. Capitals, repeats, quotes, brackets, contractions and
+paragraphs are restored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _CLOSING = frozenset(".,!?;:)]}%\u2026\u201d\u2019\u3002\uff0c\uff01\uff1f\u3001
 _OPENING = frozenset("([{$#\u00a3\u20ac\u201c\u2018\u00bf\u00a1")
 _TAIL = re.compile(r"n['\u2019]t|['\u2019](?:s|ll|re|ve|m|d|y|em)|nt|\.\.+", re.IGNORECASE)
 _COMPOUNDS = frozenset({("can", "not"), ("gon", "na"), ("got", "ta"), ("c'm", "on"), ("y'", "all"), ("i", "m")})
-_LONGEST = 10_000  # characters or words that one repeat mark may restore
+_LONGEST = 10_000  # maximum number of characters or words restored from one repeat mark
 
 
 def detokenize(tokens: list[str], *, subword: bool = False) -> str:
-    """Readable text of surface tokens.
+    """Readable text of tokens.
 
-    A document's xxbos becomes an empty line before it (none before the first) and a field mark `xxfld 2` a
-    new line; padding is dropped; xxunk is kept, as nothing better is known. `subword`: the tokens are pieces
-    in which U+2581 stands for a space, so spaces are known and only the marks need undoing.
+    xxbos becomes an empty line, except at the start. A field mark `xxfld 2` becomes a new line. Padding is removed.
+    xxunk is kept, because the word is not known. With `subword` the tokens are pieces in which U+2581 is a space, so
+    spaces are known and only marks must be resolved.
     """
     if subword:
         marks = "xxmaj xxup xxrep xxwrep xxfld xxbos xxeos xxpad xxunk".split()
@@ -41,7 +41,7 @@ def _count(tokens: list[str], place: int) -> int | None:
 
 
 def _undo_marks(tokens: list[str], *, english: bool) -> list[str]:
-    """The words without marks. A word to be glued to the one before it starts with a NUL character."""
+    """The words without marks. A word that is joined to the previous one starts with a NUL character."""
     words: list[str] = []
     case: Callable[[str], str] = str
     copies, stretch = 1, 1
@@ -69,7 +69,7 @@ def _undo_marks(tokens: list[str], *, english: bool) -> list[str]:
             words += ["\n" * token.count("\n")] if "\n" in token else []
         else:
             if token == "i" and english and case is str:
-                case = _capitalise  # fastai marks no single capital, but the pronoun is always one
+                case = _capitalise  # fastai has no mark for a single capital letter, but the pronoun I is always one
             word = (token if token == "xxunk" else case(token)) * stretch
             if stretch > 1 and words and _continues(words[-1], token):
                 word = "\0" + word
@@ -83,14 +83,14 @@ def _capitalise(word: str) -> str:
 
 
 def _continues(left: str, char: str) -> bool:
-    """Whether a stretched character belongs to the word before it: so + oooo, 1 + 0000."""
+    """Whether repeated characters belong to the previous word: so + oooo, 1 + 0000."""
     same = str.isalpha if char.isalpha() else str.isdigit if char.isdigit() else None
     return same is not None and same(left[-1:])
 
 
 def _join(words: list[str], *, spaced: bool) -> str:
     text: list[str] = []
-    quotes = {'"': False, "'": False}  # whether one is open
+    quotes = {'"': False, "'": False}  # True: a quotation is open
     glue = True  # no space before the next word
     previous = ""
     for place, word in enumerate(words):
@@ -124,7 +124,7 @@ def _join(words: list[str], *, spaced: bool) -> str:
 
 
 def _opens(words: list[str], place: int) -> bool:
-    """Whether an apostrophe at `place` is a quotation mark: another one follows in the same paragraph."""
+    """Whether an apostrophe at `place` opens a quotation: then another one follows in the same paragraph."""
     for word in words[place + 1 : place + 60]:
         if word.startswith("\n"):
             return False

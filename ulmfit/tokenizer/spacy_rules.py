@@ -1,4 +1,4 @@
-"""Where words end: spaCy's English tokenizer as passes of a Rust normalizer (how they work is told in rules.py)."""
+"""Word boundaries: spaCy's English tokenizer as passes of a Rust normalizer (see rules.py for how passes work)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from tokenizers import Regex, normalizers
 
 
 def replace(pattern: str, content: str) -> normalizers.Normalizer:
-    """A pass that puts `content` for every match."""
+    """A pass that replaces every match by `content`."""
     return normalizers.Replace(Regex(pattern), content)
 
 
-# Character classes, to be put between brackets. Quotes and punctuation stand alone at both ends of a word.
+# Character classes, without brackets. Quotes and punctuation at both ends of a word are separate tokens.
 _QUOTES = (
     r"'\"\u201d\u201c`\u2018\u00b4\u2019\u201a,\u201e\u00bb\u00ab\u300c\u300d\u300e\u300f\uff08\uff09"
     r"\u3014\u3015\u3010\u3011\u300a\u300b\u3008\u3009\u27e6\u27e7"
@@ -34,7 +34,7 @@ _UNITS = (
     "\u00b5g t lb oz kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K %"
 )
 
-# Emoticons made of characters that are tokens by themselves (those of letters only need no rule).
+# Emoticons with characters that would be separate tokens (those of letters only need no rule).
 _EMOTICONS = r""":) :-) :)) :-)) :))) :-))) (: (-: =) (= :] :-] [: [-: [= =] :o) (o: :} :-} (-8 ;) ;-)
 (; (-; :( :-( :(( :-(( :((( :-((( ): )-: =( >:( :') :'-) :'( :'-( :| :-| =| ]= =[ :1 :P :-P :p :-p :O :-O :o
 :-o :0 :-0 :() >:o :* :-* :3 :-3 =3 :> :-> :X :-X :x :-x :D :-D ;D ;-D =D 8-D >.< >.> <.< ._. ;_; <3 <33
@@ -51,7 +51,7 @@ def _escape(text: str) -> str:
 
 
 def either(words: list[str] | str) -> str:
-    """A pattern of one of them, the longest first."""
+    """A pattern that matches one of the words, the longest first."""
     words = words.split() if isinstance(words, str) else words
     return "(?:" + "|".join(_escape(w) for w in sorted(words, key=lambda w: (-len(w), w))) + ")"
 
@@ -70,11 +70,11 @@ _DROPPED_G = "doin goin nothin nuthin ol somethin lovin havin"
 _REST = rf"(?:[{_BOTH}.]|(?<=['\u2019])[sS]){{0,50}}(?:\s|\z)"  # punctuation only up to the end of the word
 
 
-# What may stand before a word that is looked up: not the inside of a longer one.
+# What may precede a word in a table, so that it is not the inside of a longer word.
 _START = r"(?:\s|\W[^\w\s\-.]|[^\w.]\.\.|[^\w.]\.\.\.)"
 
 _WH_ALL = _WH + " that this these those"
-_JOINED = {  # with an apostrophe between the parts
+_JOINED = {  # parts with an apostrophe between them
     "(?:ll|d)(?:['\u2019]ve)?": f"{_PRONOUN} {_WH_ALL}",
     "ve": f"i you we they {_WH_ALL} {_MODAL} not",
     "re": f"you we they {_WH} these those",
@@ -96,7 +96,7 @@ _RUN_TOGETHER = {
 
 
 def contractions() -> list[normalizers.Normalizer]:
-    """Cuts `don't` before the n and words such as `cannot` and `thats`, where they are whole words."""
+    """Splits `don't` before the n, and whole words such as `cannot` and `thats`."""
     passes = [
         replace(rf"n{q}t(?<={_START}{either(_titled(_VERB))}n{q}t)(?={_REST}|{q}ve{_REST})", f" n{q}t")
         for q in ("'", "\u2019")
@@ -113,13 +113,13 @@ def contractions() -> list[normalizers.Normalizer]:
 
 
 def boundaries() -> normalizers.Normalizer:
-    """Inserts a space between tokens that touch: around punctuation, and between a number and its unit."""
+    """Inserts a space between adjacent tokens: around punctuation, and between a number and its unit."""
     before = rf"(?<!\w)(?<=\s|\s[{_PREFIX}.]|\s[{_PREFIX}.]{{2}}|\s[{_PREFIX}.]{{3}}|\s[{_PREFIX}.]{{4}})"
     abbreviation = rf"(?<!(?<!\w)(?<!\w[^\w\s\-])(?<!\s-)(?:{either(_ABBREVIATIONS)}|[a-z\u00e4\u00f6\u00fc]))"
     host = rf"(?!-[\w-]{{1,60}}(?:\.[\w-]{{1,60}})?\.[a-z]{{2,63}}(?!\w){_REST})"
     link = rf"(?:{_HYPHEN}|[:<>=/])"
-    smile = r"(?=[:;=<]\S|[(\[>\]][^\w\s]|\([8o]|\)[:\-]|''|\\\"|8-?\)|\._)"  # what an emoticon starts with
-    # Zero-width, before the punctuation at hand. Not at \G: there a boundary has just been set.
+    smile = r"(?=[:;=<]\S|[(\[>\]][^\w\s]|\([8o]|\)[:\-]|''|\\\"|8-?\)|\._)"  # the start of an emoticon
+    # Zero-width matches before punctuation. Not at \G, because a boundary was just inserted there.
     here = [
         r"(?<=\w)(?=[,;:!?)\"]\s)",  # the usual case, first
         rf"(?=[{_BOTH}]{_REST})(?!(?<={either(_titled(_DROPPED_G))})['\u2019])",
@@ -135,7 +135,7 @@ def boundaries() -> normalizers.Normalizer:
         rf"(?<=n't|'ll|'d)(?='ve{_REST})",
         *(rf"(?=['\u2019]{tail}{_REST})(?<={_START}{either(_titled(heads))})" for tail, heads in _JOINED.items()),
     ]
-    # These consume a token; the boundary is behind it.
+    # These match a token; the boundary is after it.
     behind = [
         rf"{smile}(?:8(?<![\w.,:]8)-?\)|{either(_EMOTICONS)})(?={_REST})",
         rf"{before}['\u2019](?:em|nuff|ll|[Cc]ause|[Cc][ou]s|[Cc][ou]z|bout|re|d|s|S)(?={_REST})",

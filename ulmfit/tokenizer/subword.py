@@ -1,8 +1,7 @@
-"""Vocabularies of word pieces, for languages that do not put spaces between words.
+"""Vocabularies of word pieces (subwords), for languages without spaces between words.
 
-The same clean-up, repeat and case marks as for words; then spaces become U+2581, and white space and
-punctuation bound the pieces. The special tokens are entries of the vocabulary that a mark always matches
-whole.
+Clean-up and the marks for repeats and case are the same as for words. Then spaces become U+2581. Pieces do not cross
+line breaks and punctuation. Special tokens are entries of the vocabulary and are never split.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from ulmfit.tokenizer import rules as text_rules
 
 _MARKS = "xx(?:unk|pad|bos|eos|fld|maj|up|rep|wrep)"
 _SPACE = "\u2581"
-_SEP = "\x1f"  # bounds a special token
+_SEP = "\x1f"  # delimiter of a special token
 
 
 def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer:
-    """The text with marks, lower-cased, each space as U+2581; `keep_marks=False` for learning the pieces."""
+    """Lower-case text with marks, and U+2581 for each space. `keep_marks=False` is for training the pieces."""
 
     def replace(pattern: str, content: str) -> normalizers.Normalizer:
         return normalizers.Replace(Regex(pattern), content)
@@ -41,16 +40,16 @@ def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Line breaks, punctuation and the runs between them."""
+    """Splits into line breaks, punctuation and the text between them."""
     pattern = rf"\n+|{_SPACE}?[^\s{_SPACE}{_SEP}\p{{P}}]+|{_SPACE}?\p{{P}}|{_SPACE}"
     return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
 
 
 def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_freq: int) -> tokenizers.Tokenizer:
-    """A pipeline without post-processor: kind is "unigram" or "bpe".
+    """Train a pipeline without post-processor; `kind` is "unigram" or "bpe".
 
-    The trainer of `tokenizers` for unigram sums in the order of its threads, so that two runs may differ in
-    the last pieces; bpe and words are deterministic.
+    The unigram trainer of `tokenizers` sums in the order of its threads, so two runs may differ in the last pieces.
+    bpe and words are deterministic.
     """
     specials = text_rules.SPECIALS[rules]
     room = vocab_size - len(specials)
@@ -74,7 +73,8 @@ def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_f
     if kind == "unigram":
         pieces = [(piece, round(score, 6)) for piece, score in model["vocab"] if piece not in specials]
         pieces = sorted(pieces, key=lambda entry: (-entry[1], entry[0]))[:room]
-        # 0 beats every sum of log-probabilities; rounded scores survive being written and read.
+        # Special tokens get 0, which is higher than every sum of log-probabilities. Scores are rounded, so that they
+        # are the same after writing and reading.
         vocab = [(mark, 0.0) for mark in specials] + pieces
         vocab += [(name, -100.0) for name in text_rules.padding(len(vocab), vocab_size)]
         backend.model = models.Unigram(vocab, unk_id=specials.index("xxunk"), byte_fallback=False)

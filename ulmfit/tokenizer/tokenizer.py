@@ -1,4 +1,4 @@
-"""Characters to token ids and back: one `tokenizers` pipeline, saved as one tokenizer.json."""
+"""Text to token ids and back: a `tokenizers` pipeline, saved as one tokenizer.json."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.detokenize import detokenize
 
 _REPLACED = dict.fromkeys(map(ord, text_rules.MARKS), "\ufffd")
-BATCH = 1000  # documents a call into Rust: enough to occupy all threads, few enough to bound memory
+BATCH = 1000  # documents per call into Rust: enough to use all threads, few enough to limit memory
 
 
 class Tokenizer:
     """fastai's text rules, word splitting and vocabulary.
 
-    Source: fastai 1.0, text/transform.py; fastai 2, text/core.py. Every document starts with xxbos. Ids 0
-    to 8 are the special tokens in the order of the rules' version, the others follow by (count descending,
-    then lexicographic). The special tokens are ordinary words of the vocabulary: `xxfld 1` in a text is the
-    field mark that it looks like. `vocab` lists the tokens by id; `fingerprint` is 16 hex digits of the
-    SHA-256 of the file.
+    Source: fastai 1.0, text/transform.py; fastai 2, text/core.py. Every document starts with xxbos. Ids 0 to 8 are
+    the special tokens, in the order of the rules' version. The other words are sorted by (count descending, then
+    lexicographic). Special tokens are ordinary words of the vocabulary: `xxfld 1` in a text becomes a field mark.
+
+    Attributes:
+        vocab: the tokens by id.
+        fingerprint: SHA-256 of the file, 16 hex digits.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
@@ -49,7 +51,7 @@ class Tokenizer:
 
     @property
     def banned_ids(self) -> frozenset[int]:
-        """Ids that generated text must not hold: xxunk, xxpad and the fillers xxfake<i>."""
+        """Ids that must not be generated: xxunk, xxpad and the padding entries xxfake<i>."""
         fillers = (i for i, token in enumerate(self.vocab) if token.startswith("xxfake"))
         return frozenset((self.unk_id, self.pad_id, *fillers))
 
@@ -66,11 +68,13 @@ class Tokenizer:
         min_freq: int = 2,
         subword: str | None = None,
     ) -> Tokenizer:
-        """Learns the vocabulary from `texts`, read once.
+        """Train the vocabulary on `texts`, which are read once.
 
-        Words seen fewer than `min_freq` times are left out; with the special tokens there are `vocab_size`
-        entries at most; where fewer words were found, `xxfake<i>` fill up to a multiple of 8.
-        Raises UserError for an unknown `rules` or `subword`, or a `vocab_size` without room for a word.
+        Words with fewer than `min_freq` occurrences are excluded. There are at most `vocab_size` entries, including
+        special tokens. If fewer words are found, `xxfake<i>` pad the vocabulary to a multiple of 8.
+
+        Raises:
+            UserError: unknown `rules` or `subword`, or `vocab_size` is too small for any word.
         """
         _check_rules(rules)
         specials = text_rules.SPECIALS[rules]
@@ -90,10 +94,13 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, vocab: Sequence[str], *, rules: str) -> Tokenizer:
-        """A tokenizer of whole words whose vocabulary was made elsewhere (fastai's itos.pkl).
+        """A word tokenizer with an existing vocabulary (fastai's itos.pkl).
 
-        Special tokens take the first ids, the words follow in their order; words that stand several times count
-        once, and fillers (xxfake) are left out. Raises UserError for unknown `rules`.
+        Special tokens have the first ids, and the words follow in their order. Duplicates and padding entries
+        (xxfake) are removed.
+
+        Raises:
+            UserError: unknown `rules`.
         """
         _check_rules(rules)
         words = [_as_written(word, rules) for word in vocab if word and " " not in word.strip()]
@@ -102,11 +109,13 @@ class Tokenizer:
         return cls(_with_xxbos(backend, rules))
 
     def extended(self, texts: Iterable[str], *, vocab_size: int, min_freq: int = 2) -> Tokenizer:
-        """This tokenizer with the words of `texts` behind its own that it lacks, the most frequent first.
+        """A copy of this tokenizer with new words of `texts` appended, the most frequent first.
 
-        Every word keeps its id. Words seen fewer than `min_freq` times are left out, and there are `vocab_size`
-        entries at most. A tokenizer of word pieces can spell every word and comes back as it is.
-        Raises UserError if `vocab_size` is below the size of this vocabulary.
+        Every old word keeps its id. Words with fewer than `min_freq` occurrences are excluded, and there are at most
+        `vocab_size` entries. A tokenizer of word pieces is returned unchanged, because it can encode every word.
+
+        Raises:
+            UserError: `vocab_size` is smaller than this vocabulary.
         """
         if self.subword:
             return self
@@ -117,7 +126,7 @@ class Tokenizer:
             )
         entries = self._backend.get_vocab(with_added_tokens=True)
         own = sorted(entries, key=entries.__getitem__)
-        # A copy of this pipeline, not today's: an earlier version may have made it with other text rules.
+        # A copy of this pipeline, not a new one: an earlier version of the package may have other text rules.
         backend = tokenizers.Tokenizer.from_str(self.to_str())
         found = _count_words(backend, _encodable(texts), min_freq=min_freq)
         backend.model = _word_level([*own, *(word for word in found if word not in entries)], vocab_size)
@@ -125,16 +134,16 @@ class Tokenizer:
 
     @classmethod
     def from_str(cls, json: str) -> Tokenizer:
-        """Reads what `to_str` wrote. Raises UserError if it is not a tokenizer of ours."""
+        """Read the result of `to_str`. Raises UserError if it is not a tokenizer of this package."""
         try:
             backend = tokenizers.Tokenizer.from_str(json)
-        except Exception as error:  # the bindings raise bare Exception
+        except Exception as error:  # the bindings raise plain Exception
             raise UserError(f"this is no tokenizer.json ({str(error).splitlines()[0]}); train one") from None
         return cls(backend)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a tokenizer.json. Raises UserError if it is missing or not a tokenizer of ours."""
+        """Read a tokenizer.json. Raises UserError if it is missing or not a tokenizer of this package."""
         try:
             json = Path(path).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -149,11 +158,11 @@ class Tokenizer:
         return self._backend.to_str(pretty=False)
 
     def save(self, path: str | Path) -> None:
-        """Writes tokenizer.json, which `tokenizers.Tokenizer.from_file` of any language reads too."""
+        """Write tokenizer.json. `tokenizers.Tokenizer.from_file` of any language can read it too."""
         files.write_text(Path(path).expanduser(), self.to_str())
 
     def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
-        """The tokens of each text with xxbos, before the vocabulary turns rare ones into xxunk."""
+        """The tokens of each text, with xxbos, before words outside the vocabulary become xxunk."""
         texts = list(_encodable([texts] if isinstance(texts, str) else texts))
         if self.subword:
             return [encoding.tokens for encoding in self._backend.encode_batch_fast(texts)]
@@ -168,10 +177,10 @@ class Tokenizer:
         return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
     def encode_flat(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts one after the other (int32 [total]) and their lengths (int64 [texts]).
+        """The concatenated ids of all texts (int32 [total]) and their lengths (int64 [texts]).
 
-        Rust releases the GIL and uses all cores (RAYON_NUM_THREADS), so a caller needs a thread at most.
-        A lone surrogate, which no UTF-8 file can hold, is read as U+FFFD.
+        Rust releases the GIL and uses all cores (RAYON_NUM_THREADS), so the caller needs at most one thread.
+        A lone surrogate, which cannot be written in UTF-8, is read as U+FFFD.
         """
         texts = list(_encodable(texts))
         ids: list[np.ndarray] = []
@@ -180,9 +189,10 @@ class Tokenizer:
         return np.concatenate([np.zeros(0, np.int32), *ids]), np.array([len(row) for row in ids], np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text: capitals and repeats restored, punctuation and contractions joined, newlines kept.
+        """Readable text: capitals and repeats are restored, punctuation and contractions joined, newlines kept.
 
-        Raises UserError for an id outside of the vocabulary.
+        Raises:
+            UserError: an id is outside the vocabulary.
         """
         try:
             tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
@@ -192,7 +202,7 @@ class Tokenizer:
 
 
 def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
-    """The ids of each encoding, int32: all that Python does after Rust, some 50 ns a token."""
+    """The ids of each encoding, int32. It takes about 50 ns per token in Python."""
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
@@ -202,7 +212,7 @@ def _check_rules(rules: str) -> None:
 
 
 def _word_pipeline(rules: str) -> tokenizers.Tokenizer:
-    """The pipeline of whole words, without vocabulary and post-processor."""
+    """The pipeline for words, without vocabulary and post-processor."""
     backend = tokenizers.Tokenizer(models.WordLevel({"xxunk": 0}, unk_token="xxunk"))
     backend.normalizer = text_rules.normalizer(rules)
     backend.pre_tokenizer = text_rules.pre_tokenizer()
@@ -210,12 +220,12 @@ def _word_pipeline(rules: str) -> tokenizers.Tokenizer:
 
 
 def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str], *, min_freq: int) -> list[str]:
-    """The words of `texts` seen `min_freq` times or more, by (count descending, then lexicographic).
+    """The words of `texts` with at least `min_freq` occurrences, sorted by (count descending, then lexicographic).
 
-    `backend` loses its vocabulary.
+    It removes the vocabulary of `backend`.
     """
-    # No special tokens for the trainer: those that also occur in the texts would get two numbers. It sorts in the
-    # order wanted.
+    # The trainer gets no special tokens, because those that also occur in the texts would get two ids. It sorts as
+    # needed.
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31, min_frequency=min_freq, show_progress=False, special_tokens=[]
     )
@@ -225,14 +235,14 @@ def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str], *, min_fre
 
 
 def _word_level(words: Iterable[str], vocab_size: int) -> models.WordLevel:
-    """The vocabulary: `words` (each once, special tokens first), cut at `vocab_size`, then fillers of our own."""
+    """The vocabulary: `words` without duplicates, special tokens first, at most `vocab_size`, then padding entries."""
     vocab = _without_fillers(dict.fromkeys(words))[:vocab_size]
     vocab += text_rules.padding(len(vocab), vocab_size)
     return models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="xxunk")
 
 
 def _with_xxbos(backend: tokenizers.Tokenizer, rules: str) -> tokenizers.Tokenizer:
-    """Every document starts with xxbos."""
+    """Add the post-processor that starts every document with xxbos."""
     bos = text_rules.SPECIALS[rules].index("xxbos")
     backend.post_processor = processors.TemplateProcessing(single="xxbos $A", special_tokens=[("xxbos", bos)])
     return backend
@@ -243,15 +253,15 @@ def _without_fillers(words: Iterable[str]) -> list[str]:
 
 
 def _as_written(word: str, rules: str) -> str:
-    """The inverse of `rules.surface`: how an entry of the vocabulary writes a token."""
+    """The inverse of `rules.surface`: a token as written in the vocabulary."""
     return word.replace(" ", "\u2581") if rules == "fastai1" and word[:1].isspace() else word
 
 
 def _encodable(texts: Iterable[str]) -> Iterator[str]:
-    """The texts as Rust can hold them: lone surrogates become U+FFFD.
+    """Replace lone surrogates, which Rust cannot represent, and the marks of the rules by U+FFFD.
 
-    So do the marks of the rules. The pipeline does the same; one that was saved by an earlier version does not, and
-    takes quadratic time over a run of them.
+    The pipeline replaces the marks too. But one saved by an earlier version does not, and takes quadratic time for a
+    run of marks.
     """
     for text in texts:
         if not isinstance(text, str):
