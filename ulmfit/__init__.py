@@ -1,4 +1,4 @@
-"""ulmfit: Universal Language Model Fine-tuning (Howard & Ruder 2018), distributed.
+"""ulmfit: distributed training for Universal Language Model Fine-tuning (Howard & Ruder 2018).
 
     lm = ulmfit.train_language_model(ulmfit.LMConfig(data="texts.csv", output_dir="runs/lm"))
     result = ulmfit.train_classifier(ulmfit.ClassifierConfig(data="labelled.csv", encoder=lm.run_dir))

@@ -89,7 +89,7 @@ class LanguageModel:
         return cls(*_load(path, LanguageModelNet, "LanguageModel", device))
 
     @overload
-    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first that fits counts
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match is used
         self,
         prompt: str,
         *,

@@ -53,7 +53,7 @@ LIMITS = {
     "threads": Limit(1, 1024),
     "vocab_size": Limit(1, 10**7),
     "min_freq": Limit(1, 10**9),
-    "sampled_softmax": Limit(64, 10**7, off=True),  # with 64 candidates the most frequent word is always among them
+    "sampled_softmax": Limit(64, 10**7, off=True),  # with 64 candidates the most frequent word is always one of them
     "max_len": Limit(1, 10**9),
     "gradient_window": Limit(1, 10**9),
     "labels": Limit(1, 10**9),

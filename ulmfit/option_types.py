@@ -78,7 +78,7 @@ def path_text(option: PathOption | None) -> str | None: ...
 
 
 def path_text(option: PathOption | None) -> str | None:
-    """A path option as text, which it is already once the options are `normalized`."""
+    """A path option as str. After `normalized` it is one already."""
     return None if option is None else os.fspath(option)
 
 
@@ -105,7 +105,7 @@ def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
     if name == "valid" and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = str(value)  # a fraction
     if name == "data" and value is not None and not isinstance(value, str):
-        return value  # in memory: whether it can be read is the business of ulmfit.data.in_memory
+        return value  # data in memory, which ulmfit.data.in_memory checks
     for member in members:
         if member is type(None) and value is None:
             return None

@@ -181,7 +181,7 @@ def _build(
     partial = path.with_name(key + ".partial")
     with writing(path.parent):
         if path.exists():
-            shutil.rmtree(path)  # it was damaged
+            shutil.rmtree(path)  # damaged: build it again
         writer = CacheWriter(partial, vocab_size=len(tokenizer), with_labels=with_labels)
     try:
         saved = time.monotonic()

@@ -56,7 +56,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         text_column: one column, or several separated by commas, which are joined as "xxfld 1 ... xxfld 2 ...".
             Default: `text`, else the only column of strings besides the label.
         label_column: default `label`.
-        valid: a number is this fraction of train, a path is another corpus; else a boolean column or a split. A
+        valid: a fraction of train, the path of another corpus, a boolean column, or the name of a split. A
             fraction is chosen by a hash of text and seed, so it does not depend on order or number of rows, and equal
             texts stay together. Default: the split valid, else the column is_valid, else 0.1.
         include_test: for "lm", also train on test; then there is no test split.

@@ -155,7 +155,7 @@ def _source(data: Any, what: str) -> Source:
 
 
 def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
-    """Length and reader of each column."""
+    """By column, its length and a function that reads its rows."""
     if _is_table(data):
         frame = data.iloc if _package(data) == "pandas" else data
         names = list(data.columns)
@@ -178,7 +178,7 @@ def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
 
 
 def _column(values: Any, place: int | None = None) -> _Column:
-    """Reader of a list-like, or of the column at `place` of a frame."""
+    """A function that reads rows of a list-like, or of the column with index `place` of a data frame."""
     if place is None:
         return lambda start, stop: _listed(values[start:stop])
     return lambda start, stop: _listed(values[start:stop, place])

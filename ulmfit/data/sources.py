@@ -162,7 +162,7 @@ def _documents(folder: Path, folders: list[Path], files: list[str], access: Acce
 
 
 def _hub(data: str, access: Access) -> dict[str, Source]:
-    """A data set of the hub at one revision. It is read from the cache if offline or if the hub does not answer soon.
+    """A data set of the hub at one revision. Read from the cache if offline or if the hub is silent for seconds.
 
     The revision is that of `access`, else the newest.
 

@@ -2,9 +2,9 @@
 
 The whole network is one FSDP unit, so its weights are gathered once per forward pass, for any number of windows. With
 smaller units, weights would be gathered in each window, and ranks whose documents have other numbers of windows would
-wait for each other forever. What is sharded is a copy of the network, made at the start of a stage. The task's own
-network stays an ordinary module, which is updated only in `full_weights`. This costs each rank one more copy of the
-weights, but the sharding need not be undone.
+wait for each other. What is sharded is a copy of the network, made at the start of a stage. The task's own network
+stays an ordinary module, which is updated only in `full_weights`. This costs each rank one more copy of the weights,
+but the sharding need not be undone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
     class _Sharded(FSDPModule, nn.Module):
-        """What `fully_shard` makes of a module."""
+        """The type of a module after `fully_shard`."""
 
 
 class FSDPEngine:
@@ -47,7 +47,7 @@ class FSDPEngine:
         if self._net is not None:
             self._refresh()
         self._net = net
-        # fully_shard changes the class of the module that it is given; its signature tells the new base alone.
+        # fully_shard changes the module's class to one with two bases, but its annotation has only the new one.
         self.model = cast("_Sharded", fully_shard(copy.deepcopy(net), mesh=self._mesh))
         use_parameters(optimizer, dict(self.model.named_parameters()))
         self.optimizer = optimizer

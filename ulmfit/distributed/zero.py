@@ -38,7 +38,7 @@ class DeepSpeedEngine:
         self._settings = zero_settings()
         self._net: nn.Module | None = None
         self._reduction = ExitStack()
-        self.model: Any  # DeepSpeed's engine: a module with attributes that no stub tells
+        self.model: Any  # DeepSpeed's engine: a module with attributes that have no type stubs
         self.optimizer: torch.optim.Optimizer
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -140,11 +140,11 @@ class DeepSpeedEngine:
                 self._deepspeed.utils.safe_set_full_optimizer_state(self._parameters[name], value, key)
 
     def _partitions(self) -> list[Tensor]:
-        """This rank's flat part of each group of parameters, which is what the optimizer steps."""
+        """This rank's flat partition of each parameter group, which the optimizer updates."""
         return private_api.zero_partitions(self.model.optimizer, self._settings["stage"])
 
     def _link_moments(self) -> None:
-        """Let stages 1 and 2 find a parameter's share of the flat moments; stage 3 always does."""
+        """In stages 1 and 2, link each parameter to its part of the flat moments. Stage 3 does not need this."""
         if self._settings["stage"] < 3:
             private_api.link_zero_moments(self.model.optimizer)
 

@@ -45,7 +45,7 @@ def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------- the public six
+# ---------------------------------------------------------------- public interface
 
 
 class Snapshot(NamedTuple):
@@ -193,7 +193,8 @@ def _flatten(state: dict[str, Any]) -> Snapshot:
         view = (value.device, value.dtype, value.data_ptr(), value.shape, value.stride())
         if value.numel() and view in names:
             return {"$tensor": names[view]}
-        while name in tensors or name == "__metadata__":  # {"a/b": x, "a": {"b": y}}; safetensors' own
+        # Names may collide as in {"a/b": x, "a": {"b": y}}. safetensors reserves __metadata__.
+        while name in tensors or name == "__metadata__":
             name += "'"
         names[view] = name
         # Always a copy, because training changes the original while this one is being written.

@@ -107,7 +107,7 @@ class Meter:
         self._bar.update(done - self._bar.n)
 
     def _is_terminal(self) -> bool:
-        with suppress(ValueError, OSError):  # it was closed
+        with suppress(ValueError, OSError):  # the console is closed
             return self._console is not None and self._console.isatty()
         return False
 

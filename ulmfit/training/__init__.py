@@ -1,1 +1,1 @@
-"""Both trainers and what they share. May import every other folder of the package."""
+"""Training of both tasks, and the parts that they share. May import every other folder of the package."""

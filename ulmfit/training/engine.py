@@ -25,7 +25,7 @@ from ulmfit.private_api import forget_prepared, skip_step_where
 
 
 class Passes(Protocol):
-    """What a task's step needs of an engine: forward and backward passes. A trial of memory has no more than these."""
+    """The part of an engine that a task's step uses: forward and backward passes. A memory trial has only this part."""
 
     @property
     def model(self) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def draw_words(seed: int, step: int, probabilities: Tensor) -> Tensor:
-    """The candidates of the sampled softmax at a step: ids [n] int64, ascending, on the CPU.
+    """Draw the candidates of the sampled softmax for a step: ids [n] int64, ascending, on the CPU.
 
     Word w is drawn with probability probabilities[w] ([V] float64), independently of the others. The result is the
     same for all ranks and micro-batches, and for training on CPU and GPU. It is drawn on the CPU, so the host knows n

@@ -61,7 +61,7 @@ def score_classifier(
     pad_id: int,
     backwards: bool = False,
 ) -> dict[str, Any]:
-    """Loss, accuracy, macro F1 and confusion matrix (rows: truth) over a labelled store."""
+    """Loss (nats), accuracy, macro F1 and confusion matrix (rows: true classes) over a labelled store."""
     device, classes = runtime.device, len(label_names)
     all_labels = store.labels
     assert all_labels is not None, "a store with labels"

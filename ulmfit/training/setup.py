@@ -75,7 +75,7 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         given = normalized(config)
         given.data = in_memory(given.data)
         check_output(given.output_dir, resume=given.resume)
-        begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a node
+        begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
         if begun is None:
             check(given)
             return given

@@ -14,7 +14,7 @@ from ulmfit.config import TrainConfig
 from ulmfit.errors import UserError
 
 Schedule = Literal["one-cycle", "stlr", "constant"]
-DISCRIMINATIVE = 2.6**4  # paper, section 3.2: each layer at 1/2.6 of the rate of the one above it
+DISCRIMINATIVE = 2.6**4  # paper, section 3.2: each layer has 1/2.6 of the rate of the layer above
 
 
 @dataclass(frozen=True)
