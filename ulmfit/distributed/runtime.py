@@ -64,9 +64,8 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
-                False  # torch's default for cuDNN is True
-            )
+            # torch allows TF32 in cuDNN by default.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         # find_unused_parameters, because parameters may have no gradient in a step (frozen layers, a rank without
         # documents) and the reduction must not wait for them. It also prevents DDP from rebuilding buckets, so that a
         # resumed run sums in the same order as an uninterrupted one. Buffers (BatchNorm statistics) need no broadcast,
