@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,26 @@ MARGIN = 0.08  # share of a GPU's memory that is kept free, for fragmentation an
 _WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
+class Passes(Protocol):
+    """The part of an engine that a task's step uses: forward and backward passes. A memory trial has only this part."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The network of the current stage, ready to be called for training."""
+        ...
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager:
+        """Context of one micro-batch's forward and backward pass. `last`: it is the step's last one."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to those of earlier micro-batches."""
+
+    def full_weights(self) -> AbstractContextManager:
+        """Context in which the network holds the complete current weights on every rank, for reading only."""
+        ...
+
+
 class Trial(Protocol):
     """The part of a task (`Task` of training/loop.py) that a trial uses."""
 
@@ -27,7 +48,7 @@ class Trial(Protocol):
     def net(self) -> nn.Module: ...
     @property
     def most_micro_batches(self) -> int: ...
-    def step(self, engine: Any, batch: Any, number: int) -> Any: ...
+    def step(self, engine: Passes, batch: Any, number: int) -> Any: ...
     def largest_batch(self) -> Any: ...
     def reset_hidden(self) -> None: ...
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
@@ -19,29 +18,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ulmfit.distributed.memory import Passes
 from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_state
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.private_api import forget_prepared, skip_step_where
-
-
-class Passes(Protocol):
-    """The part of an engine that a task's step uses: forward and backward passes. A memory trial has only this part."""
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The network of the current stage, ready to be called for training."""
-        ...
-
-    def accumulate(self, *, last: bool) -> AbstractContextManager:
-        """Context of one micro-batch's forward and backward pass. `last`: it is the step's last one."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to those of earlier micro-batches."""
-
-    def full_weights(self) -> AbstractContextManager:
-        """Context in which the network holds the complete current weights on every rank, for reading only."""
-        ...
 
 
 class Engine(Passes, Protocol):
