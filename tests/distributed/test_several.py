@@ -28,6 +28,12 @@ def check_models(one, two) -> None:
         assert json.loads((folder / "bf16" / "status.json").read_text())["state"] == "done"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_what_other_tests_hold():
+    """Tests of this process that build a Runtime of their own do not close it. Between trainings nothing is reset."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, reviews):
     """The trainings in this process."""

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,47 @@ def workers(run: Path) -> list[int]:
     return found
 
 
+def ranks(run: Path) -> list[int]:
+    """The processes that train into this directory, without their launchers."""
+    return [pid for pid in workers(run) if b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+
+
+def is_asked(pid: int) -> bool:
+    """Whether a stop signal waits to be delivered to a suspended process."""
+    lines = status_of(pid)
+    waiting = int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16)
+    return any(waiting >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+
+
+@contextmanager
+def suspended(run: Path, *, until_asked: bool = True) -> Iterator[list[int]]:
+    """Suspend the ranks within the context, so that they are not done before the stop request reaches them.
+
+    On a busy machine a launcher takes seconds to hand a signal on, in which a run as short as this one ends.
+    """
+    pids = ranks(run)
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 120
+    while not all("T" in status_of(pid)["State"].split() for pid in pids):
+        assert time.monotonic() < deadline, "the ranks are not suspended"
+        time.sleep(0.01)
+    try:
+        yield pids
+        while until_asked and not all(map(is_asked, pids)):
+            assert time.monotonic() < deadline, "the stop request does not reach the ranks"
+            time.sleep(0.05)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def check_preempted(run: Path, process: subprocess.Popen, *, after: int, seconds: float = 60) -> int:
     """The run ended with a checkpoint beyond step `after`, leaving no process; returns its step."""
     process.wait(timeout=seconds)
@@ -116,30 +159,35 @@ def test_one_run_stopped_in_every_way(straight, tmp_path):
     # accelerate launches several processes by torchrun's agent: what one of them does with a signal the other does.
     process = start(ACCELERATE, run)  # as a scheduler or `kill` does
     wait_for_steps(process, run)
-    process.send_signal(signal.SIGTERM)
+    with suspended(run):
+        process.send_signal(signal.SIGTERM)
     step = check_preempted(run, process, after=step)
 
     process = start(TORCHRUN, run)  # as a terminal does
     wait_for_steps(process, run)
-    os.killpg(process.pid, signal.SIGINT)
+    with suspended(run):
+        os.killpg(process.pid, signal.SIGINT)
     step = check_preempted(run, process, after=step)
 
     process = start(ACCELERATE, run, protect=True)  # as scancel and #SBATCH --signal do: to every process
     wait_for_steps(process, run)
-    for pid in workers(run):
-        os.kill(pid, signal.SIGUSR1)
+    with suspended(run):
+        for pid in workers(run):
+            os.kill(pid, signal.SIGUSR1)
     step = check_preempted(run, process, after=step)
     assert process.returncode == 0
 
     process = start(ACCELERATE, run)
     wait_for_steps(process, run)
-    (run / "stop").touch()
+    with suspended(run, until_asked=False):
+        (run / "stop").touch()
     step = check_preempted(run, process, after=step)
     assert process.returncode == 0
 
     process = start(TWO_NODES, run)  # Ctrl-C, which reaches the script and not the launchers
     wait_for_steps(process, run)
-    os.killpg(process.pid, signal.SIGINT)
+    with suspended(run):
+        os.killpg(process.pid, signal.SIGINT)
     step = check_preempted(run, process, after=step)
 
     process = start(TORCHRUN, run, "--max-time", "0.001")
@@ -148,8 +196,10 @@ def test_one_run_stopped_in_every_way(straight, tmp_path):
 
     process = start(ACCELERATE, run)
     wait_for_steps(process, run)
-    process.kill()  # its workers notice, though nobody tells them
-    step = check_preempted(run, process, after=step, seconds=15)
+    with suspended(run, until_asked=False):
+        process.kill()  # its workers notice, though nobody tells them
+        process.wait()
+    step = check_preempted(run, process, after=step)
 
     process = start(TORCHRUN, run)
     assert process.wait(timeout=120) == 0
