@@ -39,11 +39,12 @@ fi
 step "${launch[@]}" train_lm.py --output-dir runs/lm
 step "${launch[@]}" train_clf.py --encoder runs/lm --output-dir runs/clf
 step python -m ulmfit generate --model runs/lm "I liked this movie because"
+# Texts of the kind that the sample's grammar writes: a model of 2,000 made-up reviews knows no others.
 step python -m ulmfit predict --model runs/clf \
-    "I thought I was never going to watch Transformers ever again, but I have to say, Bumblebee is an incredibly\
- nice breath of fresh air compared to the previous Transformers movies directed by Michael Bay" \
-    "I am absolutely disgusted to learn about what Mark Zuckerberg did to create Facebook, but I have to say that\
- the movie was brilliant."
+    "I saw The Winter Forest last night. The acting was superb and the music was gripping. I would recommend it." \
+    "We rented The Broken Clock last week. The plot was predictable and dull. I wanted the money back."
+# English texts of your own start from the language model that comes with the package.
+step python -m ulmfit generate --model english "The city of"
 
 printf '\nCurves: %q --logdir %q\n' "$venv/bin/tensorboard" "$root/runs"
 python - <<'EOF'
