@@ -51,6 +51,8 @@ def start(launcher: list[str], run: Path, *options: str, protect: bool = False, 
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # A shell's background job ignores SIGINT, and so does what it starts: bash cannot even trap it then.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
