@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
-from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types
+from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag
 
 Value = TypeVar("Value")
 Options = TypeVar("Options", bound=Dataclass)
@@ -316,10 +316,6 @@ def expand_paths(config: Options) -> Options:
     return expanded
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
 def options(config: TrainConfig) -> dict[str, Any]:
     """Every option by its field name, JSON-able; data in memory by its description."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -355,7 +351,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], kind: type[TrainConfig
     old = options(kind()) | old
     names = sorted((new.keys() | (old.keys() - OPERATION)) - {"stages"})
     changed = [name for name in names if old.get(name) != new.get(name)]
-    lines = [f"{_flag(name)}: {old.get(name)} -> {new.get(name)}" for name in changed]
+    lines = [f"{flag(name)}: {old.get(name)} -> {new.get(name)}" for name in changed]
     if not set(changed) & SCHEDULE:
         lines += _stage_differences(old.get("stages") or [], new.get("stages") or [])
     return lines

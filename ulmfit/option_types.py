@@ -85,14 +85,15 @@ def path_text(option: PathOption | None) -> str | None:
 def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
     """By option, the alternatives of its type."""
     hints = get_type_hints(kind)
-    return {field.name: tuple(_members(hints[field.name])) for field in dataclasses.fields(kind)}
+    return {field.name: tuple(alternatives(hints[field.name])) for field in dataclasses.fields(kind)}
 
 
-def _members(hint: Any) -> list[Any]:
+def alternatives(hint: Any) -> list[Any]:
+    """The members of a type that is a union, None included; the type itself otherwise."""
     if get_origin(hint) is Annotated:
-        return _members(get_args(hint)[0])
+        return alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        return [member for part in get_args(hint) for member in _members(part)]
+        return [member for part in get_args(hint) for member in alternatives(part)]
     return [hint]
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from tests.training import runs
+from tests.training import runs, world
 from ulmfit.config import LMConfig
 from ulmfit.distributed import group, runtime
 from ulmfit.errors import UserError
@@ -23,24 +23,7 @@ def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_pa
     one, two = tmp_path / "one", tmp_path / "two"
     train_language_model(runs.lm_config(one, precision="fp64"))
     options = runs.arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-        str(runs.ROOT / "train_lm.py"),
-        *options,
-    ]
+    command = [sys.executable, "-m", *world.LAUNCHERS["accelerate"], "2", str(runs.ROOT / "train_lm.py"), *options]
     done = subprocess.run(
         command, env=runs.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=280
     )

@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ulmfit.config import TrainConfig, expand_paths, load_options
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
-from ulmfit.option_types import Dataclass
+from ulmfit.option_types import Dataclass, alternatives
+from ulmfit.option_types import flag as spelled
 
 Options = TypeVar("Options", bound=Dataclass)
 
@@ -114,7 +114,7 @@ def is_switch(hint: Any) -> bool:
 
 def flag_of(name: str) -> str:
     """`batch_size` -> `--batch-size`."""
-    return "--" + name.replace("_", "-")
+    return "--" + spelled(name)
 
 
 def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
@@ -133,8 +133,7 @@ def takes(hint: Any) -> str:
 
 def members(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a type, without None."""
-    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return tuple(member for member in alternatives if member is not type(None))
+    return tuple(member for member in alternatives(hint) if member is not type(None))
 
 
 def _before_texts(words: Sequence[str]) -> Sequence[str]:

@@ -15,7 +15,7 @@ from ulmfit.config import INPUTS, OPERATION, SCHEDULE, TrainConfig, check, given
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
-from ulmfit.option_types import path_text
+from ulmfit.option_types import flag, path_text
 from ulmfit.run.directory import begun_by, read_stored
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.loop import PlannedStage
@@ -77,7 +77,7 @@ class Begun:
     def taken(self, config: TrainConfig, filled: TrainConfig) -> str:
         """A sentence for the user about the options that `fill` has changed; "" if none."""
         changed = [
-            f"{field.name.replace('_', '-')} {getattr(filled, field.name)}"
+            f"{flag(field.name)} {getattr(filled, field.name)}"
             for field in dataclasses.fields(config)
             if self.options.get(field.name) is not None and getattr(filled, field.name) != getattr(config, field.name)
         ]
