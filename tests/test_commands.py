@@ -396,8 +396,11 @@ def test_evaluate_leaves_unlabelled_rows_out_and_says_so(command, mistake, runs,
     (tmp_path / "new.csv").write_text("text,label\n" + "one film,pos\n" * 39 + "another,\n")
     (line,) = command("evaluate", "--model", runs.clf, "--data", "new.csv")
     assert json.loads(line)["documents"] == 39 and command.err.strip() == "skipped rows: 1 unlabelled"
-    (tmp_path / "worse.csv").write_text("text,label\n" + "one film,pos\n" * 5 + "another,\n")
-    assert "1 rows at fault" in mistake("evaluate", "--model", runs.clf, "--data", "worse.csv")
+    (tmp_path / "few.csv").write_text("text,label\n" + "one film,pos\n" * 5 + "another,\n" * 20)
+    (line,) = command("evaluate", "--model", runs.clf, "--data", "few.csv")
+    assert json.loads(line)["documents"] == 5 and command.err.strip() == "skipped rows: 20 unlabelled"
+    (tmp_path / "none.csv").write_text("text,label\n" + "another,\n" * 20)
+    assert "no labelled row" in mistake("evaluate", "--model", runs.clf, "--data", "none.csv")
 
 
 # The command line itself

@@ -28,6 +28,7 @@ from typing import (
 )
 
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
 
 if TYPE_CHECKING:
     PathOption = str | os.PathLike[str]  # from Python
@@ -120,7 +121,7 @@ def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
             return value if isinstance(value, int) else float(value)
         if member is str and isinstance(value, str):
             return os.path.expanduser(value) if name in PATHS else value
-    raise UserError(f"--{flag(name)} is {value!r}; give {_takes(members, value)}")
+    raise UserError(f"--{flag(name)} is {excerpt(value)}; give {_takes(members, value)}")
 
 
 def _takes(members: tuple[Any, ...], value: Any) -> str:

@@ -14,13 +14,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ulmfit.data.faults import Tally
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.readers import Source
 from ulmfit.data.shards import Columns
 from ulmfit.data.sources import SPLIT_NAMES, find
-from ulmfit.data.splits import UNLABELLED, Choice, Split, is_integer, unseen_label
+from ulmfit.data.splits import NO_LABEL, Choice, Split, is_integer, unseen_label
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt, listed, listed_values
 
 DEFAULT_VALID = 0.1
 
@@ -36,6 +38,13 @@ class Corpus:
     valid_split: str | None = None  # the split of the data used for validation, if it is a whole split
     valid: str = ""  # description of the validation rows
     revision: str | None = None  # the commit of a data set of the hub
+
+    def __post_init__(self) -> None:
+        parts = {id(part): part.num_rows for split in self.splits.values() for part in split.parts}
+        known = [number for number in parts.values() if number is not None]
+        tally = Tally(self.splits, sum(known) if len(known) == len(parts) else None)
+        for split in self.splits.values():
+            split.tally = tally
 
     @property
     def fingerprint(self) -> str:
@@ -73,12 +82,12 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     found = find(data, access)
     train = found.get("train")
     if train is None:
-        raise UserError(f"{data} has no train split, only {', '.join(found)}; rename it or give the file itself")
+        raise UserError(f"{data} has no train split, only {listed(found)}; rename it or give the file itself")
     labels = label_column or "label"
     if label_column and label_column not in train.columns:
-        raise UserError(f"{train.what} has no column {label_column}; its columns are {', '.join(train.columns)}")
+        raise UserError(f"{train.what} has no column {label_column}; its columns are {listed(train.columns)}")
     if task == "clf" and labels not in train.columns:
-        raise UserError(f"{train.what} has no column {labels}; choose one of {', '.join(train.columns)} "
+        raise UserError(f"{train.what} has no column {labels}; choose one of {listed(train.columns)} "
                         "by --label-column")  # fmt: skip
     texts = _text_columns(train, text_column, labels, trained_columns)
     pool = [train]
@@ -90,7 +99,9 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         for part in parts:
             missing = [column for column in texts + [labels] * (task == "clf") if column not in part.columns]
             if missing:
-                raise UserError(f"{part.what} has no column {missing[0]}; its columns are {', '.join(part.columns)}")
+                raise UserError(
+                    f"{part.what} has no column {listed(missing[:1])}; its columns are {listed(part.columns)}"
+                )
         return Split(name, parts, texts, label_column=labels if task == "clf" else None, choice=rows)
 
     splits = {}
@@ -124,6 +135,7 @@ def open_rows(
     label_names: list[str] | None = None,
     split: str | None = None,
     keep_unlabelled: bool = True,
+    skip_unseen: bool = False,
     streaming: bool = True,
     trained_columns: Sequence[str] = (),
 ) -> Split:
@@ -131,6 +143,7 @@ def open_rows(
 
     Labels are read if `label_names` are given and the label column (default `label`) exists; unlabelled rows have -1.
     Without `keep_unlabelled`, unlabelled rows are skipped and counted, unsup is not read, and the column must exist.
+    With `skip_unseen`, so are rows whose label is not among `label_names`.
     Text columns are chosen as in `open_corpus`.
 
     Raises:
@@ -139,7 +152,7 @@ def open_rows(
     found = find(data, Access(streaming=streaming))
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
         raise UserError(
-            f"{data or 'the embedded sample'} has no split {split}, only {', '.join(found)}; give one of these"
+            f"{data or 'the embedded sample'} has no split {split}, only {listed(found)}; give one of these"
         )
     order = ("train", "valid", "test", *(["unsup"] if keep_unlabelled else []))
     parts = [found[name] for name in (*order, *sorted(set(found) - {*order, "unsup"})) if name in found]
@@ -149,36 +162,37 @@ def open_rows(
         raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
     labels = label_column or "label"
     if label_column and not any(label_column in part.columns for part in parts):
-        raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {', '.join(parts[0].columns)}")
+        raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {listed(parts[0].columns)}")
     texts = _text_columns(parts[0], text_column, labels, trained_columns)
     for part in parts:
         if not set(texts) <= set(part.columns):
-            raise UserError(f"{part.what} has no column {', '.join(texts)}; its columns are {', '.join(part.columns)}")
+            raise UserError(f"{part.what} has no column {listed(texts)}; its columns are {listed(part.columns)}")
     for part in parts:
         if not keep_unlabelled and labels not in part.columns:
-            raise UserError(f"{part.what} has no column {labels}; choose one of {', '.join(part.columns)} "
+            raise UserError(f"{part.what} has no column {labels}; choose one of {listed(part.columns)} "
                             "by --label-column")  # fmt: skip
     known = label_names is not None and any(labels in part.columns for part in parts)
     return Split(split or "whole", parts, texts, label_column=labels if known else None,
-                 label_names=label_names if known else None, keep_unlabelled=keep_unlabelled)  # fmt: skip
+                 label_names=label_names if known else None, keep_unlabelled=keep_unlabelled,
+                 skip_unseen=skip_unseen)  # fmt: skip
 
 
 def _text_columns(source: Source, wanted: str | None, label_column: str, trained: Sequence[str] = ()) -> list[str]:
-    listed = ", ".join(source.columns)
+    choices = listed(source.columns)
     if wanted is None and any(name in source.columns for name in trained):
         missing = [name for name in trained if name not in source.columns]
         if missing:
-            raise UserError(f"{source.what} has no column {missing[0]}, which the model was trained on; choose one of "
-                            f"{listed} by --text-column")  # fmt: skip
+            raise UserError(f"{source.what} has no column {listed(missing[:1])}, which the model was trained on; choose one of "
+                            f"{choices} by --text-column")  # fmt: skip
         return [column for name in trained for column in _text_columns(source, name, label_column)]
     if wanted is not None:
         names = [name.strip() for name in wanted.split(",")] if wanted not in source.columns else [wanted]
         for name in names:
             if name not in source.columns:
-                raise UserError(f"{source.what} has no column {name or wanted!r}; its columns are {listed}")
+                raise UserError(f"{source.what} has no column {excerpt(name or wanted)}; its columns are {choices}")
             if source.types.get(name, "string") not in ("string", "large_string"):
                 raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text; choose another "
-                                f"of {listed} by --text-column")  # fmt: skip
+                                f"of {choices} by --text-column")  # fmt: skip
         return names
     if "text" in source.columns:
         return _text_columns(source, "text", label_column)
@@ -188,7 +202,7 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
         head: Columns = next(source.read(names, 100), {name: [] for name in names})
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
     if len(names) != 1:
-        raise UserError(f"{source.what} has no column text; choose one of {listed} by --text-column")
+        raise UserError(f"{source.what} has no column text; choose one of {choices} by --text-column")
     return names
 
 
@@ -221,8 +235,8 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
             f"--valid {valid} is {' and '.join(kinds)}; write ./{valid} for the path, or rename one of them"
         )
     if not kinds:
-        raise UserError(f"--valid {valid} is no fraction, no path, none of the columns {', '.join(train.columns)} "
-                        f"and none of the splits {', '.join(found)}; give one of these")  # fmt: skip
+        raise UserError(f"--valid {valid} is no fraction, no path, none of the columns {listed(train.columns)} "
+                        f"and none of the splits {listed(found)}; give one of these")  # fmt: skip
     if kinds == ["a column"]:
         return None, Choice(True, column=valid), None
     if kinds == ["a split"] and split is not None:
@@ -251,9 +265,9 @@ def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | No
     if names is None:
         names = where.classes.get(column) or sorted(train)
         if column not in where.classes and all(map(is_integer, names)):
-            names = sorted((name for name in names if name != UNLABELLED), key=int)
+            names = sorted((name for name in names if name != NO_LABEL), key=int)
     seen = [name for name in names if train[name]]
-    known = set(names if fixed else seen) | ({UNLABELLED} if all(map(is_integer, names)) else set())
+    known = set(names if fixed else seen) | ({NO_LABEL} if all(map(is_integer, names)) else set())
     for name, split in splits.items():
         unseen = sorted(set(counts[name]) - known)
         if unseen and (seen or fixed):
@@ -264,8 +278,8 @@ def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | No
             f"column {column} of {where.what} labels none of the training rows; label them, or choose another by --label-column"
         )
     if len(seen) < 2 and not fixed:
-        note = " (-1 means unlabelled)" if train[UNLABELLED] else ""
-        raise UserError(f"all training rows of {where.what} have the label {seen[0]}{note}; "
+        note = " (-1 means unlabelled)" if train[NO_LABEL] else ""
+        raise UserError(f"all training rows of {where.what} have the label {listed_values(seen)}{note}; "
                         "a classifier needs two classes or more")  # fmt: skip
     return names
 

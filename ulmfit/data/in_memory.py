@@ -20,6 +20,7 @@ from typing import Any
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.readers import Batches, Source, of_dataset
 from ulmfit.errors import UserError
+from ulmfit.excerpts import listed
 
 DESCRIBED = "in memory: "  # prefix of the description in config.json
 HASHED_ROWS = 10_000  # rows hashed at a time
@@ -89,7 +90,7 @@ def _splits(data: Any) -> dict[str, Any]:
         return {"train": data}
     found = {SPLIT_NAMES.get(name.lower(), name): part for name, part in zip(names, data.values(), strict=True)}
     if len(found) < len(data):
-        raise UserError(f"data= holds a split twice ({', '.join(names)}); give each once")
+        raise UserError(f"data= holds a split twice ({listed(names)}); give each once")
     return found
 
 
@@ -137,8 +138,8 @@ def _source(data: Any, what: str) -> Source:
     columns = _columns(data)
     lengths = {name: length for name, (length, _) in columns.items()}
     if len(set(lengths.values())) != 1:
-        listed = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
-        raise UserError(f"the columns of {what} differ in length ({listed}); give a value for each row")
+        found = listed(f"{name} {length:,}" for name, length in lengths.items())
+        raise UserError(f"the columns of {what} differ in length ({found}); give a value for each row")
     num_rows = next(iter(lengths.values()))
     if not num_rows:
         raise UserError(f"{what} is empty; give data with rows")
@@ -173,7 +174,7 @@ def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
         raise UserError(f"data= is of type {type(data).__name__}; {_TAKES}")
     for name, values in data.items():
         if not _is_sequence(values):
-            raise UserError(f"column {name} of data= is of type {type(values).__name__}; give a list")
+            raise UserError(f"column {listed([name])} of data= is of type {type(values).__name__}; give a list")
     return {str(name): (len(values), _column(values)) for name, values in data.items()}
 
 

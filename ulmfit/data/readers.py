@@ -25,6 +25,7 @@ from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
 from ulmfit.data.retry import faults_of, retried
 from ulmfit.data.shards import SLICE_BYTES, UNDECODABLE, Columns, open_text, read_lines, read_parquet, slices, values
 from ulmfit.errors import UserError
+from ulmfit.excerpts import listed
 
 _STREAM_ROWS = 1000  # batch size for streams of `datasets`; constant, because their state counts batches
 Batches = Iterator[tuple[Columns, Any]]
@@ -42,6 +43,8 @@ class Source:
     types: dict[str, str] = field(default_factory=dict)  # Arrow types, if the format has them
     num_rows: int | None = None  # if known without reading them
     revision: str | None = None  # of a data set of the hub: the commit that is read
+    blank_lines: bool = False  # rows are lines of text, blank ones too, which training leaves out
+    documents: bool = False  # each row is a file, in the order of `files`
     _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
@@ -81,7 +84,8 @@ def open_files(files: list[str], kind: str, what: str, access: Access) -> Source
             else:
                 source = _load_files(files, kind, what, access)
             source.types = {"text": "string"}
-            return _as_json(source) if kind == "jsonl" else _without_blank_lines(source)
+            source.blank_lines = kind == "text"
+            return _as_json(source) if kind == "jsonl" else source
         return _load_files(files, kind, what, access)
 
 
@@ -189,7 +193,7 @@ def _header(path: str, separator: str) -> list[str]:
         raise UserError(f"{path} holds no rows{', only column names' if columns else ''}; give a file with rows")
     columns = [name or f"Unnamed: {place}" for place, name in enumerate(columns)]  # the names that pandas gives
     if len(set(columns)) < len(columns):
-        raise UserError(f"{path} names a column twice ({', '.join(columns)}); rename one in its first line")
+        raise UserError(f"{path} names a column twice ({listed(columns)}); rename one in its first line")
     if len(first) > len(columns):
         raise UserError(
             f"{path} has {len(first)} fields in its second line and {len(columns)} column names in its "
@@ -264,17 +268,6 @@ def _shard(view: Any, what: str, files: list[str]) -> str:
     return files[number] if number < len(files) else what
 
 
-def _without_blank_lines(lines: Source) -> Source:
-    inner = lines._batches
-
-    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        for batch, after in inner(["text"], batch_size, place):
-            yield {"text": [line for line in batch["text"] if line.strip()]} if wanted else batch, after
-
-    lines._batches = batches
-    return lines
-
-
 def _as_json(lines: Source) -> Source:
     """Parse lines of JSON. It is done here, so that a broken line is one bad row and no types are guessed."""
 
@@ -322,7 +315,7 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
 
     if access.streaming:
         types = dict.fromkeys(names, "string")
-        return Source(what, names, found, paths, types=types, num_rows=len(paths), _batches=batches)
+        return Source(what, names, found, paths, types=types, num_rows=len(paths), documents=True, _batches=batches)
     with faults_of(what):
         import datasets
 
@@ -334,7 +327,9 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
             fingerprint=content,
             gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels},
         )
-        return of_dataset(dataset, what, found, names, paths, access)
+        source = of_dataset(dataset, what, found, names, paths, access)
+        source.documents = True
+        return source
 
 
 def _document(path: str) -> Iterator[tuple[str, None]]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ulmfit.errors import UserError
+from ulmfit.excerpts import are_shown, failure
 
 TRIES = 5  # consecutive tries without progress, with 1, 2, 4 and 8 seconds between them
 
@@ -98,8 +99,10 @@ def faults_of(what: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the message of the root cause."""
+    """The first line of the message of the root cause. Of parsers it may quote values, of the operating system not."""
     root = _causes(error)[-1]
+    if not isinstance(root, OSError | UserError) and not are_shown():
+        return failure(root)
     reason = (str(root).strip() or type(root).__name__).splitlines()[0].rstrip(".")
     return "it holds no rows" if "corresponds to no data" in reason else reason
 

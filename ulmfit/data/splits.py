@@ -1,9 +1,9 @@
 """One split of a corpus: the rows of its sources as texts and label indices.
 
-Only the current batch is in memory. Bad rows are skipped and counted by reason: "no text" (null, or not a string),
-"empty", "undecodable" (not UTF-8, a lone surrogate, a broken line of JSON) and, if labels are requested, "unlabelled"
-(null, "" or the integer -1). It is a UserError if more than `MAX_SKIPPED` of a split's rows are skipped, or no row is
-left.
+Only the current batch is in memory. `Split.batches` is for training and scoring: it skips bad rows and counts them by
+reason (see `faults`): "no text" (null, or not a string), "empty", "undecodable" (not UTF-8, a lone surrogate, a broken
+line of JSON), and if labels are requested, "unlabelled" (null, "" or the integer -1). Blank lines of .txt files are
+skipped without a count. `Split.every_row` is for prediction: it yields a row for each row of the sources.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.readers import UNDECODABLE, Columns, Source
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt, listed_values
 
-MAX_SKIPPED = 0.05
-UNLABELLED = "-1"
+NO_LABEL = "-1"  # the integer label of rows without one
+MARKS = {UNDECODABLE: "undecodable"}  # mark of a reader in a value -> reason why the row has no text
 _TRUE, _FALSE = {"true", "1", "yes", "1.0"}, {"false", "0", "no", "0.0", ""}
 
 
@@ -30,6 +32,16 @@ class TextBatch(NamedTuple):
     labels: list[int] | None  # indices into the corpus's label_names; None if labels are not requested
     rows: list[int]  # row numbers in the source, from 0, counted over all parts of a split
     after: dict[str, Any]  # the position after this batch, for `Split.batches`
+
+
+class RowBatch(NamedTuple):
+    """Neighbouring rows of one source, whether they have a text or not. The lists have the same length, at least 1."""
+
+    part: Source
+    first: int  # number of the first row in the source, from 0
+    texts: list[str]  # "" for a row without a usable text
+    reasons: list[str]  # why there is none; "" for the others
+    columns: Columns  # all columns of the source
 
 
 @dataclass(frozen=True)
@@ -57,16 +69,18 @@ class Split:
 
     def __init__(self, name: str, parts: list[Source], text_columns: list[str], *, label_column: str | None = None,
                  label_names: list[str] | None = None, choice: Choice | None = None,
-                 keep_unlabelled: bool = False) -> None:  # fmt: skip
+                 keep_unlabelled: bool = False, skip_unseen: bool = False) -> None:  # fmt: skip
         self.name = name
         self.parts = parts
         self.text_columns = text_columns
         self.label_column = label_column
         self.choice = choice
         self.keep_unlabelled = keep_unlabelled  # with label -1, instead of skipping them
+        self.skip_unseen = skip_unseen  # rows whose label is not among the names, instead of raising
         self.label_names = label_names
         self.skipped: Counter[str] = Counter()
         self.num_rows = 0  # rows of the last pass, including skipped ones
+        self.tally = Tally([name])  # shared by the splits of a corpus
 
     @property
     def total_rows(self) -> int | None:
@@ -77,8 +91,10 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        identity = ("1", [part.fingerprint for part in self.parts], self.text_columns, self.label_column,
+        identity: tuple[Any, ...] = ("1", [part.fingerprint for part in self.parts], self.text_columns, self.label_column,
                     self.label_names, self.choice, self.keep_unlabelled)  # fmt: skip
+        if self.skip_unseen:
+            identity += ("skip unseen",)
         return hashlib.sha256(repr(identity).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def batches(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[TextBatch]:
@@ -96,19 +112,25 @@ class Split:
         self.num_rows = start["num_rows"] if start else 0
         index = {name: place for place, name in enumerate(self.label_names or [])}
         if index and (self.keep_unlabelled or all(map(is_integer, index))):
-            index.setdefault(UNLABELLED, -1)
+            index.setdefault(NO_LABEL, -1)
         for part, columns, first_row, after in self._read(self.text_columns, batch_size, start):
             joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
             taken = self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
             labels = columns.get(str(self.label_column), [None] * len(joined))
             batch = TextBatch([], [] if self.label_column else None, [], after)
             for place, ((text, fault), take, value) in enumerate(zip(joined, taken, labels, strict=True)):
-                if not take:
+                if not take or (fault == "empty" and part.blank_lines):
                     continue
                 self.num_rows += 1
-                label = self._label(part, value, index) if batch.labels is not None and not fault else -1
-                if not fault and batch.labels is not None and label < 0 and not self.keep_unlabelled:
-                    fault = "unlabelled"
+                label = -1
+                if not fault and batch.labels is not None:
+                    found = self._label(part, value, index)
+                    if found is None:
+                        fault = UNSEEN
+                    elif found < 0 and not self.keep_unlabelled:
+                        fault = UNLABELLED
+                    else:
+                        label = found
                 if fault:
                     self.skipped[fault] += 1
                     continue
@@ -121,10 +143,24 @@ class Split:
                 yield batch
         self.check()
 
+    def every_row(self, batch_size: int = 1000) -> Iterator[RowBatch]:
+        """Yield all rows of the sources in their order, with all their columns; labels are not interpreted.
+
+        Raises:
+            UserError: a file is damaged.
+            OSError: a file cannot be read, after several tries.
+        """
+        for part in self.parts:
+            first = 0
+            for columns in part.read(list(part.columns), batch_size):
+                joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
+                if joined:
+                    yield RowBatch(part, first, [text for text, _ in joined], [why for _, why in joined], columns)
+                first += len(joined)
+
     def check(self) -> None:
-        """Raise UserError if more than `MAX_SKIPPED` of the last pass's rows were skipped, or no row was left."""
-        skipped, where = sum(self.skipped.values()), self.parts[0].what
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.skipped.most_common())
+        """Raise UserError if no row of the last pass was left, or too many rows of the corpus are at fault."""
+        where = self.parts[0].what
         if not self.num_rows:
             cure = "give one that is not empty"
             if self.choice:
@@ -134,12 +170,25 @@ class Split:
                     else (f"give --valid another part of it than {self.choice.fraction:g}")
                 )
             raise UserError(f"{where} leaves no rows for the {self.name} split; {cure}")
-        if skipped > MAX_SKIPPED * self.num_rows or skipped == self.num_rows:
-            cure = "clean them or choose the column by --text-column"
-            if self.skipped.most_common(1)[0][0] == "unlabelled":
-                cure = "label them (null, an empty string and the integer -1 mean unlabelled)"
-            raise UserError(f"{where} has {skipped:,} rows at fault among the {self.num_rows:,} of the {self.name} "
-                            f"split ({reasons}), more than {MAX_SKIPPED:.0%} allows; {cure}")  # fmt: skip
+        self.report(self.num_rows, self.skipped)
+        if sum(self.skipped.values()) < self.num_rows:
+            return
+        faults = faults_among(self.skipped)
+        if faults:
+            raise UserError(f"{where} has {sum(faults.values()):,} rows at fault among the {self.num_rows:,} of the "
+                            f"{self.name} split ({reasons(self.skipped)}) and none is left; clean them or choose the "
+                            "column by --text-column")  # fmt: skip
+        raise UserError(f"{where} leaves no labelled row for the {self.name} split ({reasons(self.skipped)}); label "
+                        "some (null, an empty string and the integer -1 mean unlabelled)")  # fmt: skip
+
+    def report(self, num_rows: int, skipped: Mapping[str, int]) -> None:
+        """Tell the corpus the counts of this split, of a pass or of the token cache.
+
+        Raises:
+            UserError: too many rows of the corpus are at fault.
+        """
+        self.tally.report(self.name, self.parts[0].what, num_rows, skipped)
+        self.tally.check()
 
     def count_labels(self) -> Counter[str]:
         """Count the labels by name. Reads only the label column (and columns needed for the selection of rows)."""
@@ -171,20 +220,21 @@ class Split:
                 row += size
             place = None
 
-    def _label(self, part: Source, value: Any, index: dict[str, int]) -> int:
-        """The index of a label; -1 for an unlabelled row."""
+    def _label(self, part: Source, value: Any, index: dict[str, int]) -> int | None:
+        """The index of a label; -1 for an unlabelled row, None for an unseen label if these rows are skipped."""
         name = _label_name(part, self.label_column, value)
         if name is None:
             return -1
         if name not in index:
+            if self.skip_unseen:
+                return None
             raise unseen_label(part, self.name, name, self.label_names or [])
         return index[name]
 
 
 def unseen_label(part: Source, split: str, name: str, names: list[str]) -> UserError:
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return UserError(f"label {name!r} in the {split} rows of {part.what} was not seen in training, which has {shown}; "
-                     "correct it or leave these rows out")  # fmt: skip
+    return UserError(f"label {excerpt(name)} in the {split} rows of {part.what} was not seen in training, which has "
+                     f"{listed_values(names)}; correct it or leave these rows out")  # fmt: skip
 
 
 # Values
@@ -217,11 +267,12 @@ def _join(values: tuple[Any, ...]) -> tuple[str, str]:
     if len(values) > 1:
         text = " ".join(f"xxfld {place} {value if isinstance(value, str) else ''}".rstrip()
                         for place, value in enumerate(values, 1))  # fmt: skip
+    for mark, reason in MARKS.items():
+        if mark in text:
+            return "", reason
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "", "undecodable"
-    if UNDECODABLE in text:
         return "", "undecodable"
     if not any(value.strip() for value in present):
         return "", "empty"
@@ -236,7 +287,7 @@ def _in_fraction(text: str, fraction: float, seed: int) -> bool:
 def _truth(value: Any, column: str) -> bool:
     text = str("" if value is None else value).strip().lower()
     if text not in _TRUE | _FALSE:
-        raise UserError(f"column {column} splits train and validation and holds {value!r}; write true or false")
+        raise UserError(f"column {column} splits train and validation and holds {excerpt(value)}; write true or false")
     return text in _TRUE
 
 

@@ -293,6 +293,7 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
     """The split as token ids. The first rank of a machine tokenises it, the others open the cache."""
     store = tokenised(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
     session.runtime.barrier()
+    split.report(store.num_documents + sum(store.skipped.values()), store.skipped)
     if store.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.skipped.items()))
         session.say(f"{split.name}: skipped {reasons}")

@@ -1,0 +1,83 @@
+"""How messages show values of the user's data: cut to 40 characters, and not at all under --no-samples.
+
+Texts may be private (clinical notes, tickets), and logs are read by others. A wrong column makes any value a whole
+document, also a label or the name of a column. So every message takes values through `excerpt` or `listed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LONGEST = 40  # characters of a value
+MOST_NAMES = 20  # names in a list
+_MOST_WORDS = 3  # more words than this are hardly a name
+_HIDDEN = "(hidden by --no-samples)"
+_values_shown = True
+
+
+@contextmanager
+def values_shown(shown: bool = True) -> Iterator[None]:
+    """Context in which messages of this process show values, or none. At its end the former state returns."""
+    global _values_shown
+    before, _values_shown = _values_shown, shown
+    try:
+        yield
+    finally:
+        _values_shown = before
+
+
+def hide_values() -> None:
+    """Show no values until the end of the surrounding `values_shown`, so that also the report of a failure has none."""
+    global _values_shown
+    _values_shown = False
+
+
+def excerpt(value: Any) -> str:
+    """A value in quotation marks, cut to `LONGEST` characters."""
+    if not _values_shown:
+        return _HIDDEN
+    if isinstance(value, str):
+        return repr(_cut(value))
+    return _cut(repr(value))
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names of columns or classes, separated by commas. Each is cut, and only the first `MOST_NAMES` are listed.
+
+    Under --no-samples a name that looks like a text is hidden: a table without a header has texts as column names.
+    """
+    names = [str(name) for name in names]
+    shown = [_HIDDEN if not _values_shown and _is_text(name) else _plain(name) for name in names[:MOST_NAMES]]
+    more = [f"... ({len(names):,} in all)"] if len(names) > MOST_NAMES else []
+    return ", ".join([*shown, *more])
+
+
+def listed_values(values: Iterable[Any]) -> str:
+    """As `listed`, for values of the data such as classes. Under --no-samples only their number is told."""
+    values = list(values)
+    return listed(values) if _values_shown else f"{len(values):,} {_HIDDEN}"
+
+
+def failure(error: BaseException) -> str:
+    """Type and message of an unexpected error. Messages of other packages may quote values: they are hidden too."""
+    return f"{type(error).__name__}: {error}" if _values_shown else f"{type(error).__name__} {_HIDDEN}"
+
+
+def are_shown() -> bool:
+    """Whether messages of this process show values."""
+    return _values_shown
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _plain(name: str) -> str:
+    """A name without line breaks and control characters."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in _cut(name))
+
+
+def _is_text(name: str) -> bool:
+    return len(name) > LONGEST or len(name.split()) > _MOST_WORDS
