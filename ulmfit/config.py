@@ -158,7 +158,7 @@ class TrainConfig:
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint; never: move the old directory aside and start afresh."""
     save_every: int = 500
-    """Steps between checkpoints; 0 for none but the last."""
+    """Steps between checkpoints; one is also saved before each evaluation. 0 for none but the last."""
     keep: int = 2
     """Checkpoints kept."""
     backwards: bool = False

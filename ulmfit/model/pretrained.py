@@ -80,6 +80,7 @@ def save_model(
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     folder.mkdir(parents=True, exist_ok=True)
+    files.sync(folder.parent)  # the entry of a new folder
     files.remove_torn(folder)
     tokenizer.save(folder / TOKENIZER)
     files.write_text(folder / CONFIG, text)
@@ -122,6 +123,15 @@ def load_model(
     _check_tensors(tensors, net.state_dict(), folder)
     net.load_state_dict(tensors, assign=True)
     return net.to(device), tokenizer, config
+
+
+def fault_of(folder: Path) -> str | None:
+    """Why a model folder cannot be loaded, in words; None if it can."""
+    try:
+        load_model(folder)
+    except UserError as error:
+        return str(error).partition(";")[0]
+    return None
 
 
 def find_model(path: str | os.PathLike) -> Path:

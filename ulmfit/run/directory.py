@@ -17,6 +17,8 @@ from ulmfit.errors import UserError
 from ulmfit.run import checkpoint, lock
 from ulmfit.run.tracking import State, read_status, write_status
 
+MODEL = "model"  # folder of the exported model
+
 
 def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
     """Check early that the output directory can be used. Writes nothing.
@@ -110,13 +112,24 @@ class RunDirectory:
         resumed: directory of the newest valid checkpoint; None for a fresh start.
         finished: the run is already done.
         stored: config.json of the earlier start; empty for a fresh start.
+
+    Args:
+        notice: called with lines for the user.
+        fault_of: given the path of the model, returns what is wrong with it; None if it can be loaded. A run that has
+            ended is finished only with its model. Without, it goes on from its last checkpoint and exports again.
     """
 
     def __init__(
-        self, config: TrainConfig, identity: dict[str, Any], runtime: Runtime, *, notice: Callable[[str], None]
+        self,
+        config: TrainConfig,
+        identity: dict[str, Any],
+        runtime: Runtime,
+        *,
+        notice: Callable[[str], None],
+        fault_of: Callable[[Path], str | None],
     ) -> None:
         self.path = Path(config.output_dir)
-        self._runtime = runtime
+        self._runtime, self._fault_of = runtime, fault_of
         self._lock: lock.DirectoryLock | None = None
         self.finished, self.resumed, self.stored = runtime.on_main(lambda: self._open(config, identity, notice))
 
@@ -159,7 +172,10 @@ class RunDirectory:
             )
         status = read_status(self.path)
         if status and status.get("state") == "done":
-            return True, None, stored
+            fault = self._fault_of(self.path / MODEL)
+            if fault is None:
+                return True, None, stored
+            notice(f"this run was finished, but its model cannot be used ({fault}); it is made again")
         newest = checkpoint.latest(self.path / "checkpoints", warn=notice)
         if newest is not None:
             notice(f"going on from {newest}")

@@ -175,17 +175,25 @@ class Tracker:
         if not self.is_main:
             return
         numbers = {name: value for name, value in metrics.items() if _is_number(value)}
-        if self._write({"event": "eval", "split": split, "step": step} | metrics):
+        line = {"event": "eval", "split": split, "step": step} | metrics
+        if not self._is_logged(line):
             for name, value in numbers.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
             if metrics.get("confusion") is not None:
                 self._log_confusion(step, split, metrics["confusion"], metrics.get("labels"))
+            # The checkpoint of this step may be written already. A run that resumes there repeats the evaluation, and
+            # logs it unless the line is in metrics.jsonl. So the line comes after the curves.
+            self._board.flush()
+            self._write(line)
         shown = "  ".join(f"{name} {_number(value)}" for name, value in numbers.items())
         self.print(f"{split} after step {step}:  {shown}")
 
     def log_text(self, step: int, tag: str, text: str) -> None:
-        """Log a text to TensorBoard. It is not called with --no-samples, which keeps texts out of logs."""
-        if self.is_main:
+        """Log a text that belongs to the evaluation after `step`, before it, to TensorBoard.
+
+        It is not called with --no-samples, which keeps texts out of logs.
+        """
+        if self.is_main and not self._is_logged({"event": "eval", "split": "valid", "step": step}):
             self._board.add_text(tag, _verbatim(text), step)
 
     def log_hparams(self, options: dict[str, Any]) -> None:
@@ -234,10 +242,14 @@ class Tracker:
             self._console = None
             self._bar.disable = True
 
+    def _is_logged(self, line: dict[str, Any]) -> bool:
+        """Whether the line was logged at the checkpoint's step, before the interruption."""
+        return line["step"] == self.start_step and _key(_plain(line)) in self._kept
+
     def _write(self, line: dict[str, Any]) -> bool:
+        if self._is_logged(line):
+            return False
         line = _plain(line)
-        if line["step"] == self.start_step and _key(line) in self._kept:
-            return False  # already logged at the checkpoint's step, before the interruption
         text = (json.dumps(line, allow_nan=False) + "\n").encode()
         while text:  # an almost full disk may write only a part, and raises next time
             text = text[self._metrics.write(text) :]

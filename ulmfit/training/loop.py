@@ -190,7 +190,10 @@ class Loop:
             task.load_hidden_state(start["carried"])
             if start.get("best") is not None:  # checkpoints of version 0.1 have none
                 self.best = Best(**start["best"])
-        self._saved = self.position.step if start is not None else None
+        # Whether the evaluation of the current step is still to come. Earlier versions evaluated before they saved, so
+        # their checkpoints do not tell.
+        self._evaluation_due = start is not None and bool(start.get("evaluation_due", False))
+        self._saved = (self.position.step, self._evaluation_due) if start is not None else None
         self._last_check = (self.position.step, time.perf_counter())
 
     def run(self) -> Literal["done", "preempted"]:
@@ -202,8 +205,6 @@ class Loop:
                     self.save()
                     self.finish_saving()
                     return "preempted"
-                if position.stage == len(self.plan) - 1:
-                    self.save()
                 position.stage += 1
                 position.step_in_stage = 0
         self.finish_saving()
@@ -227,6 +228,8 @@ class Loop:
             self.engine.load_state(self._start["engine"])
             self._skipped.fill_(self._start["skipped"])
             self._start = None
+            if self._evaluation_due:
+                self._evaluate()
         if position.step_in_stage == 0:
             self.tracker.log_event(
                 "stage",
@@ -282,10 +285,12 @@ class Loop:
         in_epoch = self.task.steps_in_epoch(batch.epoch)
         ends_epoch = in_epoch is not None and batch.step_in_epoch + 1 == in_epoch
         due = position.step % config.eval_every == 0 if config.eval_every else ends_epoch
-        if due or last:
-            self._evaluate()
-        if config.save_every and position.step % config.save_every == 0 and not last:
+        self._evaluation_due = due or last
+        # Saved before the evaluation, which may take long or fail: no step is lost by it.
+        if last or (config.save_every and (due or position.step % config.save_every == 0)):
             self.save()
+        if self._evaluation_due:
+            self._evaluate()
 
     def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
         loss, correct = (self.runtime.sum(result.sums) / result.num_predictions).tolist()
@@ -346,14 +351,32 @@ class Loop:
         begun = time.perf_counter()
         self.task.net.eval()
         with self.engine.full_weights():
-            metrics = self.task.evaluate()
+            metrics = self.evaluate()
+            if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
+                self.tracker.log_text(self.position.step, "samples", text)
             if metrics is not None:
                 self.tracker.log_eval(self.position.step, "valid", **metrics)
                 self._compare(metrics)
-            if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
-                self.tracker.log_text(self.position.step, "samples", text)
         self.task.net.train()
+        self._evaluation_due = False
         self._clock += time.perf_counter() - begun  # throughput does not include the time of evaluations
+
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
+        """`Task.evaluate`, in which running out of memory is told with a remedy (a collective).
+
+        Raises:
+            TrainingFailed: out of memory.
+        """
+        try:
+            return self.task.evaluate(store)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingFailed(
+                f"out of memory in the evaluation after step {self.position.step} on rank {self.runtime.rank}; start "
+                "the same command on more processes, which share the validation texts, or on a CPU with fewer "
+                "--threads; its checkpoint loses no step"
+            ) from error
 
     def _compare(self, metrics: dict[str, Any]) -> None:
         """Keep the weights if this evaluation is the best so far.
@@ -391,12 +414,15 @@ class Loop:
     def save(self) -> None:
         """Start to write a checkpoint of the current position. All ranks call it; rank 0 writes, in the background.
 
+        It also tells whether the evaluation of this step is still to come. A resumed run then begins with it.
+
         Raises:
             OSError: the previous checkpoint could not be written.
         """
-        if self._saved == self.position.step:
+        now = (self.position.step, self._evaluation_due)
+        if self._saved == now:
             return
-        self._saved = self.position.step
+        self._saved = now
         begun = time.perf_counter()
         assert self.position.data is not None, "a checkpoint comes after a step"
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
@@ -408,6 +434,7 @@ class Loop:
                 "carried": self.task.hidden_state(),
                 "skipped": self._skipped.item(),
                 "best": vars(self.best) if self.best is not None else None,
+                "evaluation_due": self._evaluation_due,
             }
             self.directory.guard(lambda: self.saver.start(self.position.step, state))
         self._clock += time.perf_counter() - begun

@@ -71,10 +71,15 @@ def result_of(
 
 def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
     best = (read_status(run_dir) or {}).get("best_step")
+    best = best if isinstance(best, int) else None
     metrics: dict[str, dict[str, Any]] = {}
-    with suppress(FileNotFoundError), open(run_dir / METRICS, encoding="utf-8") as file:  # the user may have deleted it
+    # The user may have deleted or edited the files of a finished run.
+    with suppress(OSError), open(run_dir / METRICS, encoding="utf-8", errors="replace") as file:
         for text in file:
-            line = json.loads(text)
-            if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
-                metrics[line["split"]] = {name: value for name, value in line.items() if name not in ("event", "split")}
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                line = json.loads(text)
+                if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
+                    metrics[line["split"]] = {
+                        name: value for name, value in line.items() if name not in ("event", "split")
+                    }
     return best, metrics

@@ -15,8 +15,8 @@ from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
 from ulmfit.errors import TrainingInterrupted, UserError
-from ulmfit.model.pretrained import save_model
-from ulmfit.run.directory import RunDirectory
+from ulmfit.model.pretrained import fault_of, save_model
+from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.estimate import estimate, sentences
@@ -94,11 +94,11 @@ def run(
         found = run_finder(task, recipe, config=config, runtime=runtime)
         session.say(found.report())
         run_dir = Path(config.output_dir)
-        return TrainingResult(config.task, "found", 0, run_dir, run_dir / "model", suggestions=found.suggestions)
+        return TrainingResult(config.task, "found", 0, run_dir, run_dir / MODEL, suggestions=found.suggestions)
 
     run_identity = identity(config, _became(config, resolved, plan), **fingerprints)
     refuse_another_run(run_identity, config, runtime)
-    directory = RunDirectory(config, run_identity, runtime, notice=session.say)
+    directory = RunDirectory(config, run_identity, runtime, notice=session.say, fault_of=fault_of)
     try:
         if directory.finished:
             session.say(
@@ -240,11 +240,12 @@ def _guarded(
                     tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
                     best["best_step"] = loop.best.step
                 if runtime.is_main:
-                    save_model(directory.path / "model", loop.task.net, tokenizer, saved)
+                    save_model(directory.path / MODEL, loop.task.net, tokenizer, saved)
                 if test is not None:
-                    scores = loop.task.evaluate(test)
+                    scores = loop.evaluate(test)
                     assert scores is not None, "there is something to score"
                     tracker.log_eval(loop.position.step, "test", **scores)
+            tracker.flush()  # before status.json says that all is there
         tracker.close()
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide the first error
