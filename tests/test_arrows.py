@@ -10,7 +10,18 @@ import ulmfit
 
 ROOT = Path(ulmfit.__file__).parent
 # Files at the top that any room may import, and that import no room.
-GROUND = {"config", "device", "errors", "excerpts", "files", "limits", "option_types", "private_api"}
+GROUND = {
+    "cache_folder",
+    "config",
+    "device",
+    "errors",
+    "excerpts",
+    "files",
+    "limits",
+    "option_types",
+    "private_api",
+    "processes",
+}
 # From the ground up; a room imports what its line names, and the ground.
 ROOMS = {
     "tokenizer": set(),
@@ -100,7 +111,8 @@ def test_no_two_files_have_one_name():
     assert [name for name, count in counts.items() if count > 1] == ["__init__.py"]
 
 
-@pytest.mark.parametrize("name", ["files", "private_api", "errors", "limits", "excerpts"])
+@pytest.mark.parametrize("name", ["files", "private_api", "errors", "limits", "excerpts", "processes"])
 def test_the_lowest_files_import_nothing_of_ours(name):
-    allowed = {"limits": {"ulmfit.errors", "ulmfit.errors.UserError"}}.get(name, set())
+    processes = {f"ulmfit.processes{name}" for name in ("", ".host_mark", ".process_alive")}
+    allowed = {"limits": {"ulmfit.errors", "ulmfit.errors.UserError"}, "files": processes}.get(name, set())
     assert {module for module in imports(ROOT / f"{name}.py") if module.split(".")[0] == "ulmfit"} <= allowed

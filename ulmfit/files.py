@@ -1,31 +1,53 @@
 """Atomic writes: a reader sees the complete old file or the complete new one, even if the writer is killed.
 
 A file is written under a temporary name in the same folder, flushed to disk, and renamed. Then the folder is flushed,
-which makes the rename durable. Imports nothing of this package.
+which makes the rename durable.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from ulmfit.processes import host_mark, process_alive
+
 _TORN = ".*.tmp-*"
+_WRITER = re.compile(r"\..*\.tmp-([0-9a-f]{8})-(\d+)-\d+")  # the host and the process number in a temporary name
+_SILENCE = 24 * 3600.0  # seconds without a change after which a writer on another host is taken for dead
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """Context with a temporary name in the folder of `path`. At the end, a file that still has this name is deleted."""
     # The thread id is included, because several threads write status.json.
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_native_id()}")
+    aside = path.with_name(f".{path.name}.tmp-{host_mark()}-{os.getpid()}-{threading.get_native_id()}")
     try:
         yield aside
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # must not hide the error that ends the context; `remove_dead` finds the file later
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Context in which another library writes `path`. At the end the file has the mode that `open` gives.
+
+    safetensors creates its files readable by the owner only, whatever the umask. Then nobody else of a group could go
+    on with a run, or use a model.
+    """
+    with open(path, "wb") as file:  # also observes a default ACL of the folder, which os.umask would not tell
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    yield
+    with suppress(OSError):  # not every file system has modes
+        os.chmod(path, mode)
 
 
 @contextmanager
@@ -102,3 +124,21 @@ def remove_torn(folder: Path) -> None:
     for torn in folder.glob(_TORN):
         if torn.is_file():
             torn.unlink(missing_ok=True)
+
+
+def remove_dead(folder: Path) -> None:
+    """Delete temporary files of writers that are dead, in a folder with several writers. No error is raised.
+
+    A writer on this host is dead if its process is. One on another host, whose processes cannot be seen, is dead if
+    the file has not changed for a day.
+    """
+    with suppress(OSError):
+        for torn in list(folder.glob(_TORN)):
+            with suppress(OSError):
+                writer = _WRITER.fullmatch(torn.name)
+                if writer and writer[1] == host_mark():
+                    dead = not process_alive(int(writer[2]))
+                else:
+                    dead = time.time() - torn.stat().st_mtime > _SILENCE
+                if dead and torn.is_file():
+                    torn.unlink(missing_ok=True)

@@ -121,7 +121,7 @@ def test_a_corpus_that_fails_its_check_leaves_nothing(tmp_path, fakes):
 def test_a_directory_that_cannot_be_written_is_the_users_to_cure(tmp_path, fakes, monkeypatch):
     make_tokenizer, make_split, make_documents = fakes
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/cache .*another cache directory"):
+    with pytest.raises(UserError, match="file/cache .*by --cache-dir"):
         build_or_open(make_split(make_documents(9)), make_tokenizer(), tmp_path / "file" / "cache", with_labels=False)
 
     def full(*_):
@@ -135,7 +135,7 @@ def test_a_directory_that_cannot_be_written_is_the_users_to_cure(tmp_path, fakes
 
 def _build_on_a_full_disk(split, tokenizer, directory):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # the kernel refuses to let a file grow beyond
-    with pytest.raises(UserError, match="free space there or choose another cache directory"):
+    with pytest.raises(UserError, match="free space there, or name another folder by --cache-dir"):
         build_or_open(split, tokenizer, directory, with_labels=False)
 
 
@@ -150,9 +150,17 @@ def test_a_full_disk_leaves_nothing_torn(tmp_path, fakes, monkeypatch, save_seco
     builder.start()
     builder.join(60)
     assert builder.exitcode == 0
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    # What was durable is kept for the next start, and no byte more.
+    left = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert [path.suffix for path in left] == ([".partial"] if save_seconds == 0 else [])
+    for path in left:
+        sizes = json.loads((path / "progress.json").read_text())["sizes"]
+        assert {name: (path / name).stat().st_size for name in sizes} == sizes and any(sizes.values())
     store = build_or_open(split, make_tokenizer(5000), tmp_path, with_labels=False)
+    assert (split.starts[-1] is not None) == (save_seconds == 0)
     assert [store.document(n).tolist() for n in range(300)] == split.documents
+    whole = build_or_open(split, make_tokenizer(5000), tmp_path / "whole", with_labels=False)
+    assert _files(store.path) == _files(whole.path)
 
 
 class LoggingSplit:

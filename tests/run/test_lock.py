@@ -12,6 +12,7 @@ import time
 import pytest
 
 from ulmfit.errors import UserError
+from ulmfit.processes import process_state
 from ulmfit.run import lock
 from ulmfit.run.lock import DirectoryLock, rename_aside
 
@@ -70,7 +71,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
 def test_a_number_given_again_does_not_keep_the_lock(tmp_path):
     leave_lock(tmp_path, pid=os.getpid(), start="1")  # as in a container, where every start is process 7
     DirectoryLock(tmp_path).close()
-    leave_lock(tmp_path, pid=os.getppid(), start=lock._process(os.getppid())[1])
+    leave_lock(tmp_path, pid=os.getppid(), start=process_state(os.getppid())[1])
     with pytest.raises(UserError):
         DirectoryLock(tmp_path)
 

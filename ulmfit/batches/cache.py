@@ -5,19 +5,20 @@ Layout of one cache entry, a directory named by its key (fingerprints of split a
     tokens-00000.bin ...   ids, little-endian uint16 or int32; a document never crosses shards
     lengths.bin rows.bin [labels.bin]    int64, int64, int32: one number per document
     offsets.bin            int64 [n + 1]: index of each document's first token in the corpus
-    manifest.json          written last: counts, dtype, the size in bytes of every file
+    checksums.bin          uint32: CRC-32 of each block of the tokens (`checksums`)
+    manifest.json          written last: counts, dtype, the size in bytes of every file, the checksums of the others
 
 Files are appended while the split is read, so memory does not grow with the corpus. An entry is built in a directory
 next to its final path and renamed when complete, so an entry is complete or absent. A build that was killed is resumed
-from its last durable state (`cache_writer`).
+from its last durable state (`cache_writer`). A damaged entry is noticed when it is opened or read (`checksums`).
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,11 +26,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
-from ulmfit.batches.cache_writer import FORMAT, MANIFEST, PROGRESS, CacheWriter, map_file, writing
+from ulmfit.batches.cache_writer import CHECKSUMS, FORMAT, PROGRESS, CacheWriter
+from ulmfit.batches.checksums import read_column, unsealed
 from ulmfit.batches.prefetch import Prefetcher
+from ulmfit.batches.token_files import MANIFEST, TokenFiles
+from ulmfit.cache_folder import locked, writing
 from ulmfit.errors import UserError
 from ulmfit.files import publish
 
@@ -38,14 +41,13 @@ ENCODERS = 2  # batches encoded at a time: one uses the cores while the other is
 
 
 class TokenStore:
-    """Token ids of a corpus, memory-mapped: data is read from disk on access.
+    """Token ids of a corpus. Columns are in memory, and tokens are read from disk on access.
 
     Attributes:
         num_documents, num_tokens, vocab_size: counts.
         offsets: int64 [num_documents + 1]; document i is the tokens offsets[i] to offsets[i + 1] - 1 of the corpus.
         lengths: int64 [num_documents].
         labels: int32 [num_documents], or None for a corpus without labels.
-        rows: int64 [num_documents], each document's row number in its source, from 0.
         fingerprint: str, unique for a split and a tokenizer.
         skipped: reason -> number of source rows that were skipped.
     """
@@ -58,12 +60,24 @@ class TokenStore:
         self.fingerprint: str = manifest["fingerprint"]
         self.skipped: dict[str, int] = manifest["skipped"]
         self.dtype = np.dtype(manifest["dtype"])
-        self._shards = [map_file(path / name, self.dtype) for name in manifest["shards"]]
-        self._shard_starts = np.cumsum([0, *(len(shard) for shard in self._shards[:-1])])
-        self.offsets = map_file(path / "offsets.bin", np.dtype("<i8"))
-        self.lengths = map_file(path / "lengths.bin", np.dtype("<i8"))
-        self.rows = map_file(path / "rows.bin", np.dtype("<i8"))
-        self.labels = map_file(path / "labels.bin", np.dtype("<i4")) if manifest["labels"] else None
+        sums = manifest.get("checksums", {})  # empty in an entry of version 0.2.0
+        self.offsets = read_column(path / "offsets.bin", "<i8", sums.get("offsets.bin"))
+        self.lengths = read_column(path / "lengths.bin", "<i8", sums.get("lengths.bin"))
+        self.labels = read_column(path / "labels.bin", "<i4", sums.get("labels.bin")) if manifest["labels"] else None
+        self._rows_sum = sums.get("rows.bin")
+        self._chosen: np.ndarray | None = None  # of a subset: its documents in the entry
+        blocks = read_column(path / CHECKSUMS, "<u4", sums[CHECKSUMS]) if sums else None
+        shards = {name: manifest["sizes"][name] for name in manifest["shards"]}
+        self._tokens = TokenFiles(path, shards, self.dtype, blocks)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Each document's row number in its source, from 0: int64 [num_documents]. Read on access: few need it."""
+        try:
+            rows = read_column(self.path / "rows.bin", "<i8", self._rows_sum)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the token cache {self.path} is damaged ({error}); delete it, it is built anew") from error
+        return rows if self._chosen is None else rows[self._chosen]
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
@@ -76,13 +90,13 @@ class TokenStore:
     @classmethod
     def _open_if_complete(cls, path: Path) -> TokenStore | None:
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = unsealed((path / MANIFEST).read_text())
             if manifest["format"] != FORMAT:
                 return None
             if any((path / name).stat().st_size != size for name, size in manifest["sizes"].items()):
                 return None
             return cls(path, manifest)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def __len__(self) -> int:
@@ -92,18 +106,15 @@ class TokenStore:
         """A store of the given documents, in the given order. It reads from the same files."""
         part = copy.copy(self)
         part.num_documents = len(indices)
-        part.offsets, part.lengths, part.rows = (array[indices] for array in (self.offsets, self.lengths, self.rows))
+        part.offsets, part.lengths = self.offsets[indices], self.lengths[indices]
+        part._chosen = indices if self._chosen is None else self._chosen[indices]
         part.labels = None if self.labels is None else self.labels[indices]
         part.num_tokens = int(part.lengths.sum())
         return part
 
     def document(self, index: int) -> np.ndarray:
-        """Ids of one document: a read-only view of the mapped file (uint16 or int32)."""
-        start = int(self.offsets[index])
-        stop = start + int(self.lengths[index])
-        shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
-        first = int(self._shard_starts[shard])
-        return self._shards[shard][start - first : stop - first]
+        """Ids of one document (uint16 or int32). Raises as `gather`."""
+        return self.read([index])[0]
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read documents in the given order. Returns their concatenated ids and their lengths, int64 [n]."""
@@ -114,23 +125,13 @@ class TokenStore:
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Concatenate pieces of documents; piece k is `lengths[k]` tokens from `starts[k]` on.
 
-        This is one indexed read instead of a Python loop. Each piece must be within one document.
+        Each piece must be within one document.
+
+        Raises:
+            UserError: the entry is damaged. It is built again at the next start.
+            OSError: it cannot be read.
         """
-        starts, lengths = np.asarray(starts), np.asarray(lengths)
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        if len(self._shards) == 1:
-            positions = np.repeat(starts - (ends - lengths), lengths)
-            positions += np.arange(total)
-            return self._shards[0].take(positions)
-        # Several shards: there are far fewer pieces than tokens, so a loop over pieces is cheap.
-        ids = np.empty(total, dtype=self.dtype)
-        shards = np.searchsorted(self._shard_starts, starts, side="right") - 1
-        begins = starts - self._shard_starts[shards]
-        pieces = np.stack([shards, begins, lengths, ends]).T.tolist()
-        for shard, begin, length, end in pieces:
-            ids[end - length : end] = self._shards[shard][begin : begin + length]
-        return ids
+        return self._tokens.gather(np.asarray(starts), np.asarray(lengths))
 
 
 def build_or_open(
@@ -160,10 +161,7 @@ def build_or_open(
     store = TokenStore._open_if_complete(path)
     if store is not None:
         return store
-    with writing(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(cache_dir / f"{key}.lock")
-        lock.acquire()
+    lock = locked(cache_dir / f"{key}.lock")
     try:
         store = TokenStore._open_if_complete(path)
         if store is None:
@@ -181,7 +179,8 @@ def _build(
     partial = path.with_name(key + ".partial")
     with writing(path.parent):
         if path.exists():
-            shutil.rmtree(path)  # damaged: build it again
+            print(f"the token cache {path} is damaged; building it again", file=sys.stderr, flush=True)
+            shutil.rmtree(path)
         writer = CacheWriter(partial, vocab_size=len(tokenizer), with_labels=with_labels)
     try:
         saved = time.monotonic()
@@ -202,9 +201,12 @@ def _build(
             writer.finish(key, dict(split.skipped))
             publish(partial, path)
             (path / PROGRESS).unlink(missing_ok=True)
-    except UserError:  # bad rows or a full disk: the partial build is of no use
-        writer.close()
-        shutil.rmtree(partial, ignore_errors=True)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):  # a full disk: the next start goes on from the last durable state
+            writer.give_up()
+        else:  # bad rows: the partial build is of no use
+            writer.close()
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         writer.close()

@@ -1,28 +1,29 @@
 """Writes an entry of the token cache, makes it durable at intervals, and resumes it after the process was killed.
 
 During a build its directory contains `progress.json`, the last durable state: the size of every file, counts, and the
-position in the split after the last document. A later writer truncates the files to these sizes and appends. So the
-finished entry has the same bytes as one whose build was never interrupted.
+position in the split after the last document, and the checksums so far. A later writer truncates the files to these
+sizes and appends. So the finished entry has the same bytes as one whose build was never interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from ulmfit.errors import UserError
+from ulmfit.batches.checksums import BlockSums, sealed, unsealed
+from ulmfit.batches.token_files import MANIFEST
 from ulmfit.files import write_text
 
-FORMAT = 1
+FORMAT = 1  # versions up to 0.2.0 write no checksums; their entries are read without
 SHARD_BYTES = 256 * 2**20
-MANIFEST = "manifest.json"
+CHECKSUMS = "checksums.bin"
 PROGRESS = "progress.json"
 
 
@@ -39,7 +40,7 @@ class CacheWriter:
         self.path, self.vocab_size = path, vocab_size
         self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
         self._files: dict[str, BinaryIO] = {}  # those still open
-        columns = ["lengths.bin", "rows.bin", *(["labels.bin"] if with_labels else [])]
+        columns = ["lengths.bin", "rows.bin", CHECKSUMS, *(["labels.bin"] if with_labels else [])]
         progress = _read_progress(path)
         if progress is None:
             if path.exists():
@@ -51,12 +52,16 @@ class CacheWriter:
                 "after": None,
                 "shards": ["tokens-00000.bin"],
                 "sizes": dict.fromkeys([*columns, "tokens-00000.bin"], 0),
+                "sums": dict.fromkeys(columns, 0),
+                "block": [0, 0],
             }
         self.num_documents: int = progress["num_documents"]
         self.num_tokens: int = progress["num_tokens"]
         self.after: dict[str, Any] | None = progress["after"]
         self.shards: list[str] = progress["shards"]
         self._names: list[str] = list(progress["sizes"])
+        self._sums: dict[str, int] = progress["sums"]  # of the columns
+        self._block = BlockSums(*progress["block"])  # of the last shard
         for left in set(os.listdir(path)) - {*self._names, PROGRESS}:
             (path / left).unlink()
         for name in (*columns, self.shards[-1]):
@@ -77,7 +82,13 @@ class CacheWriter:
         with self._files.pop(name) as file:
             _sync_file(file)
 
+    def _write(self, name: str, column: np.ndarray) -> None:
+        """Append to a column."""
+        self._files[name].write(column.data)
+        self._sums[name] = zlib.crc32(column.data, self._sums[name])
+
     def _new_shard(self) -> None:
+        self._write(CHECKSUMS, self._block.end())
         self._seal(self.shards[-1])
         self.shards.append(f"tokens-{len(self.shards):05d}.bin")
         self._new_file(self.shards[-1])
@@ -100,14 +111,16 @@ class CacheWriter:
                     self._new_shard()
                     continue
             stop = int(ends[last - 1])
-            self._files[self.shards[-1]].write(ids[written:stop].data)
+            tokens = memoryview(ids[written:stop].view(np.uint8))
+            self._files[self.shards[-1]].write(tokens)
+            self._write(CHECKSUMS, self._block.add(tokens))
             self._room -= stop - written
             document, written = last, stop
-        self._files["lengths.bin"].write(lengths.data)
-        self._files["rows.bin"].write(np.asarray(rows, dtype="<i8").data)
+        self._write("lengths.bin", lengths)
+        self._write("rows.bin", np.asarray(rows, dtype="<i8"))
         if "labels.bin" in self._files:
             assert labels is not None and len(labels) == len(rows)
-            self._files["labels.bin"].write(np.asarray(labels, dtype="<i4").data)
+            self._write("labels.bin", np.asarray(labels, dtype="<i4"))
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
@@ -123,6 +136,8 @@ class CacheWriter:
                 "after": after,
                 "shards": self.shards,
                 "sizes": self._sizes(),
+                "sums": self._sums,
+                "block": [self._block.crc, self._block.size],
             },
         )
         self.after = after
@@ -132,10 +147,11 @@ class CacheWriter:
 
     def _publish(self, name: str, content: dict[str, Any]) -> None:
         """Write a file atomically."""
-        write_text(self.path / name, json.dumps(content, indent=1))
+        write_text(self.path / name, sealed(content))
 
     def finish(self, fingerprint: str, skipped: dict[str, int]) -> None:
         """Make all files durable, then write the manifest that declares them complete."""
+        self._write(CHECKSUMS, self._block.end())
         self._write_offsets()
         for name in list(self._files):
             self._seal(name)
@@ -150,19 +166,21 @@ class CacheWriter:
             "skipped": skipped,
             "shards": self.shards,
             "sizes": self._sizes(),
+            "checksums": self._sums,
         }
         self._publish(MANIFEST, manifest)
 
     def _write_offsets(self) -> None:
         self._files["lengths.bin"].flush()
+        self._sums["offsets.bin"] = 0
         self._new_file("offsets.bin")
-        file, total = self._files["offsets.bin"], 0
-        file.write(np.zeros(1, dtype="<i8").data)
-        lengths = map_file(self.path / "lengths.bin", np.dtype("<i8"))
-        for first in range(0, len(lengths), 2**20):
-            ends = total + np.cumsum(lengths[first : first + 2**20])
-            file.write(ends.data)
-            total = int(ends[-1])
+        self._write("offsets.bin", np.zeros(1, dtype="<i8"))
+        total = 0
+        with open(self.path / "lengths.bin", "rb") as file:
+            while content := file.read(8 * 2**20):
+                ends = total + np.cumsum(np.frombuffer(content, dtype="<i8"))
+                self._write("offsets.bin", ends)
+                total = int(ends[-1])
 
     def close(self) -> None:
         """Close all files. Errors are ignored: after a failed write, flushing fails again."""
@@ -170,37 +188,27 @@ class CacheWriter:
             with contextlib.suppress(OSError):
                 file.close()
 
+    def give_up(self) -> None:
+        """Close after a failed write: keep what is durable, for a later writer, and free the rest of the space."""
+        self.close()
+        progress = _read_progress(self.path)
+        with contextlib.suppress(OSError):
+            if progress is None:
+                shutil.rmtree(self.path)
+            for name, size in progress["sizes"].items() if progress else ():
+                os.truncate(self.path / name, size)
+
 
 def _read_progress(path: Path) -> dict[str, Any] | None:
-    """What `save` wrote last. None if nothing was saved, or a file is now shorter than it was then."""
+    """What `save` wrote last. None if nothing was saved, by a version without checksums, or a file is shorter now."""
     try:
-        progress = json.loads((path / PROGRESS).read_text())
-        if all((path / name).stat().st_size >= size for name, size in progress["sizes"].items()):
-            return progress
-    except (OSError, ValueError, KeyError):
-        pass
-    return None
+        progress = unsealed((path / PROGRESS).read_text())
+        whole = all((path / name).stat().st_size >= size for name, size in progress["sizes"].items())
+        return progress if whole and "sums" in progress else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _sync_file(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def writing(cache_dir: Path) -> Iterator[None]:
-    """Turn an error of writing (full disk, no permission) into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the token cache cannot be written to {cache_dir} ({error.strerror or error}); free "
-            "space there or choose another cache directory"
-        ) from error
-
-
-def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Map a file as a read-only array. It is a plain ndarray view, because slices of np.memmap are slower."""
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)

@@ -48,13 +48,14 @@ def evaluate(options: EvaluateOptions) -> None:
 
     A language model carries its state along each row, so the loss depends a little on the number of rows.
     """
-    from ulmfit.config import ClassifierConfig, LMConfig
+    from ulmfit.cache_folder import cache_folder
+    from ulmfit.config import ClassifierConfig
     from ulmfit.distributed.runtime import open_runtime
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.scores import score_classifier, score_language_model
-    from ulmfit.training.setup import cache_directory, tokenised
+    from ulmfit.training.setup import tokenised
 
     with open_runtime(ClassifierConfig()) as (runtime, _):
         net, tok, saved = load_model(options.model, device=runtime.device)
@@ -63,9 +64,8 @@ def evaluate(options: EvaluateOptions) -> None:
             if not isinstance(net, ClassifierNet):
                 raise UserError(f"--int8 is for classifiers and {options.model} is a language model; leave it out")
             quantize_encoder(net)
-        config = ClassifierConfig() if is_classifier else LMConfig()
         name, split = runtime.main_first(lambda: _split_to_score(options, saved))
-        store = tokenised(split, tok, cache_directory(config), with_labels=is_classifier)
+        store = tokenised(split, tok, cache_folder(), with_labels=is_classifier)
         runtime.barrier()
         if isinstance(net, ClassifierNet):
             metrics = score_classifier(

@@ -43,10 +43,10 @@ class ShowOptions:
 
 def show(options: ShowOptions) -> None:
     """Print the first batches of a trainer as words."""
-    from ulmfit.config import LMConfig
+    from ulmfit.cache_folder import cache_folder
     from ulmfit.data.corpus import open_corpus
     from ulmfit.tokenizer.tokenizer import Tokenizer
-    from ulmfit.training.setup import cache_directory, tokenised
+    from ulmfit.training.setup import tokenised
 
     path = Path(options.tokenizer)
     tokenizer = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
@@ -58,7 +58,7 @@ def show(options: ShowOptions) -> None:
         seed=options.seed,
     )
     is_clf = options.task == "clf"
-    store = tokenised(corpus.splits["train"], tokenizer, cache_directory(LMConfig()), with_labels=is_clf)
+    store = tokenised(corpus.splits["train"], tokenizer, cache_folder(), with_labels=is_clf)
     tell_skipped(store.skipped)
     if is_clf:
         assert corpus.label_names is not None, "a corpus with labels"

@@ -84,7 +84,7 @@ def save_model(
     files.remove_torn(folder)
     tokenizer.save(folder / TOKENIZER)
     files.write_text(folder / CONFIG, text)
-    with files.replacing(folder / WEIGHTS) as aside:
+    with files.replacing(folder / WEIGHTS) as aside, files.usual_mode(aside):
         safetensors.torch.save_file(tensors, aside)
 
 

@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ulmfit.errors import UserError
-from ulmfit.files import publish, sync
-from ulmfit.run.lock import process_alive
+from ulmfit.files import publish, sync, usual_mode
+from ulmfit.processes import process_alive
 
 FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
@@ -91,7 +91,8 @@ def write(
         if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir()
-        save_file(snapshot.tensors, aside / TENSORS)
+        with usual_mode(aside / TENSORS):
+            save_file(snapshot.tensors, aside / TENSORS)
         (aside / STATE).write_text(json.dumps(snapshot.tree, allow_nan=False))
         _seal(aside, step)
         _publish(aside, path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ulmfit.errors import UserError
+from ulmfit.processes import process_alive, process_state
 
 LOCK_FILE = "run.lock"
 HEARTBEAT = 30.0  # seconds between updates of the file's modification time
@@ -40,7 +41,7 @@ class DirectoryLock:
     def __init__(self, output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         self.path = output_dir / LOCK_FILE
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "start": _process(os.getpid())[1]} | _job()
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_state(os.getpid())[1]} | _job()
         # A process on another host may have the same number and start time, so a random token is added.
         self._content = json.dumps(me | {"token": os.urandom(8).hex()}).encode()
         while not self._try():
@@ -56,7 +57,7 @@ class DirectoryLock:
         """
         created = True
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             created = False
             try:
@@ -149,24 +150,6 @@ def rename_aside(output_dir: Path) -> Path:
     return aside
 
 
-def process_alive(pid: int, start: str | None = None) -> bool:
-    """Whether process `pid` runs on this machine.
-
-    With `start`, it must have that start time, because a later process may get the same number (in a container the
-    numbers are the same at every start).
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        pass
-    state, now = _process(pid)
-    if state in ("Z", "X"):  # ended, but not yet collected by its parent
-        return False
-    return start is None or now is None or start == now
-
-
 class _Job(TypedDict, total=False):
     job: str
     restart: int
@@ -176,12 +159,3 @@ def _job() -> _Job:
     """The SLURM job's number and restart count; empty without SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))} if job else {}
-
-
-def _process(pid: int) -> tuple[str | None, str | None]:
-    """(state letter, start time in clock ticks since boot) from Linux's /proc; (None, None) elsewhere."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return fields[0], fields[19]
-    except (OSError, IndexError):
-        return None, None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.batches.cache import TokenStore, build_or_open
-from ulmfit.batches.cache_writer import writing
+from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.fingerprint import Access
@@ -169,12 +168,6 @@ def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> N
         raise UserError(f"{flag} reads {direction}; {cure} --backwards")
 
 
-def cache_directory(config: TrainConfig) -> Path:
-    """Directory of token caches: --cache-dir, else $ULMFIT_CACHE, else ~/.cache/ulmfit."""
-    chosen = config.cache_dir or os.environ.get("ULMFIT_CACHE") or Path.home() / ".cache" / "ulmfit"
-    return Path(chosen).expanduser()
-
-
 def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
     """Open the corpus on every rank. Rank 0 is first, so that it fills the caches and reports a mistake once.
 
@@ -183,7 +176,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     """
     config, runtime = session.config, session.runtime
     access = Access(
-        cache_dir=cache_directory(config),
+        cache_dir=cache_folder(config.cache_dir),
         revision=session.begun.revision(config) if session.begun else None,
         scheme=scheme_of(session.begun),
         beat=runtime.progress.beat,
@@ -206,6 +199,8 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     opened: list[Corpus] = []
 
     def read_first() -> str | None:
+        assert access.cache_dir is not None
+        tidy(access.cache_dir)
         with Meter("reading the files of the corpus") as meter:
             opened.append(read(replace(access, hashed=meter.count)))
         return opened[0].revision
@@ -257,12 +252,12 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         rules = base.fingerprint if base else text_rules.normalizer(config.rules).__getstate__()
         key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        file = cache_directory(config) / "tokenizers" / f"{name}.json"
+        file = cache_folder(config.cache_dir) / "tokenizers" / f"{name}.json"
         if file.exists():
             return Tokenizer.from_file(file).to_str()
         most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
         tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
-        with writing(cache_directory(config)):
+        with writing(cache_folder(config.cache_dir)):
             file.parent.mkdir(parents=True, exist_ok=True)
             tokenizer.save(file)
         return tokenizer.to_str()
@@ -291,7 +286,7 @@ def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, An
 
 def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
     """The split as token ids. The first rank of a machine tokenises it, the others open the cache."""
-    store = tokenised(split, tokenizer, cache_directory(session.config), with_labels=with_labels)
+    store = tokenised(split, tokenizer, cache_folder(session.config.cache_dir), with_labels=with_labels)
     session.runtime.barrier()
     split.report(store.num_documents + sum(store.skipped.values()), store.skipped)
     if store.skipped:
