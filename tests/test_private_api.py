@@ -78,6 +78,8 @@ def test_packed_products():
     )
     expected = 1 + (levels.double() - 64) * 0.5 @ (small.double() * scale.double().unsqueeze(1)).t()
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(private_api.unpacked_weight(private_api.packed_weight(weight)), weight)
+    assert torch.equal(private_api.unpacked_int8_weight(private_api.packed_int8_weight(small)), small)
 
 
 def test_torchs_library_can_be_opened():

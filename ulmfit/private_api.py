@@ -65,6 +65,11 @@ def packed_weight(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
+def unpacked_weight(packed: Tensor) -> Tensor:
+    """The inverse of `packed_weight`, bit for bit. A packed tensor is opaque: it can neither be copied nor pickled."""
+    return packed.to_dense()
+
+
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
     """A linear layer by oneDNN: x [N, in] -> [N, out]. Its rows do not depend on N, unlike those of torch's default.
 
@@ -80,6 +85,11 @@ def packed_int8_weight(weight: Tensor) -> Tensor:
     import torch
 
     return torch.ops.onednn.qlinear_prepack(weight, None)
+
+
+def unpacked_int8_weight(packed: Tensor) -> Tensor:
+    """The inverse of `packed_int8_weight`, which stores the transposed weight."""
+    return packed.to_dense().t().contiguous()
 
 
 def add_int8_product(

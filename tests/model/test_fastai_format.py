@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import sys
+import tracemalloc
 import types
+import zipfile
 
 import pytest
 import torch
 
 from tests.training import runs
 from ulmfit.errors import UserError
+from ulmfit.model import vocabulary_file
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.fastai_format import fastai_state_dict, load_fastai, read_vocabulary
@@ -227,6 +231,85 @@ def test_bad_vocabularies_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="no list of words"):
         read_vocabulary(tmp_path / name)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "words", [["a"], ["xxunk", "\u00e9\n", "", "a" * 300], ["a", "b", "a", "b"] * 600, [str(n) for n in range(5000)]]
+)
+def test_pickles_of_every_protocol_are_read(tmp_path, protocol, words):
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(words, protocol))
+    assert read_vocabulary(tmp_path / "v.pkl") == words
+
+
+BOMBS = {
+    "memo": b"\x80\x02]r\x80\xd1\xf0\x08.",
+    "memo in text": b"]p999999999999\n.",
+    "recall": b"]j\xff\xff\xff\x7f.",
+    "string": b"]\x8d" + (2**40).to_bytes(8, "little") + b"a.",
+    "bytes": b"]\x8e" + (2**40).to_bytes(8, "little") + b".",
+    "bytearray": b"]\x96" + (2**33).to_bytes(8, "little") + b".",
+    "frame": b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"].",
+    "lists": b"]" * 10**6 + b".",
+    "sets": b"]" + b"\x8f" * 10**6 + b".",
+    "dicts": b"]" + b"}" * 10**6 + b".",
+    "marks": b"(" * 10**6 + b"l.",
+    "number": b"]\x8b" + (10**6).to_bytes(4, "little") + b"\x7f" * 10**6 + b".",
+    "list in itself": b"]q\x00h\x00a.",
+    "nothing": b".",
+    "append to a string": b"X\x01\x00\x00\x00aX\x01\x00\x00\x00ba.",
+    "stack underflow": b"a.",
+    "no mark": b"]e.",
+    "two results": b"]].",
+    "copies": b"]" + b"2" * 10**6 + b".",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_is_refused_and_takes_little_memory(tmp_path, content):
+    (tmp_path / "v.pkl").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="no list of words") as caught:
+        read_vocabulary(tmp_path / "v.pkl")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20 + 20 * len(content) and "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_above_the_cap_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary_file, "MOST_BYTES", 2**20)
+    for name in ("v.pkl", "v.json", "v.txt"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(2**40)  # sparse: it takes no space, and reading all of it no end
+        with pytest.raises(UserError, match=f"{name} has more than 1 MiB"):
+            read_vocabulary(tmp_path / name)
+
+
+def test_bad_weights_of_fastai_are_refused(tmp_path):
+    (tmp_path / "itos.pkl").write_bytes(pickle.dumps(WORDS))
+    state = language_model_file(2)
+    changes = {
+        "NaN or infinite": state["1.decoder.bias"].clone().fill_(math.nan),
+        "is int64 and not float32": torch.zeros(V, dtype=torch.long),
+        "of other dimensions": torch.zeros(V, 2),
+    }
+    for words, bias in changes.items():
+        torch.save(state | {"1.decoder.bias": bias}, tmp_path / "model.pth")
+        with pytest.raises(UserError, match=words):
+            load_fastai(tmp_path / "model.pth", tmp_path / "itos.pkl")
+    torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "model.pth")
+    found = load_fastai(tmp_path / "model.pth", tmp_path / "itos.pkl").state
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
+def test_a_compressed_file_of_weights_is_refused(tmp_path):
+    torch.save(language_model_file(2), tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+        new.writestr("archive/data/99", bytes(10**7))
+    with pytest.raises(UserError, match="is not a file of plain weights .it is compressed"):
+        load_fastai(tmp_path / "w.pth", tmp_path / "v.pkl")
 
 
 def test_missing_files_are_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -99,3 +100,12 @@ def test_a_torch_without_onednn(net, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(UserError, match="oneDNN"):
         quantize_encoder(net)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_and_a_pickle_give_the_same_bits(net, duplicate):
+    quantize_encoder(net)
+    expected = net.encode(*EVERYTHING).pooled
+    again = duplicate(duplicate(net))
+    assert torch.equal(again.encode(*EVERYTHING).pooled, expected)
+    assert torch.equal(net.encode(*EVERYTHING).pooled, expected)

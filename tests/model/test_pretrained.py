@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import socket
 
@@ -14,7 +16,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import init_language_model, load_model, save_model, transfer_vocabulary
+from ulmfit.model.pretrained import init_language_model, load_model, read_weights, save_model, transfer_vocabulary
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.masks import Masks
 
@@ -143,6 +145,15 @@ def break_weights(**changes):
     return change
 
 
+def change_weights(change):
+    return lambda model: break_weights(decoder_bias=change(read_weights(model)["decoder_bias"]))(model)
+
+
+def with_value(tensor, value):
+    tensor[-1] = value
+    return tensor
+
+
 def truncate(name):
     def change(model):
         content = (model / name).read_bytes()
@@ -175,13 +186,24 @@ def truncate(name):
         (break_architecture(hidden_size=-8), "hidden_size is -8"),
         (break_architecture(weight_p=2), "weight_p is 2"),
         (break_architecture(hidden_size=9), "has shape"),
-        (break_architecture(num_layers=3), "has shape"),
+        (break_architecture(num_layers=3), "has 2 layers"),
+        (break_architecture(num_layers=10**9), "has 2 layers"),
+        (break_architecture(hidden_size=2**62), "tells of no model|has shape"),
         (break_architecture(vocab_size=99), "words but the model 99"),
         (break_config(task="classifier"), "label_names in .* is None"),
         (break_config(task="classifier", label_names=["a", 1]), "not a list of names"),
         (break_config(task="classifier", label_names=["a"], max_len=9, head_hidden=5), "head_p in .* is None"),
         (break_weights(decoder_bias=None), "lacks decoder_bias"),
         (break_weights(extra=torch.zeros(2)), "unknown tensor extra"),
+        (change_weights(torch.Tensor.double), "decoder_bias in .* is float64 and not float32"),
+        (change_weights(torch.Tensor.long), "decoder_bias in .* is int64 and not float32"),
+        (change_weights(torch.Tensor.bool), "decoder_bias in .* is bool and not float32"),
+        (change_weights(lambda bias: bias.to(torch.complex64)), "decoder_bias in .* is complex64"),
+        (change_weights(lambda bias: bias.to(torch.float8_e5m2)), "decoder_bias in .* is float8_e5m2"),
+        (change_weights(lambda bias: with_value(bias, math.nan)), "decoder_bias in .* are NaN or infinite"),
+        (change_weights(lambda bias: with_value(bias, -math.inf)), "decoder_bias in .* are NaN or infinite"),
+        (break_weights(**{"decoder_bias.scales": torch.ones(3)}), "decoder_bias.scales are no scales"),
+        (break_weights(**{"encoder.embedding.weight.scales": torch.ones(3)}), "weight.scales are no scales"),
     ],
 )
 def test_a_damaged_model_is_refused_in_one_sentence(run, damage, words):
@@ -231,7 +253,38 @@ def test_a_language_model_starts_from_another_vocabulary(tokenizer):
         )
 
 
+@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+def test_a_model_has_the_mode_of_the_umask(tmp_path, tokenizer, umask):
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "model", language_model(tokenizer), tokenizer, {})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json"), 0o666 & ~umask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_every_float_are_read(tmp_path, tokenizer, dtype):
+    save_model(tmp_path, language_model(tokenizer).to(dtype), tokenizer, {})
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {tensor.dtype for tensor in load_model(tmp_path)[0].state_dict().values()} == {expected}
+
+
 # -------------------------------------------------------------------------------------------------- 8 bits
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("weight", torch.zeros(50)), ("scales", None), ("scales", torch.full((9,), math.nan))]
+)
+def test_damaged_8_bits_are_refused(tmp_path, tokenizer, name, value):
+    save_model(tmp_path, language_model(tokenizer), tokenizer, {}, bits=8)
+    name = "encoder.embedding.weight" + (".scales" if name == "scales" else "")
+    if value is not None and name.endswith(".scales"):
+        value = value[:1].expand(len(tokenizer)).clone()
+    break_weights(**{name: value})(tmp_path)
+    with pytest.raises(UserError, match="no scales|is int8 and not float32|NaN or infinite"):
+        load_model(tmp_path)
 
 
 def test_8_bits_move_a_weight_by_half_a_step_at_most_and_take_a_quarter(tmp_path, tokenizer):

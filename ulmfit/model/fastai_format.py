@@ -8,11 +8,9 @@ the optimizer have the form `{'model': ..., 'opt': ...}`.
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,8 @@ from torch import Tensor
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
-
-_VOCABULARY_CURE = "save the vocabulary as a list of strings, in .pkl, .json or .txt"
+from ulmfit.model.vocabulary_file import read_vocabulary
+from ulmfit.model.weights_check import check_weights
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,10 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
     """
     state = fastai_state_dict(_read_torch(Path(weights)))
     vocab = read_vocabulary(vocabulary)
+    check_weights(state, str(weights), "save the model in fastai again")
     embedding = state["encoder.embedding.weight"]
+    if any(tensor.dim() != _dimensions(name) for name, tensor in state.items()):
+        raise UserError(f"{weights} has tensors of other dimensions than an AWD-LSTM; give one saved by fastai")
     if len(vocab) != len(embedding):
         raise UserError(
             f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}; give the "
@@ -60,6 +61,10 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
     if any(name.startswith("head.") for name in state):
         kind = "classifier"
     return FastaiModel(state, config, vocab, kind)
+
+
+def _dimensions(name: str) -> int:
+    return 2 if "weight" in name and "norm" not in name else 0 if name.endswith("num_batches_tracked") else 1
 
 
 def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -93,7 +98,11 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
             raise UserError("the decoder of the file is not tied to its embedding; give a model with tied weights")
         bias = state.get("1.decoder.bias")
         result["decoder_bias"] = embedding.new_zeros(len(embedding)) if bias is None else bias
-    return {name: tensor.detach().clone().contiguous() for name, tensor in result.items()}
+    half = (torch.float16, torch.bfloat16)
+    return {
+        name: tensor.detach().to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True).contiguous()
+        for name, tensor in result.items()
+    }
 
 
 def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -132,6 +141,13 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def _check_zip(path: Path) -> None:
+    """torch stores parts uncompressed. A compressed one could grow a thousandfold when it is read."""
+    with zipfile.ZipFile(path) as file:
+        if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed")
+
+
 class _HyperParameters:
     """Replacement of fastcore's list type, in which fastai 2 stores the optimizer's settings. They are ignored."""
 
@@ -144,42 +160,13 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the .pth file that fastai saved")
     try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
         with torch.serialization.safe_globals([(_HyperParameters, "fastcore.foundation.L")]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # a damaged file can raise almost any
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise UserError(
             f"{path} is not a file of plain weights ({reason}); save it in fastai with "
             "learn.save(name, with_opt=False) or learn.save_encoder"
         ) from error
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Allows no class, because lists and strings need none."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("builtins", "list"), ("builtins", "str")):
-            return list if name == "list" else str
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def read_vocabulary(path: str | os.PathLike) -> list[str]:
-    """Read words in id order from .pkl (fastai's itos), .json (a list, or word -> id) or text (one per line)."""
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-        if path.suffix in (".pkl", ".pickle"):
-            words = _PlainUnpickler(io.BytesIO(content)).load()
-        elif path.suffix == ".json":
-            words = json.loads(content.decode("utf-8"))
-            if isinstance(words, dict) and sorted(words.values()) == list(range(len(words))):
-                words = sorted(words, key=words.__getitem__)
-        else:
-            words = content.decode("utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the weights' vocabulary") from error
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        raise UserError(f"{path} is no list of words ({error}); {_VOCABULARY_CURE}") from error
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{path} is no list of words; {_VOCABULARY_CURE}")
-    return words

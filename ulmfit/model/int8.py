@@ -13,7 +13,7 @@ the cell input are doubled, so that one sigmoid call computes all four gates.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,16 @@ class _Layer:
         # Later layers multiply [input, previous output] in one product.
         self._product = Int8Product(weight_hh if first else torch.cat([weight_ih, weight_hh], 1))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies, e.g. to hand a classifier to worker processes."""
+        packed = self._weight_ih
+        return vars(self) | {"_weight_ih": None if packed is None else private_api.unpacked_weight(packed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._weight_ih is not None:
+            self._weight_ih = private_api.packed_weight(self._weight_ih)
+
     def read(
         self, inputs: Tensor, vectors: Tensor, h: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -154,6 +164,13 @@ class Int8Product:
         self._zero = torch.zeros(len(weight), dtype=torch.int32)
         rounded = (weight / self._scale.unsqueeze(1)).round().to(torch.int8)
         self._weight = private_api.packed_int8_weight(rounded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_weight": private_api.unpacked_int8_weight(self._weight)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._weight = private_api.packed_int8_weight(self._weight)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """total [n, M] (float32) += a W^T with a = (x - ZERO) / LEVELS for bytes x [n, K]."""

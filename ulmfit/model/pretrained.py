@@ -23,6 +23,7 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.weights_check import check_weights
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -101,7 +102,7 @@ def load_model(
     `path` is a run directory or its model/. Weights are float32, or float64 if saved as such.
 
     Raises:
-        UserError: a file is missing or damaged, or the files do not fit together.
+        UserError: a file is missing or damaged, the files do not fit together, or weights are NaN or infinite.
     """
     folder = find_model(path)
     config = read_config(folder)
@@ -118,9 +119,18 @@ def load_model(
             "tokenizer.json back that was saved with the model"
         )
     tensors = read_weights(folder)
-    with torch.device("meta"):  # needs no memory and no random numbers; all tensors come from the file
-        net = _build(config)
+    layers = sum(name.endswith("weight_hh") for name in tensors)
+    if layers != config["architecture"]["num_layers"]:  # before they are built: a damaged number may be huge
+        raise UserError(
+            f"{folder / WEIGHTS} has {layers} layers, so it is not the model that {CONFIG} tells of; {_CURE}"
+        )
+    try:
+        with torch.device("meta"):  # needs no memory and no random numbers; all tensors come from the file
+            net = _build(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / CONFIG} tells of no model ({str(error).splitlines()[0]}); {_CURE}") from error
     _check_tensors(tensors, net.state_dict(), folder)
+    check_weights(tensors, str(folder / WEIGHTS), _CURE)
     net.load_state_dict(tensors, assign=True)
     return net.to(device), tokenizer, config
 
@@ -239,7 +249,18 @@ def to_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the matrices of `to_8_bits` back to float32. Other tensors are unchanged."""
+    """Convert the matrices of `to_8_bits` back to float32. Other tensors are unchanged.
+
+    Raises:
+        ValueError: the scales of a matrix do not fit it.
+    """
+    for name, scales in tensors.items():
+        matrix = tensors.get(name.removesuffix(SCALES))
+        if name.endswith(SCALES) and (
+            matrix is None or matrix.dtype != torch.int8 or not scales.is_floating_point()
+            or matrix.ndim != 2 or scales.shape != matrix.shape[:1]
+        ):  # fmt: skip
+            raise ValueError(f"{name} are no scales of a matrix in 8 bits")
     return {
         name: tensor.float() * tensors[name + SCALES][:, None] if name + SCALES in tensors else tensor
         for name, tensor in tensors.items()
@@ -254,18 +275,18 @@ def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
         UserError: the file cannot be read.
     """
     path = Path(folder) / WEIGHTS
+    half = (torch.float16, torch.bfloat16)
     try:
         tensors = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
+        # A copy, because safetensors maps the file: if the file were overwritten, the model would change.
+        return _from_8_bits(
+            {
+                name: tensor.to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True)
+                for name, tensor in tensors.items()
+            }
+        )
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
         raise UserError(f"{path} cannot be read ({error}); {_CURE}") from error
-    half = (torch.float16, torch.bfloat16)
-    # A copy, because safetensors maps the file: if the file were overwritten, the model would change.
-    return _from_8_bits(
-        {
-            name: tensor.to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True)
-            for name, tensor in tensors.items()
-        }
-    )
 
 
 def _check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: Path) -> None:
