@@ -7,18 +7,28 @@ import sys
 from pathlib import Path
 
 
+def one_line(text: str) -> str:
+    r"""Show line breaks, escapes, halves of surrogate pairs and other unprintable characters as \n, \x1b, \udce9 etc.
+
+    Names of files and columns may hold them. Printed as they are, they would break a line or command the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 class UserError(Exception):
     """A mistake of the user: a wrong file, column, option or model.
 
     The message is one sentence that says what is wrong and how to correct it. The commands print it as the last
-    line of stderr, without a traceback, and exit with code 2.
+    line of stderr, without a traceback, and exit with code 2. Unprintable characters in it are shown as escapes.
 
     Attributes:
         rank: the rank that found the mistake, after it was sent to all ranks; else None.
     """
 
     def __init__(self, message: str, *, rank: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.rank = rank
 
 

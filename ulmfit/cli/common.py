@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ulmfit.errors import UserError
@@ -17,6 +17,12 @@ def check_output(path: Path) -> None:
         raise UserError(
             f"--output {path} cannot be written, for {path.parent} is no folder; make it, or name another file"
         )
+
+
+def tell_notes(notes: Iterable[str]) -> None:
+    """Print sentences about how a corpus is read, such as what was left out of a folder."""
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def tell_skipped(skipped: Mapping[str, int]) -> None:

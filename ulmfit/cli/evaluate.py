@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ulmfit.cli.common import tell_skipped
+from ulmfit.cli.common import tell_notes, tell_skipped
 from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     from ulmfit.cache_folder import cache_folder
     from ulmfit.config import ClassifierConfig
+    from ulmfit.data.corpus import notes_of
     from ulmfit.distributed.runtime import open_runtime
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
@@ -82,6 +83,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 net, store, runtime, num_rows=rows, bptt=bptt, backwards=saved["backwards"]
             )
         if runtime.is_main:
+            tell_notes(notes_of([split]))
             tell_skipped(store.skipped)
             print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
 

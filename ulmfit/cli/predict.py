@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from tyro.conf import Positional
 
-from ulmfit.cli.common import check_output, tell_skipped
+from ulmfit.cli.common import check_output, tell_notes, tell_skipped
 from ulmfit.cli.streams import OutputLost
 from ulmfit.errors import UserError
 from ulmfit.files import beside, publish_new
@@ -51,7 +51,7 @@ def predict(options: PredictOptions) -> None:
     if bool(options.text) == bool(options.data):
         raise UserError("there must be either texts or --data; give one of them")
     from ulmfit.config import ClassifierConfig
-    from ulmfit.data.corpus import open_rows
+    from ulmfit.data.corpus import notes_of, open_rows
     from ulmfit.distributed.runtime import open_runtime
     from ulmfit.inference import TextClassifier
 
@@ -65,6 +65,8 @@ def predict(options: PredictOptions) -> None:
         if options.data:
             columns = model.config.get("text_columns", ())
             split = open_rows(options.data, options.text_column, trained_columns=columns)
+            if runtime.is_main:
+                tell_notes(notes_of([split]))
             texts = (pair for batch in split.batches() for pair in zip(batch.rows, batch.texts, strict=True))
         lost = None
         with _writer(options.output if runtime.is_main else os.devnull, model.label_names) as write:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ulmfit.cli.common import tell_skipped
+from ulmfit.cli.common import tell_notes, tell_skipped
 
 if TYPE_CHECKING:
     from ulmfit.batches.cache import TokenStore
@@ -57,6 +57,7 @@ def show(options: ShowOptions) -> None:
         label_column=options.label_column,
         seed=options.seed,
     )
+    tell_notes(corpus.notes)
     is_clf = options.task == "clf"
     store = tokenised(corpus.splits["train"], tokenizer, cache_folder(), with_labels=is_clf)
     tell_skipped(store.skipped)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ulmfit.cli.common import check_output, tell_skipped
+from ulmfit.cli.common import check_output, tell_notes, tell_skipped
 from ulmfit.errors import UserError
 
 
@@ -38,7 +38,9 @@ def train_tokenizer(options: TokenizerOptions) -> None:
 
     output = Path(options.output)
     check_output(output)
-    split = open_corpus(options.data, task="lm", text_column=options.text_column).splits["train"]
+    corpus = open_corpus(options.data, task="lm", text_column=options.text_column)
+    tell_notes(corpus.notes)
+    split = corpus.splits["train"]
     trained = Tokenizer.train(
         metered_texts(split, "training the vocabulary"),
         rules=options.rules,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from ulmfit.data.faults import Tally
 from ulmfit.data.fingerprint import Access
@@ -38,6 +38,7 @@ class Corpus:
     valid_split: str | None = None  # the split of the data used for validation, if it is a whole split
     valid: str = ""  # description of the validation rows
     revision: str | None = None  # the commit of a data set of the hub
+    notes: list[str] = field(default_factory=list)  # sentences for the user about what was left out of a folder
 
     def __post_init__(self) -> None:
         parts = {id(part): part.num_rows for split in self.splits.values() for part in split.parts}
@@ -118,7 +119,12 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         label_names = _resolve_labels(splits, labels, label_names)
     is_clf = task == "clf"
     return Corpus(splits, texts, labels if is_clf else None, label_names if is_clf else None, valid_name,
-                  _words(choice, valid_name), train.revision)  # fmt: skip
+                  _words(choice, valid_name), train.revision, notes_of(splits.values()))  # fmt: skip
+
+
+def notes_of(splits: Iterable[Split]) -> list[str]:
+    """Sentences for the user about what was left out of the folders of these splits, each once."""
+    return list(dict.fromkeys(note for split in splits for part in split.parts for note in part.notes))
 
 
 def _words(choice: Choice | None, split: str | None) -> str:

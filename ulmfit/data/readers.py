@@ -22,8 +22,19 @@ from typing import Any
 from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
+from ulmfit.data.magic import is_no_document
 from ulmfit.data.retry import faults_of, retried
-from ulmfit.data.shards import SLICE_BYTES, UNDECODABLE, Columns, open_text, read_lines, read_parquet, slices, values
+from ulmfit.data.shards import (
+    SLICE_BYTES,
+    UNDECODABLE,
+    Columns,
+    open_bytes,
+    open_text,
+    read_lines,
+    read_parquet,
+    slices,
+    values,
+)
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed
 
@@ -45,6 +56,7 @@ class Source:
     revision: str | None = None  # of a data set of the hub: the commit that is read
     blank_lines: bool = False  # rows are lines of text, blank ones too, which training leaves out
     documents: bool = False  # each row is a file, in the order of `files`
+    notes: list[str] = field(default_factory=list)  # sentences for the user, as about what was left out
     _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
@@ -333,9 +345,10 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
 
 
 def _document(path: str) -> Iterator[tuple[str, None]]:
-    with open_text(path) as file:
-        text = file.read()
-    yield text, None
+    """Read a document. One that is no text, whatever its name, is one undecodable row."""
+    with open_bytes(path) as file:
+        content = file.read()
+    yield UNDECODABLE if is_no_document(path, content) else content.decode("utf-8-sig", "ulmfit-mark"), None
 
 
 def _reread(path: str, place: None) -> Iterator[tuple[str, None]]:

@@ -8,7 +8,8 @@
   (unsupervised, unlabelled) between dots, dashes or underscores are these splits (wiki.train.tokens.xz). If no name
   does, all files together are the corpus. A folder of .txt files without such names has one document per file;
 * a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt. It has
-  one document per file, the classes are the names of the folders, and the columns are `text` and `label`;
+  one document per file, also in folders below a class. The classes are the names of the folders, and the columns are
+  `text` and `label`. What is left out of a folder, and how folders are told apart, is described in `folders`;
 * data in memory (see `ulmfit.data.in_memory`);
 * owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
 """
@@ -26,12 +27,10 @@ from typing import Any
 from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
+from ulmfit.data.folders import KINDS, Folder, LeftOut, check_class, divide, kind_of, scan, split_of, suffixes
 from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
 from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
-
-_KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
-          ".parquet": "parquet", ".txt": "text", ".tokens": "text"}  # fmt: skip
 
 
 def find(data: str | InMemory | None, access: Access | None = None) -> dict[str, Source]:
@@ -49,39 +48,32 @@ def find(data: str | InMemory | None, access: Access | None = None) -> dict[str,
         return data.sources
     refuse_description(data)
     if os.path.isdir(data):
-        found = _folder(Path(data), access)
-        if found is None:
-            raise UserError(
-                f"folder {data} holds no .csv, .tsv, .jsonl, .parquet or .txt file and no folder of them; give one that does"
-            )
-        return found
+        return _folder_sources(data, access)
     if os.path.exists(data):
-        if _kind(data) is None:
-            raise UserError(
-                f"{data} is none of {' '.join(sorted(_KINDS))}, plain or {' '.join(COMPRESSED)}; convert it"
-            )
-        return {"train": open_files([data], str(_kind(data)), data, access)}
+        if not os.path.isfile(data):
+            raise UserError(f"{data} is a pipe, socket or device and cannot be read twice; give a file")
+        if kind_of(data) is None:
+            raise UserError(f"{data} is none of {' '.join(sorted(KINDS))}, plain or {' '.join(COMPRESSED)}; convert it")
+        return {"train": open_files([data], str(kind_of(data)), data, access)}
     if any(sign in data for sign in "*?["):
-        matches = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
-        if not matches:
+        left_out = LeftOut(data)
+        matches = [path for path in sorted(glob.glob(data, recursive=True)) if not os.path.isdir(path)]
+        matches = [path for path in matches if not left_out.is_leftover(path)]
+        files = [path for path in matches if os.path.isfile(path)]
+        if no_files := [path for path in matches if path not in set(files)]:
+            left_out.add("dangling links, pipes, sockets and devices", *no_files)
+        if not files:
             raise UserError(f"no file matches {data}; check the path")
-        other = [path for path in matches if _kind(path) is None]
+        other = [path for path in files if kind_of(path) is None]
         if other:
-            raise UserError(f"{data} matches {other[0]}, which is none of {' '.join(sorted(_KINDS))}; narrow the glob")
-        return _by_name(matches, data, access)
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", data) and _kind(data) is None:
+            raise UserError(f"{data} matches {other[0]}, which is none of {' '.join(sorted(KINDS))}; narrow the glob")
+        return _with_notes(_by_name(files, data, access), left_out)
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", data) and kind_of(data) is None:
         return _hub(data, access)
     raise UserError(f"no file or folder {data}{_nearest(data) or '; check the path'}")
 
 
 # Files and folders
-
-
-def _kind(path: str | Path) -> str | None:
-    name = Path(path).name.lower()
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return _KINDS.get(Path(name).suffix)
 
 
 def _nearest(data: str) -> str:
@@ -100,7 +92,7 @@ def _split_of(path: str | Path) -> str | None:
 
 def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
     """One source per split, by the names of the files. If they name at most one split, all files are one source."""
-    kinds = sorted({str(_kind(path)) for path in paths})
+    kinds = sorted({str(kind_of(path)) for path in paths})
     if len(kinds) > 1:
         raise UserError(f"{what} holds files of the kinds {' and '.join(kinds)}; give one file or a glob of one kind")
     (kind,) = kinds
@@ -120,45 +112,73 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
     }
 
 
-def _folder(folder: Path, access: Access) -> dict[str, Source] | None:
-    """The sources of a folder; None if it has no readable files."""
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
-    folders = [path for path in inside if path.is_dir()]
-    files = [str(path) for path in inside if path.is_file() and _kind(path)]
-    tables = [path for path in files if _kind(path) != "text"]
-    named = [path for path in folders if path.name.lower() in SPLIT_NAMES]
-    split_folders = [path for path in named if SPLIT_NAMES[path.name.lower()] != "unsup"]
-    if split_folders and not tables:
-        found: dict[str, Source] = {}
-        for path in named:
-            for split, source in (_folder(path, access) or {}).items():
-                name = SPLIT_NAMES[path.name.lower()] if split == "train" else split
-                if name in found:
-                    raise UserError(f"folder {folder} holds the split {name} twice; rename one of them")
-                found[name] = source
-        return found or None
-    if tables:
-        return _by_name(tables, str(folder), access)
-    if files and all(_split_of(path) for path in files):
-        return _by_name(files, str(folder), access)
-    return _documents(folder, folders, files, access)
+def _with_notes(found: dict[str, Source], left_out: LeftOut) -> dict[str, Source]:
+    for source in found.values():  # any of them may be the only one that is used
+        source.notes += left_out.notes()
+    return found
 
 
-def _documents(folder: Path, folders: list[Path], files: list[str], access: Access) -> dict[str, Source] | None:
-    """Sources with one document per file. Each folder is a class; files directly in the folder have no classes."""
-    classes = {path.name: sorted(str(file) for file in path.iterdir() if _kind(file) == "text") for path in folders}
-    classes = {name: paths for name, paths in classes.items() if paths}
-    unlabelled = [path for name in classes if SPLIT_NAMES.get(name.lower()) == "unsup" for path in classes[name]]
-    labelled = {name: paths for name, paths in classes.items() if SPLIT_NAMES.get(name.lower()) != "unsup"}
+def _folder_sources(data: str, access: Access) -> dict[str, Source]:
+    left_out = LeftOut(data, data)
+    tree = scan(data, left_out)
+    found = _folder(tree, left_out, access)
+    if not found:
+        other = suffixes(tree)
+        raise UserError(
+            f"folder {data} holds no .csv, .tsv, .jsonl, .parquet or .txt file and no folder of them"
+            + (f", but {other}; convert them or give another folder" if other else "; give one that does")
+        )
+    return _with_notes(found, left_out)
+
+
+def _folder(folder: Folder, left_out: LeftOut, access: Access) -> dict[str, Source]:
+    """The sources of a folder; empty if it has no readable files."""
+    if folder.tables:
+        left_out.add("files beside the tables", *folder.texts, *folder.others, *folder.plain)
+        left_out.add("folders beside the tables", *(inside.path for inside in folder.folders))
+        return _by_name(folder.tables, folder.path, access)
+    if folder.texts and all(_split_of(path) for path in folder.texts):
+        left_out.add("files of other kinds", *folder.others, *folder.plain)
+        left_out.add("folders beside the files", *(inside.path for inside in folder.folders))
+        return _by_name(folder.texts, folder.path, access)
+    splits, classes = divide(folder, left_out)
+    if not splits:
+        return _documents(folder, classes, left_out, access)
+    left_out.add("files beside the splits", *folder.texts, *folder.others, *folder.plain)
+    found = {"train": _documents(folder, classes, left_out, access)["train"]} if classes else {}
+    for path in splits:
+        for split, source in _folder(path, left_out, access).items():
+            name = str(split_of(path.name)) if split == "train" else split
+            if name in found:
+                raise UserError(f"folder {folder.path} holds the split {name} twice; rename one of them")
+            found[name] = source
+    return found
+
+
+def _documents(folder: Folder, classes: list[Folder], left_out: LeftOut, access: Access) -> dict[str, Source]:
+    """Sources with one document per file, also in folders below. Each of `classes` is a class but unsup.
+
+    Without classes, the files directly in the folder are documents without labels.
+    """
+    within = [below for inside in classes for below in inside.walk()]
+    left_out.add("files of other kinds", *(path for at in within for path in (*at.tables, *at.others, *at.plain)))
+    left_out.add("files of other kinds", *folder.others, *folder.plain)
     found = {}
+    labelled = [inside for inside in classes if split_of(inside.name) != "unsup"]
+    unlabelled = sorted(path for inside in classes if inside not in labelled for path in inside.documents())
     if labelled:
-        pairs = [(path, name) for name, paths in labelled.items() for path in paths]
-        found["train"] = open_documents([path for path, _ in pairs], [name for _, name in pairs], str(folder), access)
-    elif files:
-        found["train"] = open_documents(files, None, str(folder), access)
+        left_out.add("files beside the class folders", *folder.texts)
+        for inside in labelled:
+            check_class(inside)
+        pairs = [(path, inside.name) for inside in labelled for path in inside.documents()]
+        if pairs:
+            paths, names = [path for path, _ in pairs], [name for _, name in pairs]
+            found["train"] = open_documents(paths, names, folder.path, access)
+    elif folder.texts:
+        found["train"] = open_documents(folder.texts, None, folder.path, access)
     if unlabelled:
-        found["unsup"] = open_documents(unlabelled, None, f"{folder} (unsup)", access)
-    return found or None
+        found["unsup"] = open_documents(unlabelled, None, f"{folder.path} (unsup)", access)
+    return found
 
 
 def _hub(data: str, access: Access) -> dict[str, Source]:

@@ -208,6 +208,8 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     revision = runtime.on_main(read_first)
     corpus = opened[0] if opened else read(replace(access, revision=revision))
     refuse_other_data(runtime, corpus)
+    for note in corpus.notes:
+        session.say(note)
     return corpus
 
 
