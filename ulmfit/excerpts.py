@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ulmfit.errors import one_line
+
 LONGEST = 40  # characters of a value
 MOST_NAMES = 20  # names in a list
 _MOST_WORDS = 3  # more words than this are hardly a name
@@ -49,7 +51,7 @@ def listed(names: Iterable[Any]) -> str:
     Under --no-samples a name that looks like a text is hidden: a table without a header has texts as column names.
     """
     names = [str(name) for name in names]
-    shown = [_HIDDEN if not _values_shown and _is_text(name) else _plain(name) for name in names[:MOST_NAMES]]
+    shown = [_HIDDEN if not _values_shown and _is_text(name) else one_line(_cut(name)) for name in names[:MOST_NAMES]]
     more = [f"... ({len(names):,} in all)"] if len(names) > MOST_NAMES else []
     return ", ".join([*shown, *more])
 
@@ -72,11 +74,6 @@ def are_shown() -> bool:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-
-
-def _plain(name: str) -> str:
-    """A name without line breaks and control characters."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in _cut(name))
 
 
 def _is_text(name: str) -> bool:
