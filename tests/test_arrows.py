@@ -21,6 +21,7 @@ GROUND = {
     "option_types",
     "private_api",
     "processes",
+    "texts",
 }
 # From the ground up; a room imports what its line names, and the ground.
 ROOMS = {
@@ -30,7 +31,7 @@ ROOMS = {
     "model": {"tokenizer"},
     "distributed": set(),
     "run": {"distributed"},
-    "inference": {"tokenizer", "batches", "model"},  # inference.py, parallel_inference.py
+    "inference": {"tokenizer", "data", "batches", "model"},  # inference.py, parallel_inference.py
     "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
     "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference", "training"},
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import ulmfit
@@ -51,9 +52,9 @@ def mistake(capsys):
     return run
 
 
-def rows_of(path):
+def rows_of(path, separator=","):
     with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, delimiter=separator))
 
 
 # tokenizer
@@ -155,50 +156,48 @@ def test_predict_texts(command, runs):
     classifier = ulmfit.TextClassifier.from_pretrained(runs.clf)
     texts = ["a good film", "a bad film, and long", ""]
     lines = command("predict", "--model", runs.clf, *texts)
-    assert lines == [f"{label}\t{row.max():.4f}" for label, _, row in classifier.predict(texts)]
+    assert lines[:2] == [f"{label}\t{row.max():.4f}" for label, _, row in classifier.predict(texts[:2])]
+    assert lines[2] == "\t\tempty"
 
 
 @pytest.mark.parametrize("chunk", (7, 2048))
 def test_predict_a_corpus_in_each_format(command, runs, reviews, tmp_path, monkeypatch, chunk):
     monkeypatch.setattr("ulmfit.cli.predict.CHUNK", chunk)
     wanted = ulmfit.TextClassifier.from_pretrained(runs.clf).predict([row["text"] for row in rows_of(reviews)])
-    for name in ("p.jsonl", "p.csv", "p.tsv"):
+    names = ["p.csv", "p.jsonl", "p.parquet", "p.tsv", "p.txt"]
+    for name in names:
         assert command("predict", "--model", runs.clf, "--data", reviews, "--output", name) == []
-    json_rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    csv_rows = rows_of("p.csv")
-    tsv_rows = [line.split("\t") for line in (tmp_path / "p.tsv").read_text().splitlines()]
-    assert len(json_rows) == len(csv_rows) == len(tsv_rows) == len(wanted)
-    for number, (prediction, a, b, c) in enumerate(zip(wanted, json_rows, csv_rows, tsv_rows, strict=True)):
-        assert a["row"] == int(b["row"]) == number
-        assert a["label"] == b["label"] == c[0] == prediction.label
+    json_rows = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    tables = [rows_of("p.csv"), rows_of("p.tsv", "\t"), pq.read_table("p.parquet").to_pylist()]
+    txt_rows = [line.split("\t") for line in Path("p.txt").read_text().splitlines()]
+    assert command("predict", "--model", runs.clf, "--data", reviews) == Path("p.txt").read_text().splitlines()
+    given = rows_of(reviews)
+    for number, (prediction, a, c, row) in enumerate(zip(wanted, json_rows, txt_rows, given, strict=True)):
+        assert a["row"] == int(c[0]) == number
+        assert a["label"] == c[1] == prediction.label and a["input"] == row and a["reason"] == ""
         np.testing.assert_allclose(list(a["probabilities"].values()), prediction.probabilities, atol=1e-5)
-        np.testing.assert_allclose([float(b["neg"]), float(b["pos"])], prediction.probabilities, atol=1e-5)
-        assert float(c[1]) == pytest.approx(prediction.probabilities.max(), abs=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.jsonl", "p.tsv"]
-
-
-def test_predict_counts_the_rows_it_leaves_out(command, runs, tmp_path):
-    rows = [{"text": f"film {number}"} for number in range(60)]
-    rows[7] = {"text": ""}
-    rows[9] = {"text": None}
-    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command("predict", "--model", runs.clf, "--data", "new.jsonl", "--output", "p.csv")
-    assert command.err.strip() == "skipped rows: 1 empty, 1 no text"
-    assert [int(row["row"]) for row in rows_of("p.csv")] == [n for n in range(60) if n not in (7, 9)]
+        assert float(c[2]) == pytest.approx(prediction.probabilities.max(), abs=1e-4)
+        for table in tables:
+            found = table[number]
+            assert list(found) == ["row", "label", "neg", "pos", "reason", "text", "input_label"]
+            assert int(found["row"]) == number and found["label"] == prediction.label and found["reason"] == ""
+            np.testing.assert_allclose([float(found["neg"]), float(found["pos"])], prediction.probabilities, atol=1e-5)
+            assert {"text": found["text"], "label": found["input_label"]} == row
+    assert all(len(table) == len(wanted) for table in tables)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_predict_leaves_nothing_behind_a_mistake(mistake, runs, reviews, tmp_path):
     (tmp_path / "p.csv").write_text("mine")
-    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n' + '{"text": ""}\n' * 5)
     assert "p.csv exists" in mistake("predict", "--model", runs.clf, "--data", reviews, "--output", "p.csv")
-    assert "5 rows at fault" in mistake("predict", "--model", runs.clf, "--data", "bad.jsonl", "--output", "q.csv")
+    assert "cannot be written as .xlsx" in mistake("predict", "--model", runs.clf, "good", "--output", "p.xlsx")
     assert "either texts or --data" in mistake("predict", "--model", runs.clf)
     assert "either texts or --data" in mistake("predict", "--model", runs.clf, "text", "--data", reviews)
     assert "LanguageModel" in mistake("predict", "--model", runs.lm, "text")
     assert "no column 'body'" in mistake("predict", "--model", runs.clf, "--data", reviews, "--text-column", "body")
     assert "--model" in mistake("predict", "text")
     assert (tmp_path / "p.csv").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "p.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv"]
 
 
 @pytest.mark.parametrize("world_size", (1, 2, 3, 8))
@@ -233,7 +232,7 @@ def test_int8_moves_probabilities_a_little(command, mistake, runs, reviews):
         [line.split("\t") for line in command("predict", "--model", runs.clf, "--data", reviews, *more)]
         for more in ((), ("--int8",))
     )
-    differences = [abs(float(a[1]) - float(b[1])) for a, b in zip(plain, int8, strict=True)]
+    differences = [abs(float(a[2]) - float(b[2])) for a, b in zip(plain, int8, strict=True)]
     assert 0 < max(differences) < 0.02
     (line,) = command("evaluate", "--model", runs.clf, "--data", reviews, "--int8")
     (other,) = command("evaluate", "--model", runs.clf, "--data", reviews)

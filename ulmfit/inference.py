@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from ulmfit.batches.documents import pad
+from ulmfit.data.given_rows import given_rows
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
+from ulmfit.texts import texts_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,15 +26,20 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 class Prediction:
     """The predicted class of a text. It unpacks as `label, index, probabilities` and compares by these three.
 
+    A row without a text (None, NaN, an empty or blank string) has a prediction too, so that predictions keep the places
+    of their rows: the label is empty, the index -1, and the probabilities are NaN.
+
     Attributes:
-        label: name of the most probable class.
-        index: index of this class.
+        label: name of the most probable class; "" without a text.
+        index: index of this class; -1 without a text.
         probabilities: float32 [C], in the order of the classes.
+        reason: why there is no label: "no text", "empty" or "undecodable"; else "".
     """
 
     label: str
     index: int
     probabilities: np.ndarray
+    reason: str = ""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probabilities))
@@ -41,11 +48,12 @@ class Prediction:
         if not isinstance(other, Prediction):
             return NotImplemented
         return (self.label, self.index) == (other.label, other.index) and np.array_equal(
-            self.probabilities, other.probabilities
+            self.probabilities, other.probabilities, equal_nan=True
         )
 
     def __hash__(self) -> int:
-        return hash((self.label, self.index, tuple(self.probabilities.tolist())))
+        known = tuple(self.probabilities.tolist()) if self.index >= 0 else ()  # NaNs have different hashes
+        return hash((self.label, self.index, known))
 
 
 def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device | None) -> tuple[Any, Tokenizer, dict]:
@@ -55,26 +63,6 @@ def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device 
         other = "TextClassifier" if wanted == "LanguageModel" else "LanguageModel"
         raise UserError(f"the model in {path} is not one for {wanted}; load it with {other}.from_pretrained")
     return net.eval(), tokenizer, config
-
-
-def _texts(given: Any) -> list[str]:
-    """A text or an iterable of texts as a list. A dict or data frame is refused: iteration would give column names."""
-    if isinstance(given, str):
-        return [given]
-    columns = list(given) if isinstance(given, Mapping) else getattr(given, "columns", None)
-    columns = getattr(given, "column_names", columns)
-    if columns is not None:
-        listed = ", ".join(map(str, columns))
-        raise UserError(
-            f"texts are expected and not a {type(given).__name__}; give one of its columns ({listed}) as a list"
-        )
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise UserError(f"texts are expected and not {type(given).__name__}; give a str or a list of them")
-    texts = list(given)
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"text {place} is of type {type(text).__name__}; give a str")
-    return texts
 
 
 class LanguageModel:
@@ -141,7 +129,7 @@ class LanguageModel:
                 "this language model reads texts backwards and cannot continue one; "
                 "give a model that was trained without --backwards"
             )
-        prompts = _texts(prompt)
+        prompts = texts_of(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)
         if seed is None:
@@ -191,24 +179,43 @@ class TextClassifier:
         return cls(quantize_encoder(net) if int8 else net, tokenizer, config)
 
     @overload
-    def predict(self, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]  # as in generate
+    def predict(self, texts: str, *, text_column: str | None = ...) -> Prediction: ...
     @overload
-    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
+    def predict(self, texts: Any, *, text_column: str | None = ...) -> list[Prediction]: ...
 
-    def predict(self, texts: str | Sequence[str]) -> Prediction | list[Prediction]:
-        """Predict the class of a text, or of each of several texts.
+    def predict(self, texts: Any, *, text_column: str | None = None) -> Prediction | list[Prediction]:
+        """Predict the class of a text, or of each row of several.
 
         The probabilities of a text do not depend on the other texts.
 
+        Args:
+            texts: a text; an iterable of texts (list, Series, array, generator); or a table (pandas or polars frame,
+                `datasets.Dataset`, dict of columns, iterable of dicts).
+            text_column: the column with the text of a table, or several joined by commas. Default: the columns that
+                the classifier was trained on, else `text`, else the only column of strings.
+
+        Returns:
+            A Prediction for a str, else a list with one for each row, also for rows without a text.
+
         Raises:
-            UserError: `texts` are not texts, e.g. a data frame (give one of its columns).
+            UserError: `texts` are not texts, or a table without a text column.
         """
-        rows = self.probabilities(_texts(texts))
-        predictions = [Prediction(self.label_names[row.argmax()], int(row.argmax()), row) for row in rows]
+        columns = self.config.get("text_columns", ())
+        rows, reasons = given_rows(texts, text_column=text_column, trained_columns=columns)
+        found = iter(self.probabilities([row for row, reason in zip(rows, reasons, strict=True) if not reason]))
+        predictions = [self._no_prediction(reason) if reason else self._prediction(next(found)) for reason in reasons]
         return predictions[0] if isinstance(texts, str) else predictions
+
+    def _prediction(self, row: np.ndarray) -> Prediction:
+        return Prediction(self.label_names[row.argmax()], int(row.argmax()), row)
+
+    def _no_prediction(self, reason: str) -> Prediction:
+        return Prediction("", -1, np.full(len(self.label_names), np.nan, dtype=np.float32), reason)
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """Class probabilities, float32 [n, C], in the order of the texts. It reads similar lengths together."""
+        if not texts:
+            return np.empty((0, len(self.label_names)), dtype=np.float32)
         documents = self.tokenizer.encode(texts)
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
         result = np.empty((len(texts), len(self.label_names)), dtype=np.float32)

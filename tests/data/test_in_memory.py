@@ -156,19 +156,68 @@ def test_a_run_describes_its_data_and_goes_on_with_the_same(tmp_path, runs):
     assert done.state == "done" and done.step == 4
 
 
-def test_only_texts_are_classified(runs):
+def test_texts_of_every_kind_are_classified(runs):
     model = ulmfit.TextClassifier.from_pretrained(runs.clf)
-    for texts in (TEXTS[:2], tuple(TEXTS[:2]), pd.Series(TEXTS[:2]), np.array(TEXTS[:2]), iter(TEXTS[:2])):
-        assert model.predict(texts) == model.predict(TEXTS[:2])
+    wanted = model.predict(TEXTS[:5])
+    texts = TEXTS[:5]
+    columns = {"id": list(range(5)), "text": texts, "label": LABELS[:5]}
+    frame = pd.DataFrame(columns)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    data = datasets.Dataset.from_dict(columns)
+    for given in (tuple(texts), pd.Series(texts), np.array(texts), iter(texts), {"text": texts}, columns, frame, rows,
+                  iter(rows), data, data.to_iterable_dataset(), datasets.DatasetDict({"train": data}),
+                  frame.rename(columns={"text": "body"}).drop(columns="label"), frame.iloc[::-1][::-1],
+                  frame.set_index("id")):  # fmt: skip
+        assert model.predict(given) == wanted, type(given)
+    assert model.predict(frame.assign(title="x"), text_column="title") == model.predict(["x"] * 5)
+    for nothing in ([], pd.Series([], dtype=str), frame.iloc[:0], {"text": []}):
+        assert model.predict(nothing) == []
+
+
+def test_polars_frames_are_classified(runs):
+    model = ulmfit.TextClassifier.from_pretrained(runs.clf)
+    frame = polars({"number": [1, 2], "text": TEXTS[:2]})
+    assert model.predict(frame) == model.predict(frame["text"]) == model.predict(TEXTS[:2])
+
+
+def test_a_row_without_a_text_has_its_place(runs):
+    model = ulmfit.TextClassifier.from_pretrained(runs.clf)
+    rows = ["good", None, "", float("nan"), " \n", pd.NA, "bad"]
+    wanted = ["", "no text", "empty", "no text", "empty", "no text", ""]
+    for given in (rows, pd.Series(rows), pd.DataFrame({"text": rows, "n": range(7)}), {"text": rows}):
+        found = model.predict(given)
+        assert [prediction.reason for prediction in found] == wanted
+        assert found[0] == model.predict("good") and found[-1] == model.predict("bad")
+        label, index, probabilities = found[1]
+        assert (label, index) == ("", -1) and np.isnan(probabilities).all() and len(probabilities) == 2
+    assert found[1] == found[2] and len({found[1], found[2]}) == 1
+    assert model.predict("").reason == "empty"
+
+
+def test_what_is_no_text_is_refused_in_a_sentence(runs):
+    model = ulmfit.TextClassifier.from_pretrained(runs.clf)
+    language_model = ulmfit.LanguageModel.from_pretrained(runs.lm)
+    tokenizer = model.tokenizer
+    frame = pd.DataFrame({"a": ["x y", "z w"], "b": ["x", "y"]})
     for wrong, sentence in (
-        (COLUMNS, r"texts are expected and not a dict; give one of its columns \(text, label\)"),
-        (pd.DataFrame(COLUMNS), r"not a DataFrame; give one of its columns \(text, label\)"),
-        (datasets.Dataset.from_dict(COLUMNS), "not a Dataset; give one of its columns"),
-        (["a", None], "text 1 is of type NoneType; give a str"),
+        (frame, "has no column text; choose one of a, b"),
+        ({"train": frame, "test": frame}, "rows are expected and not the splits train, test; give one of them"),
+        ({"text": "a"}, "column text of data= is of type str; give a list"),
+        (["a", 3], "text 1 is of type int; give a str"),
+        (np.array([["a", "b"]]), "text 0 is of type ndarray; give a str"),
+        ([{"text": "a"}, "b"], "row 1 is of type str and others are dicts"),
         (b"a", "texts are expected and not bytes"),
+        ({"a", "b"}, "texts are expected and not set"),
         (3, "texts are expected and not int"),
+        (None, "texts are expected and not NoneType"),
     ):
         with pytest.raises(UserError, match=sentence):
             model.predict(wrong)
-    with pytest.raises(UserError, match="texts are expected"):
-        ulmfit.LanguageModel.from_pretrained(runs.lm).generate({"prompt": "a"})
+    table = r"not a (dict|DataFrame|Dataset); give one of its columns \(text, label\)"
+    for wrong in (COLUMNS, pd.DataFrame(COLUMNS), datasets.Dataset.from_dict(COLUMNS)):
+        for read in (language_model.generate, tokenizer.encode, tokenizer.tokenize, ulmfit.Tokenizer.train):
+            with pytest.raises(UserError, match=table):
+                read(wrong)
+    for read in (language_model.generate, tokenizer.encode, tokenizer.tokenize):
+        with pytest.raises(UserError, match="text 1 is of type NoneType"):
+            read(["a", None])

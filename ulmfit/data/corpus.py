@@ -19,7 +19,7 @@ from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.readers import Source
 from ulmfit.data.shards import Columns
-from ulmfit.data.sources import SPLIT_NAMES, find
+from ulmfit.data.sources import SPLIT_NAMES, by_file, find
 from ulmfit.data.splits import NO_LABEL, Choice, Split, is_integer, unseen_label
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
@@ -134,7 +134,7 @@ def _words(choice: Choice | None, split: str | None) -> str:
 
 
 def open_rows(
-    data: str | None,
+    data: str | InMemory | None,
     text_column: str | None = None,
     *,
     label_column: str | None = None,
@@ -143,6 +143,7 @@ def open_rows(
     keep_unlabelled: bool = True,
     skip_unseen: bool = False,
     streaming: bool = True,
+    file_by_file: bool = False,
     trained_columns: Sequence[str] = (),
 ) -> Split:
     """All rows of a corpus as one split (in the order train, valid, test, unsup), or those of one `split`.
@@ -150,6 +151,7 @@ def open_rows(
     Labels are read if `label_names` are given and the label column (default `label`) exists; unlabelled rows have -1.
     Without `keep_unlabelled`, unlabelled rows are skipped and counted, unsup is not read, and the column must exist.
     With `skip_unseen`, so are rows whose label is not among `label_names`.
+    With `file_by_file`, each file is a part of its own, so that rows have numbers of their file.
     Text columns are chosen as in `open_corpus`.
 
     Raises:
@@ -164,6 +166,8 @@ def open_rows(
     parts = [found[name] for name in (*order, *sorted(set(found) - {*order, "unsup"})) if name in found]
     if split is not None:
         parts = [found[SPLIT_NAMES.get(split, split)]]
+    if file_by_file:
+        parts = [file for part in parts for file in by_file(part, Access(streaming=streaming))]
     if not parts:
         raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
     labels = label_column or "label"

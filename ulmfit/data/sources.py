@@ -3,7 +3,7 @@
 `find` turns the value of --data into named `Source`s. These values are possible:
 
 * a file: .csv .tsv .jsonl (.json .ndjson) .parquet, or .txt (.tokens) with one document per line; all except .parquet
-  also as .gz .xz .zst .bz2. Blank lines of .txt and .jsonl files are skipped;
+  also as .gz .xz .zst .bz2. Blank lines of .jsonl files are no rows;
 * a glob or a folder of such files. Files whose names contain train, valid (validation, val, dev), test or unsup
   (unsupervised, unlabelled) between dots, dashes or underscores are these splits (wiki.train.tokens.xz). If no name
   does, all files together are the corpus. A folder of .txt files without such names has one document per file;
@@ -71,6 +71,15 @@ def find(data: str | InMemory | None, access: Access | None = None) -> dict[str,
     if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", data) and kind_of(data) is None:
         return _hub(data, access)
     raise UserError(f"no file or folder {data}{_nearest(data) or '; check the path'}")
+
+
+def by_file(source: Source, access: Access) -> list[Source]:
+    """A source of each file. A folder of documents, a single file and rows that are in no files stay one source."""
+    if source.documents or len(source.files) < 2:
+        return [source]
+    files = [open_files([path], str(kind_of(path)), path, access) for path in source.files]
+    files[0].notes = source.notes
+    return files
 
 
 # Files and folders

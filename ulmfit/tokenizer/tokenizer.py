@@ -14,6 +14,7 @@ from tokenizers import models, processors, trainers
 
 from ulmfit import files
 from ulmfit.errors import UserError
+from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.detokenize import detokenize
@@ -74,7 +75,8 @@ class Tokenizer:
         special tokens. If fewer words are found, `xxfake<i>` pad the vocabulary to a multiple of 8.
 
         Raises:
-            UserError: unknown `rules` or `subword`, or `vocab_size` is too small for any word.
+            UserError: unknown `rules` or `subword`, `vocab_size` is too small for any word, or `texts` are no texts, e.g.
+                a data frame.
         """
         _check_rules(rules)
         specials = text_rules.SPECIALS[rules]
@@ -162,8 +164,12 @@ class Tokenizer:
         files.write_text(Path(path).expanduser(), self.to_str())
 
     def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
-        """The tokens of each text, with xxbos, before words outside the vocabulary become xxunk."""
-        texts = list(_encodable([texts] if isinstance(texts, str) else texts))
+        """The tokens of each text, with xxbos, before words outside the vocabulary become xxunk.
+
+        Raises:
+            UserError: `texts` are no texts, e.g. a data frame (give one of its columns).
+        """
+        texts = list(_encodable(texts_of(texts)))
         if self.subword:
             return [encoding.tokens for encoding in self._backend.encode_batch_fast(texts)]
         split, normalize = (self._backend.pre_tokenizer.pre_tokenize_str, self._backend.normalizer.normalize_str)
@@ -172,8 +178,8 @@ class Tokenizer:
         ]
 
     def encode(self, texts: str | Iterable[str]) -> list[np.ndarray]:
-        """The ids of each text, int32."""
-        ids, lengths = self.encode_flat([texts] if isinstance(texts, str) else texts)
+        """The ids of each text, int32. Raises UserError as `tokenize`."""
+        ids, lengths = self.encode_flat(texts_of(texts))
         return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
     def encode_flat(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +269,7 @@ def _encodable(texts: Iterable[str]) -> Iterator[str]:
     The pipeline replaces the marks too. But one saved by an earlier version does not, and takes quadratic time for a
     run of marks.
     """
-    for text in texts:
+    for text in items_of(texts) if isinstance(texts, str) or is_table(texts) else texts:
         if not isinstance(text, str):
             raise UserError(f"a text is of type {type(text).__name__}; give a str")
         try:

@@ -1,0 +1,209 @@
+"""predict: one row out for each row in, in every format and from every kind of file; nothing is overwritten."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import ulmfit
+from ulmfit import cli
+from ulmfit.files import becoming
+
+
+@pytest.fixture
+def predict(tmp_path, monkeypatch, capsys, runs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ulmfit.cli.predict.CHUNK", 3)
+
+    def run(*words, code=0):
+        assert cli.main(["predict", "--model", str(runs.clf), *map(str, words)]) == code
+        run.err = capsys.readouterr()
+        return run.err.out.splitlines()
+
+    return run
+
+
+def table(path):
+    if path.endswith(".parquet"):
+        return pq.read_table(path).to_pylist()
+    if path.endswith(".jsonl"):
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.endswith(".tsv") else ","))
+
+
+TEXTS = ["good film", "", "a bad one", "  ", "bad \udcff byte", "last"]
+REASONS = ["", "empty", "", "empty", "undecodable", ""]
+
+
+def write(path, content):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content.encode("utf-8", "surrogateescape"))
+
+
+def inputs():
+    """A file of each kind with the rows TEXTS."""
+    write("a.txt", "\n".join(TEXTS))
+    rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(TEXTS))
+    write("a.csv", "id,text\n" + rows)
+    write("a.tsv", "id\ttext\n" + rows.replace(",", "\t"))
+    write("a.jsonl", "".join(f'{{"id": {number}, "text": "{text}"}}\n' for number, text in enumerate(TEXTS)))
+    raw = pa.array([text.encode("utf-8", "surrogateescape") for text in TEXTS], pa.binary())
+    texts = pa.StringArray.from_buffers(len(raw), *raw.buffers()[1:])
+    pq.write_table(pa.table({"id": pa.array(range(6), pa.int32()), "text": texts}), "a.parquet")
+    return ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.parquet"]
+
+
+def test_a_row_out_for_each_row_in(predict):
+    for data in inputs():
+        lines = [line.split("\t") for line in predict("--data", data)]
+        assert [line[0] for line in lines] == list("012345")
+        assert [line[3] if len(line) > 3 else "" for line in lines] == REASONS, data
+        for output in (f"{data}.{kind}" for kind in ("csv", "tsv", "jsonl", "parquet")):
+            predict("--data", data, "--output", output)
+            rows = table(output)
+            assert [int(row["row"]) for row in rows] == list(range(6)), output
+            assert [row["reason"] for row in rows] == REASONS, output
+            assert [bool(row["label"]) for row in rows] == [not reason for reason in REASONS], output
+            for number, row in enumerate(rows):
+                kept = row["input"] if "input" in row else row
+                if "id" in kept:
+                    assert int(kept["id"]) == number
+                assert kept["text"] == TEXTS[number].replace("\udcff", "\ufffd")
+                assert ("probabilities" in row and row["probabilities"] is None) == (
+                    output.endswith("jsonl") and bool(REASONS[number])
+                )
+    assert pq.read_schema("a.parquet.parquet").field("id").type == pa.int32()
+
+
+def test_faults_never_refuse_a_prediction(predict):
+    write("faults.csv", "text\n" + '""\n' * 50)
+    lines = predict("--data", "faults.csv")
+    assert [line.split("\t") for line in lines] == [[str(number), "", "", "empty"] for number in range(50)]
+
+
+def test_rows_have_the_numbers_and_names_of_their_files(predict):
+    write("parts/train-1.csv", "text\na\nb\n")
+    write("parts/train-2.csv", "text\nc\n")
+    write("parts/test.csv", "text,more\nd,1\ne,2\n")
+    predict("--data", "parts", "--output", "p.csv")
+    rows = [(row["row"], row["file"], row["text"], row["more"]) for row in table("p.csv")]
+    assert rows == [
+        ("0", "train-1.csv", "a", ""),
+        ("1", "train-1.csv", "b", ""),
+        ("0", "train-2.csv", "c", ""),
+        ("0", "test.csv", "d", "1"),
+        ("1", "test.csv", "e", "2"),
+    ]
+    predict("--data", "parts/train-*.csv", "--output", "p.jsonl")
+    assert [(row["row"], row["file"]) for row in table("p.jsonl")] == [
+        (0, "parts/train-1.csv"),
+        (1, "parts/train-1.csv"),
+        (0, "parts/train-2.csv"),
+    ]
+
+
+def test_documents_have_the_names_of_their_files(predict):
+    for name, text in (("train/neg/1.txt", "bad"), ("train/pos/2.txt", ""), ("test/pos/x y.txt", "good")):
+        write(f"docs/{name}", text)
+    lines = [line.split("\t") for line in predict("--data", "docs")]
+    assert [(line[0], line[1], line[-1] == "empty") for line in lines] == [
+        ("0", "train/neg/1.txt", False),
+        ("1", "train/pos/2.txt", True),
+        ("2", "test/pos/x y.txt", False),
+    ]
+
+
+def test_names_that_are_taken(predict, runs, tmp_path):
+    shutil.copytree(runs.clf / "model", "odd")
+    config = json.loads(Path("odd/config.json").read_text())
+    Path("odd/config.json").write_text(json.dumps(config | {"label_names": ["row", "=1+1"]}))
+    write("a.csv", "row,text,label,reason,input_row,=1+1\n7,good,x,y,z,w\n")
+    for output in ("p.csv", "p.parquet"):
+        assert cli.main(["predict", "--model", "odd", "--data", "a.csv", "--output", output]) == 0
+        (row,) = table(output)
+        formula = "'=1+1" if output == "p.csv" else "=1+1"
+        assert list(row) == ["row", "label", "probability_row", formula, "reason", "input_input_row", "text",
+                             "input_label", "input_reason", "input_row", "input_=1+1"]  # fmt: skip
+        assert row["input_input_row"] == "7" and row["input_row"] == "z" and row["label"] in ("row", formula)
+
+
+def test_values_of_other_types(predict):
+    rows = [
+        {"text": "a\tb\nc", "x": [1, {"y": None}], "z": 1.5},
+        {"text": "\u001b[31mred", "x": "half \ud800", "z": True},
+    ]
+    write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for output in ("p.csv", "p.tsv", "p.parquet", "p.jsonl"):
+        predict("--data", "a.jsonl", "--output", output)
+        found = [row.get("input", row) for row in table(output)]
+        assert [row["text"] for row in found] == ["a\tb\nc", "\u001b[31mred"]
+        if output == "p.jsonl":
+            assert found == rows
+        else:
+            assert [(row["x"], row["z"]) for row in found] == [('[1, {"y": null}]', "1.5"), ("half \\ud800", "True")]
+
+
+# The file
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    path = tmp_path / "o.csv"
+    with becoming(path) as partial:
+        partial.path.write_text("predictions")
+        path.write_text("precious")
+    assert path.read_text() == "precious" and partial.placed == tmp_path / "o.csv.1"
+    assert partial.placed.read_text() == "predictions"
+    assert sorted(os.listdir(tmp_path)) == ["o.csv", "o.csv.1"]
+
+
+def test_what_a_kill_left_is_replaced(tmp_path):
+    (tmp_path / "o.csv.partial").write_text("half of the predictions of yesterday")
+    with becoming(tmp_path / "o.csv") as partial, open(partial.path, "r+") as file:
+        file.write("whole")
+    assert (tmp_path / "o.csv").read_text() == "whole" and os.listdir(tmp_path) == ["o.csv"]
+
+
+def test_a_mistake_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), becoming(tmp_path / "o.csv") as partial:
+        partial.path.write_text(str(1 / 0))
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_processes_do_not_write_one_file(predict, tmp_path):
+    with open("o.csv.partial", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        predict("good", "--output", "o.csv", code=2)
+    assert "another process is writing o.csv" in predict.err.err
+    predict("good", "--output", "o.csv")
+    assert os.listdir(tmp_path) == ["o.csv"]
+
+
+def test_a_killed_predict_leaves_one_visible_file(runs, tmp_path):
+    rows = "".join(f'{{"text": "film {number}"}}\n' for number in range(20_000))
+    (tmp_path / "a.jsonl").write_text(rows)
+    code = (
+        "import sys; from ulmfit import cli; from ulmfit.cli import predict; predict.CHUNK = 8; cli.main(sys.argv[1:])"
+    )
+    words = ["predict", "--model", str(runs.clf), "--data", "a.jsonl", "--output", "o.csv"]
+    environment = os.environ | {"PYTHONPATH": str(Path(ulmfit.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, env=environment)
+    partial = tmp_path / "o.csv.partial"
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "o.csv.partial"]

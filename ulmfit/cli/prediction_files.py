@@ -1,0 +1,229 @@
+"""What `predict` writes: a line for each row, in the format that the name of the output file says.
+
+    .csv .tsv    row, [file,] label, a column for each class, reason, the columns of the input
+    .parquet     the same columns, with types
+    .jsonl       {"row", ["file",] "label", "probabilities", "reason", "input"}
+    else, and the terminal    row, [file,] label, probability of the label [, reason], separated by tabs
+
+`row` is the number of the row in its file, from 0, without the header. `file` is there if there are several files. A row
+without a text has no label, and a reason. Our columns keep their names; a column of the input with the name of one of
+ours is called input_NAME, and a class with such a name is called probability_NAME.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+
+from ulmfit.data.splits import MARKS
+from ulmfit.errors import UserError, one_line
+
+_OTHER_FORMATS = {".xlsx", ".xls", ".ods", ".json", ".gz", ".xz", ".zst", ".bz2", ".zip", ".feather", ".arrow", ".pkl"}
+_SCALARS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class PredictedRow(NamedTuple):
+    """A row and its prediction."""
+
+    number: int  # in its file, from 0
+    file: str | None
+    reason: str  # why there is no prediction; else ""
+    probabilities: np.ndarray | None  # float32 [C]; None without a text
+    values: Sequence[Any]  # of the input's columns, in the order of `Layout.inputs`
+
+
+Write = Callable[[Sequence[PredictedRow]], object]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the rows have.
+
+    Attributes:
+        classes: names of the classes.
+        inputs: name -> Arrow type ("string" if not known) of the input's columns; empty for texts of a command line.
+        numbered: rows have a number; texts of a command line have none in the terminal.
+        with_file: rows have the name of a file.
+    """
+
+    classes: list[str]
+    inputs: dict[str, str] = field(default_factory=dict)
+    numbered: bool = True
+    with_file: bool = False
+
+    def label(self, row: PredictedRow) -> str:
+        return "" if row.probabilities is None else self.classes[row.probabilities.argmax()]
+
+    def names(self) -> list[str]:
+        """Names of the columns of a table, each once."""
+        ours = ["row", *(["file"] if self.with_file else []), "label", "reason"]
+        classes = _distinct(self.classes, "probability_", set(ours))
+        inputs = _distinct(self.inputs, "input_", {*ours, *classes})
+        return [*ours[:-1], *classes, "reason", *inputs]
+
+
+def check_format(path: Path) -> None:
+    """Raise UserError if the suffix of an output file names a format that is not written."""
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise UserError(f"--output {path} cannot be written as {path.suffix}; name a .csv, .tsv, .jsonl, .parquet or "
+                        ".txt file")  # fmt: skip
+
+
+@contextmanager
+def writing_rows(path: Path, suffix: str, layout: Layout) -> Iterator[Write]:
+    """Context with a function that writes rows to a new file at `path`, in the format of `suffix`."""
+    if suffix == ".parquet":
+        with _parquet(path, layout) as write:
+            yield write
+        return
+    # Half a character of a broken text cannot be written in UTF-8, and is written as \\ud800.
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        if suffix in (".csv", ".tsv"):
+            yield _table(file, layout, "\t" if suffix == ".tsv" else ",")
+        elif suffix in (".jsonl", ".ndjson"):
+            yield _json_lines(file, layout)
+        else:
+            yield lines(file, layout)
+
+
+def lines(file: TextIO, layout: Layout) -> Write:
+    """A function that writes rows as lines of fields separated by tabs."""
+
+    def write(rows: Sequence[PredictedRow]) -> None:
+        for row in rows:
+            fields = [str(row.number)] if layout.numbered else []
+            fields += [str(row.file)] if layout.with_file else []
+            fields += [layout.label(row), "" if row.probabilities is None else f"{row.probabilities.max():.4f}"]
+            fields += [row.reason] if row.reason else []
+            file.write("\t".join(map(one_line, fields)) + "\n")
+
+    return write
+
+
+def _json_lines(file: TextIO, layout: Layout) -> Write:
+    def write(rows: Sequence[PredictedRow]) -> None:
+        for row in rows:
+            shown: dict[str, Any] = {"row": row.number}
+            if layout.with_file:
+                shown["file"] = row.file
+            shown["label"] = layout.label(row)
+            shown["probabilities"] = None
+            if row.probabilities is not None:
+                shown["probabilities"] = dict(zip(layout.classes, map(float, row.probabilities), strict=True))
+            shown["reason"] = row.reason
+            if layout.inputs:
+                shown["input"] = dict(zip(layout.inputs, map(_json_value, row.values), strict=True))
+            file.write(json.dumps(shown, default=str) + "\n")
+
+    return write
+
+
+def _table(file: TextIO, layout: Layout, separator: str) -> Write:
+    table = csv.writer(file, delimiter=separator)
+    table.writerow(map(_no_formula, layout.names()))
+    nothing = [""] * len(layout.classes)
+
+    def write(rows: Sequence[PredictedRow]) -> None:
+        for row in rows:
+            known = nothing if row.probabilities is None else [f"{p:.6f}" for p in row.probabilities]
+            place = [row.number, row.file] if layout.with_file else [row.number]
+            inputs = map(_cell, row.values)
+            table.writerow([*place, _no_formula(layout.label(row)), *known, row.reason, *inputs])
+
+    return write
+
+
+@contextmanager
+def _parquet(path: Path, layout: Layout) -> Iterator[Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = [pa.int64(), *([pa.string()] if layout.with_file else []), pa.string()]
+    types += [pa.float32()] * len(layout.classes) + [pa.string()]
+    kinds = [kind if kind in _SCALARS else "string" for kind in layout.inputs.values()]
+    # Arrow's name of the type bool is "bool", and its method bool_.
+    types += [getattr(pa, "bool_" if kind == "bool" else kind)() for kind in kinds]
+    schema = pa.schema(list(zip(map(_utf8, layout.names()), types, strict=True)))
+
+    def write(rows: Sequence[PredictedRow]) -> None:
+        columns: list[list[Any]] = [[row.number for row in rows]]
+        if layout.with_file:
+            columns.append([_utf8(str(row.file)) for row in rows])
+        columns.append([_utf8(layout.label(row)) for row in rows])
+        for place in range(len(layout.classes)):
+            columns.append([None if row.probabilities is None else row.probabilities[place] for row in rows])
+        columns.append([row.reason for row in rows])
+        for place, kind in enumerate(kinds):
+            values = [row.values[place] for row in rows]
+            columns.append([_string(value) for value in values] if kind == "string" else values)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+    with pq.ParquetWriter(path, schema) as writer:
+        yield write
+
+
+def _distinct(names: Sequence[str] | dict[str, str], prefix: str, taken: set[str]) -> list[str]:
+    """The names, with the prefix where a name is taken."""
+    found: list[str] = []
+    rest = set(names)
+    for name in names:
+        while name in taken or name in found:
+            name = prefix + name
+            while name in rest:
+                name = prefix + name
+        found.append(name)
+    return found
+
+
+def _no_formula(text: str) -> str:
+    """A label that a spreadsheet does not take for a formula: with an apostrophe in front, as spreadsheets write it."""
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+        return text
+    except ValueError:
+        return "'" + text
+
+
+def _readable(text: str) -> str:
+    for mark in MARKS:
+        text = text.replace(mark, "\ufffd")
+    return text
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return _readable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _json_value(item) for name, item in value.items()}
+    return [_json_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _cell(value: Any) -> str:
+    """A value of the input as a field of a table: null as an empty field, lists and objects as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _readable(value)
+    return json.dumps(_json_value(value), default=str) if isinstance(value, dict | list | tuple) else str(value)
+
+
+def _string(value: Any) -> str | None:
+    return None if value is None else _utf8(_cell(value))
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
