@@ -211,8 +211,9 @@ class LMConfig(TrainConfig):
     """Rarer words become xxunk."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
     """Text rules: fastai1 (the blog post's) or fastai2."""
-    subword: OrElse[Literal["unigram", "bpe"]] = None
-    """Split words further, for languages without white space (default: whole words)."""
+    subword: OrElse[Literal["auto", "unigram", "bpe", "none"]] = None
+    """Vocabulary of word pieces instead of words; auto: bpe for a language without spaces between words, else none
+    (default: none)."""
     bptt_jitter: bool = False
     """Vary the window as Merity et al. do, with the learning rate scaled alike."""
     sampled_softmax: OrElse[int] = None
@@ -238,8 +239,9 @@ class ClassifierConfig(TrainConfig):
     """Rarer words become xxunk, where there is no encoder."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
     """Text rules, where there is no encoder."""
-    subword: OrElse[Literal["unigram", "bpe"]] = None
-    """Split words further, where there is no encoder (default: whole words)."""
+    subword: OrElse[Literal["auto", "unigram", "bpe", "none"]] = None
+    """Vocabulary of word pieces, where there is no encoder; auto: bpe for a language without spaces between words, else
+    none (default: none)."""
     labels: OrElse[int] = None
     """Train on so many labelled documents, drawn evenly from the classes by the seed (default: all). Validation labels
     would come on top, so --keep-best is off then unless given."""
@@ -289,16 +291,16 @@ def check(config: TrainConfig) -> None:
             "--init brings the vocabulary to start from and --tokenizer another; give one of them",
         )
         need(
-            config.init in (None, "none") or config.subword is None,
+            config.init in (None, "none") or config.subword in (None, "none"),
             "--init brings its own tokenizer; leave out --subword",
         )
         need(
-            config.subword is None or config.tokenizer is None,
+            config.subword in (None, "none") or config.tokenizer is None,
             "--subword trains a tokenizer and --tokenizer names a trained one; give one of them",
         )
     if isinstance(config, ClassifierConfig):
         need(
-            config.encoder in (None, "none") or config.subword is None,
+            config.encoder in (None, "none") or config.subword in (None, "none"),
             "--encoder brings its own tokenizer; leave out --subword",
         )
 

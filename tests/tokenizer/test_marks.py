@@ -48,8 +48,8 @@ def test_marks_are_read_as_replacement_characters(rules, subword):
         for text in (unit, f"Good {unit} film", f"good{unit * 3}film", f"{unit}\nThe end. {unit}"):
             cleaned = text.translate(dict.fromkeys(map(ord, text_rules.MARKS + "\x1f"), "\ufffd"))
             # In Rust alone, as another language would call it.
-            found = tokenizer._backend.encode_batch_fast([text])[0].tokens
-            assert found == tokenizer._backend.encode_batch_fast([cleaned])[0].tokens, ascii(text)
+            found = tokenizer._backend.encode_batch_fast([text])[0].ids
+            assert found == tokenizer._backend.encode_batch_fast([cleaned])[0].ids, ascii(text)
             assert tokenizer.tokenize(text) == tokenizer.tokenize(cleaned)
     if not subword:
         assert tokenizer.tokenize("good \ufdd1")[0] == ["xxbos", "good", "\ufffd"]

@@ -26,8 +26,8 @@ class TokenizerOptions:
     """Rarer words become xxunk."""
     rules: Literal["fastai1", "fastai2"] = "fastai1"
     """Text rules: fastai1 (the blog post's) or fastai2."""
-    subword: Literal["unigram", "bpe"] | None = None
-    """Split words further, for languages without white space (default: whole words)."""
+    subword: Literal["auto", "unigram", "bpe", "none"] = "none"
+    """Vocabulary of word pieces instead of words; auto: bpe for a language without spaces between words, else none."""
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
@@ -35,18 +35,22 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     from ulmfit.data.corpus import open_corpus
     from ulmfit.run.meter import metered_texts
     from ulmfit.tokenizer.tokenizer import Tokenizer
+    from ulmfit.training.vocabulary import chosen_subword, first_texts
 
     output = Path(options.output)
     check_output(output)
     corpus = open_corpus(options.data, task="lm", text_column=options.text_column)
     tell_notes(corpus.notes)
     split = corpus.splits["train"]
+    subword, sentence = chosen_subword(options.subword, lambda: first_texts(split))
+    if sentence:
+        print(sentence)
     trained = Tokenizer.train(
         metered_texts(split, "training the vocabulary"),
         rules=options.rules,
         vocab_size=options.vocab_size,
         min_freq=options.min_freq,
-        subword=options.subword,
+        subword=subword,
     )
     try:
         trained.save(output)

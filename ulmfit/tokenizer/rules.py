@@ -78,7 +78,7 @@ def _clean_up(rules: str) -> list[normalizers.Normalizer]:
 _WALK = 1000  # words in one match; more could reach Oniguruma's limit on retries
 
 
-def _repeats(rules: str) -> list[normalizers.Normalizer]:
+def repeats(rules: str) -> list[normalizers.Normalizer]:
     """`cccc` -> ` xxrep 4 c ` and `word word word word ` -> ` xxwrep 4 word `, counts up to 999."""
     if rules == "fastai1":  # counts four or more
         chars = [(r"(\S)(?=\1\1\1)", ONE), (rf"{ONE}\K(\S)\1(?=\1)", ONE + ONE)]
@@ -125,7 +125,10 @@ def _repeats(rules: str) -> list[normalizers.Normalizer]:
 def _strip() -> list[normalizers.Normalizer]:
     """Remove white space at both ends, except spaces, which are not tokens. The normalizer Strip costs 30 us per KB."""
     others = [chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1B < code <= 0x20]
-    return [replace(r"\A \K\s++", ""), replace(rf"{either(others)}\s*+\z", "")]
+    # A run that is not at the end is matched as a whole too, and nothing of it replaced: a search that goes on inside
+    # of it would take quadratic time.
+    end = rf"{either(others)}\s*+(?:\z|\K)"
+    return [replace(r"\A \K\s++", ""), replace(end, "")]
 
 
 def _spaces(rules: str) -> list[normalizers.Normalizer]:
@@ -151,50 +154,54 @@ def _spaces(rules: str) -> list[normalizers.Normalizer]:
 # -------------------------------------------------------------------------------------------------- case
 
 _END = r"(?:\s|\z)"
-
-
-def _case_of_tokens() -> list[normalizers.Normalizer]:
-    """fastai 1: insert xxup before a token without lower-case letters, and xxmaj before a capitalised token."""
-    return [
-        replace(rf" \K(?=[^\s\p{{Ll}}]{{2}}[^\s\p{{Ll}}]*+{_END})(?=[^\s\p{{Lu}}]*+\p{{Lu}})", "xxup "),
-        replace(rf" \K(?=\p{{Lu}}[^\s\p{{Lu}}\p{{Ll}}]*+\p{{Ll}}[^\s\p{{Lu}}]*+{_END})", "xxmaj "),
-        normalizers.Lowercase(),
-    ]
-
-
-def _case_of_words() -> list[normalizers.Normalizer]:
-    """fastai 2: the same before words are split, for strings between white space, and for A to Z only."""
-    return [
-        replace(rf" \K(?=[A-Z][^a-z\s]++{_END})", "xxup "),
-        replace(rf" \K(?=[A-Z][^A-Za-z\s]*+[a-z][^A-Z\s]*+{_END})", "xxmaj "),
-        normalizers.Lowercase(),
-    ]
+# For both versions, what follows xxup and xxmaj. In fastai 1 a token without lower-case letters and a capitalised one;
+# in fastai 2 the same before words are split, for strings between white space, and for A to Z only.
+_CAPITALS = {
+    "fastai1": (
+        rf"(?=[^\s\p{{Ll}}]{{2}}[^\s\p{{Ll}}]*+{_END})(?=[^\s\p{{Lu}}]*+\p{{Lu}})",
+        rf"(?=\p{{Lu}}[^\s\p{{Lu}}\p{{Ll}}]*+\p{{Ll}}[^\s\p{{Lu}}]*+{_END})",
+    ),
+    "fastai2": (rf"(?=[A-Z][^a-z\s]++{_END})", rf"(?=[A-Z][^A-Za-z\s]*+[a-z][^A-Z\s]*+{_END})"),
+}
 
 
 # ---------------------------------------------------------------------------------------------- pipeline
 
 
 def clean(rules: str, marks: str = MARKS) -> list[normalizers.Normalizer]:
-    """Clean-up and repeats. A space is prepended, because `tokenizers` panics if a pass inserts at offset 0.
+    """Clean-up. A space is prepended, because `tokenizers` panics if a pass inserts at offset 0.
 
     `marks` are the characters that passes use internally. In a text they become U+FFFD.
     """
     # Alternatives, because a class of these characters would cost four times as much.
     foreign = replace("|".join(marks), "\ufffd")
-    return [normalizers.Prepend(" "), foreign, *_clean_up(rules), *_repeats(rules)]
+    return [normalizers.Prepend(" "), foreign, *_clean_up(rules)]
 
 
-def case(rules: str) -> list[normalizers.Normalizer]:
-    """Marks for capitals, and lower case."""
-    return _case_of_tokens() if rules == "fastai1" else _case_of_words()
+def case(rules: str, *, behind: str = " ", space: str = " ") -> list[normalizers.Normalizer]:
+    """Marks for capitals at the beginning of tokens.
+
+    Args:
+        behind: a pattern; tokens begin behind it.
+        space: what is inserted around a mark that has none yet.
+    """
+    before = "" if behind == " " else space
+    up, maj = _CAPITALS[rules]
+    return [replace(rf"{behind}\K{up}", f"{before}xxup{space}"), replace(rf"{behind}\K{maj}", f"{before}xxmaj{space}")]
+
+
+def lower() -> list[normalizers.Normalizer]:
+    """Lower case, as Python's: the Greek sigma has a form of its own at the end of a word."""
+    return [replace(r"\u03a3(?<=\p{L}\u03a3)(?!\p{L})", "\u03c2"), normalizers.Lowercase()]
 
 
 def normalizer(rules: str) -> normalizers.Normalizer:
     """The complete chain for words. In its output spaces separate the tokens."""
     words = [*contractions(), boundaries()]
+    cleaned = [*clean(rules), *repeats(rules)]
     if rules == "fastai1":
-        return normalizers.Sequence([*clean(rules), *_spaces(rules), *words, *case(rules)])
-    return normalizers.Sequence([*clean(rules), *_strip(), *_spaces(rules), *case(rules), *words])
+        return normalizers.Sequence([*cleaned, *_spaces(rules), *words, *case(rules), *lower()])
+    return normalizers.Sequence([*cleaned, *_strip(), *_spaces(rules), *case(rules), *lower(), *words])
 
 
 def surface(token: str, rules: str) -> str:

@@ -14,25 +14,38 @@ import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer.spacy_rules import replace
 
 _MARKS = "xx(?:unk|pad|bos|eos|fld|maj|up|rep|wrep)"
 _SPACE = "\u2581"
-_SEP = "\x1f"  # delimiter of a special token
+_SEP = "\x1f"  # delimiter of a special token; where it stands, the text has no space
+# A repeat mark gets spaces around it and behind its element. These patterns match where the text had none. A repeated
+# digit keeps its space, because it would become part of the count.
+_BEFORE_RUN = r"[^ ] xxw?rep [0-9]++\K (?=[^\s0-9])"
+_BEHIND_RUN = rf" xxrep [0-9]++[ {_SEP}]\S\K "
+# Where a capital may stand besides behind a space.
+_OPENING = {"fastai1": "[\n\"'(\\[{/\u2018\u201c\u201e\u00ab\u00bf\u00a1\\-]", "fastai2": "\n"}
 
 
 def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer:
-    """Lower-case text with marks, and U+2581 for each space. `keep_marks=False` is for training the pieces."""
+    """Lower-case text with marks, and U+2581 for each space. `keep_marks=False` is for training the pieces.
 
-    def replace(pattern: str, content: str) -> normalizers.Normalizer:
-        return normalizers.Replace(Regex(pattern), content)
-
+    Spaces around marks are those of the text, so that decoding restores it: `wow!!!!` is `wow`, xxrep, `U+2581 4`, `!`
+    and `(Hello` is `(`, xxmaj, `hello`.
+    """
     return normalizers.Sequence(
         [
             *text_rules.clean(rules, text_rules.MARKS + _SEP),
             replace("[ \\t\u00a0\u3000\u2581]+", " "),
             replace(r" ?\n ?", "\n"),
-            replace(r"\s+\z", ""),
+            replace(r"(?<!\s)\s++\z", ""),
+            *text_rules.repeats(rules),
             *text_rules.case(rules),
+            *text_rules.case(rules, behind=_OPENING[rules], space=_SEP),
+            *text_rules.lower(),
+            replace(_BEFORE_RUN, _SEP),
+            replace(_BEHIND_RUN, _SEP),
+            replace(r" (?= xxw?rep )", ""),
             replace(rf"\s(?={_MARKS}(?!\S))", _SEP) if keep_marks else replace(rf"\s{_MARKS}(?!\S)", ""),
             replace(" ", _SPACE),
         ]
@@ -43,6 +56,11 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     """Splits into line breaks, punctuation and the text between them."""
     pattern = rf"\n+|{_SPACE}?[^\s{_SPACE}{_SEP}\p{{P}}]+|{_SPACE}?\p{{P}}|{_SPACE}"
     return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+
+
+def keeps_spaces(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the spaces around repeat marks are those of the text. They are not in a pipeline of version 0.2.0."""
+    return json.dumps(_BEHIND_RUN)[1:-1] in backend.to_str()
 
 
 def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_freq: int) -> tokenizers.Tokenizer:

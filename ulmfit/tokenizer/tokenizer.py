@@ -46,6 +46,7 @@ class Tokenizer:
         self.rules = "fastai1" if ids["xxmaj"] < ids["xxrep"] else "fastai2"
         self.vocab = [text_rules.surface(token, self.rules) for token in sorted(ids, key=ids.__getitem__)]
         self.subword: str | None = {"Unigram": "unigram", "BPE": "bpe"}.get(type(backend.model).__name__)
+        self._keeps_spaces = self.subword is not None and text_subword.keeps_spaces(backend)
         self.unk_id, self.pad_id, self.bos_id = ids["xxunk"], ids["xxpad"], ids["xxbos"]
         self.special_ids = frozenset(ids[token] for token in specials)
         self.fingerprint = hashlib.sha256(self.to_str().encode()).hexdigest()[:16]
@@ -166,12 +167,14 @@ class Tokenizer:
     def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
         """The tokens of each text, with xxbos, before words outside the vocabulary become xxunk.
 
+        Of a tokenizer of word pieces the pieces, with xxunk for characters outside the vocabulary.
+
         Raises:
             UserError: `texts` are no texts, e.g. a data frame (give one of its columns).
         """
         texts = list(_encodable(texts_of(texts)))
         if self.subword:
-            return [encoding.tokens for encoding in self._backend.encode_batch_fast(texts)]
+            return [[self.vocab[i] for i in ids] for ids in self.encode(texts)]
         split, normalize = (self._backend.pre_tokenizer.pre_tokenize_str, self._backend.normalizer.normalize_str)
         return [
             ["xxbos"] + [text_rules.surface(piece, self.rules) for piece, _ in split(normalize(text))] for text in texts
@@ -204,7 +207,7 @@ class Tokenizer:
             tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
         except IndexError:
             raise UserError(f"an id is not in this tokenizer's vocabulary of {len(self)}; use its own") from None
-        return detokenize(tokens, subword=self.subword is not None)
+        return detokenize(tokens, subword=self.subword is not None, exact=self._keeps_spaces)
 
 
 def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:

@@ -31,6 +31,7 @@ from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import score_classifier
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 
 _LABELS = 2  # gives the draw of --labels another generator than the order of an epoch
 
@@ -69,6 +70,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), path_text(config.encoder))
     if pretrained is None:
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
+    session, kind = resolve_subword(session, corpus.splits["train"])
     recipe = recipe_for(config, pretrained=pretrained is not None)
     if config.micro_batches != "auto" and config.micro_batches > recipe.batch_size:
         raise UserError(
@@ -78,6 +80,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
     label_names = corpus.label_names
     assert tokenizer is not None and label_names is not None
+    check_vocabulary(session, corpus.splits["valid"], tokenizer)
     stores = {
         name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()
     }
@@ -123,6 +126,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
             corpus,
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),
+            subword=config.subword and (kind or "none"),
         ),
         fingerprints={
             "corpus": corpus.fingerprint,

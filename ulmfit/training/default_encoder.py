@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
-import numpy as np
-
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.splits import Split
-from ulmfit.errors import UserError
 from ulmfit.model.pretrained import shipped_encoders
-from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.setup import Pretrained, Session, open_pretrained
+from ulmfit.training.vocabulary import first_texts, unknown_share
 
 ENGLISH = "english"
 NO_ENCODER = "none"  # the option value for random weights
 MOST_UNKNOWN = 0.15  # with a larger share of unknown tokens, a text is taken for another language
-TEXTS_LOOKED_AT = 2000
 
 
 def given_encoder(name: str | None) -> Pretrained | None:
@@ -50,7 +44,7 @@ def default_encoder(session: Session, valid: Split | None, asked: str | None) ->
     if config.vocab_size is not None and config.vocab_size < len(tokenizer):
         return None
     flag = "--init" if isinstance(config, LMConfig) else "--encoder"
-    share = session.runtime.on_main(lambda: unknown_share(valid, tokenizer))
+    share = session.runtime.on_main(lambda: unknown_share(first_texts(valid), tokenizer))
     if share >= MOST_UNKNOWN:
         session.say(
             f"{share:.0%} of the tokens of the validation texts are unknown to the English model: training starts from "
@@ -67,13 +61,3 @@ def default_encoder(session: Session, valid: Split | None, asked: str | None) ->
 def chosen_encoder(pretrained: Pretrained | None) -> str:
     """The value of `--init` or `--encoder` that makes the same choice explicit."""
     return NO_ENCODER if pretrained is None else ENGLISH
-
-
-def unknown_share(split: Split, tokenizer: Tokenizer) -> float:
-    """Share of unknown tokens in the first texts of a split, in [0, 1]; xxbos is not counted."""
-    texts = [text for batch in islice(split.batches(TEXTS_LOOKED_AT), 1) for text in batch.texts]
-    ids, lengths = tokenizer.encode_flat(texts)
-    words = len(ids) - len(lengths)
-    if words == 0:
-        raise UserError(f"the {split.name} split has no words; check the data and its columns")
-    return float(np.count_nonzero(ids == tokenizer.unk_id)) / words

@@ -31,6 +31,7 @@ from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import score_language_model
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 
 SAMPLE_WORDS = 40
 PROMPT_WORDS = 6
@@ -59,6 +60,7 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> T
 
 def _train(config: LMConfig, session: Session) -> TrainingResult:
     runtime = session.runtime
+    asked_subword = config.subword
     pretrained = given_encoder(path_text(config.init))
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--init {config.init}")
@@ -67,6 +69,8 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
     corpus = setup.corpus_of(session, include_test=config.recipe == "blog")
     pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), path_text(config.init))
+    session, kind = resolve_subword(session, corpus.splits["train"])
+    config = replace(config, subword=kind)
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
     if recipe.batch_size % (runtime.world_size * micro_batches):
@@ -85,6 +89,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         if base is not None:
             session.say(f"vocabulary: {len(base):,} pretrained words and {len(tokenizer) - len(base):,} of the corpus")
 
+    check_vocabulary(session, corpus.splits["valid"], tokenizer)
     config = replace(config, sampled_softmax=_sampled_words(config, len(tokenizer), pretrained is not None, runtime))
     session = replace(session, config=config)
     if config.sampled_softmax is not None:
@@ -148,6 +153,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
             vocab_size=None if config.tokenizer else config.vocab_size or setup.largest_vocabulary(base),
             init=config.init or chosen_encoder(pretrained),
             sampled_softmax=config.sampled_softmax or 0,
+            subword=asked_subword and (kind or "none"),
         ),
         fingerprints={
             "corpus": corpus.fingerprint,

@@ -32,6 +32,7 @@ from ulmfit.option_types import normalized, path_text
 from ulmfit.run.directory import check_output
 from ulmfit.run.meter import Meter, metered_texts
 from ulmfit.tokenizer import rules as text_rules
+from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.begun import Begun, read_begun, scheme_of
 
@@ -251,7 +252,8 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
 
     def train() -> str:
         # The rules are part of the key: a tokenizer cached by an earlier version may have other rules.
-        rules = base.fingerprint if base else text_rules.normalizer(config.rules).__getstate__()
+        normalizer = (text_subword if config.subword else text_rules).normalizer(config.rules)
+        rules = base.fingerprint if base else normalizer.__getstate__()
         key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         file = cache_folder(config.cache_dir) / "tokenizers" / f"{name}.json"
