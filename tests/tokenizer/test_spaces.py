@@ -107,3 +107,12 @@ def test_scripts():
     assert unspaced_script(mixed) is None and unspaced_script([]) is None and unspaced_script(["12 !"]) is None
     assert unspaced_script(["我用 iPhone 看 Netflix", *SENTENCES["Chinese"]]) == "Chinese"
     assert without_spaces("好") and not without_spaces("한") and not without_spaces("") and not without_spaces("अ")
+
+
+def test_an_emoji_of_several_characters_is_one_again():
+    texts = [
+        "good \U0001f468\u200d\U0001f469\u200d\U0001f467 so \U0001f44d\U0001f3fd",
+        "\U0001f1e9\U0001f1ea and \u2764\ufe0f",
+    ]
+    tokenizer = Tokenizer.train(texts * 2, min_freq=1)
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode(texts)] == texts

@@ -171,11 +171,19 @@ def _join(words: list[str], *, spaced: bool) -> str:
                 low[_LOW[word]] = True
         elif (word[0] in _CLOSING and len(set(word)) == 1) or _TAIL.fullmatch(word):
             glued_on = True
-        elif (previous.lower(), word.lower()) in _COMPOUNDS:
+        elif (previous.lower(), word.lower()) in _COMPOUNDS or _one_emoji(previous, word):
             glued_on = True
         text.append(word if glue or glued_on else " " + word)
         glue, previous = after, word
     return "".join(text)
+
+
+def _one_emoji(left: str, right: str) -> bool:
+    """Whether two parts are of one emoji: with a joiner, a variation selector, a skin tone, or two halves of a flag."""
+    if left[-1:] == "\u200d" or right[:1] in ("\u200d", "\ufe0f"):
+        return True
+    flag = all(len(half) == 1 and "\U0001f1e6" <= half <= "\U0001f1ff" for half in (left, right))
+    return flag or "\U0001f3fb" <= right[:1] <= "\U0001f3ff"
 
 
 def _opens(words: list[str], place: int) -> bool:

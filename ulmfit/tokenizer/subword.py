@@ -23,8 +23,12 @@ _SEP = "\x1f"  # delimiter of a special token; where it stands, the text has no 
 # digit keeps its space, because it would become part of the count.
 _BEFORE_RUN = r"[^ ] xxw?rep [0-9]++\K (?=[^\s0-9])"
 _BEHIND_RUN = rf" xxrep [0-9]++[ {_SEP}]\S\K "
-# Where a capital may stand besides behind a space.
-_OPENING = {"fastai1": "[\n\"'(\\[{/\u2018\u201c\u201e\u00ab\u00bf\u00a1\\-]", "fastai2": "\n"}
+# In fastai 1 words are split before capitals are marked, so a capital may stand behind punctuation too. All repeats are
+# bounded, because this search begins at every such character of a long string.
+_OPENING = "[\"'(\\[{/\u2018\u201c\u201e\u00ab\u00bf\u00a1\\-]\\K"
+_END = r"(?:\s|\z)"
+_UP = rf"{_OPENING}(?=\p{{Lu}}(?>[^\s\p{{Ll}}]{{1,60}}){_END})"
+_MAJ = rf"{_OPENING}(?=\p{{Lu}}(?>[^\s\p{{Lu}}\p{{Ll}}]{{0,60}})\p{{Ll}}(?>[^\s\p{{Lu}}]{{0,60}}){_END})"
 
 
 def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer:
@@ -41,7 +45,8 @@ def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer
             replace(r"(?<!\s)\s++\z", ""),
             *text_rules.repeats(rules),
             *text_rules.case(rules),
-            *text_rules.case(rules, behind=_OPENING[rules], space=_SEP),
+            *text_rules.case(rules, behind="\n", space=_SEP),
+            *([replace(_UP, f"{_SEP}xxup{_SEP}"), replace(_MAJ, f"{_SEP}xxmaj{_SEP}")] if rules == "fastai1" else []),
             *text_rules.lower(),
             replace(_BEFORE_RUN, _SEP),
             replace(_BEHIND_RUN, _SEP),

@@ -1,0 +1,59 @@
+"""Any text is read in linear time: texts that once were slow, and a sample of those that the search makes.
+
+ULMFIT_SLOW_TEXTS is the number of random texts. The full run (tests/run_long.sh) takes thousands.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.tokenizer.slow_texts import KNOWN, NORMAL, growth, search, seconds, text_of
+from ulmfit.tokenizer.tokenizer import Tokenizer
+
+NUM_TEXTS = int(os.environ.get("ULMFIT_SLOW_TEXTS", "12"))
+SIZE = 100_000 if NUM_TEXTS > 100 else 16_000
+MOST = 24  # for 8 times the text: 8 if the time is linear, 64 if it is quadratic
+
+
+@pytest.fixture(scope="module", params=[("fastai1", None), ("fastai2", None), ("fastai1", "bpe"), ("fastai2", "bpe")])
+def tokenizer(request) -> Tokenizer:
+    rules, kind = request.param
+    return Tokenizer.train([NORMAL] * 9, rules=rules, min_freq=1, subword=kind, vocab_size=300)
+
+
+def test_texts_that_once_were_slow(tokenizer):
+    normal = seconds(tokenizer, (NORMAL * 400)[:SIZE], 3)
+    for unit in KNOWN:
+        text = "x" + (unit * SIZE)[:SIZE] + "x"
+        if seconds(tokenizer, text, 2) > 3 * normal:
+            assert growth(tokenizer, text[: SIZE // 8] + "x", text) < MOST, ascii(unit)
+
+
+def test_random_texts(tokenizer):
+    assert search(tokenizer, range(NUM_TEXTS), size=SIZE, most=MOST) == []
+
+
+def test_texts_are_the_same_every_time_and_of_many_kinds():
+    texts = [text_of(seed, 300) for seed in range(200)]
+    assert texts == [text_of(seed, 300) for seed in range(200)]
+    assert all(len(text) == 300 for text, _ in texts) and len({text for text, _ in texts}) > 190
+    longer, _ = text_of(7, 900)
+    assert longer.startswith(texts[7][0])
+
+
+def test_the_search_finds_what_is_quadratic():
+    class Quadratic:
+        def encode(self, text):
+            if not text.startswith(NORMAL):
+                sum(len(text[i:]) for i in range(len(text)))
+
+    assert len(search(Quadratic(), range(2), size=40_000)) == 2
+
+
+@pytest.mark.skipif(NUM_TEXTS < 100, reason="a megabyte of each text is for the long tier")
+def test_a_megabyte_of_what_once_was_slow(tokenizer):
+    normal = seconds(tokenizer, NORMAL * (1_000_000 // len(NORMAL)))
+    for unit in KNOWN:
+        assert seconds(tokenizer, (unit * 1_000_000)[:1_000_000]) < 30 * normal, ascii(unit)
