@@ -17,6 +17,7 @@ GROUND = {
     "errors",
     "excerpts",
     "files",
+    "fit_config",
     "limits",
     "option_types",
     "private_api",

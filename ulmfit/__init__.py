@@ -1,5 +1,6 @@
 """ulmfit: distributed training for Universal Language Model Fine-tuning (Howard & Ruder 2018).
 
+    ulmfit.fit(data="reviews.csv", output_dir="runs/reviews")  # the whole job; the next lines are its two trainings
     lm = ulmfit.train_language_model(ulmfit.LMConfig(data="texts.csv", output_dir="runs/lm"))
     result = ulmfit.train_classifier(ulmfit.ClassifierConfig(data="labelled.csv", encoder=lm.run_dir))
     result.metrics["valid"]["accuracy"], result.model().predict("What a film!").label
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.errors import TrainingInterrupted, UserError
+    from ulmfit.fit_config import FitConfig
     from ulmfit.inference import LanguageModel, Prediction, TextClassifier
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.clf_task import train_classifier
+    from ulmfit.training.fit import FitResult, fit
     from ulmfit.training.lm_task import train_language_model
     from ulmfit.training.result import TrainingResult
 
@@ -26,6 +29,8 @@ __version__ = "0.2.0"
 
 __all__ = [
     "ClassifierConfig",
+    "FitConfig",
+    "FitResult",
     "LMConfig",
     "LanguageModel",
     "Prediction",
@@ -35,11 +40,14 @@ __all__ = [
     "TrainingResult",
     "UserError",
     "__version__",
+    "fit",
     "train_classifier",
     "train_language_model",
 ]
 _HOMES = {
     "ClassifierConfig": "ulmfit.config",
+    "FitConfig": "ulmfit.fit_config",
+    "FitResult": "ulmfit.training.fit",
     "LMConfig": "ulmfit.config",
     "LanguageModel": "ulmfit.inference",
     "Prediction": "ulmfit.inference",
@@ -48,6 +56,7 @@ _HOMES = {
     "TrainingInterrupted": "ulmfit.errors",
     "TrainingResult": "ulmfit.training.result",
     "UserError": "ulmfit.errors",
+    "fit": "ulmfit.training.fit",
     "train_classifier": "ulmfit.training.clf_task",
     "train_language_model": "ulmfit.training.lm_task",
 }

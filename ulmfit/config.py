@@ -54,7 +54,17 @@ SCHEDULE = frozenset({"recipe", "lr", "epochs", "max_steps", "schedule"})
 
 # The groups of `--help` and the order in them: what is asked for often comes first.
 GROUPS = {
-    "data": ("data", "text_column", "label_column", "valid", "labels", "streaming", "backwards", "cache_dir"),
+    "data": (
+        "data",
+        "text_column",
+        "label_column",
+        "valid",
+        "labels",
+        "lm_on_test",
+        "streaming",
+        "backwards",
+        "cache_dir",
+    ),
     "model": (
         "init",
         "encoder",
@@ -220,6 +230,8 @@ class LMConfig(TrainConfig):
     """Train on about so many words of the output layer a step, drawn by frequency, beside the targets: faster on a CPU
     with a large vocabulary, but another loss; evaluation uses all words (default: 4096 with the recipe quick where a
     pretrained model is fine-tuned on a CPU, else 0 for all words)."""
+    lm_on_test: OrElse[bool] = None
+    """Read the texts of the test split too, without their labels (default: only with the recipe blog)."""
 
     task: ClassVar[Literal["lm", "clf"]] = "lm"
 
@@ -300,6 +312,10 @@ def check(config: TrainConfig) -> None:
         )
     if isinstance(config, ClassifierConfig):
         need(
+            config.batch_size != 1,
+            "--batch-size 1 is too small for the classifier's batch normalisation; give 2 documents a step or more",
+        )
+        need(
             config.encoder in (None, "none") or config.subword in (None, "none"),
             "--encoder brings its own tokenizer; leave out --subword",
         )
@@ -326,8 +342,12 @@ def options(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def given(config: TrainConfig) -> set[str]:
-    """The options that the user gave: those on the command line, and any that differ from their default."""
+def given(config: Any) -> set[str]:
+    """The options that the user gave: those on the command line, and any that differ from their default.
+
+    Args:
+        config: a TrainConfig or FitConfig.
+    """
     pairs = ((name, value, getattr(type(config)(), name)) for name, value in vars(config).items())
     # Data may be a table, which cannot be compared by a mere !=.
     differ = {name for name, value, default in pairs if value is not default and (default is None or value != default)}

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import numbers
 import os
+from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -119,13 +120,23 @@ def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
             return int(value)
         if member is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
             return value if isinstance(value, int) else float(value)
+        if get_origin(member) is dict and isinstance(value, Mapping):
+            return dict(value)
         if member is str and isinstance(value, str):
             return os.path.expanduser(value) if name in PATHS else value
     raise UserError(f"--{flag(name)} is {excerpt(value)}; give {_takes(members, value)}")
 
 
+def nearest_of(word: str, known: Iterable[str]) -> str | None:
+    """The most similar of the known words; None if none is similar."""
+    near = difflib.get_close_matches(word, sorted(known), n=1)
+    return near[0] if near else None
+
+
 def _takes(members: tuple[Any, ...], value: Any) -> str:
     kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    if any(get_origin(member) is dict for member in members):
+        return "a dict of options by name"
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     words = [kinds[member] for member in members if member in kinds]
     if choices:

@@ -16,9 +16,10 @@ from ulmfit.cli.export import ExportOptions, export
 from ulmfit.cli.generate import GenerateOptions, generate
 from ulmfit.cli.predict import PredictOptions, predict
 from ulmfit.cli.show import ShowOptions, show
-from ulmfit.cli.train import train_clf, train_lm
+from ulmfit.cli.train import fit, train_clf, train_lm
 from ulmfit.cli.train_tokenizer import TokenizerOptions, train_tokenizer
 from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.fit_config import FitConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Command:
 
 
 COMMANDS = {
+    "fit": Command(FitConfig, fit, "--data reviews.csv --output-dir runs/reviews", trains=True),
     "train-lm": Command(LMConfig, train_lm, "--data reviews.csv --output-dir runs/lm", trains=True),
     "train-clf": Command(
         ClassifierConfig, train_clf, "--data reviews.csv --encoder runs/lm --output-dir runs/clf", trains=True

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, members, required
+from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, members, nested_of, required
 from ulmfit.config import GROUPS, PATHS, TrainConfig
 
 if TYPE_CHECKING:
@@ -54,10 +54,14 @@ def command_help(command: Command, prog: str, default: Any) -> str:
     usage = [_head(name, hints[name], None) for name in needed if name not in texts]
     usage += [f"{name.upper()} ..." if name in needed else f"[{name.upper()} ...]" for name in texts]
     lines = [" ".join(["usage:", prog, *usage, "[OPTIONS]"]), "", *_wrapped(" ".join(_doc(kind).split()), 0)]
-    groups = GROUPS if issubclass(kind, TrainConfig) else {"options": tuple(hints)}
+    groups = GROUPS if issubclass(kind, TrainConfig) else getattr(kind, "groups", {"options": tuple(hints)})
     for group, names in groups.items():
         lines += ["", group]
-        for name in filter(hints.__contains__, names):
+        for name in names:
+            if name in nested_of(kind):
+                lines += _entry(f"--{name}.OPTION VALUE", docs[name].rstrip("."))
+            if name not in hints:
+                continue
             head = f"{name.upper()} ..." if name in texts else _head(name, hints[name], default)
             lines += _entry(head, _explained(kind, name, docs[name], default))
     lines += _entry("--help", "Show this")

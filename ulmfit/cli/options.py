@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ulmfit.config import TrainConfig, expand_paths, load_options
+from ulmfit.config import expand_paths, load_options
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, alternatives
@@ -31,6 +31,7 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
     """
     import tyro
 
+    words, nested = _take_nested(kind, words)
     options, texts = _sort(kind, words)
     words = [*options, *(["--", *texts] if texts else [])]
     try:
@@ -42,9 +43,11 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
     except SystemExit:
         raise UserError("the options do not fit together; --help lists what each takes") from None
     check_numbers(vars(parsed))
-    if isinstance(parsed, TrainConfig):
+    for prefix, values in nested.items():
+        setattr(parsed, prefix, getattr(parsed, prefix) | values)
+    if hasattr(kind, "on_command_line"):
         flags = {option.partition("=")[0] for option in options}
-        parsed.on_command_line = frozenset(  # type: ignore[misc]  # a ClassVar that one instance has for itself
+        parsed.on_command_line = frozenset(  # type: ignore[attr-defined]  # a ClassVar that one instance has for itself
             field.name
             for field in dataclasses.fields(kind)
             if flags & {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}"}
@@ -87,9 +90,14 @@ def wants_help(words: Sequence[str]) -> bool:
 
 
 def fields_of(kind: type) -> dict[str, Any]:
-    """Name and type of each option."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    """Name and type of each option, but for those of `nested_of`."""
+    hints, nested = get_type_hints(kind), nested_of(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name not in nested}
+
+
+def nested_of(kind: type) -> dict[str, type]:
+    """By field, the options that `--FIELD.OPTION` takes."""
+    return getattr(kind, "nested", {})
 
 
 def required(kind: type) -> list[str]:
@@ -140,6 +148,33 @@ def _before_texts(words: Sequence[str]) -> Sequence[str]:
     return words[: words.index("--")] if "--" in words else words
 
 
+def _take_nested(kind: type, words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The words without `--FIELD.OPTION VALUE`, and by field the values of these options by name."""
+    before = list(_before_texts(words))
+    behind = list(words[len(before) :])
+    own: list[str] = []
+    taken: dict[str, list[str]] = {}
+    while before:
+        word = before.pop(0)
+        field, dot, option = word.removeprefix("--").partition(".")
+        if not (word.startswith("--") and dot and field in nested_of(kind)):
+            own.append(word)
+            continue
+        name, equals, _ = option.partition("=")
+        hint = fields_of(nested_of(kind)[field]).get(name.removeprefix("no-").replace("-", "_"))
+        taken.setdefault(field, []).append(f"--{option}")
+        if not (equals or is_switch(hint) or not before or before[0].startswith("--")):
+            taken[field].append(before.pop(0))
+    values = {}
+    for field, options in taken.items():
+        try:
+            parsed: Any = parse(nested_of(kind)[field], options)
+        except UserError as error:
+            raise UserError(str(error).replace("--", f"--{field}.")) from None
+        values[field] = {name: getattr(parsed, name) for name in sorted(parsed.on_command_line)}
+    return own + behind, values
+
+
 def _sort(kind: type, words: Sequence[str]) -> tuple[list[str], list[str]]:
     """`--name=value` of the options, and the words that belong to none. What is behind `--` belongs to none."""
     hints = fields_of(kind)
@@ -152,12 +187,19 @@ def _sort(kind: type, words: Sequence[str]) -> tuple[list[str], list[str]]:
     while rest:
         word = rest.pop(0)
         match = _OPTION.fullmatch(word)
+        if not match and word.startswith("--") and texts_field is None:
+            raise UserError(f"there is no option {word.partition('=')[0]}; see --help")
         if not match:
             texts.append(word)
             continue
         flag, value = match[1].replace("_", "-"), match[2]
         if flag not in flags:
-            raise UserError(f"there is no option {flag}; {nearest(flag, flags, 'see --help')}")
+            nested = [
+                prefix for prefix, part in nested_of(kind).items() if flag[2:].replace("-", "_") in fields_of(part)
+            ]
+            cure = " or ".join(f"--{prefix}.{flag[2:]}" for prefix in nested)
+            cure = f"give {cure}" if cure else nearest(flag, flags, "see --help")
+            raise UserError(f"there is no option {flag}; {cure}")
         hint = flags[flag]
         given.add(flag)
         if is_switch(hint):

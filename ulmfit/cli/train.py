@@ -1,4 +1,4 @@
-"""train-lm and train-clf: the trainers, whose options are in ulmfit/config.py."""
+"""fit, train-lm and train-clf: the trainers, whose options are in ulmfit/fit_config.py and ulmfit/config.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.distributed.stop import StopRequest
+from ulmfit.fit_config import FitConfig
 
 if TYPE_CHECKING:
     from ulmfit.training.result import TrainingResult
+
+
+def fit(config: FitConfig, stop: StopRequest) -> None:
+    """Do the whole job."""
+    from ulmfit.training import fit as job
+
+    result = job.fit(config, stop=stop)
+    if result.state == "preempted" and int(os.environ.get("RANK", 0)) == 0:
+        print("stopped with what is done so far; the same command goes on from there")
 
 
 def train_lm(config: LMConfig, stop: StopRequest) -> None:

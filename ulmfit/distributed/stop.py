@@ -47,6 +47,7 @@ class StopRequest:
         self._launcher = os.getppid() if any(mark in os.environ for mark in LAUNCHER_MARKS) else None
         self._deadline: float | None = None
         self._file: Path | None = None
+        self._job_file: Path | None = None
         self._former: dict[int, Any] = {}
 
     @classmethod
@@ -110,11 +111,16 @@ class StopRequest:
         self._file = directory / STOP_FILE
         self._deadline = None if max_minutes is None else started + 60 * max_minutes
 
+    def watch_job(self, directory: Path) -> None:
+        """Also stop for a file named `stop` in the directory of a job, whose trainings have directories of their own."""
+        self._job_file = directory / STOP_FILE
+
     def requested(self) -> bool:
         """Whether this process has been asked to stop."""
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = "--max-time"
-        if self.reason is None and self._file is not None and self._file.exists():
+        files = [file for file in (self._file, self._job_file) if file is not None]
+        if self.reason is None and any(file.exists() for file in files):
             self.reason = f"{STOP_FILE} file"
         if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
             self.reason = "the launcher's death"

@@ -162,7 +162,7 @@ class RunDirectory:
         new = json.loads(json.dumps(identity))
         changed = options.differences(_identity_of(stored, new), new, kind)
         if stored.get("task") != kind.task:
-            changed.insert(0, f"task: {stored.get('task')} -> {kind.task}")
+            changed = [f"task: {stored.get('task')} -> {kind.task}"]
         if changed:
             version, this = begun_by(stored), begun_by(environment())
             begun = f", begun by {version} (this is {this})" if version != this else ""

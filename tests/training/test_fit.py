@@ -1,0 +1,320 @@
+"""The whole job: equal to its separate trainings, resumable in each of them, and honest in its summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ulmfit
+from tests.distributed import fit_and_apart as job
+from tests.training import runs
+from ulmfit import cli
+from ulmfit.errors import TrainingInterrupted, UserError
+from ulmfit.fit_config import FitConfig, stage_configs
+from ulmfit.training import fit as module
+from ulmfit.training.loop import Loop
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    runs.write_reviews(tmp_path / "reviews.csv", 120)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished job with a test split, an unlabelled row and all of the summary. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    splits = folder / "data"
+    splits.mkdir()
+    for name, number in (("train", 120), ("valid", 30), ("test", 30)):
+        runs.write_reviews(splits / f"{name}.csv", number)
+    (splits / "unsup.csv").write_text("text,label\nzebra zebra zebra,\n")
+    ulmfit.fit(job.config(folder, "run", data=str(splits), baseline=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A finished job on the reviews of `folder` without its baseline. Not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs.write_reviews(folder / "reviews.csv", 120)
+    result = ulmfit.fit(job.config(folder, "fit"))
+    assert result.state == "done" and result.model_dir == folder / "fit" / "model"
+    return folder / "fit"
+
+
+def equal(a: Path, b: Path) -> bool:
+    first, second = runs.weights(a), runs.weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def state(run: Path) -> tuple[str, str]:
+    status = json.loads((run / "status.json").read_text())
+    return status["state"], status["stage"]
+
+
+def test_its_models_are_those_of_the_separate_trainings(folder, whole):
+    job.apart(folder)
+    assert state(whole) == ("done", "done") and equal(whole / "lm", folder / "lm")
+    assert equal(whole / "clf", folder / "clf") and equal(whole, folder / "clf")
+    assert runs.metrics(whole / "clf") == runs.metrics(folder / "clf")
+    assert ulmfit.TextClassifier.from_pretrained(whole).predict("a good film").label in ("neg", "pos")
+    # An ordinary run directory: the separate call with the separate options finds it finished.
+    assert ulmfit.train_classifier(stage_configs(job.config(whole.parent, "fit"))[1]).state == "done"
+
+
+def test_two_processes_train_what_the_separate_trainings_of_two_train(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.distributed.fit_and_apart", folder],
+        cwd=runs.ROOT, env=runs.environment(folder / "cache"), capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("end\n") == 2, done.stdout + done.stderr
+    assert equal(folder / "fit/lm", folder / "lm") and equal(folder / "fit/clf", folder / "clf")
+    assert done.stdout.count("majority class") == 2  # in the verdict and in the table of rank 0 alone
+
+
+def stop_at(monkeypatch, run: Path, task: str, number: int) -> None:
+    """Write the job's stop file before a step of a training, and let every step look for it."""
+    step = Loop._step
+
+    def stopping(loop: Loop, batch: object) -> object:
+        loop._check_every = 1
+        if (loop.config.task, loop.position.step) == (task, number):
+            (run / "stop").touch()
+        return step(loop, batch)
+
+    monkeypatch.setattr(Loop, "_step", stopping)
+
+
+@pytest.mark.parametrize("stage", ["baseline", "lm", "clf"])
+def test_a_stop_in_any_part_is_gone_on_from(folder, whole, stage, monkeypatch):
+    run = folder / "run"
+    if stage == "baseline":
+        stopped = ulmfit.fit(job.config(folder, "run", baseline=True), stop=runs.StopAtCall(1))
+    else:
+        stop_at(monkeypatch, run, stage, 2)
+        stopped = ulmfit.fit(job.config(folder, "run"))
+        monkeypatch.undo()
+    assert stopped.state == "preempted" and state(run) == ("preempted", stage)
+    assert not (run / "model").exists() and not stopped.summary
+    with pytest.raises(UserError, match="call it again"):
+        stopped.model()
+    done = ulmfit.fit(output_dir=run)  # what is not given is as it began
+    assert done.state == "done" and equal(whole, run) and equal(whole / "lm", run / "lm")
+    assert not (run / "stop").exists() and runs.metrics(whole / "clf") == runs.metrics(run / "clf")
+
+
+def test_time_is_that_of_the_whole_job(folder):
+    assert ulmfit.fit(job.config(folder, "run", max_time=1e-6)).state == "preempted"
+    assert state(folder / "run") == ("preempted", "lm")
+
+
+def test_a_failure_is_told_and_ctrl_c_is_a_stop(folder, monkeypatch):
+    step = Loop._step
+
+    def failing(error):
+        def fail(loop: Loop, batch: object) -> object:
+            if loop.config.task == "clf" and loop.position.step == 2:
+                raise error
+            return step(loop, batch)
+
+        return fail
+
+    monkeypatch.setattr(Loop, "_step", failing(RuntimeError("the disk is on fire")))
+    with pytest.raises(RuntimeError, match="on fire"):
+        ulmfit.fit(job.config(folder, "run"))
+    status = json.loads((folder / "run" / "status.json").read_text())
+    assert status["state"] == "failed" and "the disk is on fire" in status["error"] and status["stage"] == "clf"
+    monkeypatch.setattr(Loop, "_step", step)
+    interrupt = runs.StopAtCall(1)
+    interrupt.interrupted = True
+    with pytest.raises(TrainingInterrupted):
+        ulmfit.fit(job.config(folder, "run"), stop=interrupt)
+    assert state(folder / "run") == ("preempted", "clf")
+
+
+def test_a_finished_job_says_so_and_changes_nothing(finished, capsys):
+    before = {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
+    assert cli.main(["fit", "--output-dir", str(finished / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "holds this job, finished" in out and "TF-IDF + logistic regression" in out
+    assert before == {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--seed", "7"], "seed: 3 -> 7"),
+        (["--lm.max-steps", "9"], "max-steps: 6 -> 9"),
+        (["--clf.lr", "1"], "lr: "),
+        (["--data", "nowhere.csv"], "no file or folder nowhere.csv"),
+    ],
+)
+def test_another_job_is_refused_and_changes_nothing(finished, options, sentence, capsys):
+    before = {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
+    assert cli.main(["fit", "--output-dir", str(finished / "run"), *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"label_column": "stars"}, "has no column stars"),
+        ({"labels": 10_000}, "--labels 10000 is more than"),
+        ({"preset": "tiny", "init": "english"}, "leave out --preset"),
+        ({"lm": {"epoch": 3}}, "--lm.epoch is no option of train-lm; the nearest is --lm.epochs"),
+        ({"lm": {"data": "x"}}, "--lm.data is an option of the whole job; give --data"),
+        ({"clf": {"encoder": "x"}}, "--clf.encoder is set by fit itself"),
+        ({"clf": {"batch_size": 1}}, "--batch-size 1 is too small"),
+        ({"clf": {"recipe": "none"}}, "--recipe none takes nothing for granted"),
+        ({"lm": 3}, "--lm is 3; give a dict of options by name"),
+        ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
+    ],
+)
+def test_a_mistake_leaves_nothing_behind(folder, options, sentence):
+    if torch.cuda.is_available() and "precision" in options:
+        pytest.skip("fp16 is good here")
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError) as caught:
+        ulmfit.fit(job.config(folder, "run", **options))
+    assert sentence in str(caught.value)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_only_its_own_directory_is_gone_on_with(folder):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds files that are not a run's"):
+        ulmfit.fit(job.config(folder, "mine"))
+    ulmfit.train_language_model(stage_configs(job.config(folder, "x", lm=job.LM | {"max_steps": 1}))[0])
+    with pytest.raises(UserError, match="holds a run of train-lm and not of fit"):
+        ulmfit.fit(job.config(folder, "x/lm"))
+
+
+def test_the_summary_compares_on_the_test_split(finished):
+    summary = json.loads((finished / "run" / "summary.json").read_text())
+    page = (finished / "run" / "summary.md").read_text()
+    systems = summary["systems"]
+    assert summary["compared_on"] == "test" and list(systems) == [
+        "majority class", "TF-IDF + logistic regression", "ulmfit"]  # fmt: skip
+    assert summary["rows"] == {"train": 120, "valid": 30, "test": 30}
+    ours = [line for line in runs.events(finished / "run/clf", "eval") if line["split"] == "test"]
+    assert systems["ulmfit"]["test"]["accuracy"] == ours[-1]["accuracy"]
+    assert summary["beats_baseline"] is (
+        ours[-1]["accuracy"] > systems["TF-IDF + logistic regression"]["test"]["accuracy"])  # fmt: skip
+    assert summary["verdict"] in page and f"{ours[-1]['accuracy']:.3f}" in page
+    assert set(summary["minutes"]) == {"lm", "clf"}
+    # Unlabelled texts are read by the language model: what to try does not ask for them.
+    assert "zebra" in ulmfit.LanguageModel.from_pretrained(finished / "run/lm").tokenizer.vocab
+    assert not any("unlabelled" in line for line in summary["advice"])
+    folders = {path.parent.relative_to(finished / "run").as_posix() for path in finished.rglob("events.out*")}
+    assert folders == {"lm/tensorboard", "clf/tensorboard", "tensorboard", "tensorboard/tfidf", "tensorboard/majority"}
+
+
+def test_the_language_model_reads_the_test_texts_only_when_asked(folder, monkeypatch):
+    data = folder / "data"
+    data.mkdir()
+    for split in ("train", "valid", "test"):
+        runs.write_reviews(data / f"{split}.csv", 60)
+    with open(data / "test.csv", "a") as file:
+        file.write("quagga quagga quagga,pos\n")
+    for name, options, words in (("no", {}, False), ("yes", {"lm_on_test": True}, True)):
+        config = job.config(folder, name, data=str(data), recipe="blog", max_time=1e-6, **options)
+        assert ulmfit.fit(config).state == "preempted"
+        assert ("quagga" in ulmfit.Tokenizer.from_file(folder / name / "lm/tokenizer.json").vocab) is words
+
+
+def test_texts_without_labels_give_a_language_model(folder):
+    (folder / "texts.csv").write_text("text\n" + "a film that I liked\nthe plot was dull\n" * 40)
+    result = ulmfit.fit(job.config(folder, "run", data=str(folder / "texts.csv"), valid=0.5))
+    assert result.state == "done" and result.classifier is None and not (folder / "run/clf").exists()
+    assert isinstance(result.model(), ulmfit.LanguageModel)
+    assert "no labels" in (folder / "run/summary.md").read_text()
+    # A column that may hold labels under another name is asked for instead.
+    (folder / "texts.csv").write_text("text,stars\n" + "a film that I liked,5\nthe plot was dull,1\n" * 40)
+    with pytest.raises(UserError, match="choose one of text, stars by --label-column"):
+        ulmfit.fit(job.config(folder, "other", data=str(folder / "texts.csv")))
+
+
+def test_without_scikit_learn_it_says_how_to_install_it_and_adds_the_line_later(folder, monkeypatch):
+    from ulmfit.training import baseline
+
+    for place in (module, baseline):
+        monkeypatch.setattr(place, "is_installed", lambda: False)
+    result = ulmfit.fit(job.config(folder, "run", baseline=True))
+    assert result.summary["systems"]["TF-IDF + logistic regression"] is None
+    assert "pip install scikit-learn" in (folder / "run/summary.md").read_text()
+    monkeypatch.undo()
+    result = ulmfit.fit(job.config(folder, "run", baseline=True))
+    assert result.summary["systems"]["TF-IDF + logistic regression"]["valid"]["accuracy"] > 0.3
+    assert "pip install" not in (folder / "run/summary.md").read_text()
+
+
+def test_options_of_the_stages(folder):
+    config = FitConfig(data="x.csv", seed=4, epochs=2, recipe="blog", lm={"max_steps": 5, "seed": 1}, clf={"lr": 1e-3},
+                       labels=50, output_dir=Path("o"), init="none", backwards=True)  # fmt: skip
+    lm, clf = stage_configs(config)
+    assert (lm.data, lm.seed, lm.epochs, lm.max_steps, lm.init) == ("x.csv", 1, None, 5, "none")
+    assert (lm.recipe, lm.lm_on_test, lm.output_dir, lm.backwards) == ("blog", False, "o/lm", True)
+    assert (clf.seed, clf.epochs, clf.lr, clf.labels, clf.encoder) == (4, 2, 1e-3, 50, "o/lm")
+    assert clf.on_command_line >= {"lr", "labels", "encoder", "seed"}
+
+
+def steps(run: Path, event: str = "train") -> int:
+    file = run / "metrics.jsonl"
+    return file.read_text().count(f'"event": "{event}"') if file.exists() else 0
+
+
+@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="a minute: set ULMFIT_LONG, as tests/run_long.sh does")
+def test_killed_in_each_stage_it_ends_with_the_same_bits(folder):
+    options = ["--data", "reviews.csv", "--preset", "tiny", "--no-samples", "--threads", "1"]
+    for training, bptt in (("lm", 12), ("clf", 24)):
+        for name, value in {"max-steps": 60, "batch-size": 8, "bptt": bptt, "log-every": 1, "save-every": 5}.items():
+            options += [f"--{training}.{name}", str(value)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+               str(runs.ROOT / "launch/cpu_2_processes.yaml"), "-m", "ulmfit", "fit", *options]  # fmt: skip
+    environment = runs.environment(folder / "cache", PYTHONPATH=str(runs.ROOT))
+
+    def start(name: str) -> subprocess.Popen:
+        with open(folder / "log", "a") as log:
+            return subprocess.Popen([*command, "--output-dir", name], cwd=folder, env=environment, stdout=log,
+                                    stderr=log, start_new_session=True)  # fmt: skip
+
+    assert start("whole").wait(280) == 0, (folder / "log").read_text()
+    for stage in ("baseline", "lm", "clf"):
+        process = start("run")
+        deadline = time.monotonic() + 200
+        while not (
+            (folder / "run/config.json").exists() if stage == "baseline" else steps(folder / "run" / stage) > 12
+        ):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        children = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _is_of(entry, str(folder))]
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        assert state(folder / "run") == ("running", stage)
+    assert start("run").wait(280) == 0, (folder / "log").read_text()
+    for training in ("lm", "clf"):
+        assert equal(folder / "whole" / training, folder / "run" / training)
+        assert runs.metrics(folder / "whole" / training) == runs.metrics(folder / "run" / training)
+
+
+def _is_of(pid: str, folder: str) -> bool:
+    """Whether a process works in the folder."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == folder
+    except OSError:
+        return False

@@ -1,0 +1,172 @@
+"""The options of the whole job (`ulmfit fit`), and those of its two trainings that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from ulmfit.config import ClassifierConfig, LMConfig, OrElse, TrainConfig, given
+from ulmfit.errors import UserError
+from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_text
+
+LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
+# Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
+_COMMON = ("data", "text_column", "label_column", "valid", "recipe", "epochs", "seed", "precision", "backwards",
+           "threads", "cache_dir", "samples")  # fmt: skip
+_OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples"})
+# Options of a training that the whole job sets itself, with what to do instead.
+_SET = {
+    "output_dir": "give --output-dir, in which each training has a folder",
+    "resume": "give --resume",
+    "config": "give --config",
+    "max_time": "give --max-time",
+    "encoder": "the classifier takes that of the language model; give --init",
+    "lr_find": "use ulmfit train-lm --lr-find or ulmfit train-clf --lr-find",
+}
+# What a later start does not take from the first one. The trainings check whether the rest is the same.
+_OPERATION = frozenset({"output_dir", "resume", "max_time", "config", "cache_dir"})
+
+
+@dataclass
+class FitConfig:
+    """Do the whole job: language model, classifier and a comparison with a baseline. In OUTPUT-DIR are lm/ and clf/, the
+    runs of the two trainings, model/, the classifier, and summary.md."""
+
+    data: OrElse[DataOption] = None
+    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    text_column: OrElse[str] = None
+    """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
+    label_column: OrElse[str] = None
+    """Column with the label (default: label)."""
+    valid: OrElse[PathOption] = None
+    """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
+    labels: OrElse[int] = None
+    """Train the classifier on so many labelled documents, drawn evenly from the classes by the seed (default: all)."""
+    lm_on_test: bool = False
+    """Let the language model read the texts of the test split too, without their labels."""
+    backwards: bool = False
+    """Read every text from its end (for the backward half of an ensemble)."""
+    cache_dir: OrElse[PathOption] = None
+    """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
+    init: OrElse[PathOption] = None
+    """Language model to start from: a run directory or its model/, fastai weights (.pth) beside their vocabulary,
+    english (comes with the package), or none (default: english for English texts with the recipe quick, else none)."""
+    preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
+    """Model size, see train-lm (default: that of --init; tiny on the embedded sample; else small on a CPU, base on a
+    GPU)."""
+    recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick"
+    """Stages of both trainings: quick, blog (the 2019 post), ulmfit (fastai's best), none (your options)."""
+    epochs: OrElse[float] = None
+    """Epochs of each training's last stage (default: the recipe's)."""
+    seed: int = 0
+    """Seed of data order, dropout and initial weights."""
+    lm: Suppress[dict[str, Any]] = field(default_factory=dict)
+    """Any option of train-lm, for the language model alone, as in --lm.epochs 3 (see ulmfit train-lm --help)."""
+    clf: Suppress[dict[str, Any]] = field(default_factory=dict)
+    """Any option of train-clf, for the classifier alone, as in --clf.lr 1e-3 (see ulmfit train-clf --help)."""
+    baseline: bool = True
+    """Compare with TF-IDF and logistic regression, where scikit-learn is installed."""
+    output_dir: PathOption = "runs/fit"
+    """Directory of the job: runs of the trainings, model, summary."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on where the job stopped; never: move the old directory aside and start afresh."""
+    config: OrElse[PathOption] = None
+    """Take all options from the config.json of a job; options given beside it win (default: none)."""
+    max_time: OrElse[float] = None
+    """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
+    precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
+    """Arithmetic: fp16 and bf16 are for a GPU; on a CPU fp16 is refused and bf16 computes in fp32."""
+    threads: OrElse[int] = None
+    """CPU threads of each process (default: torch's; restored on resume)."""
+    samples: bool = True
+    """Write generated text to the log; --no-samples for private corpora."""
+
+    on_command_line: ClassVar[frozenset[str]] = frozenset()
+    #: By prefix, the options that `--PREFIX.OPTION` takes.
+    nested: ClassVar[dict[str, type[TrainConfig]]] = {LM: LMConfig, CLF: ClassifierConfig}
+    #: The groups of `--help`.
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data": ("data", "text_column", "label_column", "valid", "labels", "lm_on_test", "backwards", "cache_dir"),
+        "model": ("init", "preset"),
+        "training": ("recipe", "epochs", "seed", "lm", "clf", "baseline"),
+        "saving": ("output_dir", "resume", "config", "max_time"),
+        "speed": ("precision", "threads"),
+        "logging": ("samples",),
+    }
+
+
+def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
+    """The configurations of the two trainings. Each does what the separate command does with these options.
+
+    Raises:
+        UserError: an option of `lm` or `clf` is unknown, or is one of the whole job.
+    """
+    output = path_text(config.output_dir)
+    language_model = _options(config, LM) | {"output_dir": os.path.join(output, LM)}
+    language_model |= {name: getattr(config, name) for name in ("init", "preset") if getattr(config, name) is not None}
+    if config.lm_on_test or language_model.get("recipe") == "blog":  # that recipe would read the test split
+        language_model["lm_on_test"] = config.lm_on_test
+    classifier = _options(config, CLF) | {"output_dir": os.path.join(output, CLF), "encoder": os.path.join(output, LM)}
+    if config.labels is not None:
+        classifier["labels"] = config.labels
+    return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
+
+
+def _options(config: FitConfig, training: str) -> dict[str, Any]:
+    """The options that one training gets from the common ones and from its own."""
+    own: Mapping[str, Any] = getattr(config, training)
+    known = {part.name for part in dataclasses.fields(FitConfig.nested[training])}
+    of_job = {part.name for part in dataclasses.fields(FitConfig)} - _OWN
+    for name in own:
+        if name in _SET:
+            raise UserError(f"--{training}.{flag(name)} is set by fit itself; {_SET[name]}")
+        if name in of_job:
+            raise UserError(f"--{training}.{flag(name)} is an option of the whole job; give --{flag(name)}")
+        if name not in known:
+            near = nearest_of(name, known)
+            cure = f"the nearest is --{training}.{flag(near)}" if near else f"see ulmfit train-{training} --help"
+            raise UserError(f"--{training}.{flag(name)} is no option of train-{training}; {cure}")
+    told = given(config)
+    common = {name: getattr(config, name) for name in _COMMON if name in told}
+    if own.get("max_steps") is not None:
+        common.pop("epochs", None)
+    return common | dict(own)
+
+
+def _config(kind: type[Any], options: dict[str, Any]) -> Any:
+    """The options, all of them known as given, so that a resumed run does not replace one that is at its default."""
+    config = kind(**options)
+    config.on_command_line = frozenset(options)
+    return config
+
+
+def stored_options(config: FitConfig) -> dict[str, Any]:
+    """Every option by its field name, JSON-able; data in memory by its description."""
+    values = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
+    if values["data"] is not None:
+        values["data"] = str(values["data"])
+    return values
+
+
+def filled(config: FitConfig, stored: Mapping[str, Any]) -> FitConfig:
+    """A copy in which options that are not given have the values that the job began with.
+
+    Args:
+        stored: options of the job, as of `stored_options`.
+    """
+    told = given(config)
+    values = {
+        part.name: stored[part.name]
+        for part in dataclasses.fields(config)
+        if part.name in stored and part.name not in told | _OPERATION
+    }
+    for training in (LM, CLF):
+        values[training] = dict(stored.get(training) or {}) | getattr(config, training)
+    result = dataclasses.replace(config, **values)
+    result.on_command_line = config.on_command_line  # type: ignore[misc]  # a ClassVar that one instance has for itself
+    return result

@@ -1,0 +1,410 @@
+"""fit: the whole job. Language model, classifier, a baseline beside them, and one summary.
+
+The two trainings are those of `train_language_model` and `train_classifier`, each with a run directory of its own in
+OUTPUT, and end with the same bits. This file puts them in order, keeps OUTPUT/status.json, and compares. A job that was
+stopped or killed goes on with the same call: each training resumes from its own checkpoint, a finished one is left as it
+is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ulmfit import files
+from ulmfit.config import ClassifierConfig, LMConfig, check
+from ulmfit.data.corpus import open_corpus
+from ulmfit.data.fingerprint import Access
+from ulmfit.data.in_memory import in_memory
+from ulmfit.data.sources import find
+from ulmfit.distributed.group import Group
+from ulmfit.distributed.runtime import Runtime, environment, open_runtime
+from ulmfit.distributed.stop import STOP_FILE, StopRequest
+from ulmfit.errors import TrainingInterrupted, UserError
+from ulmfit.fit_config import CLF, LM, FitConfig, filled, stage_configs, stored_options
+from ulmfit.inference import LanguageModel, TextClassifier
+from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
+from ulmfit.option_types import normalized, path_text
+from ulmfit.run import lock
+from ulmfit.run.directory import check_output
+from ulmfit.run.tracking import STATUS, read_status, write_status
+from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.result import TrainingResult
+from ulmfit.training.setup import cache_directory
+from ulmfit.training.stages import recipe_for
+from ulmfit.training.summary import BOARD, RIVAL, as_markdown, summarize, write_board
+
+RIVALS, SUMMARY, PAGE = "baseline.json", "summary.json", "summary.md"
+_SHORTEST = 1e-3  # minutes left to a training whose time is up: it saves a checkpoint and stops
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How the whole job ended. Equal on all processes of a launch.
+
+    Attributes:
+        state: "done", or "preempted" with checkpoints from which the same call goes on.
+        run_dir: the output directory.
+        model_dir: its model/, which exists if the state is "done": the classifier, or the language model if the corpus
+            has no labels.
+        language_model: the result of its training; None if that was not reached.
+        classifier: likewise; None too if the corpus has no labels.
+        summary: the content of summary.json; empty if the state is not "done".
+    """
+
+    state: Literal["done", "preempted"]
+    run_dir: Path
+    model_dir: Path
+    language_model: TrainingResult | None = None
+    classifier: TrainingResult | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, **options: Any) -> LanguageModel | TextClassifier:
+        """Load the model, a TextClassifier if the corpus has labels. Each call loads a new one.
+
+        Args:
+            options: keyword arguments of its `from_pretrained`, such as device.
+
+        Raises:
+            UserError: the state is not "done".
+        """
+        if self.state != "done":
+            raise UserError("this job is not done and has no model; call it again to go on")
+        kind = LanguageModel if self.classifier is None else TextClassifier
+        return kind.from_pretrained(self.model_dir, **options)
+
+
+def fit(config: FitConfig | None = None, /, *, stop: StopRequest | None = None, **options: Any) -> FitResult:
+    """Fine-tune a language model on the texts, train a classifier on its encoder, and compare it with a baseline.
+
+        result = ulmfit.fit(data="reviews.csv", output_dir="runs/reviews", lm={"epochs": 3})
+        result.summary["verdict"], result.model().predict("What a film!")
+
+    The result is written to output_dir. The language model reads the labelled and unlabelled training texts, and never
+    those of the test split unless `lm_on_test`. A second call with the same options goes on where the first one stopped.
+    Under `accelerate launch`, torchrun or `notebook_launcher` every process must call it.
+
+    Args:
+        config: the options; not modified. Or give them as keyword arguments, those of `FitConfig`.
+        stop: the stop request of a script that handles signals itself. Without it, Ctrl-C (in the main thread) stops
+            after the current step, with a checkpoint, and a second Ctrl-C stops at once.
+
+    Raises:
+        UserError: an option, file, column or model is wrong. It is raised on all processes of a launch.
+        TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
+    """
+    if config is not None and options:
+        raise UserError(f"fit has both a configuration and the options {', '.join(options)}; give one of them")
+    config = FitConfig(**options) if config is None else config
+    with StopRequest.on_interrupt() if stop is None else nullcontext(stop) as request:
+        return _Job(config, request).run()
+
+
+class _Job:
+    """One start of a job. The files of its directory are written by rank 0."""
+
+    def __init__(self, config: FitConfig, stop: StopRequest) -> None:
+        self._given = normalized(config)
+        self._given.data = in_memory(self._given.data)
+        self._config = self._given
+        self._stop, self._started = stop, time.monotonic()
+        self._path = Path(path_text(self._given.output_dir))
+        self._lock: lock.DirectoryLock | None = None
+        self._is_main = True
+        self._stage = "baseline"
+        self._minutes: dict[str, float] = {}
+        self._was_done = self._has_trained = False
+        self._before: dict[str, bytes | None] = {}  # files of the job as this start found them
+
+    def run(self) -> FitResult:
+        """Do what is left to do."""
+        language_model = classifier = None
+        try:
+            with self._status_of_failure():
+                rivals = self._prepare()
+                if rivals == "stopped":
+                    return self._preempted(None, None)
+                lm_config, clf_config = stage_configs(self._config)
+                with self._training(LM, lm_config):
+                    language_model = train_language_model(lm_config, self._stop)
+                if language_model.state != "done":
+                    return self._preempted(language_model, None)
+                if rivals is not None:
+                    with self._training(CLF, clf_config):
+                        classifier = train_classifier(clf_config, self._stop)
+                    if classifier.state != "done":
+                        return self._preempted(language_model, classifier)
+                self._stage = "summary"
+                with open_runtime(clf_config) as (runtime, _):
+                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, classifier))
+            return FitResult("done", self._path, self._path / "model", language_model, classifier, summary)
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    # Beginning
+
+    def _prepare(self) -> dict[str, Any] | Literal["stopped"] | None:
+        """Check options and corpus, open the directory, and score the rivals. None for a corpus without labels.
+
+        Raises:
+            UserError: an option or the corpus is wrong. Nothing was written.
+        """
+        resolved: list[tuple[LMConfig, ClassifierConfig]] = []
+
+        def prepare(group: Group) -> ClassifierConfig:
+            check_output(self._path, resume=self._given.resume)
+            begun = group.broadcast(self._read_begun() if group.rank == 0 else None)  # disks may be local to a machine
+            if begun is not None:
+                self._config = filled(self._given, begun)
+            resolved.append(stage_configs(self._config))
+            for training in resolved[0]:
+                check(training)
+                recipe_for(training, pretrained=True)  # refuses a recipe without its options now, not hours later
+            return resolved[0][1]
+
+        with open_runtime(ClassifierConfig(), prepare) as (runtime, clf_config):
+            assert isinstance(clf_config, ClassifierConfig)
+            self._is_main = runtime.is_main
+            rivals = runtime.on_main(lambda: self._begin(clf_config, runtime))
+            self._stop.watch_job(self._path)
+        return rivals
+
+    def _read_begun(self) -> dict[str, Any] | None:
+        """The options of the job in the directory; None if there is none to go on with.
+
+        Raises:
+            UserError: the directory holds a run of one training.
+        """
+        file = self._path / "config.json"
+        if self._given.resume == "never" or not file.exists():
+            return None
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            task, options = stored["task"], dict(stored["options"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is damaged; start afresh with --resume never") from None
+        if task != "fit":
+            raise UserError(
+                f"--output-dir {self._path} holds a run of train-{task} and not of fit; name another directory, or start "
+                "afresh with --resume never"
+            )
+        return options
+
+    def _begin(self, config: ClassifierConfig, runtime: Runtime) -> dict[str, Any] | Literal["stopped"] | None:
+        """On rank 0: read the corpus, open the directory, score the rivals or take their stored scores."""
+        stored = None if self._given.resume == "never" else _read_json(self._path / RIVALS)
+        if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
+            stored = None  # it can be added now
+        access = Access(cache_dir=cache_directory(config), beat=runtime.progress.beat)
+        labelled, corpus, unlabelled = True, None, False
+        if stored is None:
+            labelled = _has_labels(self._config, access)
+            unlabelled = config.labels is not None or "unsup" in find(self._config.data, access)
+        if stored is None and labelled:
+            corpus = open_corpus(
+                config.data,
+                task="clf",
+                text_column=config.text_column,
+                label_column=config.label_column,
+                valid=path_text(config.valid),
+                seed=config.seed,
+                access=access,
+            )
+        self._open()
+        if not labelled:
+            print("the corpus has no labels: fit trains the language model alone", flush=True)
+            return None
+        if corpus is None:
+            return stored
+        try:
+            rivals = run_baselines(
+                corpus, labels=config.labels, seed=config.seed, wanted=self._config.baseline, stopped=self._asked
+            )
+        except Stopped:
+            return "stopped"
+        rivals["unlabelled"] = unlabelled or bool(corpus.splits["train"].skipped["unlabelled"])
+        files.write_text(self._path / RIVALS, json.dumps(rivals, indent=2) + "\n")
+        self._tell_rivals(rivals)
+        return rivals
+
+    def _tell_rivals(self, rivals: dict[str, Any]) -> None:
+        on = "test" if "test" in rivals["rows"] else "valid"
+        tfidf = rivals["tfidf"]
+        if tfidf is not None:
+            print(
+                f"to beat on the {on} rows: majority class {rivals['majority'][on]['accuracy']:.3f}, {RIVAL} "
+                f"{tfidf[on]['accuracy']:.3f}",
+                flush=True,
+            )
+
+    def _open(self) -> None:
+        """Lock the directory and write what the job is."""
+        try:
+            if self._given.resume == "never" and self._path.exists() and any(self._path.iterdir()):
+                held = lock.DirectoryLock(self._path)
+                aside = lock.rename_aside(self._path)
+                (aside / held.path.name).unlink()
+                held.close()
+                print(f"moved the earlier job to {aside}", flush=True)
+            self._lock = lock.DirectoryLock(self._path)
+            (self._path / STOP_FILE).unlink(missing_ok=True)
+            files.remove_torn(self._path)
+            status = read_status(self._path) or {}
+            self._was_done = status.get("state") == "done"
+            self._before = {name: _bytes(self._path / name) for name in ("config.json", STATUS, RIVALS)}
+            self._minutes = dict(status.get("minutes") or {})
+            if not self._was_done:
+                content = {"task": "fit", "options": stored_options(self._config)} | environment()
+                files.write_text(self._path / "config.json", json.dumps(content, indent=2) + "\n")
+                self._status("running")
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {self._path} cannot be written ({error.strerror}); name a directory you may write to"
+            ) from None
+
+    # The trainings
+
+    @contextmanager
+    def _training(self, name: str, config: LMConfig | ClassifierConfig) -> Iterator[None]:
+        """Context of a training: its time limit, its minutes, and what status.json says meanwhile."""
+        self._stage = name
+        if self._config.max_time is not None:
+            config.max_time = max(_SHORTEST, self._config.max_time - (time.monotonic() - self._started) / 60)
+        before = self._is_main and read_status(self._path / name)
+        begun = time.monotonic()
+        if not self._was_done:
+            self._status("running")
+        yield
+        if self._is_main and not (before and before.get("state") == "done"):
+            self._has_trained = True
+            self._minutes[name] = self._minutes.get(name, 0.0) + (time.monotonic() - begun) / 60
+
+    def _asked(self) -> bool:
+        """Whether this process has been asked to stop, or the time is up."""
+        limit = self._config.max_time
+        return self._stop.requested() or (limit is not None and time.monotonic() - self._started >= 60 * limit)
+
+    def _preempted(self, language_model: TrainingResult | None, classifier: TrainingResult | None) -> FitResult:
+        self._status("preempted", reason=self._stop.reason or "--max-time or another process")
+        return FitResult("preempted", self._path, self._path / "model", language_model, classifier)
+
+    # The end
+
+    def _finish(
+        self, rivals: dict[str, Any] | None, language_model: TrainingResult, classifier: TrainingResult | None
+    ) -> dict[str, Any]:
+        """On rank 0: write the model and the summary, and print it."""
+        source = classifier or language_model
+        for name in (CONFIG, WEIGHTS, TOKENIZER):
+            _copy(source.model_dir / name, self._path / "model" / name)
+        length, init = {}, "none"
+        for name in (LM, CLF) if classifier else (LM,):
+            resolved = (_read_json(self._path / name / "config.json") or {}).get("resolved", {})
+            stages = resolved.get("stages") or [{"epochs": 1, "steps": 1}]
+            by_steps = getattr(self._config, name).get("max_steps") is not None
+            length[name] = ("max-steps", sum(stage["steps"] for stage in stages)) if by_steps else (
+                "epochs", stages[-1]["epochs"])  # fmt: skip
+            init = resolved.get("init", init)
+        summary = summarize(
+            data=str(self._config.data or "the embedded sample"),
+            rivals=rivals,
+            language_model=language_model,
+            classifier=classifier,
+            minutes=self._minutes,
+            model=str(self._path / "model"),
+            used={"init": init != "none", "unlabelled": bool(rivals and rivals["unlabelled"]), "length": length},
+        )
+        text = json.dumps(summary, indent=2) + "\n"
+        if self._was_done:
+            print(f"{self._path} holds this job, finished; --resume never starts it afresh", flush=True)
+        if not self._was_done or _read_json(self._path / SUMMARY) != json.loads(text):
+            files.write_text(self._path / SUMMARY, text)
+            files.write_text(self._path / PAGE, as_markdown(summary))
+            write_board(self._path / BOARD, summary, source.step)
+        print(f"\n{as_markdown(summary)}", flush=True)
+        self._stage = "done"
+        self._status("done")
+        return summary
+
+    def _status(self, state: Literal["running", "done", "preempted", "failed"], **fields: Any) -> None:
+        """Write status.json. Its step counts those of both trainings, so that it grows from start to start."""
+        if self._is_main and self._lock is not None:
+            step = sum((read_status(self._path / name) or {}).get("step", 0) for name in (LM, CLF))
+            write_status(self._path, state, step, stage=self._stage, minutes=self._minutes, **fields)
+
+    @contextmanager
+    def _status_of_failure(self) -> Iterator[None]:
+        """Context whose exceptions go into status.json. A mistake found before any training leaves no directory."""
+        try:
+            yield
+        except TrainingInterrupted:
+            self._status("preempted", reason="KeyboardInterrupt")
+            raise
+        except UserError as error:
+            failed = (read_status(self._path / self._stage) or {}).get("state") == "failed"
+            if self._has_trained or failed:
+                self._status("failed", error=str(error))
+            elif self._is_main and self._lock is not None:
+                self._restore()
+            raise
+        except BaseException as error:
+            first = (read_status(self._path / self._stage) or {}).get("error")
+            with suppress(OSError):
+                self._status("failed", error=first or f"{type(error).__name__}: {error}")
+            raise
+
+    def _restore(self) -> None:
+        """Undo what this start has written, since it has trained nothing."""
+        assert self._lock is not None
+        for name, content in self._before.items():
+            if content is None:
+                (self._path / name).unlink(missing_ok=True)
+            elif _bytes(self._path / name) != content:
+                with files.replacing(self._path / name) as aside:
+                    aside.write_bytes(content)
+        self._lock.close()
+        with suppress(OSError):  # it was there before
+            self._path.rmdir()
+
+
+def _has_labels(config: FitConfig, access: Access) -> bool:
+    """Whether the corpus has a column that may hold labels: any besides the texts and a mark of validation rows.
+
+    If the label column has another name, `open_corpus` raises a UserError that lists the columns.
+    """
+    train = find(config.data, access).get("train")
+    if train is None or config.label_column is not None or "label" in train.columns:
+        return True
+    texts = [name.strip() for name in (config.text_column or "text").split(",")]
+    others = set(train.columns) - {*texts, "is_valid", str(config.valid)}
+    return bool(others) and len(train.columns) > 1
+
+
+def _bytes(path: Path) -> bytes | None:
+    """The content of a file; None if it is absent."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    with files.replacing(target) as aside:
+        aside.write_bytes(source.read_bytes())
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a file; None if it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
