@@ -19,25 +19,34 @@ COMMANDS = {
 }
 
 
-def write(run: Path, state: str, step: int, checkpoint: int) -> None:
-    (run / "checkpoints" / f"step-{checkpoint:08d}").mkdir(parents=True)
+TRAINER, JOB = ["train_lm.py"], ["-m", "ulmfit", "fit", "--lm.lr", "1"]
+
+
+def write(run: Path, state: str, step: int, *checkpoints: int) -> None:
+    """A run with a checkpoint; or with two of them, a job with a run a training."""
+    for folder, checkpoint in zip(("",) if len(checkpoints) == 1 else ("lm", "clf"), checkpoints, strict=True):
+        (run / folder / "checkpoints" / f"step-{checkpoint:08d}").mkdir(parents=True)
     (run / "status.json").write_text(json.dumps({"state": state, "step": step}))
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "code", "options", "requeued"),
+    ("before", "after", "code", "options", "requeued", "trainer"),
     [
         # Killed further on than ever, but what it would go on from is what it went on from.
-        (("failed", 910, 900), ("failed", 950, 900), 137, [], False),
+        (("failed", 910, 900), ("failed", 950, 900), 137, [], False, TRAINER),
         # Killed before it came as far as the last time, with a newer checkpoint.
-        (("failed", 1000, 900), ("failed", 990, 980), 137, [], True),
-        (("preempted", 40, 40), ("preempted", 80, 80), 0, [], True),
-        (("preempted", 40, 40), ("preempted", 40, 40), 0, [], False),
+        (("failed", 1000, 900), ("failed", 990, 980), 137, [], True, TRAINER),
+        (("preempted", 40, 40), ("preempted", 80, 80), 0, [], True, TRAINER),
+        (("preempted", 40, 40), ("preempted", 40, 40), 0, [], False, TRAINER),
         # Another run was there, which the trainer has moved aside.
-        (("done", 500, 500), ("preempted", 100, 100), 0, ["--resume", "never"], True),
+        (("done", 500, 500), ("preempted", 100, 100), 0, ["--resume", "never"], True, TRAINER),
+        # The language model is done, and the classifier has begun.
+        (("preempted", 40, 40, 0), ("preempted", 50, 40, 10), 0, [], True, JOB),
+        (("preempted", 50, 40, 10), ("failed", 55, 40, 10), 137, [], False, JOB),
+        (("preempted", 50, 40, 10), ("done", 80, 40, 40), 0, [], False, JOB),
     ],
 )
-def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, options, requeued, tmp_path):
+def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, options, requeued, trainer, tmp_path):
     bin, run = tmp_path / "bin", tmp_path / "run"
     bin.mkdir()
     for name, text in COMMANDS.items():
@@ -59,12 +68,12 @@ def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, opt
         "CODE": str(code),
     }
     done = subprocess.run(
-        ["bash", "launch/slurm.sbatch", "train_lm.py", "--output-dir", str(run), *options],
+        ["bash", "launch/slurm.sbatch", *trainer, "--output-dir", str(run), *options],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == (0 if requeued else 1), done.stderr
+    assert done.returncode == (0 if requeued or after[0] == "done" else 1), done.stderr
     assert (tmp_path / "requeued").exists() == requeued

@@ -256,6 +256,7 @@ class _Job:
                 print(f"moved the earlier job to {aside}", flush=True)
             self._lock = lock.DirectoryLock(self._path)
             (self._path / STOP_FILE).unlink(missing_ok=True)
+            self._stop.watch_job(self._path)
             files.remove_torn(self._path)
             status = read_status(self._path) or {}
             self._was_done = status.get("state") == "done"
