@@ -10,4 +10,5 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 git log -1 --format='commit %h of %cd' || true
 python -m tests.invariance
 python -m tests.soak_kill --kills "${KILLS:-100}"
+ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data

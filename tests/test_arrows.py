@@ -32,7 +32,7 @@ ROOMS = {
     "model": {"tokenizer"},
     "distributed": set(),
     "run": {"distributed"},
-    "inference": {"tokenizer", "data", "batches", "model"},  # inference.py, parallel_inference.py
+    "inference": {"tokenizer", "data", "batches", "model"},  # inference.py, bundle.py, parallel_inference.py
     "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
     "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference", "training"},
 }
@@ -51,7 +51,7 @@ def room_of(parts):
     """The room of a module, by its path below ulmfit/; "ground", or None for __init__ and __main__."""
     if parts[0] in ROOMS and parts[0] != "inference":
         return parts[0]
-    if parts[0] in ("inference", "parallel_inference"):
+    if parts[0] in ("bundle", "inference", "parallel_inference"):
         return "inference"
     return "ground" if parts[0] in GROUND else None
 

@@ -331,6 +331,8 @@ def expand_paths(config: Options) -> Options:
         value = getattr(config, name, None)
         if isinstance(value, str | Path):
             setattr(expanded, name, os.path.expanduser(value))
+        elif isinstance(value, list):  # --model, given several times
+            setattr(expanded, name, [os.path.expanduser(part) for part in value])
     return expanded
 
 

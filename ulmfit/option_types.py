@@ -91,7 +91,9 @@ def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
 
 
 def alternatives(hint: Any) -> list[Any]:
-    """The members of a type that is a union, None included; the type itself otherwise."""
+    """The members of a type that is a union, None included; the type itself otherwise. Of a list, those of an item."""
+    if get_origin(hint) is list:
+        return alternatives(get_args(hint)[0])
     if get_origin(hint) is Annotated:
         return alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):

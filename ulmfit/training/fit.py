@@ -8,6 +8,7 @@ is.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ulmfit import files
+from ulmfit.cache_folder import cache_folder
 from ulmfit.config import ClassifierConfig, LMConfig, check
 from ulmfit.data.corpus import open_corpus
 from ulmfit.data.fingerprint import Access
@@ -31,13 +33,12 @@ from ulmfit.inference import LanguageModel, TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
 from ulmfit.run import lock
-from ulmfit.run.directory import check_output
+from ulmfit.run.directory import MODEL, check_output
 from ulmfit.run.tracking import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.result import TrainingResult
-from ulmfit.training.setup import cache_directory
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import BOARD, RIVAL, as_markdown, summarize, write_board
 
@@ -144,7 +145,7 @@ class _Job:
                 self._stage = "summary"
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, classifier))
-            return FitResult("done", self._path, self._path / "model", language_model, classifier, summary)
+            return FitResult("done", self._path, self._path / MODEL, language_model, classifier, summary)
         finally:
             if self._lock is not None:
                 self._lock.close()
@@ -201,9 +202,11 @@ class _Job:
     def _begin(self, config: ClassifierConfig, runtime: Runtime) -> dict[str, Any] | Literal["stopped"] | None:
         """On rank 0: read the corpus, open the directory, score the rivals or take their stored scores."""
         stored = None if self._given.resume == "never" else _read_json(self._path / RIVALS)
+        if not isinstance(stored, dict) or not {"rows", "classes", "majority", "tfidf", "reason"} <= stored.keys():
+            stored = None
         if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
             stored = None  # it can be added now
-        access = Access(cache_dir=cache_directory(config), beat=runtime.progress.beat)
+        access = Access(cache_dir=cache_folder(path_text(config.cache_dir)), beat=runtime.progress.beat)
         labelled, corpus, unlabelled = True, None, False
         if stored is None:
             labelled = _has_labels(self._config, access)
@@ -295,7 +298,7 @@ class _Job:
 
     def _preempted(self, language_model: TrainingResult | None, classifier: TrainingResult | None) -> FitResult:
         self._status("preempted", reason=self._stop.reason or "--max-time or another process")
-        return FitResult("preempted", self._path, self._path / "model", language_model, classifier)
+        return FitResult("preempted", self._path, self._path / MODEL, language_model, classifier)
 
     # The end
 
@@ -305,7 +308,7 @@ class _Job:
         """On rank 0: write the model and the summary, and print it."""
         source = classifier or language_model
         for name in (CONFIG, WEIGHTS, TOKENIZER):
-            _copy(source.model_dir / name, self._path / "model" / name)
+            _copy(source.model_dir / name, self._path / MODEL / name)
         length, init = {}, "none"
         for name in (LM, CLF) if classifier else (LM,):
             resolved = (_read_json(self._path / name / "config.json") or {}).get("resolved", {})
@@ -320,8 +323,8 @@ class _Job:
             language_model=language_model,
             classifier=classifier,
             minutes=self._minutes,
-            model=str(self._path / "model"),
-            used={"init": init != "none", "unlabelled": bool(rivals and rivals["unlabelled"]), "length": length},
+            model=str(self._path / MODEL),
+            used={"init": init != "none", "unlabelled": bool(rivals and rivals.get("unlabelled")), "length": length},
         )
         text = json.dumps(summary, indent=2) + "\n"
         if self._was_done:
@@ -398,6 +401,9 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a file, unless its copy is there."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
     target.parent.mkdir(exist_ok=True)
     with files.replacing(target) as aside:
         aside.write_bytes(source.read_bytes())

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ulmfit.run.tracking import METRICS
 from ulmfit.training.baseline import NOT_INSTALLED
 from ulmfit.training.result import TrainingResult
 
@@ -52,6 +53,9 @@ def summarize(
         split: {name: scores[name] for name in ("accuracy", "f1", "loss")}
         for split, scores in classifier.metrics.items()
     }
+    if "valid" not in ours:  # of a finished run, whose user has deleted them
+        verdict = f"the evaluations are gone from {classifier.run_dir / METRICS}, so there is nothing to compare"
+        return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict, "advice": []}
     systems = {"majority class": rivals["majority"], RIVAL: rivals["tfidf"]}
     systems["ulmfit"] = ours | {"minutes": sum(minutes.values())}
     on = "test" if "test" in ours else "valid"
