@@ -41,12 +41,12 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, error):
 
 
 def test_the_folder_is_the_option_the_variable_or_the_home(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/people/somebody")
     monkeypatch.setenv("ULMFIT_CACHE", "~/there")
     assert cache_folder.cache_folder("here") == Path("here")
-    assert cache_folder.cache_folder() == Path("/home/somebody/there")
+    assert cache_folder.cache_folder() == Path("/people/somebody/there")
     monkeypatch.delenv("ULMFIT_CACHE")
-    assert cache_folder.cache_folder() == Path("/home/somebody/.cache/ulmfit")
+    assert cache_folder.cache_folder() == Path("/people/somebody/.cache/ulmfit")
 
 
 def test_without_a_home_the_option_is_named(monkeypatch):

@@ -164,17 +164,26 @@ class TextClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | torch.device | None = None, int8: bool = False
+        cls, path: str | Path | Sequence[str | Path], *, device: str | torch.device | None = None, int8: bool = False
     ) -> TextClassifier:
-        """Load a run directory or its model/.
+        """Load a run directory or its model/, or several classifiers as one whose probabilities are the mean of theirs.
 
         Args:
+            path: or several, such as a forward and a backward classifier; or a bundle of them, which
+                `ulmfit export --model FORWARD --model BACKWARD` writes.
             int8: 8-bit matrix products (`ulmfit.model.int8`), on the CPU only. They are faster and change
                 probabilities by about 0.001.
 
         Raises:
-            UserError: the model is missing, damaged, or a language model; or int8 with a device other than the CPU.
+            UserError: the model is missing, damaged, or a language model; or int8 with a device other than the CPU; or
+                several classifiers have other classes or columns.
         """
+        from ulmfit.bundle import load_bundle, members_of
+
+        paths = [path] if isinstance(path, str | Path) else list(path)
+        if len(paths) != 1 or members_of(paths[0]):
+            return load_bundle(paths, device=device, int8=int8)
+        path = paths[0]
         net, tokenizer, config = _load(path, ClassifierNet, "TextClassifier", device)
         return cls(quantize_encoder(net) if int8 else net, tokenizer, config)
 

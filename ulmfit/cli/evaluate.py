@@ -9,11 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tyro.conf import UseAppendAction
+
 from ulmfit.cli.common import tell_notes, tell_skipped
 from ulmfit.errors import UserError
 
 if TYPE_CHECKING:
     from ulmfit.data.splits import Split
+    from ulmfit.distributed.runtime import Runtime
 
 LM_WINDOW = 70  # tokens at a time of a language model that does not tell its own
 LM_ROWS = 64  # where neither the model nor its run tells
@@ -23,8 +26,8 @@ LM_ROWS = 64  # where neither the model nor its run tells
 class EvaluateOptions:
     """Print loss and accuracy of a model on a corpus, as JSON."""
 
-    model: str
-    """Run directory, or its model/."""
+    model: UseAppendAction[list[str]]
+    """Run directory, or its model/. Given several times, classifiers whose probabilities are averaged."""
     data: str | None = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
     text_column: str | None = None
@@ -48,6 +51,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     A language model carries its state along each row, so the loss depends a little on the number of rows.
     """
+    from ulmfit.bundle import members_of
     from ulmfit.cache_folder import cache_folder
     from ulmfit.config import ClassifierConfig
     from ulmfit.data.corpus import notes_of
@@ -58,12 +62,16 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.training.scores import score_classifier, score_language_model
     from ulmfit.training.setup import tokenised
 
+    path = options.model[0]
     with open_runtime(ClassifierConfig()) as (runtime, _):
-        net, tok, saved = load_model(options.model, device=runtime.device)
+        if len(options.model) > 1 or members_of(path):
+            _evaluate_bundle(options, runtime)
+            return
+        net, tok, saved = load_model(path, device=runtime.device)
         is_classifier = isinstance(net, ClassifierNet)
         if options.int8:
             if not isinstance(net, ClassifierNet):
-                raise UserError(f"--int8 is for classifiers and {options.model} is a language model; leave it out")
+                raise UserError(f"--int8 is for classifiers and {path} is a language model; leave it out")
             quantize_encoder(net)
         name, split = runtime.main_first(lambda: _split_to_score(options, saved))
         store = tokenised(split, tok, cache_folder(), with_labels=is_classifier)
@@ -73,11 +81,11 @@ def evaluate(options: EvaluateOptions) -> None:
                 net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id, backwards=saved["backwards"]
             )
         else:
-            rows = options.batch_size or _trained_rows(options.model, saved)
+            rows = options.batch_size or _trained_rows(path, saved)
             if rows is None:
                 rows = LM_ROWS
                 if runtime.is_main:
-                    print(f"{options.model} does not tell the rows of its training; reading in {rows}", file=sys.stderr)
+                    print(f"{path} does not tell the rows of its training; reading in {rows}", file=sys.stderr)
             bptt = saved.get("bptt", LM_WINDOW)
             metrics = {"rows": rows, "bptt": bptt} | score_language_model(
                 net, store, runtime, num_rows=rows, bptt=bptt, backwards=saved["backwards"]
@@ -86,6 +94,26 @@ def evaluate(options: EvaluateOptions) -> None:
             tell_notes(notes_of([split]))
             tell_skipped(store.skipped)
             print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
+
+
+def _evaluate_bundle(options: EvaluateOptions, runtime: Runtime) -> None:
+    """Score the mean of several classifiers."""
+    from ulmfit.bundle import load_bundle
+    from ulmfit.cache_folder import cache_folder
+    from ulmfit.data.corpus import notes_of
+    from ulmfit.training.scores import score_bundle
+    from ulmfit.training.setup import tokenised
+
+    bundle = load_bundle(options.model, device=runtime.device, int8=options.int8)
+    name, split = runtime.main_first(lambda: _split_to_score(options, bundle.config))
+    stores = [tokenised(split, member.tokenizer, cache_folder(), with_labels=True) for member in bundle.members]
+    runtime.barrier()
+    metrics = score_bundle(bundle, stores, runtime)
+    if runtime.is_main:
+        tell_notes(notes_of([split]))
+        tell_skipped(stores[0].skipped)
+        counts = {"split": name, "documents": stores[0].num_documents, "tokens": stores[0].num_tokens}
+        print(json.dumps(counts | {"models": len(bundle.members)} | metrics))
 
 
 def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:

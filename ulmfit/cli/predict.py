@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from ulmfit.cli.common import check_output, tell_notes
 from ulmfit.cli.streams import OutputLost
@@ -38,8 +38,8 @@ class PredictOptions:
 
     text: Positional[tuple[str, ...]] = ()
     """Texts to classify."""
-    model: str
-    """Run directory of a classifier, or its model/."""
+    model: UseAppendAction[list[str]]
+    """Run directory of a classifier, or its model/. Given several times, their probabilities are averaged."""
     data: str | None = None
     """Corpus: file, glob, folder or hub data set name (default: the texts on the command line)."""
     text_column: str | None = None

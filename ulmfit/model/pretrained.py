@@ -161,6 +161,8 @@ def find_model(path: str | os.PathLike) -> Path:
             return folder
     if not path.exists():
         raise UserError(f"{path} does not exist; {_CURE}")
+    if (path / "bundle.json").is_file():  # see ulmfit/bundle.py
+        raise UserError(f"{path} is a bundle of classifiers; give one of the models in its folders")
     raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model; {_CURE}")
 
 

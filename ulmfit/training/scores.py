@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import collate
 from ulmfit.batches.lm import CachedRows
+from ulmfit.bundle import Bundle
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
+from ulmfit.inference import TextClassifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
@@ -85,7 +87,52 @@ def score_classifier(
         sums[:-1] += torch.bincount(cells, minlength=classes * classes)
         sums[-1] += F.cross_entropy(logits, labels, reduction="sum").double()
     net.train(training)
-    sums = runtime.sum(sums)
+    return _metrics(runtime.sum(sums), label_names)
+
+
+@torch.inference_mode()
+def score_bundle(bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime) -> dict[str, Any]:
+    """As `score_classifier`, of the mean of several classifiers' probabilities.
+
+    Args:
+        stores: by member, the same labelled split under the member's tokenizer.
+    """
+    classes, labels = len(bundle.label_names), stores[0].labels
+    assert labels is not None, "a store with labels"
+    own = np.arange(len(labels))[runtime.rank :: runtime.world_size]
+    total = torch.zeros(len(own), classes, dtype=torch.float64)
+    for member, place, store in zip(bundle.members, bundle.places, stores, strict=True):
+        assert np.array_equal(store.rows, stores[0].rows), "the stores hold the same documents"
+        total += _probabilities(member, store, own, runtime)[:, torch.from_numpy(place)]
+    mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels)[own].astype(np.int64))
+    sums = torch.zeros(classes * classes + 1, dtype=torch.float64)
+    sums[:-1] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
+    sums[-1] = F.nll_loss(mean.log(), truth, reduction="sum") if len(own) else 0.0
+    return _metrics(runtime.sum(sums.to(runtime.device)), bundle.label_names)
+
+
+def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, runtime: Runtime) -> Tensor:
+    """Class probabilities of the documents `own`, float64 [n, C], on the CPU."""
+    net, device = member.net, runtime.device
+    result = torch.zeros(len(own), net.num_classes, dtype=torch.float64)
+    batches = reading_batches(store.lengths[own], net, device)
+
+    def read(places: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        part = collate(store, own[places], places, pad_id=member.tokenizer.pad_id,
+                       backwards=bool(member.config.get("backwards")))  # fmt: skip
+        with runtime.accelerator.autocast():
+            logits = net(to_device(part.tokens, device), part.lengths).logits
+        return part.positions.numpy(), logits.double().softmax(1).cpu()
+
+    for places, rows in read_side_by_side(read, batches, device):
+        runtime.progress.now("evaluating")
+        result[places] = rows
+    return result
+
+
+def _metrics(sums: Tensor, label_names: Sequence[str]) -> dict[str, Any]:
+    """The scores from the cells of the confusion matrix and, last, the summed loss (nats), over all ranks."""
+    classes = len(label_names)
     confusion = sums[:-1].view(classes, classes)
     total = confusion.sum()
     return {

@@ -1,0 +1,113 @@
+"""Several classifiers as one, whose probabilities are the mean of theirs: usually a forward and a backward half.
+
+A bundle on disk is a folder with bundle.json, which names its members, and a model folder for each of them. In memory it
+is a `TextClassifier`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ulmfit import files
+from ulmfit.errors import UserError
+from ulmfit.excerpts import listed_values
+from ulmfit.inference import TextClassifier
+from ulmfit.model.pretrained import load_model, save_model
+
+BUNDLE = "bundle.json"
+FORMAT_VERSION = 1
+
+
+class Bundle(TextClassifier):
+    """Classifiers whose probabilities are averaged. Net, tokenizer and config are those of the first one.
+
+    Attributes:
+        members: the classifiers.
+        places: by member, the place of each class of the first one among its own.
+
+    Raises:
+        UserError: the classifiers have other classes, or were trained on other columns.
+    """
+
+    def __init__(self, members: Sequence[TextClassifier], names: Sequence[str]) -> None:
+        first = members[0]
+        super().__init__(first.net, first.tokenizer, first.config)
+        self.members = list(members)
+        for member, name in zip(members, names, strict=True):
+            if sorted(member.label_names) != sorted(first.label_names):
+                raise UserError(
+                    f"the classes of {name} are {listed_values(member.label_names)}, and those of {names[0]} "
+                    f"{listed_values(first.label_names)}; average models of the same classes"
+                )
+            columns, expected = (model.config.get("text_columns") for model in (member, first))
+            if columns != expected:
+                raise UserError(
+                    f"{name} reads the columns {columns}, and {names[0]} {expected}; average models of the same columns"
+                )
+        self.places = [np.array([member.label_names.index(label) for label in first.label_names]) for member in members]
+
+    def probabilities(self, texts: list[str]) -> np.ndarray:
+        """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""
+        rows = [member.probabilities(texts)[:, place] for member, place in zip(self.members, self.places, strict=True)]
+        return mean_of(rows)
+
+
+def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of arrays of equal shape, computed in float64, float32."""
+    return (np.sum(rows, axis=0, dtype=np.float64) / len(rows)).astype(np.float32)
+
+
+def load_bundle(paths: Sequence[str | Path], *, device: str | torch.device | None = None, int8: bool = False) -> Bundle:
+    """Load classifiers, or bundles of them, as one.
+
+    Raises:
+        UserError: a model is missing, damaged or a language model, or they do not fit together.
+    """
+    found = [member for path in paths for member in members_of(path) or [Path(path)]]
+    if not found:
+        raise UserError("no model was given; name at least one")
+    return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8) for path in found],
+                  [str(path) for path in found])  # fmt: skip
+
+
+def members_of(path: str | Path) -> list[Path] | None:
+    """The model folders of a bundle; None if the path is none.
+
+    Raises:
+        UserError: bundle.json is damaged.
+    """
+    folder = Path(path).expanduser()
+    file = folder / BUNDLE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = content["members"]
+        good = content["format_version"] <= FORMAT_VERSION and all(Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError):
+        good = False
+    if not good or not names:
+        raise UserError(f"{file} does not tell the members of a bundle; write it again by ulmfit export")
+    return [folder / name for name in names]
+
+
+def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 32] = 32) -> None:
+    """Write a bundle of classifiers. Each is stored as `save_model` does.
+
+    Raises:
+        UserError: as `load_bundle`.
+    """
+    bundle = load_bundle(paths)
+    found = [member for path in paths for member in members_of(path) or [Path(path)]]
+    for number, path in enumerate(found, 1):
+        net, tokenizer, config = load_model(path)
+        save_model(folder / str(number), net, tokenizer, config, bits=bits)
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "label_names": bundle.label_names,
+                               "members": [str(number) for number in range(1, len(found) + 1)]}  # fmt: skip
+    files.write_text(folder / BUNDLE, json.dumps(content, indent=2) + "\n")
