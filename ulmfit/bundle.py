@@ -60,7 +60,7 @@ class Bundle(TextClassifier):
 
 def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of arrays of equal shape, computed in float64, float32."""
-    return (np.sum(rows, axis=0, dtype=np.float64) / len(rows)).astype(np.float32)
+    return np.asarray(np.sum(rows, axis=0, dtype=np.float64) / len(rows), dtype=np.float32)
 
 
 def load_bundle(paths: Sequence[str | Path], *, device: str | torch.device | None = None, int8: bool = False) -> Bundle:
