@@ -1,4 +1,4 @@
-"""The exceptions that a caller may want to distinguish: a user's mistake, and Ctrl-C during training."""
+"""The exceptions that a caller may want to distinguish: a user's mistake, and requests to stop."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.run_dir, self.step)
+
+
+class StoppedEarly(BaseException):
+    """A script was asked to stop before the first step of its training. Raised on all ranks.
+
+    It is no Exception, so that no package in between takes it for an error of its own. `train_language_model` and
+    `train_classifier` catch it.
+
+    Attributes:
+        reason: the signal, or what else was the request.
+        rank: the rank that was asked, after it was sent to all ranks; else None.
+    """
+
+    def __init__(self, reason: str, *, rank: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.rank = reason, rank
 
 
 def tell(error: UserError) -> None:

@@ -322,3 +322,26 @@ def test_the_embedded_sample_with_the_real_tokenizer(tmp_path):
     for source in (CachedRows(store, **options), StreamedRows(split, tokenizer, **options)):
         seen = torch.cat([batch.tokens.flatten() for batch, _ in itertools.islice(source.batches(), 600)])
         assert set(seen.unique().tolist()) <= ids | {tokenizer.pad_id} and (seen == tokenizer.bos_id).sum() > 200
+
+
+def test_an_interrupted_build_goes_on_after_the_last_document(tmp_path, fakes):
+    make_tokenizer, make_split, make_documents = fakes
+    documents, split = make_documents(30), make_split(make_documents(30))
+    calls = []
+
+    class Waiting:
+        def __enter__(self):
+            calls.append(None)
+
+        def __exit__(self, *_):
+            if len(calls) == 6:  # one for the lock, four batches of three documents, and then Ctrl-C
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_or_open(split, make_tokenizer(), tmp_path / "cut", with_labels=False, waiting=Waiting)
+    again, tokenizer = make_split(documents), make_tokenizer()
+    store = build_or_open(again, tokenizer, tmp_path / "cut", with_labels=False)
+    assert again.starts == [12] and len(tokenizer.encoded) == 18
+    whole = build_or_open(make_split(documents), make_tokenizer(), tmp_path / "whole", with_labels=False)
+    for file in whole.path.iterdir():
+        assert (store.path / file.name).read_bytes() == file.read_bytes()

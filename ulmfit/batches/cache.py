@@ -23,8 +23,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,9 @@ from ulmfit.files import publish
 
 SAVE_SECONDS = 20.0  # seconds between durable states: the most work that is lost if a build is killed
 ENCODERS = 2  # batches encoded at a time: one uses the cores while the other is converted from Rust lists to arrays
+
+Waiting = Callable[[], AbstractContextManager[None]]
+T = TypeVar("T")
 
 
 class TokenStore:
@@ -141,6 +145,7 @@ def build_or_open(
     *,
     with_labels: bool,
     progress: Callable[[Any], None] | None = None,
+    waiting: Waiting = nullcontext,
 ) -> TokenStore:
     """The token cache of a split. The first process that calls this builds it; others wait and open it.
 
@@ -150,6 +155,8 @@ def build_or_open(
         cache_dir: directory shared by the ranks of a machine; created if absent.
         with_labels: whether documents have class numbers.
         progress: called with every batch of the split after it was tokenised, only in the building process.
+        waiting: contexts in which this function waits for another process or for texts. It may be interrupted there: an
+            exception that is no Exception leaves all that was built for the next start.
 
     Raises:
         UserError: reading the split raises it, or `cache_dir` cannot be written.
@@ -161,11 +168,12 @@ def build_or_open(
     store = TokenStore._open_if_complete(path)
     if store is not None:
         return store
-    lock = locked(cache_dir / f"{key}.lock")
+    with waiting():
+        lock = locked(cache_dir / f"{key}.lock")
     try:
         store = TokenStore._open_if_complete(path)
         if store is None:
-            _build(split, tokenizer, path, key, with_labels=with_labels, progress=progress)
+            _build(split, tokenizer, path, key, with_labels=with_labels, progress=progress, waiting=waiting)
             store = TokenStore.open(path)
         return store
     finally:
@@ -173,7 +181,14 @@ def build_or_open(
 
 
 def _build(
-    split: Any, tokenizer: Any, path: Path, key: str, *, with_labels: bool, progress: Callable[[Any], None] | None
+    split: Any,
+    tokenizer: Any,
+    path: Path,
+    key: str,
+    *,
+    with_labels: bool,
+    progress: Callable[[Any], None] | None,
+    waiting: Waiting,
 ) -> None:
     """Write a cache entry to `path`, or complete one whose build was killed. The caller must hold its lock."""
     partial = path.with_name(key + ".partial")
@@ -186,11 +201,11 @@ def _build(
         saved = time.monotonic()
         # One thread reads ahead, others encode, this one writes.
         with Prefetcher(split.batches(start=writer.after)) as batches:
-            for batch, ids, lengths in _encoded(batches, tokenizer):
+            for batch, ids, lengths in _interruptible(_encoded(batches, tokenizer), waiting, writer):
                 with writing(path.parent):
-                    writer.add(ids, lengths, batch.labels if with_labels else None, batch.rows)
+                    writer.add(ids, lengths, batch.labels if with_labels else None, batch.rows, after=batch.after)
                     if time.monotonic() - saved >= SAVE_SECONDS:
-                        writer.save(batch.after)
+                        writer.save()
                         saved = time.monotonic()
                 if progress is not None:
                     progress(batch)
@@ -212,10 +227,29 @@ def _build(
         writer.close()
 
 
+def _interruptible(items: Iterator[T], waiting: Waiting, writer: CacheWriter) -> Iterator[T]:
+    """Iterate over `items`, waiting for each in a context of `waiting`. If that is interrupted, save what was built."""
+    try:
+        while True:
+            with waiting():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            with suppress(OSError):  # the interruption is what the caller must hear of
+                writer.save()
+        raise
+
+
 def _encoded(batches: Iterable[Any], tokenizer: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Yield each batch with its ids (int32) and lengths (int64), in order. Some batches are encoded ahead."""
     waiting: deque[tuple[Any, Any]] = deque()
-    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as threads:
+    threads = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+    try:
         for batch in batches:
             waiting.append((batch, threads.submit(tokenizer.encode_flat, batch.texts)))
             if len(waiting) > ENCODERS:
@@ -223,3 +257,5 @@ def _encoded(batches: Iterable[Any], tokenizer: Any) -> Iterator[tuple[Any, np.n
                 yield batch, *encoded.result()
         for batch, encoded in waiting:
             yield batch, *encoded.result()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # an interruption does not wait for batches that nobody needs

@@ -32,8 +32,8 @@ class CacheWriter:
 
     Attributes:
         num_documents, num_tokens: stored so far.
-        after: position in the split after the last durable document, as given to `save`; None at the beginning. A
-            later writer resumes from there.
+        after: position in the split after the last document, as given to `add`; None at the beginning. A later writer
+            resumes after the last durable document.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, with_labels: bool) -> None:
@@ -94,7 +94,16 @@ class CacheWriter:
         self._new_file(self.shards[-1])
         self._room = SHARD_BYTES // self.dtype.itemsize
 
-    def add(self, ids: np.ndarray, lengths: np.ndarray, labels: Sequence[int] | None, rows: Sequence[int]) -> None:
+    def add(
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        labels: Sequence[int] | None,
+        rows: Sequence[int],
+        *,
+        after: dict[str, Any],
+    ) -> None:
+        """Append documents. `after` is the position in the split after them."""
         lengths = np.ascontiguousarray(lengths, dtype="<i8")
         assert len(lengths) == len(rows) and int(lengths.sum()) == len(ids)
         assert len(ids) == 0 or 0 <= int(ids.min()) and int(ids.max()) < self.vocab_size
@@ -123,9 +132,10 @@ class CacheWriter:
             self._write("labels.bin", np.asarray(labels, dtype="<i4"))
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
+        self.after = after
 
-    def save(self, after: dict[str, Any]) -> None:
-        """Make all documents added so far durable. `after` is the position in the split after them."""
+    def save(self) -> None:
+        """Make all documents added so far durable."""
         for file in self._files.values():
             _sync_file(file)
         self._publish(
@@ -133,14 +143,13 @@ class CacheWriter:
             {
                 "num_documents": self.num_documents,
                 "num_tokens": self.num_tokens,
-                "after": after,
+                "after": self.after,
                 "shards": self.shards,
                 "sizes": self._sizes(),
                 "sums": self._sums,
                 "block": [self._block.crc, self._block.size],
             },
         )
-        self.after = after
 
     def _sizes(self) -> dict[str, int]:
         return {name: (self.path / name).stat().st_size for name in self._names}

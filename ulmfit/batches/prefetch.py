@@ -90,4 +90,4 @@ class Prefetcher(Iterator[T], Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(10.0 if error is None else 1.0)  # a failure, or a request to stop, does not wait for a slow disk

@@ -37,5 +37,11 @@ def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
 
 
 def _tell(result: TrainingResult) -> None:
-    if result.state == "preempted" and int(os.environ.get("RANK", 0)) == 0:
+    if result.state != "preempted" or int(os.environ.get("RANK", 0)) != 0:
+        return
+    if result.step == 0:
+        from ulmfit.training.setup import tell_stopped_early
+
+        tell_stopped_early()
+    else:
         print(f"stopped at step {result.step} with a checkpoint; the same command goes on from there")

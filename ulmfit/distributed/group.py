@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.distributed.sharding import processes_only
-from ulmfit.errors import UserError
+from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.private_api import abort_group, group_store, shared_states
 
 # Long, because ranks wait in a collective while rank 0 reads and tokenises a large corpus. In training, the watchdog
@@ -80,21 +80,26 @@ class Group:
                 "would train a model of its own; launch with `accelerate launch --multi_gpu` or `torchrun`"
             )
 
-    def check_in(self, error: UserError | None = None) -> None:
-        """Exchange the mistakes that ranks have found (a collective). `error` is that of this rank, if any.
+    def check_in(self, error: UserError | StoppedEarly | None = None) -> None:
+        """Exchange the mistakes that ranks have found, and requests to stop (a collective).
+
+        Args:
+            error: that of this rank, if any.
 
         Raises:
             UserError: a rank has one; that of the lowest rank is raised on all ranks, with `rank` set.
+            StoppedEarly: likewise, if no rank has found a mistake.
         """
         if self.world_size > 1:
             found = torch.tensor([error is not None], dtype=torch.int32, device=self.device)
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
             if not found.item():
                 return
-            sentences: list[str | None] = [None] * self.world_size
-            dist.all_gather_object(sentences, None if error is None else str(error))
-            rank = next(rank for rank, sentence in enumerate(sentences) if sentence is not None)
-            raise UserError(str(sentences[rank]), rank=rank) from error
+            mine = None if error is None else (isinstance(error, StoppedEarly), str(error))
+            told: list[tuple[bool, str] | None] = [None] * self.world_size
+            dist.all_gather_object(told, mine)
+            is_stop, rank, sentence = min((one[0], rank, one[1]) for rank, one in enumerate(told) if one is not None)
+            raise (StoppedEarly if is_stop else UserError)(sentence, rank=rank) from error
         if error is not None:
             raise error
 
@@ -109,7 +114,7 @@ class Group:
 
     @contextmanager
     def mistakes_end_all(self) -> Iterator[None]:
-        """Context in which a UserError of one rank is raised on all ranks.
+        """Context in which a UserError of one rank, and in set-up a StoppedEarly, is raised on all ranks.
 
         In set-up the other ranks get it in their next collective, and the group stays usable. In training they may be
         anywhere in a step. So the failing rank aborts the connections, and the others read its message from the store.
@@ -123,6 +128,10 @@ class Group:
                 self.check_in(error)
             elif error.rank is None and self.world_size > 1:
                 self._leave_with(error)
+            raise
+        except StoppedEarly as error:
+            if error.rank is None and self.setting_up:
+                self.check_in(error)
             raise
         except Exception as error:
             if not self.setting_up and (mistake := self._mistake_of_another()):

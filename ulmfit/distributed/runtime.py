@@ -25,7 +25,7 @@ from ulmfit.config import TrainConfig
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
-from ulmfit.errors import UserError
+from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.private_api import forget_prepared
 
 Result = TypeVar("Result")
@@ -132,16 +132,17 @@ class Runtime:
         """Run `action()` on rank 0 and return its result on all ranks (a collective).
 
         Raises:
-            UserError: `action` raised it; raised on every rank.
+            UserError, StoppedEarly: `action` raised it; raised on every rank.
         """
         if self.world_size == 1:
             return action()
         self._meets()  # check for mistakes of other ranks now, not after the action, which may take long
-        value, mistake = None, None
+        value: Any = None
+        mistake: UserError | StoppedEarly | None = None
         if self.is_main:
             try:
                 value = action()
-            except UserError as error:
+            except (UserError, StoppedEarly) as error:
                 mistake = error
         self.progress.waits()
         self.group.check_in(mistake)
@@ -225,7 +226,7 @@ def open_runtime(
             config = prepare(group) if prepare else config
             runtime = Runtime(config, group)
             yield runtime, config
-    except UserError:
+    except (UserError, StoppedEarly):
         close(group.setting_up)
         raise
     except BaseException:

@@ -17,7 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from ulmfit.errors import StoppedEarly
+
+# SIGHUP: the terminal was closed, or its connection is lost.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOP_FILE = "stop"
 # A launcher forwards a Ctrl-C that its processes may also get from the terminal. Within so many seconds the two count
 # as one.
@@ -30,17 +33,20 @@ LAUNCHER_MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 class StopRequest:
     """A flag that signals set. The training loop reads it, and the ranks agree on it.
 
-    The second Ctrl-C stops at once: a script exits with code 130, a call from Python raises KeyboardInterrupt.
+    Before the first step a request ends long work on the corpus at once (`interruptible`). The second Ctrl-C stops at
+    once: a script exits with code 130, a call from Python raises KeyboardInterrupt.
 
     Attributes:
         reason: the reason of the request; None without one.
         interrupted: True if it came by Ctrl-C in a call from Python.
         in_loop: True while the loop reads requests. At other times Ctrl-C raises KeyboardInterrupt at once.
+        raised: True after a request has ended long work.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self.interrupted = self.in_loop = False
+        self.interrupted = self.in_loop = self.raised = False
+        self._interruptible = 0  # nesting depth
         self._interrupts, self._last_interrupt = 0, -ECHO
         # Workers have their own sessions, so they survive a launcher that is killed, and must notice its end. Without
         # a launcher the parent is a shell, which the user may close while the run continues.
@@ -52,11 +58,44 @@ class StopRequest:
 
     @classmethod
     def install(cls) -> StopRequest:
-        """Handle SIGTERM, SIGINT and SIGUSR1 from now on."""
+        """Handle `SIGNALS` from now on; SIGHUP only if it is not ignored, as it is after `nohup`."""
         request = cls()
         for number in SIGNALS:
-            request._former[number] = signal.signal(number, request._on_signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                request._former[number] = signal.signal(number, request._on_signal)
         return request
+
+    @property
+    def handles_signals(self) -> bool:
+        """Whether signals set this flag: in scripts, and not in calls from Python."""
+        return bool(self._former)
+
+    @property
+    def is_interruptible(self) -> bool:
+        """Whether the process is in long work before the first step."""
+        return self._interruptible > 0
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Context of long work of this process alone, without collectives, in which a request raises StoppedEarly.
+
+        Only the main thread may enter it, because signal handlers run there. It does nothing for requests that
+        signals do not set.
+        """
+        if not self.handles_signals:
+            yield
+            return
+        self._interruptible += 1
+        try:
+            self._raise_if_asked()
+            yield
+        finally:
+            self._interruptible -= 1
+
+    def _raise_if_asked(self) -> None:
+        if self._interruptible and not self.raised and self.requested():
+            self.raised = True
+            raise StoppedEarly(str(self.reason))
 
     def release(self) -> None:
         """Restore the former signal handlers, and raise again a signal that has arrived meanwhile."""
@@ -101,7 +140,8 @@ class StopRequest:
             if self._interrupts > 1:
                 os._exit(130)
             _announce()
-        self.reason = signal.Signals(number).name
+        self.reason = self.reason or signal.Signals(number).name
+        self._raise_if_asked()
 
     def watch(self, directory: Path, max_minutes: float | None, started: float) -> None:
         """Also stop for a file named `stop` in the run directory, or `max_minutes` after `started`.
@@ -129,4 +169,4 @@ class StopRequest:
 
 def _announce() -> None:
     if int(os.environ.get("RANK", 0)) == 0:
-        sys.stderr.write("\nstopping after this step with a checkpoint; Ctrl-C again to leave at once\n")
+        sys.stderr.write("\nstopping, and saving what is done; Ctrl-C again to leave at once\n")

@@ -23,7 +23,7 @@ class TrainingResult:
     Attributes:
         task: "lm" or "clf".
         state: "done"; "preempted" by a time limit, a stop file or a signal to a script, with a checkpoint from which
-            the same call resumes; "found" after a learning-rate search, which writes nothing.
+            the same call resumes, or at step 0 before the first step, without one; "found" after a learning-rate search, which writes nothing.
         step: optimizer steps since the start of the run.
         run_dir: the run directory.
         model_dir: its model/, which exists if the state is "done".

@@ -14,7 +14,7 @@ from ulmfit.distributed.memory import fit_micro_batches
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
-from ulmfit.errors import TrainingInterrupted, UserError
+from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
@@ -32,15 +32,21 @@ def run_session(
 ) -> TrainingResult:
     """Train within a session. Raise TrainingInterrupted after Ctrl-C, once the session is closed.
 
+    A script that is stopped before the first step gets a result of step 0; nothing was written to the run directory.
+
     Args:
         train: called with the session's configuration and the session.
 
     Raises:
         TrainingInterrupted: stopped by Ctrl-C on some rank; raised on all ranks.
     """
-    with open_session(config, stop) as session:
-        result = train(session.config, session)
-        interrupted = result.state == "preempted" and any(session.runtime.max([session.stop.interrupted]))
+    try:
+        with open_session(config, stop) as session:
+            result = train(session.config, session)
+            interrupted = result.state == "preempted" and any(session.runtime.max([session.stop.interrupted]))
+    except StoppedEarly:
+        run_dir = Path(config.output_dir)
+        return TrainingResult(config.task, "preempted", 0, run_dir, run_dir / MODEL)
     if interrupted:
         raise TrainingInterrupted(result.run_dir, result.step)
     return result
@@ -90,7 +96,7 @@ def run(
     if config.precision == "bf16" and runtime.device.type == "cpu":
         session.say("--precision bf16: on a CPU the model computes in fp32, with the bits of --precision fp32")
     if config.lr_find:
-        runtime.group.end_set_up()
+        session.end_set_up()
         found = run_finder(task, recipe, config=config, runtime=runtime)
         session.say(found.report())
         run_dir = Path(config.output_dir)
@@ -144,7 +150,7 @@ def run(
         )
         del start  # the loop frees these tensors after it has loaded them
         session.stop.watch(directory.path, config.max_time, session.started)
-        runtime.group.end_set_up()
+        session.end_set_up()
         state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
         return result_of(config.task, state, step, directory.path, runtime)
     finally:

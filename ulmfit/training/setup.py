@@ -6,7 +6,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ulmfit.batches.cache import TokenStore, build_or_open
+from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
+from ulmfit.distributed.early_stop import EarlyStop
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
@@ -52,6 +53,13 @@ class Session:
     stop: StopRequest
     started: float
     begun: Begun | None = None  # the earlier run in the output directory
+    early_stop: EarlyStop | None = None
+
+    def end_set_up(self) -> None:
+        """From now on the loop looks for requests to stop, and collectives do not exchange mistakes (a collective)."""
+        self.runtime.group.end_set_up()
+        if self.early_stop is not None:
+            self.early_stop.close()
 
     def say(self, sentence: str) -> None:
         """Print a line for the user, on rank 0."""
@@ -82,11 +90,20 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
 
     handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
-    with handling as request, open_runtime(config, prepare) as (runtime, resolved):
-        session = Session(resolved, runtime, request, started, begun)
+    with handling as request, ExitStack() as after, open_runtime(config, prepare) as (runtime, resolved):
+        early = EarlyStop(
+            request, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(), tell=tell_stopped_early
+        )
+        after.callback(early.close)  # when the ranks have exchanged why they stop
+        session = Session(resolved, runtime, request, started, begun, early)
         if begun is not None and (sentence := begun.taken(given, resolved)):
             session.say(sentence)
         yield session
+
+
+def tell_stopped_early() -> None:
+    """Print a line for the user, of a run that was stopped before its first step."""
+    print("stopped before the first step; what was built is kept, and the same command goes on from there", flush=True)
 
 
 def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> TrainConfig:
@@ -202,12 +219,13 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     def read_first() -> str | None:
         assert access.cache_dir is not None
         tidy(access.cache_dir)
-        with Meter("reading the files of the corpus") as meter:
+        with session.stop.interruptible(), Meter("reading the files of the corpus") as meter:
             opened.append(read(replace(access, hashed=meter.count)))
         return opened[0].revision
 
     revision = runtime.on_main(read_first)
-    corpus = opened[0] if opened else read(replace(access, revision=revision))
+    with session.stop.interruptible():
+        corpus = opened[0] if opened else read(replace(access, revision=revision))
     refuse_other_data(runtime, corpus)
     for note in corpus.notes:
         session.say(note)
@@ -260,7 +278,8 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         if file.exists():
             return Tokenizer.from_file(file).to_str()
         most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
-        tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
+        with session.stop.interruptible():
+            tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
         with writing(cache_folder(config.cache_dir)):
             file.parent.mkdir(parents=True, exist_ok=True)
             tokenizer.save(file)
@@ -290,7 +309,8 @@ def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, An
 
 def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
     """The split as token ids. The first rank of a machine tokenises it, the others open the cache."""
-    store = tokenised(split, tokenizer, cache_folder(session.config.cache_dir), with_labels=with_labels)
+    cache_dir, waiting = cache_folder(session.config.cache_dir), session.stop.interruptible
+    store = tokenised(split, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
     session.runtime.barrier()
     split.report(store.num_documents + sum(store.skipped.values()), store.skipped)
     if store.skipped:
@@ -299,10 +319,12 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
     return store
 
 
-def tokenised(split: Split, tokenizer: Tokenizer, cache_dir: Path, *, with_labels: bool) -> TokenStore:
+def tokenised(
+    split: Split, tokenizer: Tokenizer, cache_dir: Path, *, with_labels: bool, waiting: Waiting = nullcontext
+) -> TokenStore:
     """The token cache of a split (see `build_or_open`). A progress meter is shown while it is built."""
     with Meter(f"tokenising the {split.name} split", total=split.total_rows) as meter:
-        return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add)
+        return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add, waiting=waiting)
 
 
 def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
