@@ -124,7 +124,7 @@ def test_a_directory_that_cannot_be_written_is_the_users_to_cure(tmp_path, fakes
     with pytest.raises(UserError, match="file/cache .*by --cache-dir"):
         build_or_open(make_split(make_documents(9)), make_tokenizer(), tmp_path / "file" / "cache", with_labels=False)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.CacheWriter, "add", full)
