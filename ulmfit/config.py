@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
+from ulmfit.files import parse_json
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag
 
@@ -401,7 +401,7 @@ def load_options(path: str | Path, kind: type[Options]) -> Options:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         stored = dict(content["options"])
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.json") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -75,3 +76,23 @@ def tell(error: UserError) -> None:
     if rank == (error.rank or 0):
         where = f" on rank {rank}" if rank else ""
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OF_THE_MACHINE = _FULL | {
+    errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+    errno.ENOTCONN, errno.EHOSTDOWN,
+}  # fmt: skip
+
+
+def of_the_machine(error: OSError) -> str | None:
+    """A sentence for a full or failing disk, a missing permission and the like, for which a traceback is of no help.
+
+    None for other errors of the system, which may be ours.
+    """
+    if error.errno not in _OF_THE_MACHINE:
+        return None
+    reason = (error.strerror or os.strerror(error.errno)).strip().rstrip(".")
+    where = f" ({error.filename})" if error.filename else ""
+    cure = "free space there" if error.errno in _FULL else "see to its disk and permissions"
+    return f"{reason}{where}; {cure} and start the same command again, it goes on from the last checkpoint"

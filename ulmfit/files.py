@@ -1,23 +1,26 @@
 """Atomic writes: a reader sees the complete old file or the complete new one, even if the writer is killed.
 
 A file is written under a temporary name in the same folder, flushed to disk, and renamed. Then the folder is flushed,
-which makes the rename durable.
+which makes the rename durable. Also JSON with a checksum.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ulmfit.processes import host_mark, process_alive
 
@@ -202,3 +205,35 @@ def remove_dead(folder: Path) -> None:
                     dead = time.time() - torn.stat().st_mtime > _SILENCE
                 if dead and torn.is_file():
                     torn.unlink(missing_ok=True)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """JSON text of `content` with a checksum of its own."""
+    content = json.loads(json.dumps(content))  # as it will be read back
+    return json.dumps(content | {"checksum": _sum_of(content)}, indent=1)
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """Read the text of `sealed`. Text without a checksum (of version 0.2.0) is accepted.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    if "checksum" in content and content.pop("checksum") != _sum_of(content):
+        raise ValueError("it does not match its checksum")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads, but with a ValueError also for text that is nested too deeply for Python's stack."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _sum_of(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

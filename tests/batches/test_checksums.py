@@ -10,8 +10,9 @@ import pytest
 
 from ulmfit.batches import cache, cache_writer, checksums
 from ulmfit.batches.cache import TokenStore, build_or_open
-from ulmfit.batches.checksums import BlockSums, sealed, unsealed
+from ulmfit.batches.checksums import BlockSums
 from ulmfit.errors import UserError
+from ulmfit.files import sealed, unsealed
 
 COLUMNS = ["lengths.bin", "labels.bin", "offsets.bin", "checksums.bin", "manifest.json"]
 

@@ -30,12 +30,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ulmfit.batches.cache_writer import CHECKSUMS, FORMAT, PROGRESS, CacheWriter
-from ulmfit.batches.checksums import read_column, unsealed
+from ulmfit.batches.checksums import read_column
 from ulmfit.batches.prefetch import Prefetcher
 from ulmfit.batches.token_files import MANIFEST, TokenFiles
 from ulmfit.cache_folder import locked, writing
 from ulmfit.errors import UserError
-from ulmfit.files import publish
+from ulmfit.files import publish, unsealed
 
 SAVE_SECONDS = 20.0  # seconds between durable states: the most work that is lost if a build is killed
 ENCODERS = 2  # batches encoded at a time: one uses the cores while the other is converted from Rust lists to arrays

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ulmfit.batches.checksums import BlockSums, sealed, unsealed
+from ulmfit.batches.checksums import BlockSums
 from ulmfit.batches.token_files import MANIFEST
-from ulmfit.files import write_text
+from ulmfit.files import sealed, unsealed, write_text
 
 FORMAT = 1  # versions up to 0.2.0 write no checksums; their entries are read without
 SHARD_BYTES = 256 * 2**20

@@ -6,10 +6,8 @@ block, and a block is checked when it is first read, because reading all of a la
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,27 +59,3 @@ def read_column(path: Path, dtype: str, crc: int | None) -> np.ndarray:
     if crc is not None and zlib.crc32(content) != crc:
         raise ValueError(f"{path.name} does not match its checksum")
     return np.frombuffer(content, dtype=dtype)
-
-
-def sealed(content: dict[str, Any]) -> str:
-    """JSON text of `content` with a checksum of its own."""
-    content = json.loads(json.dumps(content))  # as it will be read back
-    return json.dumps(content | {"checksum": _sum_of(content)}, indent=1)
-
-
-def unsealed(text: str) -> dict[str, Any]:
-    """Read the text of `sealed`. Text without a checksum (of version 0.2.0) is accepted.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    if "checksum" in content and content.pop("checksum") != _sum_of(content):
-        raise ValueError("it does not match its checksum")
-    return content
-
-
-def _sum_of(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

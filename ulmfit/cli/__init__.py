@@ -8,13 +8,15 @@ the import of torch must not kill a run.
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ulmfit.cli.streams import OutputLost, discard, standard_streams
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.errors import UserError, tell
+from ulmfit.errors import UserError, of_the_machine, tell
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         prog: what the help calls the command; by default `ulmfit COMMAND`.
     """
     stop = StopRequest.install()
-    with standard_streams():
+    with standard_streams(), _threads_in_a_sentence():
         try:
             _run(list(sys.argv[1:] if argv is None else argv), prog, stop)
             sys.stdout.flush()
@@ -44,9 +46,30 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             print(f"error: {lost}", file=sys.stderr, flush=True)
             return USER_ERROR
         except Exception as error:
+            if isinstance(error, OSError) and (sentence := of_the_machine(error)):
+                print(f"failed: {sentence}", file=sys.stderr, flush=True)
+                return FAILED
             traceback.print_exc()
             print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             return FAILED
+
+
+@contextmanager
+def _threads_in_a_sentence() -> Iterator[None]:
+    """Context without tracebacks of threads that the machine has failed, such as TensorBoard's on a full disk.
+
+    Whoever next uses such a thread gets its error again, and it is told once, above.
+    """
+
+    def told(failure: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failure.exc_value, OSError) and of_the_machine(failure.exc_value)):
+            threading.__excepthook__(failure)
+
+    before, threading.excepthook = threading.excepthook, told
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:

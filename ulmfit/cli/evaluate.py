@@ -13,6 +13,7 @@ from tyro.conf import UseAppendAction
 
 from ulmfit.cli.common import tell_notes, tell_skipped
 from ulmfit.errors import UserError
+from ulmfit.files import parse_json
 
 if TYPE_CHECKING:
     from ulmfit.data.splits import Split
@@ -126,7 +127,7 @@ def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:
     if "eval_rows" in saved:
         return int(saved["eval_rows"])
     with suppress(OSError, ValueError, KeyError, TypeError):
-        run = json.loads((find_model(model).parent / "config.json").read_text(encoding="utf-8"))
+        run = parse_json((find_model(model).parent / "config.json").read_text(encoding="utf-8"))
         return int(run["resolved"]["batch_size"])
     return None
 

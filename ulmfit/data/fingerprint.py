@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ulmfit.files import write_text
+from ulmfit.files import sealed, unsealed, write_text
 
 SCHEME = 2  # the method; 1, of version 0.1.0, uses modification times for corpora larger than `_SMALL`
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
@@ -161,14 +161,14 @@ class _Memory:
             file = self._file(folder)
             with suppress(OSError):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_text(file, json.dumps(self._known[folder]))
+                write_text(file, sealed({"files": self._known[folder]}))
 
     def _of(self, folder: str) -> dict[str, list]:
         if folder not in self._known:
             self._known[folder] = {}
             if self._folder is not None:
                 with suppress(OSError, ValueError):
-                    stored = json.loads(self._file(folder).read_text(encoding="utf-8"))
+                    stored = unsealed(self._file(folder).read_text(encoding="utf-8")).get("files")
                     self._known[folder] = stored if isinstance(stored, dict) else {}
         return self._known[folder]
 

@@ -7,6 +7,7 @@ again with back-off, from the position of the failure. A damaged file is not tri
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ _TRANSIENT = frozenset(
         "EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "EREMOTEIO", "ENOLINK", "ECOMM", "EPROTO", "EPIPE", "ENETDOWN",
         "ENETUNREACH", "ENETRESET", "ECONNABORTED", "ECONNRESET", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN", "ETIMEDOUT",
         "EHOSTDOWN", "EHOSTUNREACH") if hasattr(errno, name))  # fmt: skip
-_OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+_OF_THE_MACHINE = frozenset({errno.EMFILE, errno.ENFILE})
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOLCK})
 _NETWORK_PACKAGES = frozenset({"aiohttp", "httpcore", "httpx", "requests", "urllib3"})
 
 
@@ -86,16 +88,39 @@ def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Ca
 def faults_of(what: str) -> Iterator[None]:
     """Context that turns errors of readers about a damaged file into a UserError naming the file.
 
-    Errors not caused by the file (failing or full disk, too many open files, out of memory) are raised unchanged.
+    Errors not caused by the file (failing disk, too many open files, out of memory) are raised unchanged. If `datasets`
+    cannot write its cache, the UserError names that.
     """
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and (folder := _unwritable(cause)):
+                raise UserError(
+                    f"the cache of datasets cannot be written to {folder} ({os.strerror(cause.errno or errno.EIO)}); "
+                    "free space there, or name another folder by HF_DATASETS_CACHE"
+                ) from error
         if any(getattr(cause, "errno", None) in _TRANSIENT | _OF_THE_MACHINE for cause in _causes(error)):
             raise
         raise UserError(f"{what} cannot be read ({reason_of(error)}); mend the file or give another") from error
+
+
+def _unwritable(error: OSError) -> str | None:
+    """The folder in which `datasets` keeps its cache, if this is an error of writing there; else None.
+
+    Not every library puts the name of the file into the error. But nothing else is written while a corpus is read.
+    """
+    if "datasets" not in sys.modules:
+        return None
+    import datasets
+
+    folder = os.path.abspath(datasets.config.HF_DATASETS_CACHE)
+    named = [os.path.abspath(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    inside = any(os.path.commonpath([folder, name]) == folder for name in named)
+    above = any(os.path.commonpath([folder, name]) == name for name in named)  # a folder that cannot be made
+    return folder if inside or above or error.errno in _OF_WRITING else None
 
 
 def reason_of(error: BaseException) -> str:

@@ -175,7 +175,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """Read and check config.json of a model folder. Unknown keys are kept."""
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = files.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); {_CURE}") from error
     if not isinstance(config, dict):

@@ -8,13 +8,13 @@ interprets pickles itself. It knows the few instructions that write one list of 
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickletools
 from pathlib import Path
 from typing import Any
 
 from ulmfit.errors import UserError
+from ulmfit.files import parse_json
 
 #: Larger files are refused. A vocabulary of 60,000 words takes half a megabyte.
 MOST_BYTES = 16 * 2**20
@@ -42,7 +42,7 @@ def read_vocabulary(path: str | os.PathLike) -> list[str]:
         raise UserError(f"{path} has more than {MOST_BYTES // 2**20} MiB, too much for a list of words; {_CURE}")
     try:
         words = _words(content, path.suffix)
-    except (ValueError, TypeError, RecursionError, IndexError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise UserError(f"{path} is no list of words ({str(error)[:80]}); {_CURE}") from error
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{path} is no list of words; {_CURE}")
@@ -55,7 +55,7 @@ def _words(content: bytes, suffix: str) -> Any:
     text = content.decode("utf-8")
     if suffix != ".json":
         return text.removesuffix("\n").split("\n")
-    words = json.loads(text)
+    words = parse_json(text)
     if isinstance(words, dict) and sorted(words.values()) == list(range(len(words))):
         words = sorted(words, key=words.__getitem__)
     return words

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ulmfit.errors import UserError
-from ulmfit.files import publish, sync, usual_mode
+from ulmfit.files import parse_json, publish, sync, usual_mode
 from ulmfit.processes import process_alive
 
 FORMAT = 1
@@ -122,7 +122,7 @@ def load(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path / TENSORS, framework="pt") as file:
             # A copy, because safetensors maps the file, and the checkpoint may be deleted later.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        return _unpack(json.loads((path / STATE).read_text()), tensors)
+        return _unpack(parse_json((path / STATE).read_text()), tensors)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint ({error}); delete it to go on from an "
@@ -136,7 +136,7 @@ def validate(path: Path, *, checksums: bool = True) -> list[str]:
     Every byte is read to verify the checksums. With `checksums` False only sizes are compared.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = parse_json((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             return [f"its format is {manifest['format']}, this program reads {FORMAT}"]
         files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}

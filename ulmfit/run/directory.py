@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def read_stored(path: Path) -> dict[str, Any] | None:
     """
     file = path / "config.json"
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = files.parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
@@ -212,15 +213,15 @@ class RunDirectory:
         Raises:
             OSError: the disk is full or read-only; raised on every rank. Earlier checkpoints are intact.
         """
-        failure = ""
+        failure: tuple[int, str] | None = None
         if self._runtime.is_main:
             self._runtime.progress.now("writing a checkpoint")  # shown by the watchdog if the disk hangs
             try:
                 write()
             except OSError as error:
-                failure = f"{self.path} cannot be written: {error}"
+                failure = (error.errno or errno.EIO, f"{self.path} cannot be written: {error.strerror or error}")
         if failure := self._runtime.broadcast(failure):
-            raise OSError(failure)
+            raise OSError(*failure)
 
     def status(self, state: State, step: int, **fields: Any) -> None:
         """Write status.json (rank 0)."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ulmfit.errors import UserError
+from ulmfit.files import parse_json
 from ulmfit.processes import process_alive, process_state
 
 LOCK_FILE = "run.lock"
@@ -89,7 +90,7 @@ class DirectoryLock:
     def _judge(self, descriptor: int) -> None:
         age = time.time() - os.fstat(descriptor).st_mtime
         try:
-            owner = json.loads(os.pread(descriptor, 4096, 0))
+            owner = parse_json(os.pread(descriptor, 4096, 0))
             host, pid = str(owner["host"]), int(owner["pid"])
             job, restart = owner.get("job"), int(owner.get("restart", 0))
         except (ValueError, KeyError, TypeError):

@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 import torch
 from tqdm import tqdm
 
-from ulmfit.files import replacing, write_text
+from ulmfit.files import parse_json, replacing, write_text
 
 METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
 State = Literal["running", "done", "preempted", "failed"]
@@ -291,7 +291,7 @@ def cut_metrics(path: Path, step: int) -> set[str]:
         with open(path, encoding="utf-8", errors="replace") as old, open(aside, "w", encoding="utf-8") as new:
             for text in old:
                 try:
-                    line = json.loads(text)
+                    line = parse_json(text)
                     stays = 0 < step >= line["step"] and text.endswith("\n")
                 except (ValueError, TypeError, KeyError):
                     continue
@@ -319,7 +319,7 @@ def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> No
 def read_status(output_dir: Path) -> dict[str, Any] | None:
     """Read status.json. None if there is none or it cannot be read."""
     try:
-        status = json.loads((output_dir / STATUS).read_text(encoding="utf-8"))
+        status = parse_json((output_dir / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return status if isinstance(status, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
+from ulmfit.files import parse_json
 from ulmfit.run.tracking import METRICS, read_status
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
     # The user may have deleted or edited the files of a finished run.
     with suppress(OSError), open(run_dir / METRICS, encoding="utf-8", errors="replace") as file:
         for text in file:
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                line = json.loads(text)
+            with suppress(ValueError, KeyError, TypeError):
+                line = parse_json(text)
                 if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
                     metrics[line["split"]] = {
                         name: value for name, value in line.items() if name not in ("event", "split")

@@ -6,7 +6,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,6 +25,7 @@ from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
+from ulmfit.files import sealed, unsealed, write_text
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.language_model import LanguageModelNet
@@ -274,18 +275,25 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         rules = base.fingerprint if base else normalizer.__getstate__()
         key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        file = cache_folder(config.cache_dir) / "tokenizers" / f"{name}.json"
-        if file.exists():
-            return Tokenizer.from_file(file).to_str()
+        file = cache_folder(config.cache_dir) / "tokenizers" / f"{name}.sealed.json"
+        if kept := _cached_tokenizer(file):
+            return kept
         most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
         with session.stop.interruptible():
             tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
         with writing(cache_folder(config.cache_dir)):
             file.parent.mkdir(parents=True, exist_ok=True)
-            tokenizer.save(file)
+            write_text(file, sealed({"tokenizer": tokenizer.to_str()}))
         return tokenizer.to_str()
 
     return Tokenizer.from_str(session.runtime.on_main(train))
+
+
+def _cached_tokenizer(file: Path) -> str | None:
+    """A tokenizer from the cache; None if it is missing or damaged, and is to be trained again."""
+    with suppress(OSError, ValueError, KeyError, UserError):
+        return Tokenizer.from_str(unsealed(file.read_text(encoding="utf-8"))["tokenizer"]).to_str()
+    return None
 
 
 def largest_vocabulary(base: Tokenizer | None) -> int:
