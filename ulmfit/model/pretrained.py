@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ulmfit import files
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
@@ -187,7 +188,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         )
     task = _field(config, "task", str, path)
     if task not in ("language_model", "classifier"):
-        raise UserError(f"{path} has task {task!r}, which is neither language_model nor classifier; {_CURE}")
+        raise UserError(f"{path} has task {excerpt(task)}, which is neither language_model nor classifier; {_CURE}")
     _field(config, "backwards", bool, path)
     _architecture(config, path)
     if task == "classifier":
@@ -206,7 +207,7 @@ def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     value = config.get(name)
     good = isinstance(value, (int, float) if kind is float else kind)
     if not good or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name} in {path} is {value!r}, not of type {kind.__name__}; {_CURE}")
+        raise UserError(f"{name} in {path} is {excerpt(value)}, not of type {kind.__name__}; {_CURE}")
     return value
 
 

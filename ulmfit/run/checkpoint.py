@@ -142,7 +142,7 @@ def validate(path: Path, *, checksums: bool = True) -> list[str]:
         files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
     problems = [f"{name} is not in its manifest" for name in (STATE, TENSORS) if name not in files]
     for name, (size, digest) in files.items():

@@ -93,7 +93,7 @@ class DirectoryLock:
             owner = parse_json(os.pread(descriptor, 4096, 0))
             host, pid = str(owner["host"]), int(owner["pid"])
             job, restart = owner.get("job"), int(owner.get("restart", 0))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             if age < SILENCE:  # may be new and not written yet
                 raise UserError(
                     f"{self.path} was just written by another run that is starting; wait for it, "
