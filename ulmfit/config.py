@@ -59,6 +59,7 @@ GROUPS = {
         "text_column",
         "label_column",
         "valid",
+        "group_column",
         "labels",
         "lm_on_test",
         "streaming",
@@ -124,6 +125,9 @@ class TrainConfig:
     """Column with the label (default: label)."""
     valid: OrElse[PathOption] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
+    group_column: OrElse[str] = None
+    """Column of groups (film, author, ticket) that a held-out fraction does not divide (default: equal texts stay
+    together)."""
     output_dir: PathOption = "runs/run"
     """Run directory: config, checkpoints, model, metrics."""
     preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("alone")
 # Splits
 
 
-def test_fraction_depends_on_text_and_seed_alone():
+def test_fraction_of_a_stream_depends_on_text_and_seed_alone():
     write("a.csv", CSV)
     lines = CSV.splitlines()
     write("b.csv", "\n".join([lines[0], *reversed(lines[1:])]) + "\n1,one more\n0,and another\n")
     sides = {}
     for name, seed in (("a.csv", 0), ("b.csv", 0), ("a.csv", 1)):
-        corpus = open_corpus(name, task="lm", valid=0.3, seed=seed)
+        corpus = open_corpus(name, task="lm", valid=0.3, seed=seed, streaming=True)
         sides[name, seed] = set(whole(corpus.splits["valid"])[0]) & set(TEXTS)
         assert sides[name, seed].isdisjoint(whole(corpus.splits["train"])[0])
     assert sides["a.csv", 0] == sides["b.csv", 0] != sides["a.csv", 1]
@@ -173,7 +173,9 @@ def test_fingerprint_follows_what_is_read():
         return open_corpus(data, task=task, **options).splits[split].fingerprint
 
     first = fingerprint()
-    assert first == fingerprint(streaming=True) == fingerprint("copy/../a.csv") == fingerprint("copy/a.csv")
+    assert first == fingerprint("copy/../a.csv") == fingerprint("copy/a.csv") != fingerprint(streaming=True)
+    write("v.csv", CSV.replace("a film", "a show"))
+    assert fingerprint(valid="v.csv") == fingerprint(valid="v.csv", streaming=True)
     others = [fingerprint(split="valid"), fingerprint(seed=1), fingerprint(valid=0.2), fingerprint(task="lm"),
               fingerprint(label_names=["1", "0"]), fingerprint(text_column="label")]  # fmt: skip
     assert len({first, *others}) == len(others) + 1

@@ -20,6 +20,7 @@ from tests.data.test_sources import from_the_hub
 from tests.training import runs
 from ulmfit import LanguageModel, TextClassifier
 from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS
 from ulmfit.training import setup, stages
@@ -143,6 +144,20 @@ def upgrade(monkeypatch) -> None:
         ._DROPOUTS.items()})  # fmt: skip
     monkeypatch.setattr("ulmfit.training.setup.VOCAB_SIZE", 20)
     monkeypatch.setattr("ulmfit.data.corpus.DEFAULT_VALID", 0.5)
+
+
+def test_a_run_of_the_version_before_keeps_the_rows_that_it_held_out(begin, monkeypatch):
+    """Since scheme 3 the draw is stratified."""
+    with monkeypatch.context() as version:
+        version.setattr("ulmfit.training.begun.SCHEME", 2)
+        config = begin()
+        drawn = stored("run")["identity"]["corpus (content)"]
+    assert stored("run")["resolved"]["scheme"] == 2
+    assert train_language_model(config).state == "done"
+    assert stored("run")["resolved"]["scheme"] == 2 and stored("run")["identity"]["corpus (content)"] == drawn
+    assert train_language_model(dataclasses.replace(config, output_dir="new")).state == "done"
+    assert stored("new")["resolved"]["scheme"] == SCHEME
+    assert stored("new")["identity"]["corpus (content)"] != drawn
 
 
 @pytest.mark.parametrize("clean_cache", [False, True])

@@ -132,12 +132,23 @@ def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:
     return None
 
 
+def _run_of(model: str) -> dict[str, Any]:
+    """config.json of the run that a model lies in; empty if it lies in none."""
+    from ulmfit.model.pretrained import find_model
+    from ulmfit.run.directory import read_stored
+
+    with suppress(UserError):
+        return read_stored(find_model(model).parent) or {}
+    return {}
+
+
 def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple[str, Split]:
     """The name and rows of --split; by default test, else what is marked as validation, else all.
 
     `saved` is the model's config, which tells the classes of a classifier and the columns that it read.
     """
     from ulmfit.data.corpus import open_corpus, open_rows
+    from ulmfit.data.fingerprint import SCHEME, Access
     from ulmfit.data.sources import SPLIT_NAMES, find
 
     label_names, trained_columns = saved.get("label_names"), saved.get("text_columns", ())
@@ -148,6 +159,7 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
     if options.valid and name != "valid":
         raise UserError(f"--valid chooses rows of --split valid and not of {name}; leave it out")
     if name == "valid" and "train" in found and (options.valid or "valid" not in found):
+        run = _run_of(options.model)  # tells how its version drew the rows
         corpus = open_corpus(
             options.data,
             task="clf" if label_names else "lm",
@@ -155,9 +167,13 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
             label_column=options.label_column,
             valid=options.valid,
             seed=options.seed,
+            group_column=run.get("options", {}).get("group_column"),
             label_names=label_names,
             trained_columns=trained_columns,
+            access=Access(scheme=run.get("resolved", {}).get("scheme", SCHEME)),
         )
+        if "valid" not in corpus.splits:
+            raise UserError(f"training holds out no row of {options.data} (every class keeps one); give --split all")
         return name, corpus.splits["valid"]
     return name, open_rows(
         options.data,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ulmfit.data.faults import Tally
 from ulmfit.data.fingerprint import Access
+from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.readers import Source
 from ulmfit.data.shards import Columns
@@ -56,7 +57,7 @@ class Corpus:
 
 def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
-                label_names: list[str] | None = None, trained_columns: Sequence[str] = (),
+                group_column: str | None = None, label_names: list[str] | None = None, trained_columns: Sequence[str] = (),
                 access: Access | None = None) -> Corpus:  # fmt: skip
     """Open the corpus `data` (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
@@ -67,8 +68,11 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
             Default: `text`, else the only column of strings besides the label.
         label_column: default `label`.
         valid: a fraction of train, the path of another corpus, a boolean column, or the name of a split. A
-            fraction is chosen by a hash of text and seed, so it does not depend on order or number of rows, and equal
-            texts stay together. Default: the split valid, else the column is_valid, else 0.1.
+            fraction is a stratified draw by hashes of the texts and the seed (see `holdout`); of a stream it is chosen
+            by the hash alone. Both do not depend on the order of the rows, and equal texts stay together. If no row
+            can be held out for a classifier, there is no valid split. Default: the split valid, else the column
+            is_valid, else 0.1.
+        group_column: rows with the same value there (film, author, ticket) stay on one side of the fraction.
         include_test: for "lm", also train on test; then there is no test split.
         label_names: the classes of a saved model; by default they come from the data.
         trained_columns: the columns that a saved model was trained on; used without `text_column` if the corpus has
@@ -96,7 +100,10 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         pool += [found[name] for name in ("unsup", "test") if name in found and (name == "unsup" or include_test)]
     held_out, choice, valid_name = _validation(found, valid, train, seed, access)
 
-    def split(name: str, parts: list[Source], rows: Choice | None = None) -> Split:
+    if group_column is not None:
+        _check_groups(group_column, train, choice)
+
+    def split(name: str, parts: list[Source], rows: Choice | HeldOut | None = None) -> Split:
         for part in parts:
             missing = [column for column in texts + [labels] * (task == "clf") if column not in part.columns]
             if missing:
@@ -107,8 +114,18 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
 
     splits = {}
     if choice is not None:
-        choice_of_train = Choice(False, choice.fraction, choice.seed, choice.column)
-        splits = {"train": split("train", pool, choice_of_train), "valid": split("valid", pool, choice)}
+        if choice.column is not None or (access.scheme < STRATIFIED or streaming) and group_column is None:
+            sides: tuple[Choice | HeldOut, ...] = (replace(choice, validation=False), choice)
+        elif streaming:
+            sides = tuple(HeldOut(side, choice.fraction, choice.seed, group_column) for side in (False, True))
+        else:
+            strata = labels if labels in train.columns else None
+            whole = Split("whole", pool, texts, label_column=strata)
+            sides = hold_out(whole, choice.fraction, choice.seed, group_column, need_classes=task == "clf",
+                             cache_dir=access.cache_dir, beat=access.beat)  # fmt: skip
+        splits = {name: split(name, pool, side) for name, side in zip(("train", "valid"), sides, strict=True)}
+        if isinstance(sides[1], HeldOut) and sides[1].units is not None and not len(sides[1].units):
+            del splits["valid"]
     else:
         assert held_out is not None
         pool = [part for part in pool if part is not held_out]
@@ -125,6 +142,14 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
 def notes_of(splits: Iterable[Split]) -> list[str]:
     """Sentences for the user about what was left out of the folders of these splits, each once."""
     return list(dict.fromkeys(note for split in splits for part in split.parts for note in part.notes))
+
+
+def _check_groups(column: str, train: Source, choice: Choice | None) -> None:
+    if column not in train.columns:
+        raise UserError(f"{train.what} has no column {listed([column])}; its columns are {listed(train.columns)}")
+    if choice is None or choice.column is not None:
+        raise UserError(f"--group-column {excerpt(column)} keeps groups together where a fraction is held out, and here "
+                        "the data or --valid say which rows are for validation; leave it out")  # fmt: skip
 
 
 def _words(choice: Choice | None, split: str | None) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
+from ulmfit.data.holdout import HeldOut
 from ulmfit.data.readers import UNDECODABLE, Columns, Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed_values
@@ -52,6 +53,7 @@ class Choice:
     fraction: float = 0.0
     seed: int = 0
     column: str | None = None
+    group_column = None
 
     def takes(self, columns: Columns, texts: list[str]) -> list[bool]:
         if self.column is None:
@@ -68,7 +70,7 @@ class Split:
     """
 
     def __init__(self, name: str, parts: list[Source], text_columns: list[str], *, label_column: str | None = None,
-                 label_names: list[str] | None = None, choice: Choice | None = None,
+                 label_names: list[str] | None = None, choice: Choice | HeldOut | None = None,
                  keep_unlabelled: bool = False, skip_unseen: bool = False) -> None:  # fmt: skip
         self.name = name
         self.parts = parts
@@ -158,6 +160,37 @@ class Split:
                     yield RowBatch(part, first, [text for text, _ in joined], [why for _, why in joined], columns)
                 first += len(joined)
 
+    def readable_rows(self, group_column: str | None, *, strict: bool, batch_size: int = 1000) -> (
+            Iterator[tuple[list[str], list[str | None], list[Any]]]):  # fmt: skip
+        """Yield (texts, label names, values of the group column) of the rows with readable text, in batches.
+
+        Without such a column the values are []. A row has no label name where there is no column of labels, no label,
+        or in other parts than the first: unlabelled texts, and those of the test split for a language model.
+
+        Raises:
+            UserError: a value can be no label, if `strict`; else it counts as none.
+        """
+        for part, columns, _, _ in self._read(
+            [*self.text_columns, *([group_column] if group_column else [])], batch_size
+        ):
+            joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
+            taken = self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
+            good = [
+                place for place, ((_, fault), take) in enumerate(zip(joined, taken, strict=True)) if take and not fault
+            ]
+            labels = columns.get(str(self.label_column)) if part is self.parts[0] else None
+            groups = columns.get(str(group_column), [])
+            names = [self._name(part, labels[place], strict=strict) if labels else None for place in good]
+            yield [joined[place][0] for place in good], names, [groups[place] for place in good if groups]
+
+    def _name(self, part: Source, value: Any, *, strict: bool) -> str | None:
+        try:
+            return _label_name(part, self.label_column, value)
+        except UserError:
+            if strict:
+                raise
+            return None
+
     def check(self) -> None:
         """Raise UserError if no row of the last pass was left, or too many rows of the corpus are at fault."""
         where = self.parts[0].what
@@ -193,6 +226,8 @@ class Split:
     def count_labels(self) -> Counter[str]:
         """Count the labels by name. Reads only the label column (and columns needed for the selection of rows)."""
         counts: Counter[str] = Counter()
+        if isinstance(self.choice, HeldOut) and self.choice.counts is not None:
+            return self.choice.counts
         hashed = self.choice is not None and self.choice.column is None
         for part, columns, _, _ in self._read(self.text_columns if hashed else [], 10_000):
             assert self.label_column is not None
@@ -211,9 +246,9 @@ class Split:
             Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
         """Yield (part, values, number of their first row, position after them)."""
         first, place, row = (start["part"], start["place"], start["row"]) if start else (0, None, 0)
-        column = self.choice.column if self.choice else None
+        choosing = (self.choice.column, self.choice.group_column) if self.choice else ()
         for number, part in enumerate(self.parts[first:], first):
-            wanted = text_columns + [name for name in (self.label_column, column) if name in part.columns]
+            wanted = [name for name in (*text_columns, self.label_column, *choosing) if name in part.columns]
             for columns, after in part.read_from(place, list(dict.fromkeys(wanted)), batch_size):
                 size = len(next(iter(columns.values())))
                 yield part, columns, row, {"part": number, "place": after, "row": row + size}

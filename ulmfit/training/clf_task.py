@@ -67,7 +67,9 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     corpus = setup.corpus_of(session)
-    pretrained = pretrained or default_encoder(session, corpus.splits.get("valid"), path_text(config.encoder))
+    pretrained = pretrained or default_encoder(
+        session, corpus.splits.get("valid", corpus.splits["train"]), path_text(config.encoder)
+    )
     if pretrained is None:
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     session, kind = resolve_subword(session, corpus.splits["train"])
@@ -106,7 +108,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     task = ClassifierTask(
         net,
         stores["train"],
-        stores["valid"],
+        stores.get("valid"),
         label_names,
         config=config,
         recipe=recipe,
@@ -210,7 +212,7 @@ class ClassifierTask:
         self,
         net: ClassifierNet,
         train: TokenStore,
-        valid: TokenStore,
+        valid: TokenStore | None,
         label_names: list[str],
         *,
         config: ClassifierConfig,
@@ -355,11 +357,15 @@ class ClassifierTask:
         whole[places] = own.detach()
         return self._runtime.sum(whole)
 
-    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any]:
-        """Loss (nats), accuracy, F1 and confusion matrix on a store (default: the validation split)."""
+    def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
+        """Loss (nats), accuracy, F1 and confusion matrix on a store (default: the validation split); None if there is
+        none."""
+        store = store or self._valid
+        if store is None:
+            return None
         return score_classifier(
             self.net,
-            store or self._valid,
+            store,
             self._runtime,
             label_names=self._label_names,
             pad_id=self._pad_id,

@@ -18,6 +18,7 @@ from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.data.corpus import Corpus, Split, open_corpus
+from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
 from ulmfit.distributed.early_stop import EarlyStop
@@ -208,6 +209,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             text_column=config.text_column,
             label_column=config.label_column,
             valid=path_text(config.valid),
+            group_column=config.group_column,
             seed=config.seed,
             streaming=config.streaming,
             include_test=include_test,
@@ -222,6 +224,8 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
         tidy(access.cache_dir)
         with session.stop.interruptible(), Meter("reading the files of the corpus") as meter:
             opened.append(read(replace(access, hashed=meter.count)))
+        if not config.streaming:
+            opened[0].notes += duplicate_notes(opened[0], access.cache_dir, access.beat)
         return opened[0].revision
 
     revision = runtime.on_main(read_first)
@@ -230,6 +234,8 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     refuse_other_data(runtime, corpus)
     for note in corpus.notes:
         session.say(note)
+    if "valid" not in corpus.splits:
+        session.say("no validation: every class keeps a row for training, which leaves none; --valid PATH names some")
     return corpus
 
 
@@ -303,7 +309,8 @@ def largest_vocabulary(base: Tokenizer | None) -> int:
 
 def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, Any]:
     """For config.json: the values used for the corpus options, and the entries of `more` that are not None."""
-    by_fraction = corpus.splits["valid"].choice is not None and corpus.splits["valid"].choice.column is None
+    choice = corpus.splits["train"].choice
+    by_fraction = choice is not None and choice.column is None
     found = {
         "scheme": scheme_of(session.begun),
         "text_column": ",".join(corpus.text_columns),
