@@ -49,6 +49,11 @@ class Corpus:
             split.tally = tally
 
     @property
+    def judged(self) -> Split:
+        """The split by whose texts language and vocabulary are judged: valid, or train if no row is held out."""
+        return self.splits.get("valid", self.splits["train"])
+
+    @property
     def fingerprint(self) -> str:
         """Fingerprint of all splits, 16 hex digits."""
         identity = "".join(f"{name} {split.fingerprint} " for name, split in sorted(self.splits.items()))

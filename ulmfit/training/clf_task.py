@@ -67,9 +67,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     if pretrained is not None:
         setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
     corpus = setup.corpus_of(session)
-    pretrained = pretrained or default_encoder(
-        session, corpus.splits.get("valid", corpus.splits["train"]), path_text(config.encoder)
-    )
+    pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.encoder))
     if pretrained is None:
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     session, kind = resolve_subword(session, corpus.splits["train"])
@@ -82,7 +80,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
     label_names = corpus.label_names
     assert tokenizer is not None and label_names is not None
-    check_vocabulary(session, corpus.splits["valid"], tokenizer)
+    check_vocabulary(session, corpus.judged, tokenizer)
     stores = {
         name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()
     }

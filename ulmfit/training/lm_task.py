@@ -69,9 +69,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
     on_test = config.recipe == "blog" if config.lm_on_test is None else config.lm_on_test
     corpus = setup.corpus_of(session, include_test=on_test)
-    pretrained = pretrained or default_encoder(
-        session, corpus.splits.get("valid", corpus.splits["train"]), path_text(config.init)
-    )
+    pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.init))
     session, kind = resolve_subword(session, corpus.splits["train"])
     config = replace(config, subword=kind)
     recipe = recipe_for(config, pretrained=pretrained is not None)
@@ -92,7 +90,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         if base is not None:
             session.say(f"vocabulary: {len(base):,} pretrained words and {len(tokenizer) - len(base):,} of the corpus")
 
-    check_vocabulary(session, corpus.splits["valid"], tokenizer)
+    check_vocabulary(session, corpus.judged, tokenizer)
     config = replace(config, sampled_softmax=_sampled_words(config, len(tokenizer), pretrained is not None, runtime))
     session = replace(session, config=config)
     if config.sampled_softmax is not None:
