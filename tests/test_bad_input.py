@@ -48,7 +48,7 @@ def place(tmp_path, monkeypatch, reviews, runs):
     table("both.csv", [(ENGLISH.format(number), "pos") for number in range(40)], "text,part")
     lines("null.jsonl", [{"text": None if number % 10 == 0 else ENGLISH.format(number)} for number in range(40)])
     Path("nan.jsonl").write_text('{"text": NaN}\n' * 5 + '{"text": "a film"}\n' * 35)
-    Path("latin1.csv").write_bytes(b"text\n" + "caf\u00e9 noir et blanc\n".encode("latin-1") * 40)
+    Path("cp1251.csv").write_bytes(b"text\n" + "\u0445\u043e\u0440\u043e\u0448\u043e\n".encode("cp1251") * 40)
     Path("not.json").write_text("{")
     Path("list.json").write_text('{"options": [1]}')
     Path("tokenizer.json").write_text('{"version": "1.0"}')
@@ -87,14 +87,14 @@ CASES = {
     "missing path": ("lm --data revews.csv", r"no file or folder revews\.csv .*nearest is reviews\.csv"),
     "missing folder": ("lm --data there/reviews.csv", r"no file .*there does not exist"),
     "empty file": ("lm --data empty.csv", r"empty\.csv is empty"),
-    "wrong text column": ("lm --data reviews.csv --text-column body", r"no column 'body'.* text, label"),
+    "wrong text column": ("lm --data reviews.csv --text-column body", r"no column body.* text, label"),
     "wrong label column": ("clf --data reviews.csv --label-column class", r"no column class.* text, label"),
     "no label column": ("clf --data null.jsonl", r"no column label.*--label-column"),
     "one class": ("clf --data one_class.csv", r"one_class\.csv .*label pos.*two classes"),
     "null texts": ("lm --data null.jsonl --valid 0.5", r"null\.jsonl has \d+ rows at fault .*no text \d+.*5%.*clean"),
     "NaN texts": ("lm --data nan.jsonl --valid short.csv", r"nan\.jsonl has 5 rows at fault .*no text 5.*clean"),
     "NaN texts in a stream": ("lm --data nan.jsonl --valid short.csv --streaming --max-steps 4", r"5 rows at fault"),
-    "invalid UTF-8": ("lm --data latin1.csv --valid reviews.csv", r"latin1\.csv .*undecodable 40.*clean"),
+    "invalid UTF-8": ("lm --data cp1251.csv --valid reviews.csv", r"cp1251\.csv .*undecodable 40.*--encoding"),
     "all empty": ("lm --data blank.csv --valid reviews.csv", r"blank\.csv has 20 rows at fault .*empty 20"),
     "label unseen in training": ("clf --data reviews.csv --valid unseen.csv", r"'meh' in the valid rows of unseen"),
     "hub name offline": ("lm --data someone/something", r"someone/something is no file.*hub cannot be reached.*check"),

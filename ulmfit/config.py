@@ -45,10 +45,13 @@ OPERATION = frozenset(
         "init",
         "encoder",
         "tokenizer",
+        "separator",
+        "encoding",
+        "header",
     }
 )
 # What a run reads; not compared by name, but a later start that does not name it reads the same.
-INPUTS = frozenset({"data", "init", "encoder", "tokenizer"})
+INPUTS = frozenset({"data", "init", "encoder", "tokenizer", "separator", "encoding", "header"})
 # The options that the stages of a run come from.
 SCHEDULE = frozenset({"recipe", "lr", "epochs", "max_steps", "schedule"})
 
@@ -62,6 +65,10 @@ GROUPS = {
         "group_column",
         "labels",
         "lm_on_test",
+        "unlabelled",
+        "separator",
+        "encoding",
+        "header",
         "streaming",
         "backwards",
         "cache_dir",
@@ -128,6 +135,14 @@ class TrainConfig:
     group_column: OrElse[str] = None
     """Column of groups (film, author, ticket) that a held-out fraction does not divide (default: equal texts stay
     together)."""
+    separator: OrElse[str] = None
+    """Between the fields of a table: a character, comma, semicolon, tab, bar, space, or none (default: found in the
+    file)."""
+    encoding: OrElse[str] = None
+    """Encoding of text files and tables (default: UTF-8, UTF-16 or cp1252, as found in the file)."""
+    header: OrElse[bool] = None
+    """Whether the first line of a table names the columns; with --no-header they are 0, 1, 2 ... (default: found in
+    the file)."""
     output_dir: PathOption = "runs/run"
     """Run directory: config, checkpoints, model, metrics."""
     preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
@@ -261,6 +276,8 @@ class ClassifierConfig(TrainConfig):
     labels: OrElse[int] = None
     """Train on so many labelled documents, drawn evenly from the classes by the seed (default: all). Validation labels
     would come on top, so --keep-best is off then unless given."""
+    unlabelled: OrElse[str] = None
+    """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
     max_len: int = 1400
     """A document's last tokens that are pooled; earlier ones are read without gradient."""
     gradient_window: OrElse[int] = None

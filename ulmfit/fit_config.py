@@ -16,8 +16,8 @@ from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_t
 
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
-_COMMON = ("data", "text_column", "label_column", "valid", "recipe", "epochs", "seed", "precision", "backwards",
-           "threads", "cache_dir", "samples")  # fmt: skip
+_COMMON = ("data", "text_column", "label_column", "valid", "separator", "encoding", "header", "recipe", "epochs", "seed",
+           "precision", "backwards", "threads", "cache_dir", "samples")  # fmt: skip
 _OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples"})
 # Options of a training that the whole job sets itself, with what to do instead.
 _SET = {
@@ -47,6 +47,16 @@ class FitConfig:
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
     labels: OrElse[int] = None
     """Train the classifier on so many labelled documents, drawn evenly from the classes by the seed (default: all)."""
+    unlabelled: OrElse[str] = None
+    """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
+    separator: OrElse[str] = None
+    """Between the fields of a table: a character, comma, semicolon, tab, bar, space, or none (default: found in the
+    file)."""
+    encoding: OrElse[str] = None
+    """Encoding of text files and tables (default: UTF-8, UTF-16 or cp1252, as found in the file)."""
+    header: OrElse[bool] = None
+    """Whether the first line of a table names the columns; with --no-header they are 0, 1, 2 ... (default: found in
+    the file)."""
     lm_on_test: bool = False
     """Let the language model read the texts of the test split too, without their labels."""
     backwards: bool = False
@@ -91,7 +101,20 @@ class FitConfig:
     nested: ClassVar[dict[str, type[TrainConfig]]] = {LM: LMConfig, CLF: ClassifierConfig}
     #: The groups of `--help`.
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
-        "data": ("data", "text_column", "label_column", "valid", "labels", "lm_on_test", "backwards", "cache_dir"),
+        "data": (
+            "data",
+            "text_column",
+            "label_column",
+            "valid",
+            "labels",
+            "unlabelled",
+            "separator",
+            "encoding",
+            "header",
+            "lm_on_test",
+            "backwards",
+            "cache_dir",
+        ),
         "model": ("init", "preset"),
         "training": ("recipe", "epochs", "seed", "lm", "clf", "baseline"),
         "saving": ("output_dir", "resume", "config", "max_time"),
@@ -112,8 +135,9 @@ def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
     if config.lm_on_test or language_model.get("recipe") == "blog":  # that recipe would read the test split
         language_model["lm_on_test"] = config.lm_on_test
     classifier = _options(config, CLF) | {"output_dir": os.path.join(output, CLF), "encoder": os.path.join(output, LM)}
-    if config.labels is not None:
-        classifier["labels"] = config.labels
+    classifier |= {
+        name: getattr(config, name) for name in ("labels", "unlabelled") if getattr(config, name) is not None
+    }
     return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
 
 

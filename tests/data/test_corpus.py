@@ -111,11 +111,12 @@ def test_faults_are_skipped_and_counted(streaming):
     bad = '{"text": "a lone \\ud800 surrogate", "label": 1}\n{"text": null, "label": 1}\n{"text": " ", "label": 0}\n'
     bad += '{"text": 3, "label": 0}\n{"text": "unlabelled", "label": -1}\n{"label": 1}\n{broken\n'
     write("a.jsonl", (jsonl() * 5 + bad).encode() + b'{"text": "bad \xff", "label": 0}\n')
-    split = open_corpus("a.jsonl", task="clf", valid=write("v.csv", CSV), streaming=streaming).splits["train"]
+    corpus = open_corpus("a.jsonl", task="clf", valid=write("v.csv", CSV), streaming=streaming, unlabelled="-1")
+    split = corpus.splits["train"]
     for _ in range(2):  # counted anew in every pass
         texts, _, rows = whole(split)
         assert texts == TEXTS * 5 and rows == list(range(300))
-        assert split.skipped == {"undecodable": 3, "no text": 3, "empty": 1, "unlabelled": 1}
+        assert split.skipped == {"undecodable": 2, "torn": 1, "no text": 3, "empty": 1, "unlabelled": 1}
         assert split.num_rows == 308
 
 
@@ -182,7 +183,7 @@ def test_fingerprint_follows_what_is_read():
 
 
 def test_batches_are_bounded_by_bytes(monkeypatch):
-    monkeypatch.setattr("ulmfit.data.shards.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 200)
     write("a.csv", CSV)
     batches = list(corpora.open_rows("a.csv").batches(1000))
     assert len(batches) > 5 and [text for batch in batches for text in batch.texts] == TEXTS

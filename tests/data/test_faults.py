@@ -92,7 +92,7 @@ def test_every_row_has_its_place():
     write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     wanted = {
         "a.txt": ["", "empty", "empty", "undecodable", ""],
-        "a.jsonl": ["", "empty", "empty", "no text", "no text", "undecodable"],
+        "a.jsonl": ["", "empty", "empty", "no text", "no text", "torn"],
     }
     for data, reasons in wanted.items():
         batches = list(open_rows(data).every_row(2))

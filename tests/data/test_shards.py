@@ -129,7 +129,7 @@ def test_what_follows_a_place_is_read_and_nothing_else(kind, streaming):
         assert len(json.dumps(after)) < 800
         # Another size of batches, for a place is none of theirs; counts are those of the whole pass all the same.
         assert rest(split, after, 5) == (texts[done:], rows[done:], skipped, num_rows)
-    if streaming and "sv" not in kind:  # files before the place are not opened
+    if streaming:  # files before the place are not opened
         middle = next(batch.after for batch in batches if batch.rows[-1] >= len(rows) * 2 // 3)
         for path in paths[: len(paths) // 2]:
             Path(path).unlink()
@@ -173,7 +173,7 @@ def test_passes_side_by_side_keep_their_places(kind):
     write(kind)
     (source,) = open_whole(kind).parts
     whole = [text for columns in source.read(["text"]) for text in columns["text"]]
-    counts, places, passes = [0, 0], [None, None], [source.read_from(None, ["text"], 4) for _ in range(2)]
+    counts, places, passes = [0, 0], [None, None], [source.read_from(None, ["text"], 2) for _ in range(2)]
     for turn in range(36):
         which = turn % 3 % 2  # the first goes twice as fast
         columns, places[which] = next(passes[which], ({"text": []}, places[which]))
@@ -395,7 +395,7 @@ def test_thousands_of_shards_are_open_one_at_a_time(kind):
 @pytest.mark.parametrize(
     ("name", "num_rows", "beats_to_the_end"),
     [("a.txt.gz", 2000, 200), ("a.jsonl.xz", 2000, 200), ("a.txt.bz2", 2000, 200), ("a.parquet", 1000, 150),
-     ("a.csv", 25_000, 3), ("a.csv.gz", 25_000, 3)],
+     ("a.csv.gz", 2000, 200)],
 )  # fmt: skip
 def test_what_is_skipped_to_get_to_a_place_gives_signs_of_life(name, num_rows, beats_to_the_end):
     """In one large file that may take longer than the watchdog waits."""

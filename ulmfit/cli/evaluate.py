@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
 
 from ulmfit.cli.common import tell_notes, tell_skipped
+from ulmfit.cli.reading import ReadingOptions
 from ulmfit.errors import UserError
 from ulmfit.files import parse_json
 
@@ -24,7 +25,7 @@ LM_ROWS = 64  # where neither the model nor its run tells
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ReadingOptions):
     """Print loss and accuracy of a model on a corpus, as JSON."""
 
     model: UseAppendAction[list[str]]
@@ -35,6 +36,8 @@ class EvaluateOptions:
     """Column with the text, or several joined by commas (default: what the classifier was trained on, else text)."""
     label_column: str | None = None
     """Column with the label (default: label)."""
+    unlabelled: str | None = None
+    """Label of rows without a label (default: -1 where all classes are whole numbers)."""
     split: str | None = None
     """Split to score; all for every row (default: test, else valid, else all)."""
     valid: str | None = None
@@ -148,11 +151,12 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
     `saved` is the model's config, which tells the classes of a classifier and the columns that it read.
     """
     from ulmfit.data.corpus import open_corpus, open_rows
-    from ulmfit.data.fingerprint import SCHEME, Access
+    from ulmfit.data.fingerprint import SCHEME
     from ulmfit.data.sources import SPLIT_NAMES, find
 
     label_names, trained_columns = saved.get("label_names"), saved.get("text_columns", ())
-    found = find(options.data)
+    access = options.access()
+    found = find(options.data, access)
     marked = "valid" in found or ("train" in found and "is_valid" in found["train"].columns)
     name = options.split or ("test" if "test" in found else "valid" if marked or options.valid else "all")
     name = SPLIT_NAMES.get(name, name)
@@ -169,8 +173,9 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
             seed=options.seed,
             group_column=run.get("options", {}).get("group_column"),
             label_names=label_names,
+            unlabelled=options.unlabelled,
             trained_columns=trained_columns,
-            access=Access(scheme=run.get("resolved", {}).get("scheme", SCHEME)),
+            access=replace(access, scheme=run.get("resolved", {}).get("scheme", SCHEME)),
         )
         if "valid" not in corpus.splits:
             raise UserError(f"training holds out no row of {options.data} (every class keeps one); give --split all")
@@ -183,5 +188,7 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
         split=None if name == "all" else name,
         keep_unlabelled=label_names is None,
         streaming=False,
+        unlabelled=options.unlabelled,
         trained_columns=trained_columns,
+        access=access,
     )

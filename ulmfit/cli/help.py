@@ -51,10 +51,10 @@ def command_help(command: Command, prog: str, default: Any) -> str:
     kind = command.options
     hints, docs, needed = fields_of(kind), field_docs(kind), required(kind)
     texts = [name for name, hint in hints.items() if is_texts(hint)]
-    usage = [_head(name, hints[name], None) for name in needed if name not in texts]
+    usage = [_head(name, hints[name], False) for name in needed if name not in texts]
     usage += [f"{name.upper()} ..." if name in needed else f"[{name.upper()} ...]" for name in texts]
     lines = [" ".join(["usage:", prog, *usage, "[OPTIONS]"]), "", *_wrapped(" ".join(_doc(kind).split()), 0)]
-    groups = GROUPS if issubclass(kind, TrainConfig) else getattr(kind, "groups", {"options": tuple(hints)})
+    groups = GROUPS if issubclass(kind, TrainConfig) else getattr(kind, "groups", {"options": _own_first(kind)})
     for group, names in groups.items():
         lines += ["", group]
         for name in names:
@@ -62,10 +62,16 @@ def command_help(command: Command, prog: str, default: Any) -> str:
                 lines += _entry(f"--{name}.OPTION VALUE", docs[name].rstrip("."))
             if name not in hints:
                 continue
-            head = f"{name.upper()} ..." if name in texts else _head(name, hints[name], default)
+            shown = kind if default is None else default  # fields have their defaults on the class
+            head = f"{name.upper()} ..." if name in texts else _head(name, hints[name], getattr(shown, name, None))
             lines += _entry(head, _explained(kind, name, docs[name], default))
     lines += _entry("--help", "Show this")
     return "\n".join([*lines, "", "example", f"  {prog} {command.example}"])
+
+
+def _own_first(kind: type) -> tuple[str, ...]:
+    """The names of the fields, inherited ones last."""
+    return tuple(sorted(fields_of(kind), key=lambda name: name not in kind.__annotations__))
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -97,11 +103,11 @@ def _explained(kind: type, name: str, doc: str, default: Any) -> str:
     return f"{doc} (default: {shown})"
 
 
-def _head(name: str, hint: Any, default: Any) -> str:
+def _head(name: str, hint: Any, value: Any) -> str:
     flag = flag_of(name)
     if not is_switch(hint):
         return f"{flag} {'PATH' if name in PATHS else _metavar(hint)}"
-    return flag if default is None or getattr(default, name) is False else f"{flag}, --no-{flag[2:]}"
+    return flag if value is False else f"{flag}, --no-{flag[2:]}"
 
 
 def _metavar(hint: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional, UseAppendAction
 
 from ulmfit.cli.common import check_output, tell_notes
+from ulmfit.cli.reading import ReadingOptions
 from ulmfit.cli.streams import OutputLost
 from ulmfit.errors import UserError
 from ulmfit.files import becoming
@@ -28,7 +29,7 @@ BATCH = 1000  # rows read at a time
 
 
 @dataclass(kw_only=True)
-class PredictOptions:
+class PredictOptions(ReadingOptions):
     """Classify texts or a corpus: a line for each row with label and probability.
 
     A row of --data without a readable text has no label, and a reason. A line begins with the number of the row in its
@@ -95,7 +96,8 @@ def _rows(
         given = [PredictedRow(number, None, reasons[number], None, [text]) for number, text in enumerate(texts)]
         return zip(texts, given, strict=True), Layout(model.label_names, {"text": "string"}, numbered=False)
     columns = model.config.get("text_columns", ())
-    split = open_rows(options.data, options.text_column, trained_columns=columns, file_by_file=True)
+    split = open_rows(options.data, options.text_column, trained_columns=columns, file_by_file=True,
+                      access=options.access())  # fmt: skip
     if is_main:
         tell_notes(notes_of([split]))
     types: dict[str, str] = {}

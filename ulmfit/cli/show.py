@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ulmfit.cli.common import tell_notes, tell_skipped
+from ulmfit.cli.reading import ReadingOptions
 
 if TYPE_CHECKING:
     from ulmfit.batches.cache import TokenStore
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class ShowOptions:
+class ShowOptions(ReadingOptions):
     """Show what the first batches of a training look like, in words."""
 
     tokenizer: str
@@ -27,6 +28,8 @@ class ShowOptions:
     """Column with the text, or several joined by commas (default: text, else the only one)."""
     label_column: str | None = None
     """Column with the label (default: label)."""
+    unlabelled: str | None = None
+    """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
     task: Literal["lm", "clf"] = "lm"
     """Batches of which trainer."""
     rows: int = 5
@@ -56,6 +59,8 @@ def show(options: ShowOptions) -> None:
         text_column=options.text_column,
         label_column=options.label_column,
         seed=options.seed,
+        unlabelled=options.unlabelled,
+        access=options.access(),
     )
     tell_notes(corpus.notes)
     is_clf = options.task == "clf"

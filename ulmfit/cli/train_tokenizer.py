@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from ulmfit.cli.common import check_output, tell_notes, tell_skipped
+from ulmfit.cli.reading import ReadingOptions
 from ulmfit.errors import UserError
 
 
 @dataclass(kw_only=True)
-class TokenizerOptions:
+class TokenizerOptions(ReadingOptions):
     """Train a tokenizer on a corpus's training split and save it."""
 
     data: str | None = None
@@ -39,7 +40,7 @@ def train_tokenizer(options: TokenizerOptions) -> None:
 
     output = Path(options.output)
     check_output(output)
-    corpus = open_corpus(options.data, task="lm", text_column=options.text_column)
+    corpus = open_corpus(options.data, task="lm", text_column=options.text_column, access=options.access())
     tell_notes(corpus.notes)
     split = corpus.splits["train"]
     subword, sentence = chosen_subword(options.subword, lambda: first_texts(split))

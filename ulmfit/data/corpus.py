@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ulmfit.data.faults import Tally
-from ulmfit.data.fingerprint import Access
+from ulmfit.data.fingerprint import SCHEME, Access
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.readers import Source
@@ -39,7 +39,7 @@ class Corpus:
     valid_split: str | None = None  # the split of the data used for validation, if it is a whole split
     valid: str = ""  # description of the validation rows
     revision: str | None = None  # the commit of a data set of the hub
-    notes: list[str] = field(default_factory=list)  # sentences for the user about what was left out of a folder
+    notes: list[str] = field(default_factory=list)  # sentences for the user about how the files are read
 
     def __post_init__(self) -> None:
         parts = {id(part): part.num_rows for split in self.splits.values() for part in split.parts}
@@ -62,7 +62,8 @@ class Corpus:
 
 def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
-                group_column: str | None = None, label_names: list[str] | None = None, trained_columns: Sequence[str] = (),
+                group_column: str | None = None, label_names: list[str] | None = None, unlabelled: str | None = None,
+                trained_columns: Sequence[str] = (),
                 access: Access | None = None) -> Corpus:  # fmt: skip
     """Open the corpus `data` (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
@@ -80,6 +81,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         group_column: rows with the same value there (film, author, ticket) stay on one side of the fraction.
         include_test: for "lm", also train on test; then there is no test split.
         label_names: the classes of a saved model; by default they come from the data.
+        unlabelled: the label that means none, or "none" if each is a class. Default: -1, if all are whole numbers and
+            it is clear that it is no class.
         trained_columns: the columns that a saved model was trained on; used without `text_column` if the corpus has
             them.
         access: settings for opening sources.
@@ -93,12 +96,9 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     train = found.get("train")
     if train is None:
         raise UserError(f"{data} has no train split, only {listed(found)}; rename it or give the file itself")
-    labels = label_column or "label"
-    if label_column and label_column not in train.columns:
-        raise UserError(f"{train.what} has no column {label_column}; its columns are {listed(train.columns)}")
-    if task == "clf" and labels not in train.columns:
-        raise UserError(f"{train.what} has no column {labels}; choose one of {listed(train.columns)} "
-                        "by --label-column")  # fmt: skip
+    labels = _label_column(train, label_column)
+    if (label_column or task == "clf") and not train.has(labels):
+        raise train.lacks(labels, "choose one of {} by --label-column" if not label_column else "")
     texts = _text_columns(train, text_column, labels, trained_columns)
     pool = [train]
     if task == "lm":
@@ -110,11 +110,9 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
 
     def split(name: str, parts: list[Source], rows: Choice | HeldOut | None = None) -> Split:
         for part in parts:
-            missing = [column for column in texts + [labels] * (task == "clf") if column not in part.columns]
+            missing = [column for column in texts + [labels] * (task == "clf") if not part.has(column)]
             if missing:
-                raise UserError(
-                    f"{part.what} has no column {listed(missing[:1])}; its columns are {listed(part.columns)}"
-                )
+                raise part.lacks(missing[0])
         return Split(name, parts, texts, label_column=labels if task == "clf" else None, choice=rows)
 
     splits = {}
@@ -138,20 +136,17 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     if "test" in found and not include_test and valid_name != "test":
         splits["test"] = split("test", [found["test"]])
     if task == "clf":
-        label_names = _resolve_labels(splits, labels, label_names)
+        if access.scheme < SCHEME:  # -1 always meant unlabelled then
+            unlabelled = unlabelled or NO_LABEL
+        label_names = _resolve_labels(splits, labels, label_names, unlabelled)
     is_clf = task == "clf"
     return Corpus(splits, texts, labels if is_clf else None, label_names if is_clf else None, valid_name,
                   _words(choice, valid_name), train.revision, notes_of(splits.values()))  # fmt: skip
 
 
-def notes_of(splits: Iterable[Split]) -> list[str]:
-    """Sentences for the user about what was left out of the folders of these splits, each once."""
-    return list(dict.fromkeys(note for split in splits for part in split.parts for note in part.notes))
-
-
 def _check_groups(column: str, train: Source, choice: Choice | None) -> None:
-    if column not in train.columns:
-        raise UserError(f"{train.what} has no column {listed([column])}; its columns are {listed(train.columns)}")
+    if not train.has(column):
+        raise train.lacks(column)
     if choice is None or choice.column is not None:
         raise UserError(f"--group-column {excerpt(column)} keeps groups together where a fraction is held out, and here "
                         "the data or --valid say which rows are for validation; leave it out")  # fmt: skip
@@ -161,6 +156,11 @@ def _words(choice: Choice | None, split: str | None) -> str:
     if choice is None:
         return "other files" if split is None else f"the split {split}"
     return f"the column {choice.column}" if choice.column else f"{choice.fraction:g}"
+
+
+def notes_of(splits: Iterable[Split]) -> list[str]:
+    """Sentences for the user about how the files of these splits are read, each once."""
+    return list(dict.fromkeys(note for split in splits for part in split.parts for note in part.notes))
 
 
 def open_rows(
@@ -174,7 +174,9 @@ def open_rows(
     skip_unseen: bool = False,
     streaming: bool = True,
     file_by_file: bool = False,
+    unlabelled: str | None = None,
     trained_columns: Sequence[str] = (),
+    access: Access | None = None,
 ) -> Split:
     """All rows of a corpus as one split (in the order train, valid, test, unsup), or those of one `split`.
 
@@ -187,7 +189,8 @@ def open_rows(
     Raises:
         UserError: the corpus cannot be opened, or a column or split is missing.
     """
-    found = find(data, Access(streaming=streaming))
+    access = replace(access or Access(), streaming=streaming)
+    found = find(data, access)
     if split is not None and SPLIT_NAMES.get(split, split) not in found:
         raise UserError(
             f"{data or 'the embedded sample'} has no split {split}, only {listed(found)}; give one of these"
@@ -197,39 +200,44 @@ def open_rows(
     if split is not None:
         parts = [found[SPLIT_NAMES.get(split, split)]]
     if file_by_file:
-        parts = [file for part in parts for file in by_file(part, Access(streaming=streaming))]
+        parts = [file for part in parts for file in by_file(part, access)]
     if not parts:
         raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
-    labels = label_column or "label"
-    if label_column and not any(label_column in part.columns for part in parts):
-        raise UserError(f"{parts[0].what} has no column {label_column}; its columns are {listed(parts[0].columns)}")
+    labels = _label_column(parts[0], label_column)
+    if label_column and not any(part.has(label_column) for part in parts):
+        raise parts[0].lacks(label_column)
     texts = _text_columns(parts[0], text_column, labels, trained_columns)
     for part in parts:
-        if not set(texts) <= set(part.columns):
-            raise UserError(f"{part.what} has no column {listed(texts)}; its columns are {listed(part.columns)}")
+        if missing := [name for name in texts if not part.has(name)]:
+            raise part.lacks(missing[0])
     for part in parts:
-        if not keep_unlabelled and labels not in part.columns:
-            raise UserError(f"{part.what} has no column {labels}; choose one of {listed(part.columns)} "
-                            "by --label-column")  # fmt: skip
+        if not keep_unlabelled and not part.has(labels):
+            raise part.lacks(labels, "choose one of {} by --label-column")
     known = label_names is not None and any(labels in part.columns for part in parts)
-    return Split(split or "whole", parts, texts, label_column=labels if known else None,
+    rows = Split(split or "whole", parts, texts, label_column=labels if known else None,
                  label_names=label_names if known else None, keep_unlabelled=keep_unlabelled,
                  skip_unseen=skip_unseen)  # fmt: skip
+    rows.unlabelled = None if unlabelled == "none" else unlabelled
+    return rows
+
+
+def _label_column(source: Source, wanted: str | None) -> str:
+    """The wanted column, else `label`; of a table without names, its column of classes."""
+    return wanted or (source.default_label if source.default_label and "label" not in source.columns else "label")
 
 
 def _text_columns(source: Source, wanted: str | None, label_column: str, trained: Sequence[str] = ()) -> list[str]:
     choices = listed(source.columns)
     if wanted is None and any(name in source.columns for name in trained):
-        missing = [name for name in trained if name not in source.columns]
+        missing = [name for name in trained if not source.has(name)]
         if missing:
-            raise UserError(f"{source.what} has no column {listed(missing[:1])}, which the model was trained on; choose one of "
-                            f"{choices} by --text-column")  # fmt: skip
+            raise source.lacks(missing[0], "the model was trained on it; choose one of {} by --text-column")
         return [column for name in trained for column in _text_columns(source, name, label_column)]
     if wanted is not None:
         names = [name.strip() for name in wanted.split(",")] if wanted not in source.columns else [wanted]
         for name in names:
-            if name not in source.columns:
-                raise UserError(f"{source.what} has no column {excerpt(name or wanted)}; its columns are {choices}")
+            if not source.has(name):
+                raise source.lacks(name or wanted)
             if source.types.get(name, "string") not in ("string", "large_string"):
                 raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text; choose another "
                                 f"of {choices} by --text-column")  # fmt: skip
@@ -241,8 +249,10 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
     if len(names) > 1:  # csv columns are all strings: exclude those with only numbers or truth values
         head: Columns = next(source.read(names, 100), {name: [] for name in names})
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
+    if source.default_texts:
+        return [name for name in source.default_texts if name != label_column]
     if len(names) != 1:
-        raise UserError(f"{source.what} has no column text; choose one of {choices} by --text-column")
+        raise source.lacks("text", "choose one of {} by --text-column")
     return names
 
 
@@ -293,8 +303,14 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
     return source, None, None
 
 
-def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | None) -> list[str]:
+def _resolve_labels(
+    splits: dict[str, Split], column: str, names: list[str] | None, unlabelled: str | None
+) -> list[str]:
     """Find the class names and set them on every split.
+
+    Args:
+        names: those of a saved model.
+        unlabelled: the label that means none, as --unlabelled gives it; None: see `_no_label`.
 
     Raises:
         UserError: there is only one class, or a class does not occur in training.
@@ -302,14 +318,19 @@ def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | No
     counts = {name: split.count_labels() for name, split in splits.items()}
     train, where = counts["train"], splits["train"].parts[0]
     fixed = names is not None
+    none = None if unlabelled == "none" else unlabelled
     if names is None:
         names = where.classes.get(column) or sorted(train)
-        if column not in where.classes and all(map(is_integer, names)):
-            names = sorted((name for name in names if name != NO_LABEL), key=int)
+        if column not in where.classes:
+            found = set().union(*counts.values())
+            none = none or (_no_label(found, column, where) if unlabelled is None else None)
+            names = [name for name in names if name != none]
+            names = sorted(names, key=int) if all(map(is_integer, names)) else names
     seen = [name for name in names if train[name]]
-    known = set(names if fixed else seen) | ({NO_LABEL} if all(map(is_integer, names)) else set())
+    known = set(names if fixed else seen) | ({NO_LABEL} if fixed and all(map(is_integer, names)) else set())
     for name, split in splits.items():
-        unseen = sorted(set(counts[name]) - known)
+        split.unlabelled = none
+        unseen = sorted(set(counts[name]) - known - {none})
         if unseen and (seen or fixed):
             raise unseen_label(split.parts[0], name, unseen[0], names)
         split.label_names = names
@@ -318,10 +339,24 @@ def _resolve_labels(splits: dict[str, Split], column: str, names: list[str] | No
             f"column {column} of {where.what} labels none of the training rows; label them, or choose another by --label-column"
         )
     if len(seen) < 2 and not fixed:
-        note = " (-1 means unlabelled)" if train[NO_LABEL] else ""
+        note = f" ({listed_values([none])} means unlabelled)" if none is not None and train[none] else ""
         raise UserError(f"all training rows of {where.what} have the label {listed_values(seen)}{note}; "
                         "a classifier needs two classes or more")  # fmt: skip
     return names
+
+
+def _no_label(found: set[str], column: str, where: Source) -> str | None:
+    """The label that means none: -1, if all labels are whole numbers and no other one is negative.
+
+    Raises:
+        UserError: besides -1 there are only 0 and 1, of which it may be the opposite or the third class.
+    """
+    if NO_LABEL not in found or not all(map(is_integer, found)):
+        return None
+    if found <= {NO_LABEL, "0", "1"}:
+        raise UserError(f"column {column} of {where.what} has the labels {listed_values(sorted(found, key=int))}; add "
+                        "--unlabelled -1 if -1 marks rows without a label, or --unlabelled none if it is a class")  # fmt: skip
+    return None if any(name.startswith("-") for name in found - {NO_LABEL}) else NO_LABEL
 
 
 def _is_plain(text: str) -> bool:

@@ -13,6 +13,11 @@ from ulmfit.errors import UserError
 
 MAX_FAULTS = 0.05
 UNLABELLED, UNSEEN = "unlabelled", "unseen label"
+_CURE = "clean them or choose the column by --text-column"
+_CURES = {
+    "undecodable": "name their --encoding, or clean them",
+    "torn": "quote texts that contain the separator or name it by --separator",
+}
 NO_FAULTS = frozenset((UNLABELLED, UNSEEN))
 
 
@@ -65,5 +70,5 @@ class Tally:
         where = " and ".join(dict.fromkeys(where for where, _, found in self._found.values() if found))
         raise UserError(
             f"{where} has {faults:,} rows at fault among the {rows:,} of the corpus ({reasons(counts)}), more than "
-            f"{MAX_FAULTS:.0%} allows; clean them or choose the column by --text-column"
+            f"{MAX_FAULTS:.0%} allows; {_CURES.get(counts.most_common(1)[0][0], _CURE)}"
         )

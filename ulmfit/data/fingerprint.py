@@ -20,9 +20,12 @@ from pathlib import Path
 
 from ulmfit.files import sealed, unsealed, write_text
 
-# The method. 1, of version 0.1.0, uses modification times for corpora larger than `_SMALL`. Since 3, rows are held out by
-# a stratified draw (see `holdout`); files have the fingerprints of 2.
+# The method. 1, of version 0.1.0, uses modification times for corpora larger than `_SMALL`. Until 2, of version 0.2.0,
+# the way of reading is not part of the fingerprint: .csv and .tsv were read by pandas with a fixed separator. Since 3,
+# rows are held out by a stratified draw (see `holdout`).
 SCHEME = 3
+# The version of the readers of files. It changes whenever a file may give other rows than before.
+READER = 1
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 BLOCK = 16 * 2**20  # bytes hashed by one thread at a time
 _THREADS = min(4, os.cpu_count() or 1)
@@ -41,12 +44,15 @@ class Access:
     """Settings for opening and reading sources.
 
     Attributes:
-        streaming: read without the Arrow cache of `datasets`.
+        streaming: read data sets of the hub without the Arrow cache of `datasets`. Files are never copied.
         cache_dir: directory for the cache of file hashes; None: no cache.
         revision: of a hub data set, as resolved by the run's first start; None: the newest.
         scheme: method of fingerprints: `SCHEME`, or that of the run's first start.
         beat: heartbeat, called repeatedly while rows are read or skipped.
         hashed: called with (bytes read, bytes in all) while files are hashed.
+        separator: of tables, as --separator gives it; None: to be found in the file.
+        encoding: of text files; None: to be found in each file.
+        header: whether the first line of tables names the columns; None: to be found in the file.
     """
 
     streaming: bool = False
@@ -55,16 +61,25 @@ class Access:
     scheme: int = SCHEME
     beat: Callable[[], None] = field(default=_nothing, repr=False)
     hashed: Callable[[int, int], None] = field(default=_nothing, repr=False)
+    separator: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
 
 
-def fingerprint(kind: str, files: Sequence[str], labels: Sequence[str] | None, access: Access) -> str:
+def fingerprint(
+    kind: str, files: Sequence[str], labels: Sequence[str] | None, access: Access, form: object = None
+) -> str:
     """Fingerprint (16 hex digits) of files that are read as `kind` in the given order.
 
     It depends on their content, order, compression and labels (one per file), not on paths or times.
+
+    Args:
+        form: how the files are read, as far as their content does not say it: a value that `repr` tells apart.
     """
     if access.scheme == 1:
         return _by_time(kind, files)
-    digest = hashlib.sha256(f"2 {kind}".encode())
+    head = f"{access.scheme} {kind}" if access.scheme == 2 else f"{SCHEME} {kind} {READER} {form!r}"
+    digest = hashlib.sha256(head.encode())
     for number, content in enumerate(_contents(files, access)):
         suffix = Path(files[number]).suffix.lower()
         mark = [suffix if suffix in COMPRESSED else "", labels[number] if labels is not None else None]

@@ -28,7 +28,9 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
 }  # fmt: skip
-_HASHED = ("string", "large_string", "bool", "int", "uint", "float")  # prefixes of Arrow types
+# Prefixes of the types of Arrow and Python whose values can be texts or labels.
+_HASHED = ("string", "large_string", "bool", "int", "uint", "float", "double", "date", "time", "Timestamp", "decimal",
+           "Decimal")  # fmt: skip
 _TAKES = "give a path, a data frame, a datasets.Dataset, a dict of columns, a list of texts or (texts, labels)"
 _Column = Callable[[int, int], Sequence[Any]]  # (start, stop) -> values of these rows
 

@@ -1,44 +1,46 @@
 """Opens the files that `sources` has found, and reads them from any position, as columns of Python values.
 
-`datasets` reads hub data sets, .csv, .tsv, and without streaming all files (by its Arrow cache). With streaming, other
-local files are read by `shards`, where a seek is cheap; `datasets` would read the shard again from its beginning.
-`datasets` is imported late, because this takes seconds and the embedded sample does not need it.
+Files are read by this package (see `shards`, `tables` and `json_files`), the same way with and without streaming.
+`datasets` reads only data sets of the hub and those in memory. It is imported late, because this takes seconds.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
-import dataclasses
 import functools
-import glob
 import hashlib
-import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ulmfit import private_api
-from ulmfit.data import sample
-from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
+from ulmfit.data import json_files, sample
+from ulmfit.data.dialect import Dialect, name_of, separator_of
+from ulmfit.data.encoding import TORN, UNDECODABLE, UTF8, decode, find_encoding, known_encoding, open_raw, text_encoding
+from ulmfit.data.fingerprint import COMPRESSED, SCHEME, Access, fingerprint
 from ulmfit.data.magic import is_no_document
 from ulmfit.data.retry import faults_of, retried
 from ulmfit.data.shards import (
     SLICE_BYTES,
-    UNDECODABLE,
     Columns,
-    open_bytes,
-    open_text,
+    parquet_rows,
+    parquet_schema,
     read_lines,
     read_parquet,
     slices,
     values,
 )
+from ulmfit.data.tables import Form, ReadOtherwise, examine, read_table
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed
 
+__all__ = ["TORN", "UNDECODABLE", "Columns", "ReadOtherwise", "Source"]
 _STREAM_ROWS = 1000  # batch size for streams of `datasets`; constant, because their state counts batches
+_FIRST_ROWS = 10_000  # rows of JSON in which the columns are looked for
+_FEW_FILES = 100  # whose footers are read to count the rows
+_LABEL = re.compile(r"__label__(\S+)[ \t]+")  # before a line of fastText
 Batches = Iterator[tuple[Columns, Any]]
 
 
@@ -54,9 +56,13 @@ class Source:
     types: dict[str, str] = field(default_factory=dict)  # Arrow types, if the format has them
     num_rows: int | None = None  # if known without reading them
     revision: str | None = None  # of a data set of the hub: the commit that is read
+    notes: list[str] = field(default_factory=list)  # sentences for the user, as about what was found in the files
     blank_lines: bool = False  # rows are lines of text, blank ones too, which training leaves out
     documents: bool = False  # each row is a file, in the order of `files`
-    notes: list[str] = field(default_factory=list)  # sentences for the user, as about what was left out
+    kind: str = ""  # of files: csv, tsv, jsonl, json, parquet, text or documents
+    default_texts: list[str] = field(default_factory=list)  # of a table without names: its columns of texts
+    default_label: str | None = None  # of a table without names: its column of classes, if there is one
+    _has: Callable[[str], bool] | None = None  # looks for a column that the first rows lack
     _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
 
     def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
@@ -76,104 +82,239 @@ class Source:
         after it.
 
         A place is JSON-able and takes some hundred bytes. A seek opens no file before that of the place. For the cost
-        within the file see `shards`; .csv, .tsv and shards of the hub are parsed up to the place.
+        within the file see `shards`; shards of the hub are parsed up to the place.
         """
-        return self._batches(columns, batch_size, place)
+        num_rows = 0
+        for batch, after in self._batches(columns, batch_size, place):
+            size = len(next(iter(batch.values()), ()))
+            num_rows += size
+            if size or not columns:  # none where lines are blank
+                yield batch, after
+        if place is None and columns:
+            self.num_rows = num_rows
+
+    def expected_rows(self) -> int | None:
+        """About how many rows there are, from the first ones and the size of the files; None for compressed files."""
+        packed = any(path.lower().endswith(COMPRESSED) for path in self.files)
+        if self.num_rows is not None or packed or self.kind not in ("csv", "tsv", "text", "jsonl"):
+            return self.num_rows
+        rows = 0
+        for batch, (number, after) in self._batches(self.columns[:1], 1000, None):
+            rows += len(next(iter(batch.values())))
+            at, skip = (after, 0) if isinstance(after, int) else after
+            if number or not skip:
+                break
+        size = sum(map(os.path.getsize, self.files))
+        return round(rows * size / at) if rows and at else None
+
+    def has(self, column: str) -> bool:
+        """Whether there is a column of this name. In .jsonl it may first appear in a later row, so all are searched."""
+        if column not in self.columns and self._has is not None and self._has(column):
+            self.columns.append(column)
+        return column in self.columns
+
+    def lacks(self, column: str, cure: str = "") -> UserError:
+        """The mistake of asking for a column that the source does not have."""
+        names = listed(self.columns)
+        hint = " (if its first line is a row, add --no-header)" if self.kind in ("csv", "tsv") else ""
+        said = cure.format(names) if cure else f"its columns are {names}"
+        return UserError(f"{self.what} has no column {listed([column])}; {said}{hint}")
 
 
 def open_files(files: list[str], kind: str, what: str, access: Access) -> Source:
-    """Open files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the given order."""
+    """Open files of one kind (csv, tsv, jsonl, parquet or text) as one source, in the given order.
+
+    Raises:
+        UserError: a file is empty, holds no text, or is not of this kind.
+        ReadOtherwise: the scheme of `access` is of an earlier version, which read this file in another way.
+    """
     for path in files:
         if os.path.getsize(path) == 0:
             raise UserError(f"{path} is empty; give a file with rows")
+    if access.encoding is not None:
+        known_encoding(access.encoding)
+    if access.separator is not None:
+        separator_of(access.separator)
     with faults_of(what):
-        if access.streaming and kind == "parquet":
+        if kind == "parquet":
             return _parquet(files, what, access)
-        if kind in ("text", "jsonl"):
-            if access.streaming:
-                source = Source(what, ["text"], fingerprint(kind, files, None, access), files)
-                source._batches = _line_reader(files, access)
-            else:
-                source = _load_files(files, kind, what, access)
-            source.types = {"text": "string"}
-            source.blank_lines = kind == "text"
-            return _as_json(source) if kind == "jsonl" else source
-        return _load_files(files, kind, what, access)
-
-
-def _arrow_cache(content: str) -> str:
-    """The folder in which `datasets` stores the rows of files with this content.
-
-    `datasets` itself identifies files by path, size and modification time. If a file was rewritten within the
-    resolution of the clock, or its time was set back, `datasets` would read the old rows.
-    """
-    import datasets
-
-    return os.path.join(datasets.config.HF_DATASETS_CACHE, "ulmfit-files", content)
-
-
-def _content(kind: str, files: list[str], labels: list[str] | None, access: Access) -> tuple[str, str]:
-    """(fingerprint of a source, fingerprint that identifies its copy in the Arrow cache)."""
-    found = fingerprint(kind, files, labels, access)
-    if access.scheme == SCHEME or access.streaming:
-        return found, found
-    return found, fingerprint(kind, files, labels, dataclasses.replace(access, scheme=SCHEME))
-
-
-def _load_files(files: list[str], kind: str, what: str, access: Access) -> Source:
-    from datasets import Features, Value
-
-    options: dict[str, Any] = {}
-    columns: list[str] = []
-    if kind in ("csv", "tsv"):
-        separator = "\t" if kind == "tsv" else ","
-        columns = _header(files[0], separator)
-        # All columns are read as strings, so that no types are guessed ("007" is kept, "NA" is a word).
-        options = {
-            "features": Features({name: Value("string") for name in columns}),
-            "sep": separator,
-            "keep_default_na": False,
-            "encoding": "utf-8",
-            "encoding_errors": "ulmfit-mark",
-        }
-    elif kind in ("text", "jsonl"):
-        options = {
-            "features": Features({"text": Value("string")}),
-            "encoding": "utf-8-sig",
-            "encoding_errors": "ulmfit-mark",
-        }
-    builder = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(kind, "text")
-    found, content = _content(kind, files, None, access)
-    if not access.streaming:
-        options["cache_dir"] = _arrow_cache(content)
-    dataset = load(builder, data_files=[glob.escape(os.path.abspath(path)) for path in files], split="train",
-                   streaming=access.streaming, **options)  # fmt: skip
-    return of_dataset(dataset, what, found, columns, files, access)
+        if kind in ("csv", "tsv") or kind == "text" and access.separator is not None:
+            return _table(files, "tsv" if kind == "tsv" else "csv", what, access)
+        return _json(files, what, access) if kind == "jsonl" else _text(files, what, access)
 
 
 def _parquet(files: list[str], what: str, access: Access) -> Source:
-    import pyarrow.parquet
-    from datasets import Features
-
-    features = Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
+    types, classes = parquet_schema(files[0])
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
         return _over_files(
             files, place, lambda path, inside: read_parquet(path, wanted, batch_size, inside, access.beat)
         )
 
-    source = Source(what, list(features), fingerprint("parquet", files, None, access), files, *_types(features))
-    source._batches = batches
+    num_rows = sum(map(parquet_rows, files)) if len(files) <= _FEW_FILES else None
+    return Source(what, list(types), fingerprint("parquet", files, None, access), files, classes, types, num_rows,
+                  kind="parquet", _batches=batches)  # fmt: skip
+
+
+def _table(files: list[str], kind: str, what: str, access: Access) -> Source:
+    forms: dict[str, Form] = {}
+    separator = None if access.separator is None else separator_of(access.separator)
+    encoding = None if access.encoding is None else known_encoding(access.encoding)
+
+    def form_of(path: str, known: Dialect | None) -> Form:
+        if path not in forms:
+            forms.clear()  # there may be thousands of files
+            forms[path] = examine(path, kind, separator, access.header, encoding, known)
+        return forms[path]
+
+    first = form_of(files[0], None)
+    dialect = first.dialect
+    default = Dialect("\t" if kind == "tsv" else ",")
+    plain = access.scheme < SCHEME
+    if plain and not (first.encoding == UTF8 and (dialect == default or len(first.names) == 1 and dialect.quoted)):
+        raise ReadOtherwise(f"{files[0]} is read in another way by this version")
+    if plain and access.streaming:
+        raise ReadOtherwise(f"{files[0]} is streamed in another way by this version")
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        def read(path: str, inside: int | None) -> Batches:
+            return read_table(path, form_of(path, dialect), wanted, batch_size, inside, access.beat, plain)
+
+        return _over_files(files, place, read)
+
+    form = (dialect, encoding)
+    source = Source(what, first.names, fingerprint(kind, files, None, access, form), files, kind=kind,
+                    notes=_notes(files[0], first, default, access), _batches=batches)  # fmt: skip
+    if not dialect.header:
+        classes = [name for name, column in zip(first.names, first.columns, strict=True) if column.values is not None]
+        texts = [name for name, column in zip(first.names, first.columns, strict=True) if column.is_text]
+        source.default_label, source.default_texts = (classes[0] if len(classes) == 1 else None), texts
     return source
 
 
-def _line_reader(files: list[str], access: Access) -> Callable[[list[str], int, Any], Batches]:
-    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        parts = _over_files(files, place, lambda path, inside: read_lines(path, batch_size, inside, access.beat))
-        for lines, after in parts:
-            yield {"text": lines}, after
+def _notes(path: str, form: Form, default: Dialect, access: Access) -> list[str]:
+    """How a table is read, in a sentence, if it is not as its name promises."""
+    dialect, found = form.dialect, []
+    if dialect.separator != default.separator and len(form.names) > 1:
+        found.append(f"separated by {name_of(dialect.separator)}")
+    if not dialect.quoted:
+        found.append("quotation marks are part of the texts")
+    if dialect.escaped:
+        found.append('\\" is a quotation mark in a text')
+    if dialect.row_names:
+        found.append("the names lack that of the first column")
+    if not dialect.header:
+        found.append(f"no line of names, so the columns are {', '.join(form.names[:20])}")
+    return [f"{path}: {', '.join(found)}"] * bool(found) + _encoding_notes(path, form.encoding, access)
 
-    return batches
+
+def _encoding_notes(path: str, encoding: str, access: Access) -> list[str]:
+    told = encoding != UTF8 and access.encoding is None
+    return [f"{path}: read as {encoding}; --encoding names another"] if told else []
+
+
+def _lines(files: list[str], access: Access) -> Callable[[int, Any], Iterator[tuple[list[str], Any]]]:
+    """(batch size, place) -> the lines of the files, with places."""
+    encoding_of = _encodings(access)
+
+    def read(path: str, batch_size: int, inside: Any) -> Iterator[tuple[list[str], Any]]:
+        return read_lines(path, batch_size, inside, access.beat, encoding_of(path))
+
+    encoding = encoding_of(files[0])
+    if access.scheme < SCHEME and encoding != UTF8:
+        raise ReadOtherwise(f"{files[0]} is read in another way by this version")
+    return lambda batch_size, place: _over_files(files, place, lambda path, inside: read(path, batch_size, inside))
+
+
+def _encodings(access: Access) -> Callable[[str], str]:
+    """A function that finds the encoding of a file, once."""
+    given = None if access.encoding is None else known_encoding(access.encoding)
+    return functools.cache(lambda path: find_encoding(path, given))
+
+
+def _text(files: list[str], what: str, access: Access) -> Source:
+    """Text files with a document a line, and those of fastText, where the label precedes the text."""
+    read = _lines(files, access)
+    head, _ = next(read(1000, None), ([], None))
+    notes = _encoding_notes(files[0], _encodings(access)(files[0]), access)
+    labelled = any(line.startswith("__label__") for line in head) and access.scheme == SCHEME
+    if labelled:
+        notes.append(f"{files[0]}: lines of fastText; __label__... is the label")
+    elif access.scheme == SCHEME:
+        notes += _notes_on_tabs(files[0], head)
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for lines, after in read(batch_size, place):
+            if not labelled:
+                yield {name: lines for name in wanted}, after
+                continue
+            pairs = [_fasttext(line, what) for line in lines]
+            yield {name: [pair[name == "label"] for pair in pairs] for name in wanted}, after
+
+    names = ["text", "label"] if labelled else ["text"]
+    found = fingerprint("text", files, None, access, (labelled, access.encoding and known_encoding(access.encoding)))
+    return Source(what, names, found, files, types={"text": "string"}, kind="text", notes=notes,
+                  blank_lines=True, _batches=batches)  # fmt: skip
+
+
+def _fasttext(line: str, what: str) -> tuple[str, str | None]:
+    """(text, label) of a line."""
+    labels = []
+    while match := _LABEL.match(line) or re.fullmatch(r"__label__(\S+)", line):
+        labels.append(match[1])
+        line = line[match.end() :]
+    if len(labels) > 1:
+        raise UserError(f"{what} has rows with several labels ({len(labels)} in one), which is not supported; keep one "
+                        "__label__ in each line")  # fmt: skip
+    return line, labels[0] if labels else None
+
+
+def _notes_on_tabs(path: str, head: list[str]) -> list[str]:
+    """A text file whose lines all have the same number of tabs is probably a table."""
+    tabs = {line.count("\t") for line in head if line.strip()}
+    if len(tabs) == 1 and tabs != {0} and len(head) >= 5:
+        return [f"{path}: each line has {tabs.pop() + 1} fields separated by tabs and is read as one text; if it is a "
+                "table, add --separator tab"]  # fmt: skip
+    return []
+
+
+def _json(files: list[str], what: str, access: Access) -> Source:
+    """Rows of JSON. They are parsed here, so that a broken line is one bad row and no types are guessed."""
+    encoding_of = _encodings(access)
+    if json_files.is_lines(files[0], encoding_of(files[0])):
+        read, kind = _lines(files, access), "jsonl"
+    else:
+        kind = "json"
+        if access.scheme < SCHEME:
+            raise ReadOtherwise(f"{files[0]} is read in another way by this version")
+
+    def rows_of(batch_size: int, place: Any) -> Iterator[tuple[list[json_files.Row | None], Any]]:
+        if kind == "jsonl":
+            for lines, after in read(batch_size, place):
+                yield [json_files.parse(line) for line in lines if line.strip()], after
+            return
+        yield from _over_files(files, place, lambda path, inside: json_files.read_array(
+            path, encoding_of(path), batch_size, inside, access.beat))  # fmt: skip
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        for rows, after in rows_of(batch_size, place):
+            yield {name: [json_files.cell(row, name) for row in rows] for name in wanted}, after
+
+    def has(column: str) -> bool:
+        return any(
+            row is not None and column in json_files.names([row]) for rows, _ in rows_of(1000, None) for row in rows
+        )
+
+    head: list[json_files.Row | None] = []
+    for rows, _ in rows_of(1000, None):
+        head += rows
+        if len(head) >= _FIRST_ROWS:
+            break
+    types = json_files.names(head)
+    if not types:
+        raise UserError(f"{files[0]} does not hold one JSON object a line; write it as JSON lines")
+    return Source(what, list(types), fingerprint(kind, files, None, access, access.encoding and known_encoding(access.encoding)), files, types=types, kind=kind,
+                  notes=_encoding_notes(files[0], encoding_of(files[0]), access), _has=has, _batches=batches)  # fmt: skip
 
 
 def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterator[tuple[Any, Any]]]) -> (
@@ -193,25 +334,6 @@ def load(*args: Any, **options: Any) -> Any:
     datasets.disable_progress_bars()  # every rank would show one, and the program has its own
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are reported once, by this package
     return datasets.load_dataset(*args, **options)
-
-
-def _header(path: str, separator: str) -> list[str]:
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path) as file:
-        reader = csv.reader(file, delimiter=separator)
-        columns = next(reader, [])
-        first = next((row for row in reader if row), [])
-    if not columns or not first:
-        raise UserError(f"{path} holds no rows{', only column names' if columns else ''}; give a file with rows")
-    columns = [name or f"Unnamed: {place}" for place, name in enumerate(columns)]  # the names that pandas gives
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{path} names a column twice ({listed(columns)}); rename one in its first line")
-    if len(first) > len(columns):
-        raise UserError(
-            f"{path} has {len(first)} fields in its second line and {len(columns)} column names in its "
-            "first; name every column, and quote texts that contain the separator"
-        )
-    return columns
 
 
 def of_dataset(
@@ -280,41 +402,32 @@ def _shard(view: Any, what: str, files: list[str]) -> str:
     return files[number] if number < len(files) else what
 
 
-def _as_json(lines: Source) -> Source:
-    """Parse lines of JSON. It is done here, so that a broken line is one bad row and no types are guessed."""
-
-    def parse(line: str) -> dict[str, Any] | None:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
-        return row if isinstance(row, dict) else None
-
-    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        for batch, after in lines._batches(["text"], batch_size, place):
-            rows = [parse(line) for line in batch["text"] if line.strip()]
-            yield {name: [UNDECODABLE if row is None else row.get(name) for row in rows] for name in wanted}, after
-
-    head = next(lines.read(["text"], 100), {"text": []})["text"]
-    rows = [parse(line) for line in head if line.strip()]
-    columns = list(dict.fromkeys(name for row in rows if row for name in row))
-    if not columns:
-        raise UserError(f"{lines.files[0]} does not hold one JSON object a line; write it as JSON lines")
-    return Source(lines.what, columns, lines.fingerprint, lines.files, num_rows=lines.num_rows, _batches=batches)
-
-
 def open_documents(paths: list[str], labels: list[str] | None, what: str, access: Access) -> Source:
     """Open a folder with one document per file: columns text and, if the folders are classes, label."""
     names = ["text"] if labels is None else ["text", "label"]
+    given = None if access.encoding is None else known_encoding(access.encoding)
     with faults_of(what):
-        found, content = _content("documents", paths, labels, access)
+        found = fingerprint("documents", paths, labels, access, given)
+    plain = access.scheme < SCHEME
+
+    def document(path: str) -> str:
+        with open_raw(path) as file:
+            content = file.read()
+        encoding = given or text_encoding(content, whole=True)
+        if encoding == UTF8 and is_no_document(path, content):
+            return UNDECODABLE  # a row at fault, whatever the name of the file
+        if plain and encoding != UTF8:
+            raise ReadOtherwise(f"{path} is read in another way by this version")
+        return decode(content, encoding)
 
     def batches(wanted: list[str], batch_size: int, place: int | None) -> Batches:
         columns: Columns = {name: [] for name in names}
         length = 0
         for number in range(place or 0, len(paths)):
             path = paths[number]
-            for text, _ in retried(functools.partial(_reread, path), None, functools.partial(str, path)):
+            for text, _ in retried(
+                lambda _, path=path: iter([(document(path), None)]), None, functools.partial(str, path)
+            ):
                 columns["text"].append(text)
                 length += len(text)
             if labels is not None:
@@ -325,41 +438,10 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
         if columns["text"]:
             yield {name: columns[name] for name in wanted}, len(paths)
 
-    if access.streaming:
-        types = dict.fromkeys(names, "string")
-        return Source(what, names, found, paths, types=types, num_rows=len(paths), documents=True, _batches=batches)
-    with faults_of(what):
-        import datasets
-
-        datasets.disable_progress_bars()
-        features = datasets.Features({name: datasets.Value("string") for name in names})
-        dataset = datasets.Dataset.from_generator(
-            _document_rows,
-            features=features,
-            fingerprint=content,
-            gen_kwargs={"paths": [os.path.abspath(path) for path in paths], "labels": labels},
-        )
-        source = of_dataset(dataset, what, found, names, paths, access)
-        source.documents = True
-        return source
-
-
-def _document(path: str) -> Iterator[tuple[str, None]]:
-    """Read a document. One that is no text, whatever its name, is one undecodable row."""
-    with open_bytes(path) as file:
-        content = file.read()
-    yield UNDECODABLE if is_no_document(path, content) else content.decode("utf-8-sig", "ulmfit-mark"), None
-
-
-def _reread(path: str, place: None) -> Iterator[tuple[str, None]]:
-    """Read a document. The only place in it is its start."""
-    return _document(path)
-
-
-def _document_rows(paths: list[str], labels: list[str] | None) -> Iterator[dict[str, str]]:
-    for place, path in enumerate(paths):
-        row = {"text": next(_document(path))[0]}
-        yield row if labels is None else row | {"label": labels[place]}
+    types = dict.fromkeys(names, "string")
+    return Source(
+        what, names, found, paths, types=types, num_rows=len(paths), kind="documents", documents=True, _batches=batches
+    )
 
 
 @functools.cache  # used by both passes and the fingerprint; two megabytes in all

@@ -3,65 +3,33 @@
 Each reader yields (values, place after them). A place (position) is None for the start, else a few JSON-able integers.
 `read(place)` yields exactly what follows the place. The cost of a seek:
 
-* lines (.txt, .jsonl): a file seek and at most `CHUNK` bytes; a compressed file is decompressed up to the place;
+* lines (.txt, .jsonl): a file seek and at most `CHUNK` bytes; a compressed file is decompressed up to the place, and
+  one in another encoding than UTF-8 is recoded;
+* .csv, .tsv: a file seek; see `tables`;
 * .parquet: earlier rows of the same row group (some thousands to a million, by the writer's choice) are decoded;
-* a folder of documents: none, because a place is the number of a file.
+* a folder of documents: none, because a place is the number of a file;
+* .json: all before is parsed, see `json_files`.
 
-Other formats are read by `datasets`, see `readers`.
+Data sets of the hub are read by `datasets`, see `readers`.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
+import json
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import IO, Any
 
+from ulmfit.data.encoding import UTF8, open_bytes
 from ulmfit.errors import UserError
 
-# Bytes that are not UTF-8 become this noncharacter, which does not occur in valid texts. So the readers of `datasets`
-# do not fail, and the rows can be counted.
-UNDECODABLE = "\ufdd0"
-
-
-def _mark(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return UNDECODABLE, error.end
-
-
-codecs.register_error("ulmfit-mark", _mark)
-
-COMPRESSED = {".gz": "gzip", ".xz": "lzma", ".bz2": "bz2"}  # suffix -> module that reads it
 CHUNK = 2**20  # bytes of lines read at a time
 SLICE_BYTES = 32 * 2**20  # bytes of Arrow text converted to Python strings at a time
 Columns = dict[str, list[Any]]
 
 
-def open_bytes(path: str) -> IO[bytes]:
-    """Open a plain or compressed file for reading."""
-    suffix = Path(path).suffix.lower()
-    if suffix in COMPRESSED:
-        return import_module(COMPRESSED[suffix]).open(path, "rb")
-    if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f"{path} needs the package zstandard; pip install zstandard") from None
-        # zstandard's own `open` reads only the first frame, and has no readline.
-        frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(frames)
-    return open(path, "rb")
-
-
-def open_text(path: str) -> IO[str]:
-    """Open a plain or compressed UTF-8 file for reading. Undecodable bytes become `UNDECODABLE`."""
-    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="ulmfit-mark", newline="")
-
-
 def read_lines(
-    path: str, batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None
+    path: str, batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None, encoding: str = UTF8
 ) -> Iterator[tuple[list[str], list[int]]]:
     """Yield lines of a text file without line ends (LF, CRLF or CR), including blank ones.
 
@@ -70,11 +38,11 @@ def read_lines(
         beat: called at least once for each `CHUNK` that is read or skipped.
     """
     offset, skip = place or (0, 0)
-    with open_bytes(path) as file:
-        if _is_plain(file):
+    with open_bytes(path, encoding) as file:
+        if is_plain(file):
             file.seek(offset)
         else:
-            _read_over(file, offset, beat)
+            read_over(file, offset, beat)
         while chunk := file.read(CHUNK):
             beat()
             if not chunk.endswith(b"\n"):
@@ -88,12 +56,13 @@ def read_lines(
             offset, skip = after, max(0, skip - len(lines))
 
 
-def _is_plain(file: IO[bytes]) -> bool:
+def is_plain(file: IO[bytes]) -> bool:
     """Whether a seek is cheap. In a compressed file it decompresses everything before, in one call without `beat`."""
     return isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
 
 
-def _read_over(file: IO[bytes], size: int, beat: Callable[[], None]) -> None:
+def read_over(file: IO[bytes], size: int, beat: Callable[[], None]) -> None:
+    """Skip bytes of a file in which a seek is not cheap."""
     while size and (read := len(file.read(min(size, CHUNK)))):
         size -= read
         beat()
@@ -108,12 +77,54 @@ def _lines(chunk: bytes, *, first: bool) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
+def parquet_schema(path: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """(types by column, class names of the integer columns for which `datasets` has stored some).
+
+    A type that holds texts is "string". Columns inside a struct are named with dots, as `review.text`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    types: dict[str, str] = {}
+
+    def add(name: str, kind: pa.DataType) -> None:
+        if pa.types.is_struct(kind):
+            for field in kind:
+                add(f"{name}.{field.name}", field.type)
+            return
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        texts = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+        types[name] = "string" if str(kind) in texts else str(kind)
+
+    for field in schema:
+        add(field.name, field.type)
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        classes = {
+            name: list(map(str, feature["names"]))
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and name in types
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        classes = {}
+    return types, classes
+
+
+def parquet_rows(path: str) -> int:
+    """The number of rows, from the footer."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_rows
+
+
 def read_parquet(
     path: str, columns: list[str], batch_size: int, place: list[int] | None, beat: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Columns, list[int]]]:
     """Yield rows of the given columns as Python values.
 
     Args:
+        columns: names as by `parquet_schema`.
         place: [row group, number of its rows to skip].
         beat: called for each batch of rows that is decoded, including those before the place.
 
@@ -124,12 +135,15 @@ def read_parquet(
 
     group, skip = place or (0, 0)
     with pyarrow.parquet.ParquetFile(path) as file:
-        for name in columns:
-            if name not in file.schema_arrow.names:
-                raise UserError(f"{path} has no column {name}; its columns are {', '.join(file.schema_arrow.names)}")
+        names = file.schema_arrow.names
+        paths = {name: _path(name, names) for name in columns}
+        for name, inside in paths.items():
+            if inside is None:
+                raise UserError(f"{path} has no column {name}; its columns are {', '.join(names)}")
+        whole = list(dict.fromkeys(inside[0] for inside in paths.values() if inside))
         for number in range(group, file.num_row_groups):
             row, num_rows = 0, file.metadata.row_group(number).num_rows
-            for batch in file.iter_batches(batch_size, row_groups=[number], columns=columns, use_threads=False):
+            for batch in file.iter_batches(batch_size, row_groups=[number], columns=whole, use_threads=False):
                 beat()
                 start, row = max(skip, row), row + batch.num_rows
                 if start >= row:
@@ -137,8 +151,24 @@ def read_parquet(
                 for part in slices(batch.slice(start - row + batch.num_rows), batch_size):
                     start += part.num_rows
                     after = [number, start] if start < num_rows else [number + 1, 0]
-                    yield {name: values(part.column(name)) for name in columns}, after
+                    yield {name: values(_inside(part, inside)) for name, inside in paths.items()}, after
             skip = 0
+
+
+def _path(name: str, columns: list[str]) -> list[str] | None:
+    """The column of a file and the fields inside it that a name stands for; a dot may also be part of a name."""
+    if name in columns:
+        return [name]
+    column = next((column for column in columns if name.startswith(f"{column}.")), None)
+    return None if column is None else [column, *name.removeprefix(f"{column}.").split(".")]
+
+
+def _inside(batch: Any, path: list[str] | None) -> Any:
+    import pyarrow.compute
+
+    assert path is not None
+    column = batch.column(path[0])
+    return pyarrow.compute.struct_field(column, path[1:]) if len(path) > 1 else column
 
 
 def slices(table: Any, num_rows: int) -> Iterator[Any]:
@@ -149,9 +179,16 @@ def slices(table: Any, num_rows: int) -> Iterator[Any]:
 
 
 def values(column: Any) -> list[Any]:
-    """Python values of an Arrow column. It may contain bytes that are not UTF-8, because writers do not check this."""
+    """Python values of an Arrow column; binary ones as text, because some writers store texts so.
+
+    Texts may contain bytes that are not UTF-8, because writers do not check this.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     try:
-        return column.to_pylist()
+        found = column.to_pylist()
     except UnicodeDecodeError:
-        raw = column.cast("large_binary").to_pylist()
-        return [None if value is None else value.decode("utf-8", "ulmfit-mark") for value in raw]
+        found = column.cast("large_binary").to_pylist()
+    return [value.decode(UTF8, "ulmfit-mark") if isinstance(value, bytes) else value for value in found]

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.holdout import HeldOut
-from ulmfit.data.readers import UNDECODABLE, Columns, Source
+from ulmfit.data.readers import TORN, UNDECODABLE, Columns, Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed_values
 
-NO_LABEL = "-1"  # the integer label of rows without one
-MARKS = {UNDECODABLE: "undecodable"}  # mark of a reader in a value -> reason why the row has no text
+NO_LABEL = "-1"  # the integer label of rows without one, if no other is negative
+MARKS = {TORN: "torn", UNDECODABLE: "undecodable"}  # mark of a reader in a value -> reason why the row has no text
 _TRUE, _FALSE = {"true", "1", "yes", "1.0"}, {"false", "0", "no", "0.0", ""}
 
 
@@ -80,6 +80,7 @@ class Split:
         self.keep_unlabelled = keep_unlabelled  # with label -1, instead of skipping them
         self.skip_unseen = skip_unseen  # rows whose label is not among the names, instead of raising
         self.label_names = label_names
+        self.unlabelled: str | None = None  # a label that means none, besides `NO_LABEL` among integers
         self.skipped: Counter[str] = Counter()
         self.num_rows = 0  # rows of the last pass, including skipped ones
         self.tally = Tally([name])  # shared by the splits of a corpus
@@ -88,6 +89,12 @@ class Split:
     def total_rows(self) -> int | None:
         """Rows of all parts, including those not selected for this split; None if not known before reading."""
         numbers = [part.num_rows for part in self.parts]
+        known = [number for number in numbers if number is not None]
+        return sum(known) if len(known) == len(numbers) else None
+
+    def expected_rows(self) -> int | None:
+        """As `total_rows`, but estimated where that is not known; None for compressed files and streams of the hub."""
+        numbers = [part.expected_rows() for part in self.parts]
         known = [number for number in numbers if number is not None]
         return sum(known) if len(known) == len(numbers) else None
 
@@ -115,6 +122,8 @@ class Split:
         index = {name: place for place, name in enumerate(self.label_names or [])}
         if index and (self.keep_unlabelled or all(map(is_integer, index))):
             index.setdefault(NO_LABEL, -1)
+        if self.unlabelled is not None:
+            index.setdefault(self.unlabelled, -1)
         for part, columns, first_row, after in self._read(self.text_columns, batch_size, start):
             joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
             taken = self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
@@ -321,10 +330,13 @@ def _in_fraction(text: str, fraction: float, seed: int) -> bool:
 
 def _truth(value: Any, column: str) -> bool:
     text = str("" if value is None else value).strip().lower()
+    if UNDECODABLE in text:  # a row at fault, which is counted with training
+        return False
     if text not in _TRUE | _FALSE:
         raise UserError(f"column {column} splits train and validation and holds {excerpt(value)}; write true or false")
     return text in _TRUE
 
 
 def is_integer(text: str) -> bool:
-    return text.lstrip("-").isdecimal()
+    """Whether a label is written as a whole number."""
+    return text.removeprefix("-").isdecimal()

@@ -127,7 +127,8 @@ class Meter:
 
 def metered_texts(split: Any, what: str, *, most: int | None = None) -> Iterator[str]:
     """Iterate over at most `most` texts of a split, with a meter."""
-    total = split.total_rows if most is None or split.total_rows is None else min(most, split.total_rows)
+    expected = split.expected_rows()
+    total = expected if most is None or expected is None else min(most, expected)
     left = most
     with Meter(what, total=most if total is None else total) as meter:
         for batch in split.batches():

@@ -206,7 +206,13 @@ class _Job:
             stored = None
         if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
             stored = None  # it can be added now
-        access = Access(cache_dir=cache_folder(path_text(config.cache_dir)), beat=runtime.progress.beat)
+        access = Access(
+            cache_dir=cache_folder(path_text(config.cache_dir)),
+            beat=runtime.progress.beat,
+            separator=config.separator,
+            encoding=config.encoding,
+            header=config.header,
+        )
         labelled, corpus, unlabelled = True, None, False
         if stored is None:
             labelled = _has_labels(self._config, access)
@@ -219,6 +225,7 @@ class _Job:
                 label_column=config.label_column,
                 valid=path_text(config.valid),
                 seed=config.seed,
+                unlabelled=config.unlabelled,
                 access=access,
             )
         self._open()
@@ -385,7 +392,7 @@ def _has_labels(config: FitConfig, access: Access) -> bool:
     If the label column has another name, `open_corpus` raises a UserError that lists the columns.
     """
     train = find(config.data, access).get("train")
-    if train is None or config.label_column is not None or "label" in train.columns:
+    if train is None or config.label_column is not None or train.default_label or "label" in train.columns:
         return True
     texts = [name.strip() for name in (config.text_column or "text").split(",")]
     others = set(train.columns) - {*texts, "is_valid", str(config.valid)}

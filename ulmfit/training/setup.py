@@ -21,6 +21,7 @@ from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
+from ulmfit.data.tables import ReadOtherwise
 from ulmfit.distributed.early_stop import EarlyStop
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, open_runtime
@@ -200,9 +201,19 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
         revision=session.begun.revision(config) if session.begun else None,
         scheme=scheme_of(session.begun),
         beat=runtime.progress.beat,
+        separator=config.separator,
+        encoding=config.encoding,
+        header=config.header,
     )
 
     def read(access: Access) -> Corpus:
+        try:
+            return opened_by(access)
+        except ReadOtherwise as error:
+            assert session.begun is not None, "a new run reads as this version does"
+            raise session.begun.refused(error.reason) from None
+
+    def opened_by(access: Access) -> Corpus:
         return open_corpus(
             config.data,
             task=config.task,
@@ -214,6 +225,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             streaming=config.streaming,
             include_test=include_test,
             label_names=label_names,
+            unlabelled=getattr(config, "unlabelled", None),
             access=access,
         )
 
@@ -338,7 +350,7 @@ def tokenised(
     split: Split, tokenizer: Tokenizer, cache_dir: Path, *, with_labels: bool, waiting: Waiting = nullcontext
 ) -> TokenStore:
     """The token cache of a split (see `build_or_open`). A progress meter is shown while it is built."""
-    with Meter(f"tokenising the {split.name} split", total=split.total_rows) as meter:
+    with Meter(f"tokenising the {split.name} split", total=split.expected_rows()) as meter:
         return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add, waiting=waiting)
 
 

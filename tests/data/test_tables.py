@@ -1,0 +1,378 @@
+"""Tables as other programs write them: separators, quotation marks, torn rows, encodings, names of columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from itertools import product
+
+import pytest
+
+from tests.data.files import whole, write
+from ulmfit.data.corpus import open_corpus, open_rows
+from ulmfit.data.encoding import TORN, UNDECODABLE
+from ulmfit.data.fingerprint import Access
+from ulmfit.data.readers import ReadOtherwise, Source
+from ulmfit.data.sources import find
+from ulmfit.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+TEXTS = [
+    "A good film, and a long one; see it", "Not for me", "Well, he said 5 | 6 times", "It was the best, by far",
+    "Dull; slow, and overlong", "Great", "The plot, if any, is thin", "I liked it, mostly", "Fine: a film for all",
+    "Never again, please", "One of the best films of that year", "Bad, bad, bad",
+]  # fmt: skip
+LABELS = ["pos", "neg"] * 6
+TABLE = list(zip(LABELS, TEXTS, strict=True))
+
+
+def source(content: str | bytes, name: str = "a.csv", **options) -> Source:
+    write(name, content)
+    return find(name, Access(streaming=True, **options))["train"]
+
+
+def rows(found: Source, *columns: str) -> list[tuple]:
+    """The rows of a source as tuples; they do not depend on the size of batches or the place where reading begins."""
+    names = list(columns or found.columns)
+    whole = [row for batch in found.read(names, 1000) for row in zip(*batch.values(), strict=True)]
+    for size in (1, 7):
+        done = 0
+        for batch, after in found.read_from(None, names, size):
+            part = list(zip(*batch.values(), strict=True))
+            assert 0 < len(part) <= size and part == whole[done : done + len(part)]
+            done += len(part)
+            rest = [row for batch, _ in found.read_from(after, names, 5) for row in zip(*batch.values(), strict=True)]
+            assert rest == whole[done:]
+        assert done == len(whole)
+    return whole
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Records lie over the ends of chunks."""
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 100)
+
+
+def written(table, separator=",", end="\r\n", header=("label", "text"), **options) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=separator, lineterminator=end, **options)
+    writer.writerows([header, *table] if header else table)
+    return file.getvalue()
+
+
+# Separators
+
+
+@pytest.mark.parametrize("separator, suffix, end, quoting", [*product(",;\t|", ("csv", "tsv"), ("\n", "\r\n", "\r"),
+                                                                     (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))])  # fmt: skip
+def test_the_separator_is_found(separator, suffix, end, quoting):
+    found = source(written(TABLE, separator, end, quoting=quoting), f"a.{suffix}")
+    assert found.columns == ["label", "text"] and rows(found) == TABLE
+    names = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+    told = [f"a.{suffix}: separated by {names[separator]}"]
+    assert found.notes[:1] == ([] if separator == {"csv": ",", "tsv": "\t"}[suffix] else told)
+
+
+@pytest.mark.parametrize("separator", ";\t|")
+def test_texts_full_of_commas_do_not_mislead(separator):
+    """Unquoted, as many programs write; each text has one comma more or less."""
+    texts = [", ".join(["word"] * (1 + number % 4)) for number in range(40)]
+    table = [(f"{number % 2}", text) for number, text in enumerate(texts)]
+    content = "".join(f"{label}{separator}{text}\n" for label, text in [("label", "text"), *table])
+    assert rows(source(content)) == table
+    same = [(text, label) for label, text in table]
+    content = "".join(f"{text}{separator}{label}\n" for text, label in [("text", "label"), *same])
+    assert rows(source(content)) == same
+
+
+def test_one_column():
+    lines = ["a film, a book", "another; one", "tabs\tand | bars", '"quoted"', 'he said "no"']
+    found = source("text\n" + "\n".join(lines) + "\n")
+    assert found.columns == ["text"] and rows(found) == [
+        (line.strip('"') if line[0] == '"' else line,) for line in lines
+    ]
+    # A blank line is an empty cell, as Excel writes it.
+    assert rows(source("text\na\n\nb\n\n")) == [("a",), ("",), ("b",), ("",)]
+    assert rows(source("text\r\n\r\na\r\n")) == [("",), ("a",)]
+    multi = written([("one\ntwo",), ("three",), ("",), ("a, b",)], header=("text",))
+    assert rows(source(multi)) == [("one\ntwo",), ("three",), ("",), ("a, b",)]
+
+
+def test_a_separator_is_given():
+    content = "label:text\npos:good: really\nneg:bad\n"
+    assert source(content).columns == ["label:text"]
+    assert rows(source(content, separator=":")) == [(TORN, TORN), ("neg", "bad")]
+    assert rows(source("label;text\n1;a,b\n", separator="semicolon")) == [("1", "a,b")]
+    assert source("a,b\n1,2\n", separator="none").columns == ["a,b"]
+    assert rows(source("label\ttext\n1\ta\n", "a.txt", separator="tab")) == [("1", "a")]
+    assert "add --separator tab" in source("1\ta\n" * 5, "a.txt").notes[0]
+    for wrong in ("ab", "", '"'):
+        with pytest.raises(UserError, match="is no separator; give one character, or one of comma, semicolon"):
+            source(content, separator=wrong)
+
+
+def test_a_sep_line_is_obeyed():
+    for line in ("sep=;", '"sep=;"', "SEP=;"):
+        assert rows(source(f"{line}\r\nlabel;text\r\npos;a, b\r\n")) == [("pos", "a, b")]
+    assert rows(source("\ufeffsep=|\nlabel|text\npos|a;b\n")) == [("pos", "a;b")]
+
+
+# Quotation marks
+
+
+STRAY = {"opens": '"{}', "closes": '{}"', "inside": 'he said "{} to me', "both sides": '"{}" he said', "inch": '5" {}'}
+
+
+@pytest.mark.parametrize("separator, order, kind", [*product("\t,;", ("label first", "text first"), STRAY)])
+def test_a_stray_mark_swallows_no_row(separator, order, kind):
+    texts = [f"film number {number} of them" for number in range(60)]
+    for place in (3, 17, 18, 40):
+        texts[place] = STRAY[kind].format(texts[place])
+    table = [(f"{number % 2}", text) for number, text in enumerate(texts)]
+    names = ("label", "text")
+    if order == "text first":
+        table, names = [row[::-1] for row in table], names[::-1]
+    content = "".join(separator.join(row) + "\n" for row in [names, *table])
+    assert rows(source(content)) == table
+
+
+@pytest.mark.parametrize("separator", "\t,")
+def test_two_stray_marks_that_seem_to_pair_swallow_no_row(separator):
+    """The field between them is a valid one of several lines, and the record has the right number of fields."""
+    texts = [f"film number {number}" for number in range(60)]
+    texts[20], texts[24], texts[50] = '"' + texts[20], texts[24] + '"', '"' + texts[50]
+    table = [("pn"[number % 2], text) for number, text in enumerate(texts)]
+    content = f"label{separator}text\n" + "".join(f"{label}{separator}{text}\n" for label, text in table)
+    assert rows(source(content)) == table
+
+
+def test_texts_of_several_lines_stay_whole():
+    texts = [f'First line {number}, of two\nSecond, "{number}"\n\nand third, too' for number in range(30)]
+    texts.append("\n".join(f"poem, line {number}" for number in range(200)))
+    table = [(f"{number % 2}", text) for number, text in enumerate(texts)]
+    for separator in ",;\t":
+        assert rows(source(written(table, separator))) == table
+    table = [(text, label) for label, text in table]
+    assert rows(source(written(table, header=("text", "label")))) == table
+
+
+def test_escaped_marks():
+    table = [("1", 'he said "hi" to me'), ("0", "a\\b"), ("1", 'all "good", really'), ("0", "plain")] * 3
+    content = "label,text\n" + "".join(
+        f'{label},"{text}"\n' for label, text in ((a, b.replace("\\", "\\\\").replace('"', '\\"')) for a, b in table)
+    )
+    assert rows(source(content)) == table
+
+
+def test_a_mark_that_never_closes_costs_no_row():
+    content = "label,text\n" + "".join(f"{number % 2},text {number}\n" for number in range(50)) + '1,"and the last\n'
+    found = rows(source(content))
+    assert len(found) == 51 and found[-1] == ("1", '"and the last')
+
+
+def test_blanks_after_separators():
+    content = 'label, text\npos, "good, really"\nneg, bad\npos, "fine, too"\n'
+    assert rows(source(content)) == [("pos", "good, really"), ("neg", "bad"), ("pos", "fine, too")]
+
+
+# Torn rows
+
+
+def test_torn_rows_keep_their_place():
+    content = "label,text\npos,good\npos,a, b\nneg\nneg,bad,,\n\npos,fine, \nlabel,text\nneg,x\n"
+    assert rows(source(content)) == [
+        ("pos", "good"), (TORN, TORN), ("neg", TORN), ("neg", "bad"), ("pos", "fine"), (TORN, TORN), ("neg", "x"),
+    ]  # fmt: skip
+    # A missing label is none, and the text is kept.
+    assert rows(source("text,label\ngood,pos\nno label\n")) == [("good", "pos"), ("no label", TORN)]
+
+
+def test_torn_rows_are_skipped_and_counted():
+    content = written([(label, f"{text} {number}") for number in range(5) for label, text in TABLE]) + "pos,a,b\nneg\n"
+    split = open_rows(write("a.csv", content))
+    assert len(whole(split)[0]) == 60 and split.skipped == {"torn": 2} and whole(split)[2] == list(range(60))
+    write("b.csv", "label,text\n" + "0,a,b\n1,c\n" * 20)
+    with pytest.raises(
+        UserError,
+        match=r"b.csv has 20 rows at fault .*torn 20.*; quote texts that contain the separator or name it by --separator",
+    ):
+        whole(open_rows("b.csv"))
+
+
+def test_a_column_that_chooses_rows_may_be_torn():
+    write("a.csv", "text,label,is_valid\n" + "".join(f"film {n},{n % 2},{n % 3 == 0}\n" for n in range(60)) + "short\n")
+    corpus = open_corpus("a.csv", task="clf")
+    assert len(whole(corpus.splits["train"])[0]) == 40 and len(whole(corpus.splits["valid"])[0]) == 20
+
+
+# Names of columns
+
+
+@pytest.mark.parametrize(
+    "header", ["label, text", ' "label" ,"text"', "\ufefflabel,text", "\n\n  \nlabel,text", '"label","text"']
+)
+def test_names_are_cleaned(header):
+    assert rows(source(f"{header}\n1,a\n"), "text") == [("a",)]
+
+
+def zhang(classes: int) -> str:
+    return "".join(
+        f'"{n % classes + 1}","Title {n} of, them","Text number {n} says ""so"", and more"\n' for n in range(60)
+    )
+
+
+def test_a_missing_header_is_recognised():
+    """As in the files of Zhang et al. 2015: class number, title, text."""
+    for classes in (2, 4, 14):
+        found = source(zhang(classes))
+        assert found.columns == ["0", "1", "2"] and len(rows(found)) == 60 and "no line of names" in found.notes[0]
+    corpus = open_corpus("a.csv", task="clf")
+    assert corpus.text_columns == ["1", "2"] and corpus.label_column == "0" and len(corpus.label_names or []) == 14
+    texts, _, _ = whole(corpus.splits["train"])
+    assert texts[0].startswith("xxfld 1 Title ") and " xxfld 2 Text number" in texts[0]
+    for content in ("".join(f"{n % 2}\ta film of the year {n}\n" for n in range(20)),
+                    "".join(f"a film of the year {n},{'pos' if n % 2 else 'neg'}\n" for n in range(20))):  # fmt: skip
+        assert len(rows(source(content))) == 20
+
+
+@pytest.mark.parametrize("header", ["label,text", "0,text", "class,1", "sentiment,review of the film", "id,2019"])
+def test_a_header_is_no_row(header):
+    content = f"{header}\n" + "".join(f"{n % 2},a film of the year {n}\n" for n in range(20))
+    assert len(rows(source(content))) == 20 and source(content).columns == header.split(",")
+
+
+def test_no_header_is_an_option():
+    content = "good film\nbad film\nfine\n"
+    assert rows(source(content, header=False)) == [("good film",), ("bad film",), ("fine",)]
+    assert rows(source("a,b\nc,d\n", header=False)) == [("a", "b"), ("c", "d")]
+    assert source("1,a film of the year\n0,another film\n1,a third one here\n", header=True).columns == [
+        "1",
+        "a film of the year",
+    ]
+    with pytest.raises(UserError, match="has no column text.*--no-header"):
+        open_corpus(write("a.csv", "good film,x\nbad film,y\nfine,z\n"), task="lm")
+    with pytest.raises(UserError, match="names a column twice.*--no-header"):
+        source("a,a\nb,c\nd,e\n")
+
+
+def test_row_names_of_r():
+    quoted = '"label","text"\n' + "".join(f'"{n}","{label}","{text}"\n' for n, (label, text) in enumerate(TABLE, 1))
+    found = source(quoted)
+    assert found.columns == ["Unnamed: 0", "label", "text"] and rows(found, "label", "text") == TABLE
+    one = '"text"\n' + "".join(f'"{n}","{text}"\n' for n, text in enumerate(TEXTS, 1))
+    assert rows(source(one), "text") == [(text,) for text in TEXTS]
+    named = '"","label","text"\n' + quoted.partition("\n")[2]  # write.csv
+    assert rows(source(named), "label", "text") == TABLE
+
+
+def test_files_with_columns_in_another_order():
+    write("many/1.csv", "label,text\n1,a\n")
+    write("many/2.csv", "text,label\nb,0\n")
+    assert rows(find("many")["train"]) == [("1", "a"), ("0", "b")]
+    write("many/3.csv", "body,label\nb,0\n")
+    with pytest.raises(UserError, match="many/3.csv has no column text; its columns are body, label"):
+        rows(find("many")["train"])
+
+
+# Encodings
+
+
+GERMAN = [("1", "Schöne Grüße aus Köln, größer als je"), ("0", "überhaupt nicht gut"), ("1", "naïve café")] * 4
+RUSSIAN = [("1", "хороший фильм"), ("0", "плохой фильм")] * 6
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_the_encoding_is_found(encoding):
+    content = written(GERMAN).encode(encoding)
+    found = source(content)
+    assert found.columns == ["label", "text"] and rows(found) == GERMAN
+    assert bool(found.notes) == ("utf-8" not in encoding)
+    lines = [text for _, text in GERMAN]
+    assert rows(source("\n".join(lines).encode(encoding), "a.txt")) == [(line,) for line in lines]
+    objects = "".join(f'{{"text": "{text}"}}\n' for text in lines)
+    assert rows(source(objects.encode(encoding), "a.jsonl")) == [(line,) for line in lines]
+    for number, line in enumerate(lines):
+        write(f"docs/{number:02}.txt", line.encode(encoding))
+    assert rows(find("docs")["train"]) == [(line,) for line in lines]
+
+
+def test_utf_16_of_other_alphabets():
+    for encoding in ("utf-16-le", "utf-16-be"):
+        assert rows(source(written(RUSSIAN).encode(encoding))) == RUSSIAN
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "utf-8", "iso8859-5"])
+def test_the_encoding_is_given(encoding):
+    content = written(RUSSIAN).encode(encoding)
+    assert rows(source(content, encoding=encoding)) == RUSSIAN
+    if encoding != "utf-8":  # other alphabets are not guessed
+        with pytest.raises(UserError, match="undecodable 12.*; name their --encoding"):
+            whole(open_rows("a.csv"))
+    with pytest.raises(UserError, match="--encoding latin-one is no encoding of texts; give one such as utf-8"):
+        source(content, encoding="latin-one")
+    with pytest.raises(UserError, match="no encoding of texts"):
+        source(content, encoding="base64")
+
+
+def test_a_few_wrong_bytes_are_rows_at_fault():
+    content = written(TABLE).encode() + "1,größer\r\n".encode() + b"0,wrong \xff\xfe\r\n"
+    found = rows(source(content))
+    assert found[:12] == TABLE and UNDECODABLE in found[-1][1]
+
+
+# Files that hold no text
+
+
+BINARY = {
+    b"%PDF-1.7\n...": "a.txt is a PDF and no text; convert it to text",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99): "is an .xls workbook or a .doc document",
+    b"PAR1....": 'is a Parquet file and no text; give its name the ending .parquet',
+    b"<!DOCTYPE html>\n<html>": "is a web page",
+    b"\x89PNG\r\n\x1a\n" + bytes(99): "is an image",
+    bytes(range(256)) * 9: "is binary data and no text",
+    b"SQLite format 3\0" + bytes(99): "is an SQLite database",
+    b"\x1f\x8b\x08" + bytes(99): "is compressed by gzip and no text; give its name the ending .gz",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BINARY, ids=BINARY.values())
+def test_what_is_no_text_is_refused(content):
+    for name in ("a.txt", "a.csv", "a.jsonl"):
+        with pytest.raises(UserError, match=BINARY[content].replace("a.txt", name)):
+            source(content, name)
+
+
+def test_workbooks_are_refused_with_a_cure():
+    for inside, sentence in {"xl/workbook.xml": "an .xlsx workbook", "word/document.xml": "a .docx document"}.items():
+        with zipfile.ZipFile("a.csv", "w") as archive:
+            archive.writestr("[Content_Types].xml", "<xml/>" * 10_000)
+            archive.writestr(inside, "<xml/>")
+        with pytest.raises(UserError, match=f"a.csv is {sentence} and no text; open it in a .* and save it"):
+            find("a.csv")
+
+
+# Identity
+
+
+def test_the_way_of_reading_is_part_of_the_fingerprint():
+    content = "label;text\n1;a,b\n0;c,d\n"
+    prints = [source(content, **options).fingerprint for options in (
+        {}, {"header": False}, {"encoding": "cp1252"}, {"separator": "none"})]  # fmt: skip
+    assert len(set(prints)) == 4
+    assert source(content, separator=";").fingerprint == prints[0]
+
+
+def test_a_run_of_an_earlier_version_reads_as_it_did_or_is_refused():
+    def source(content: str | bytes) -> Source:
+        return find(write("a.csv", content), Access(scheme=2))["train"]
+
+    assert rows(source(written(TABLE))) == TABLE
+    for content in (written(TABLE, ";"), zhang(4), written(GERMAN).encode("cp1252")):
+        with pytest.raises(ReadOtherwise, match="go on with the version that began this run"):
+            source(content)
+    with pytest.raises(ReadOtherwise):
+        rows(source(written(TABLE) + 'pos,"stray\nneg,x\n'))
+    with pytest.raises(ReadOtherwise):  # places in a stream were others
+        find("a.csv", Access(scheme=2, streaming=True))

@@ -1,0 +1,420 @@
+"""Reads tables of text (.csv, .tsv) record by record, from any place.
+
+The parser is Python's csv in its strict mode. Where a quotation mark has no partner, or its partner would swallow lines
+that are records themselves, the line is split as if quotation marks had no meaning, and reading goes on with the next
+line. So a stray mark costs no row. A record with too many fields is torn (`TORN`); with too few, its missing cells are.
+Every record has its row: row numbers are those of the file, counted from 0 without the header.
+
+A place is the number of bytes before a record, in the decompressed file as UTF-8.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import IO, Any
+
+from ulmfit.data import dialect as dialects
+from ulmfit.data import shards
+from ulmfit.data.dialect import BACKSLASH, QUOTE, Column, Dialect
+from ulmfit.data.encoding import TORN, UTF8, find_encoding, open_bytes
+from ulmfit.data.shards import Columns
+from ulmfit.errors import UserError
+from ulmfit.excerpts import listed
+
+MANY = 16  # lines in one field: then it is enough if most of them look like records
+MOST_LINES_OF_NAMES = 1000  # of the first record
+MISSING = "\\N"  # what databases write for a missing value
+csv.field_size_limit(2**31 - 1)
+Cells = list[Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one file is written.
+
+    Attributes:
+        start: bytes before the first record of data.
+        header: the cells of the header, as they stand there; () without one.
+        old_ends: lines end with a carriage return alone.
+    """
+
+    encoding: str
+    dialect: Dialect
+    names: list[str]
+    start: int
+    header: tuple[str, ...]
+    old_ends: bool
+    columns: tuple[Column, ...]
+
+
+def examine(path: str, kind: str, separator: str | None, header: bool | None, encoding: str | None,
+            known: Dialect | None = None) -> Form:  # fmt: skip
+    """Find out how a file is written.
+
+    Args:
+        separator, header, encoding: as given by the user; None: to be found.
+        known: the dialect of the first file of several, which is that of all.
+
+    Raises:
+        UserError: it holds no table.
+    """
+    encoding = find_encoding(path, encoding)
+    with open_bytes(path, encoding) as file:
+        head = file.read(dialects.SAMPLE)
+        while (
+            head
+            and not head.endswith(b"\n")
+            and len(head) < 64 * dialects.SAMPLE
+            and (more := file.read(dialects.SAMPLE // 16))
+        ):
+            head += more[: more.find(b"\n") + 1] if b"\n" in more else more
+    if b"\n" not in head[:-1] and head.count(b"\r") > 1:
+        head = head[: head.rfind(b"\r") + 1] if len(head) >= dialects.SAMPLE else head
+    old_ends = b"\r" in head and b"\n" not in head
+    lines = _lines(head, old_ends, first=True)
+    skipped, said = dialects.preamble(lines)
+    if not lines[skipped:]:
+        raise UserError(f"{path} holds no rows; give a file with rows")
+    dialect = known or dialects.find_dialect(lines[skipped:], kind, separator or said, header)
+    form = Form(encoding, dialect, [], 0, (), old_ends, ())
+
+    records = _Records(io.BytesIO(head), form, None)
+    records.skip(skipped)
+    first = records.first()
+    rows = records.sample(one_column=len(first) == 1)
+    if not first or dialect.header and not rows:
+        raise UserError(f"{path} holds no rows, only column names; give a file with rows")
+    return _named(path, form, first, rows, records.after_first, header, known is None)
+
+
+def _named(path: str, form: Form, first: list[str], rows: list[list[str]], after_first: int, header: bool | None,
+           is_first: bool) -> Form:  # fmt: skip
+    """Complete the form of a file by the names of its columns."""
+    dialect = form.dialect
+    if dialect.header:
+        if is_first:
+            dialect = replace(dialect, row_names=dialects.has_row_names(first, rows))
+        size = len(first) + dialect.row_names
+        columns = tuple(dialects.columns_of(_of_size(rows, size), size))
+        if (
+            is_first
+            and header is None
+            and len(rows) >= 2
+            and not dialect.row_names
+            and not dialects.has_header(first, columns)
+        ):
+            dialect = replace(dialect, header=False)
+    if not dialect.header:
+        everything = [first, *rows]
+        size = max(map(len, everything), key=[len(row) for row in everything].count)
+        columns = tuple(dialects.columns_of(_of_size(everything, size), size))
+        names = [str(place) for place in range(size)]
+        return replace(form, dialect=dialect, names=names, start=-1, columns=columns)
+    names = [cell.strip().strip('"').strip() for cell in first]
+    names = ["", *names] if dialect.row_names else names
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # the names that pandas gives
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} names a column twice ({listed(names)}); rename one in its first line, or add --no-header if "
+                        "that is a row")  # fmt: skip
+    long = [row for row in rows if len(row) > size and any(cell.strip() for cell in row[size:])]
+    if is_first and len(long) > 0.5 * len(rows):
+        raise UserError(
+            f"{path} has {len(long[0])} fields in a line and {len(names)} column names in its first; name every "
+            "column, quote texts that contain the separator, or name another by --separator"
+        )
+    return replace(form, dialect=dialect, names=names, start=after_first, header=tuple(first), columns=columns)
+
+
+def _of_size(rows: list[list[str]], size: int) -> list[list[str]]:
+    return [row[:size] for row in rows if len(row) >= size and not any(cell.strip() for cell in row[size:])]
+
+
+def read_table(path: str, form: Form, wanted: list[str], batch_size: int, place: int | None,
+               beat: Callable[[], None] = lambda: None, plain: bool = False) -> Iterator[tuple[Columns, int]]:  # fmt: skip
+    """Yield ({column: cells}, place after them) of the wanted columns, in batches of at most `batch_size` rows.
+
+    Args:
+        plain: of a run of an earlier version, which read irregular records otherwise.
+
+    Raises:
+        UserError: the file lacks a column.
+        ReadOtherwise: with `plain`, a record is irregular.
+    """
+    for name in wanted:
+        if name not in form.names:
+            raise UserError(f"{path} has no column {listed([name])}; its columns are {listed(form.names)}")
+    places = [form.names.index(name) for name in wanted]
+    with open_bytes(path, form.encoding) as file:
+        start = form.start if place is None else place
+        if shards.is_plain(file):
+            file.seek(max(0, start))
+        else:
+            shards.read_over(file, max(0, start), beat)
+        records = _Records(file, form, beat, start)
+        if start < 0:
+            records.skip_preamble()
+        for rows, after in records.batches(batch_size):
+            if plain and records.irregular:
+                raise ReadOtherwise(f"{path} has a record that this version reads in another way")
+            columns = {}
+            for name, index in zip(wanted, places, strict=True):
+                cells: Cells = [row[index] for row in rows]
+                if form.dialect.escaped:
+                    cells = [
+                        dialects.show_escapes(cell) if QUOTE in cell or BACKSLASH in cell else cell for cell in cells
+                    ]
+                columns[name] = (
+                    [None if cell == MISSING else cell for cell in cells] if MISSING in cells and not plain else cells
+                )
+            yield columns, after
+
+
+class ReadOtherwise(UserError):
+    """A file that this version reads in another way than the version that began the run.
+
+    Attributes:
+        reason: what is read otherwise.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; go on with the version that began this run, or start afresh with --resume never")
+        self.reason = reason
+
+
+class _Stray(Exception):
+    """The lines of one field look like records."""
+
+
+def _lines(content: bytes, old_ends: bool, *, first: bool) -> list[str]:
+    """Lines with their ends."""
+    if old_ends:
+        content = content.replace(b"\r", b"\n")
+    text = content.decode(UTF8, "ulmfit-mark")
+    if first:
+        text = text.removeprefix("\ufeff")
+    lines = text.split("\n")
+    rest = lines.pop()
+    return [f"{line}\n" for line in lines] + ([rest] if rest else [])
+
+
+class _Records:
+    """The records of a file from a place on.
+
+    `waiting` are the decoded lines of the bytes `raw`, which begin at `base`; those before `at` are consumed.
+    """
+
+    def __init__(self, file: IO[bytes], form: Form, beat: Callable[[], None] | None, start: int = 0) -> None:
+        self._file, self._form, self._beat = file, form, beat
+        self._dialect = form.dialect
+        self._size = len(form.names)
+        self._base = max(0, start)
+        self._raw: list[bytes] = []
+        self._waiting: list[str] = []
+        self._at = 0
+        self._record = 0  # the line at which the current record begins
+        self._alike = 0  # lines of it that look like records
+        self.irregular = False
+        self.after_first = 0
+
+    # Lines
+
+    def _fill(self) -> bool:
+        """Read some more lines."""
+        chunk = self._file.read(shards.CHUNK)
+        if not chunk:
+            return False
+        if self._beat is not None:
+            self._beat()
+        end = b"\r" if self._form.old_ends else b"\n"
+        if not chunk.endswith(end):
+            chunk += self._rest_of_line(end)
+        lines = _lines(chunk, self._form.old_ends, first=self._base == 0 and not self._raw)
+        if self._dialect.escaped:
+            lines = [dialects.hide_escapes(line) for line in lines]
+        self._raw.append(chunk)
+        self._waiting += lines
+        return True
+
+    def _rest_of_line(self, end: bytes) -> bytes:
+        if end == b"\n":
+            return self._file.readline()
+        parts = []
+        while byte := self._file.read(1):
+            parts.append(byte)
+            if byte == end:
+                break
+        return b"".join(parts)
+
+    def _drop(self) -> None:
+        """Forget the lines that are consumed."""
+        if self._at == len(self._waiting):
+            self._base += sum(map(len, self._raw))
+            self._raw, self._waiting, self._at = [], [], 0
+        elif self._at:
+            size = self._ends()[self._at - 1]
+            self._base += size
+            self._raw, self._waiting, self._at = [b"".join(self._raw)[size:]], self._waiting[self._at :], 0
+
+    def _place(self, ends: list[int]) -> int:
+        return self._base + (ends[self._at - 1] if self._at else 0)
+
+    def _ends(self) -> list[int]:
+        """Where each waiting line ends, in bytes from `base`."""
+        end = b"\r" if self._form.old_ends else b"\n"
+        *lines, rest = b"".join(self._raw).split(end)
+        return list(accumulate([len(line) + 1 for line in lines] + ([len(rest)] if rest else [])))
+
+    def __iter__(self) -> _Records:
+        return self
+
+    def __next__(self) -> str:
+        """The next line, for the csv module.
+
+        Raises:
+            _Stray: the record so far is many lines that look like records.
+        """
+        if self._at == len(self._waiting) and not self._fill():
+            raise StopIteration
+        line = self._waiting[self._at]
+        inside = self._at - self._record
+        if inside > MOST_LINES_OF_NAMES and not self._size:
+            raise _Stray
+        if inside and self._size > 1:
+            self._alike += self._looks_like_record(line)
+            if inside >= MANY and self._alike >= 0.8 * inside:
+                raise _Stray
+        self._at += 1
+        return line
+
+    # Records
+
+    def skip(self, lines: int) -> None:
+        while len(self._waiting) < lines and self._fill():
+            pass
+        self._at = min(lines, len(self._waiting))
+
+    def skip_preamble(self) -> None:
+        while self._at == len(self._waiting) and self._fill():
+            self._at, _ = dialects.preamble(self._waiting)
+
+    def first(self) -> list[str]:
+        """The first record, before names and number of the columns are known."""
+        self._record = self._at
+        row = self._next(self._dialect.reader(self)) if self._dialect.quoted else self._alone()
+        self.after_first = self._place(self._ends())
+        return row or []
+
+    def sample(self, *, one_column: bool, most: int = 500) -> list[list[str]]:
+        """Other records, as they are split: those of one line, which no stray mark has joined, if there are enough."""
+        reader = self._dialect.reader(self)
+        rows: list[list[str]] = []
+        single: list[list[str]] = []
+        while len(rows) < most and (row := self._next(reader)) is not None:
+            if row and (one_column or len(row) > 1 or row[0].strip()):
+                rows.append(row)
+                if self._at - self._record == 1:
+                    single.append(row)
+        return single if len(single) >= 10 else rows
+
+    def batches(self, batch_size: int) -> Iterator[tuple[list[Cells], int]]:
+        """Yield (rows of as many cells as there are columns, place after them)."""
+        reader = self._dialect.reader(self)
+        while self._at < len(self._waiting) or self._fill():
+            ends: list[int] | None = None
+            if (rows := self._each_line_a_record()) is not None:
+                ends, first = self._ends(), self._at
+                for start in range(0, len(rows), batch_size):
+                    part = rows[start : start + batch_size]
+                    self._at = first + start + len(part)
+                    yield part, self._place(ends)
+                self._drop()
+                continue
+            part, length = [], 0
+            while self._at < len(self._waiting):
+                row = self._next(reader)
+                if row is not None and (cells := self._cells(row)) is not None:
+                    part.append(cells)
+                    length += sum(map(len, row))
+                if (len(part) == batch_size or length > shards.SLICE_BYTES) and self._at < len(self._waiting):
+                    if ends is None or len(ends) < len(self._waiting):
+                        ends = self._ends()
+                    yield part, self._place(ends)
+                    part, length = [], 0
+                    if len(self._raw) > 1:  # a record went on into another chunk, so that not all lines were consumed
+                        self._drop()
+                        ends = None
+            place = self._base + sum(map(len, self._raw))
+            self._drop()
+            if part:
+                yield part, place
+
+    def _each_line_a_record(self) -> list[Cells] | None:
+        """The waiting lines as rows if each is a record with the right number of fields; the usual and fast case."""
+        lines = self._waiting[self._at :] if self._at else self._waiting
+        try:
+            rows = self._dialect.rows(lines)
+        except csv.Error:
+            return None
+        if len(rows) != len(lines) or set(map(len, rows)) != {self._size}:
+            return None
+        return None if self._size > 1 and list(self._form.header) in rows else rows
+
+    def _next(self, reader: Any) -> list[str] | None:
+        """The next record as it is split; None at the end."""
+        self._record, self._alike = self._at, 0
+        if not self._dialect.quoted:
+            return self._alone() if self._at < len(self._waiting) or self._fill() else None
+        try:
+            row = next(reader)
+        except StopIteration:
+            return None
+        except (csv.Error, _Stray):
+            row = None
+        if row is not None and (self._at - self._record == 1 or self._is_plausible(row)):
+            return row
+        self._at = self._record
+        self.irregular = True
+        return self._alone()
+
+    def _alone(self) -> list[str]:
+        """The next line as a record without quotation marks."""
+        if self._at == len(self._waiting) and not self._fill():
+            return []
+        self._at += 1
+        return self._dialect.raw(self._waiting[self._at - 1])
+
+    def _is_plausible(self, row: Sequence[str]) -> bool:
+        """Whether a record of several lines is one, and not several that a stray quotation mark has joined."""
+        if self._size < 2:
+            return True
+        inside = self._at - self._record - 1
+        if len(row) > self._size and any(cell.strip() for cell in row[self._size :]):
+            return False
+        certain = self._dialect.separator == "\t" or any(not column.is_text for column in self._form.columns)
+        return self._alike < inside or not certain
+
+    def _looks_like_record(self, line: str) -> bool:
+        cells = self._dialect.raw(line)
+        return len(cells) == self._size and all(
+            column.fits(cell) for column, cell in zip(self._form.columns, cells, strict=True)
+        )
+
+    def _cells(self, row: list[str]) -> Cells | None:
+        """A record as a row; None for a blank line between records of several fields."""
+        size = self._size
+        if len(row) == size:
+            if size > 1 and tuple(row) == self._form.header:  # files were joined with their headers
+                self.irregular = True
+                return [TORN] * size
+            return row
+        if size > 1 and (not row or len(row) == 1 and not row[0].strip()):
+            return None
+        if len(row) > size:
+            return [TORN] * size if any(cell.strip() for cell in row[size:]) else row[:size]
+        if not row:
+            return [""]
+        return [*row, *[TORN] * (size - len(row))]
