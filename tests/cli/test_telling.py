@@ -44,7 +44,7 @@ def table(path, rows, header="text,label"):
 
 def test_the_data_are_described_in_two_lines(run):
     table("train.csv", [(f"one film {n}", "np"[n % 4 == 0]) for n in range(40)] + [("film", "")] * 60 + [("", "n")] * 2)
-    table("valid.csv", [("a film", "n"), ("another", "n")])
+    table("valid.csv", [("one film", "n"), ("film", "n")])
     out = run("train-clf", "--data", "train.csv", "--valid", "valid.csv", "--output-dir", "clf", *TINY)
     assert (
         "data: train 40 rows (n 75%, p 25%), valid 2 rows (n 100%, p 0%); columns text, label\n"

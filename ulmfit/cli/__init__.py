@@ -128,7 +128,7 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
         print(command_help(command, prog or f"ulmfit {name}", defaults(command.options, words)))
     elif command.trains:
         options: Any = parse_together(command.options, words)
-        if not options.samples:
+        if not getattr(options, "samples", True):
             hide_values()
         with standard_streams(needed=False):
             command.run(options, stop)
