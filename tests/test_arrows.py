@@ -13,7 +13,7 @@ ROOT = Path(ulmfit.__file__).parent
 GROUND = {
     "cache_folder",
     "config",
-    "console",
+    "cores",
     "device",
     "errors",
     "excerpts",
@@ -33,9 +33,16 @@ ROOMS = {
     "model": {"tokenizer"},
     "distributed": set(),
     "run": {"distributed"},
-    "inference": {"tokenizer", "data", "batches", "model"},  # inference.py, bundle.py, parallel_inference.py
+    "exported": {"tokenizer"},
+    "inference": {
+        "tokenizer",
+        "data",
+        "batches",
+        "model",
+        "exported",
+    },  # inference.py, bundle.py, parallel_inference.py
     "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
-    "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference", "training"},
+    "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "exported", "inference", "training"},
 }
 # What a room must not know of besides: text is no tensors, a model no files of data and no ranks, a batch no model.
 FOREIGN = {
@@ -45,6 +52,7 @@ FOREIGN = {
     "batches": {"accelerate", "datasets", "deepspeed", "tokenizers", "torch.nn", "torch.distributed"},
     "model": {"accelerate", "datasets", "deepspeed", "tokenizers", "torch.distributed"},
     "run": {"accelerate", "datasets", "deepspeed", "torch.distributed"},
+    "exported": {"torch", "accelerate", "datasets", "deepspeed"},
 }
 
 

@@ -16,7 +16,7 @@ from ulmfit import parallel_inference
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.int8 import quantize_encoder
-from ulmfit.parallel_inference import FEWEST_ROWS, read_side_by_side, reading_batches
+from ulmfit.parallel_inference import FEWEST_ROWS, TorchReader, read_side_by_side, reading_batches
 from ulmfit.training import scores
 
 CPU = torch.device("cpu")
@@ -59,6 +59,28 @@ def test_results_are_in_order_and_each_batch_has_one_thread(two_threads):
     for several, device in ((batches[:1], CPU), (batches, torch.device("cuda"))):
         seen = list(read_side_by_side(lambda _: (torch.get_num_threads(), threading.current_thread()), several, device))
         assert seen == [(2, threading.current_thread())] * len(several)
+
+
+def test_a_few_texts_are_read_by_one_thread(two_threads, monkeypatch):
+    """Threads that wait for each other at every time step are slower than one, by far beside other load."""
+    seen = []
+
+    class Net(torch.nn.Module):
+        num_classes, encoder = 2, SimpleNamespace(rows_of_a_core=32)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, tokens, lengths, window_tokens):
+            seen.append(torch.get_num_threads())
+            return SimpleNamespace(logits=torch.zeros(len(tokens), 2))
+
+    reader = TorchReader(Net(), pad_id=1, backwards=False)
+    for number, threads in ((1, 1), (7, 1), (8, 2)):
+        reader.probabilities([np.ones(3, np.int32)] * number)
+        assert seen.pop() == threads and not seen
+    assert torch.get_num_threads() == 2
 
 
 def test_an_error_ends_the_reading(two_threads):

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed_values
-from ulmfit.inference import TextClassifier
-from ulmfit.model.pretrained import load_model, save_model
+from ulmfit.inference import Backend, TextClassifier
+
+if TYPE_CHECKING:
+    import torch
 
 BUNDLE = "bundle.json"
 FORMAT_VERSION = 1
@@ -63,7 +64,13 @@ def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(np.sum(rows, axis=0, dtype=np.float64) / len(rows), dtype=np.float32)
 
 
-def load_bundle(paths: Sequence[str | Path], *, device: str | torch.device | None = None, int8: bool = False) -> Bundle:
+def load_bundle(
+    paths: Sequence[str | Path],
+    *,
+    device: str | torch.device | None = None,
+    int8: bool = False,
+    backend: Backend = "auto",
+) -> Bundle:
     """Load classifiers, or bundles of them, as one.
 
     Raises:
@@ -72,7 +79,7 @@ def load_bundle(paths: Sequence[str | Path], *, device: str | torch.device | Non
     found = [member for path in paths for member in members_of(path) or [Path(path)]]
     if not found:
         raise UserError("no model was given; name at least one")
-    return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8) for path in found],
+    return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8, backend=backend) for path in found],
                   [str(path) for path in found])  # fmt: skip
 
 
@@ -103,7 +110,9 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
     Raises:
         UserError: as `load_bundle`.
     """
-    bundle = load_bundle(paths)
+    from ulmfit.model.pretrained import load_model, save_model
+
+    bundle = load_bundle(paths, backend="torch")
     found = [member for path in paths for member in members_of(path) or [Path(path)]]
     for number, path in enumerate(found, 1):
         net, tokenizer, config = load_model(path)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, overload
 
 import numpy as np
-import torch
 
-from ulmfit.batches.documents import pad
 from ulmfit.data.given_rows import given_rows
 from ulmfit.errors import UserError
-from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.int8 import quantize_encoder
-from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import load_model
-from ulmfit.parallel_inference import read_side_by_side, reading_batches
+from ulmfit.exported import folder as exported_folder
+from ulmfit.exported.reader import OnnxReader, is_installed
 from ulmfit.texts import texts_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.language_model import LanguageModelNet
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +58,17 @@ class Prediction:
         return hash((self.label, self.index, known))
 
 
-def _load(path: str | Path, kind: type, wanted: str, device: str | torch.device | None) -> tuple[Any, Tokenizer, dict]:
+def _load(
+    path: str | Path, wanted: Literal["LanguageModel", "TextClassifier"], device: str | torch.device | None
+) -> tuple[Any, Tokenizer, dict]:
+    import torch
+
+    from ulmfit.model.language_model import LanguageModelNet
+    from ulmfit.model.pretrained import load_model
+
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net, tokenizer, config = load_model(path, device=device)
-    if not isinstance(net, kind):
+    if isinstance(net, LanguageModelNet) != (wanted == "LanguageModel"):
         other = "TextClassifier" if wanted == "LanguageModel" else "LanguageModel"
         raise UserError(f"the model in {path} is not one for {wanted}; load it with {other}.from_pretrained")
     return net.eval(), tokenizer, config
@@ -74,7 +83,7 @@ class LanguageModel:
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> LanguageModel:
         """Load a run directory or its model/. Raises UserError if it is missing, damaged, or a classifier."""
-        return cls(*_load(path, LanguageModelNet, "LanguageModel", device))
+        return cls(*_load(path, "LanguageModel", device))
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match is used
@@ -129,6 +138,8 @@ class LanguageModel:
                 "this language model reads texts backwards and cannot continue one; "
                 "give a model that was trained without --backwards"
             )
+        import torch
+
         prompts = texts_of(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)
@@ -155,37 +166,143 @@ class LanguageModel:
         return whole[len(head) :] if whole.startswith(head) else " " + self.tokenizer.decode(new)
 
 
-class TextClassifier:
-    """A trained classifier with its tokenizer and label names."""
+Backend = Literal["auto", "onnx", "torch"]
+FEW = 16  # fewer documents than this are faster by ONNX Runtime, in fp32
+_building = threading.Lock()
 
-    def __init__(self, net: ClassifierNet, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+
+class _Reader(Protocol):
+    """What gives probabilities, float32 [n, C], of documents: TorchReader or OnnxReader."""
+
+    def probabilities(self, documents: Sequence[np.ndarray]) -> np.ndarray: ...
+
+
+class TextClassifier:
+    """A trained classifier with its tokenizer and label names.
+
+    Attributes:
+        net: the network; None for a model that was exported to ONNX.
+        label_names: names of the classes, in the order of the probabilities.
+    """
+
+    def __init__(self, net: ClassifierNet | None, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
         self.net, self.tokenizer, self.config = net, tokenizer, config
         self.label_names: list[str] = config["label_names"]
+        self._exported: Path | bytes | None = None  # the graph of a model without net
+        self._bits: Literal[8, 32] = 32
+        self._backend: Backend = "torch"
+        self._all: _Reader | None = None  # reads any number of documents; built when it is needed
+        self._few: _Reader | None = None  # reads fewer than FEW, with backend auto in fp32
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | Sequence[str | Path], *, device: str | torch.device | None = None, int8: bool = False
+        cls,
+        path: str | Path | Sequence[str | Path],
+        *,
+        device: str | torch.device | None = None,
+        int8: bool = False,
+        backend: Backend = "auto",
     ) -> TextClassifier:
-        """Load a run directory or its model/, or several classifiers as one whose probabilities are the mean of theirs.
+        """Load a run directory, its model/, or a folder of `ulmfit export --to onnx`.
+
+        Or several classifiers as one whose probabilities are the mean of theirs.
 
         Args:
             path: or several, such as a forward and a backward classifier; or a bundle of them, which
                 `ulmfit export --model FORWARD --model BACKWARD` writes.
-            int8: 8-bit matrix products (`ulmfit.model.int8`), on the CPU only. They are faster and change
-                probabilities by about 0.001.
+            device: of torch; by default the GPU if there is one.
+            int8: 8-bit matrix products, on the CPU only. They are faster and change probabilities by some 0.004.
+            backend: "onnx": ONNX Runtime, on the CPU; the graph is built in memory, nothing is written. "torch": torch.
+                "auto": the faster one. That is ONNX Runtime, if the extra onnx is installed and the model is on the
+                CPU in fp32: for fewer than 16 texts at a time, and with int8 for any number. Else it is torch.
+                An exported model always uses ONNX Runtime, and does not import torch.
 
         Raises:
-            UserError: the model is missing, damaged, or a language model; or int8 with a device other than the CPU; or
-                several classifiers have other classes or columns.
+            UserError: the model is missing, damaged, or a language model; int8 or backend "onnx" with a device other
+                than the CPU; backend "onnx" without ONNX Runtime; several classifiers have other classes or columns.
         """
         from ulmfit.bundle import load_bundle, members_of
 
+        if backend not in get_args(Backend):
+            raise UserError(f"backend is {backend!r}; give one of {', '.join(get_args(Backend))}")
         paths = [path] if isinstance(path, str | Path) else list(path)
         if len(paths) != 1 or members_of(paths[0]):
-            return load_bundle(paths, device=device, int8=int8)
+            return load_bundle(paths, device=device, int8=int8, backend=backend)
         path = paths[0]
-        net, tokenizer, config = _load(path, ClassifierNet, "TextClassifier", device)
-        return cls(quantize_encoder(net) if int8 else net, tokenizer, config)
+        if exported_folder.is_export(path):
+            return cls._load_export(path, device, int8, backend)
+        self = cls(*_load(path, "TextClassifier", device or ("cpu" if backend == "onnx" else None)))
+        self._bits = 8 if int8 else 32
+        self._backend = _backend_of(self.net, backend)
+        if int8 or self._backend == "onnx":
+            self._all = self._reader_of_all()
+        return self
+
+    @classmethod
+    def _load_export(
+        cls, path: str | Path, device: str | torch.device | None, int8: bool, backend: Backend
+    ) -> TextClassifier:
+        if backend == "torch":
+            raise UserError(
+                f"{path} holds an exported model, which torch cannot read; give the run that it was exported from"
+            )
+        if device is not None and not str(device).startswith("cpu"):
+            raise UserError(f"{path} holds an exported model, which runs on the CPU and not on {device}; leave it out")
+        reader, tokenizer, config = exported_folder.read_export(path)
+        if int8 and config.get("exported", {}).get("bits") != 8:
+            raise UserError(f"{path} holds a model exported in fp32; export it with --int8")
+        self = cls(None, tokenizer, config)
+        self._exported, self._backend, self._all = exported_folder.graph_of(path), "onnx", reader
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without sessions, which cannot be copied. The graph of an exported model goes along."""
+        state = self.__dict__ | {"_all": None, "_few": None}
+        if isinstance(self._exported, Path):
+            state["_exported"] = self._exported.read_bytes()
+        return state
+
+    def _reader(self, documents: int) -> _Reader:
+        """What reads this number of documents. It is built at its first use."""
+        if self._backend == "auto" and self._bits == 32 and documents < FEW:
+            if self._few is None:
+                with _building:
+                    self._few = self._few or self._onnx_reader()
+            if self._few is not None:
+                return self._few
+        if self._all is None:
+            with _building:
+                self._all = self._all or self._reader_of_all()
+        return self._all
+
+    def _reader_of_all(self) -> _Reader:
+        if self._backend == "onnx" or (self._backend == "auto" and self._bits == 8):
+            reader = self._onnx_reader()
+            if reader is not None:
+                return reader
+        from ulmfit.model.int8 import Int8AWDLSTM, quantize_encoder
+        from ulmfit.parallel_inference import TorchReader
+
+        assert self.net is not None
+        if self._bits == 8 and not isinstance(self.net.encoder, Int8AWDLSTM):
+            quantize_encoder(self.net)
+        return TorchReader(self.net, pad_id=self.tokenizer.pad_id, backwards=bool(self.config.get("backwards")))
+
+    def _onnx_reader(self) -> OnnxReader | None:
+        """The model in ONNX Runtime. If that fails, the backend auto becomes torch."""
+        try:
+            if self._exported is not None:
+                return OnnxReader(self._exported)
+            from ulmfit.exported.graph import Weights, build
+
+            assert self.net is not None
+            tensors = {name: tensor.detach().numpy() for name, tensor in self.net.state_dict().items()}
+            return OnnxReader(build(Weights.of(tensors, self.config | _sizes(self.net)), self._bits))
+        except UserError:
+            if self._backend == "onnx":
+                raise
+        self._backend = "torch"
+        return None
 
     @overload
     def predict(self, texts: str, *, text_column: str | None = ...) -> Prediction: ...
@@ -225,20 +342,23 @@ class TextClassifier:
         """Class probabilities, float32 [n, C], in the order of the texts. It reads similar lengths together."""
         if not texts:
             return np.empty((0, len(self.label_names)), dtype=np.float32)
-        documents = self.tokenizer.encode(texts)
-        lengths = np.array([len(document) for document in documents], dtype=np.int64)
-        result = np.empty((len(texts), len(self.label_names)), dtype=np.float32)
-        device = next(self.net.parameters()).device
+        return self._reader(len(texts)).probabilities(self.tokenizer.encode(texts))
 
-        def read(indices: np.ndarray) -> np.ndarray:
-            ids = np.concatenate([documents[index] for index in indices])
-            tokens = pad(
-                ids, lengths[indices], pad_id=self.tokenizer.pad_id, backwards=bool(self.config.get("backwards"))
-            )
-            logits = self.net(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths[indices])).logits
-            return logits.float().softmax(1).cpu().numpy()
 
-        batches = reading_batches(lengths, self.net, device)
-        for indices, rows in zip(batches, read_side_by_side(read, batches, device), strict=True):
-            result[indices] = rows
-        return result
+def _sizes(net: ClassifierNet) -> dict[str, Any]:
+    return {"architecture": {"num_layers": net.config.num_layers}, "max_len": net.max_len}
+
+
+def _backend_of(net: ClassifierNet | None, wanted: Backend) -> Backend:
+    """`wanted`, or torch where auto cannot have ONNX Runtime."""
+    import torch
+
+    assert net is not None
+    weight = net.encoder.embedding.weight
+    fits = weight.device.type == "cpu" and weight.dtype == torch.float32
+    if wanted == "onnx" and not fits:
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise UserError(
+            f"backend onnx runs models in fp32 on the CPU and this one is in {kind} on {weight.device.type}; leave it out"
+        )
+    return "torch" if wanted == "auto" and not (fits and is_installed()) else wanted

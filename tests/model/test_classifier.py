@@ -334,3 +334,17 @@ def test_cpu_autocast_changes_nothing():
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(UserError, match=f"{name} is 0"):
         model(**{name: 0})
+
+
+@torch.inference_mode()
+def test_longer_windows_of_few_rows_give_the_same():
+    net, read = model(), []
+    expected = net(*batch(documents())).logits
+    encoder = net.encoder.forward
+    net.encoder.forward = lambda tokens, *rest: read.append(tokens.shape) or encoder(tokens, *rest)
+    for window_tokens in (3, 40, 200, 10_000):
+        read.clear()
+        torch.testing.assert_close(net(*batch(documents()), window_tokens=window_tokens).logits, expected)
+        assert all(steps <= max(BPTT, window_tokens // rows) for rows, steps in read)
+        assert (max(steps for _, steps in read) > BPTT) == (window_tokens > 3)
+    assert len(read) == 1  # all in one window

@@ -40,7 +40,7 @@ class PredictOptions(ReadingOptions):
     text: Positional[tuple[str, ...]] = ()
     """Texts to classify."""
     model: UseAppendAction[list[str]]
-    """Run directory of a classifier, or its model/. Given several times, their probabilities are averaged."""
+    """Run directory of a classifier, its model/, or an export. Given several times, probabilities are averaged."""
     data: str | None = None
     """Corpus: file, glob, folder or hub data set name (default: the texts on the command line)."""
     text_column: str | None = None
@@ -55,17 +55,17 @@ def predict(options: PredictOptions) -> None:
     """Classify texts, or a corpus in chunks that are shared out to the processes."""
     if bool(options.text) == bool(options.data):
         raise UserError("there must be either texts or --data; give one of them")
+    from ulmfit.cli.predicting import backend_for, open_processes
     from ulmfit.cli.prediction_files import check_format
-    from ulmfit.config import ClassifierConfig
-    from ulmfit.distributed.runtime import open_runtime
     from ulmfit.inference import TextClassifier
 
     output = Path(options.output) if options.output else None
-    with open_runtime(ClassifierConfig()) as (runtime, _):
+    with open_processes(options.model) as runtime:
         if output is not None:
             check_format(output)
             runtime.on_main(lambda: check_output(output))
-        model = TextClassifier.from_pretrained(options.model, device=runtime.device, int8=options.int8)
+        backend = backend_for(options.model, int8=options.int8)
+        model = TextClassifier.from_pretrained(options.model, device=runtime.device, int8=options.int8, backend=backend)
         rows, layout = _rows(options, model, is_main=runtime.is_main)
         lost = None
         with _writer(output, layout) if runtime.is_main else nullcontext(_nothing) as write:

@@ -5,7 +5,6 @@ No pickles. The bytes of model.safetensors depend on the weights only, not on ti
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -62,7 +61,7 @@ def save_model(
         **(config or {}),
         "format_version": 1 if bits == 32 else 2,
         "architecture": asdict(net.config),
-        "vocabulary": _vocabulary_fingerprint(tokenizer),
+        "vocabulary": tokenizer.vocabulary_fingerprint,
     }
     if isinstance(net, ClassifierNet):
         assert len(content["label_names"]) == net.num_classes
@@ -90,11 +89,6 @@ def save_model(
         safetensors.torch.save_file(tensors, aside)
 
 
-def _vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of the words in order, 16 hex digits. The order decides which embedding row belongs to a word."""
-    return hashlib.sha256("\n".join(tokenizer.vocab).encode()).hexdigest()[:16]
-
-
 def load_model(
     path: str | os.PathLike, *, device: torch.device | str = "cpu"
 ) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
@@ -114,7 +108,7 @@ def load_model(
             f"{folder / TOKENIZER} has {len(tokenizer)} words but the model {vocab_size}; put "
             "the tokenizer.json back that was saved with the model"
         )
-    if config.get("vocabulary", _vocabulary_fingerprint(tokenizer)) != _vocabulary_fingerprint(tokenizer):
+    if config.get("vocabulary", tokenizer.vocabulary_fingerprint) != tokenizer.vocabulary_fingerprint:
         raise UserError(
             f"{folder / TOKENIZER} has other words than the model was trained with; put the "
             "tokenizer.json back that was saved with the model"
@@ -164,6 +158,11 @@ def find_model(path: str | os.PathLike) -> Path:
         raise UserError(f"{path} does not exist; {_CURE}")
     if (path / "bundle.json").is_file():  # see ulmfit/bundle.py
         raise UserError(f"{path} is a bundle of classifiers; give one of the models in its folders")
+    if (path / "model.onnx").is_file():  # see ulmfit/exported
+        raise UserError(
+            f"{path} holds an exported classifier, which only ulmfit predict and TextClassifier can use; "
+            "give the run that it was exported from"
+        )
     raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model; {_CURE}")
 
 

@@ -20,6 +20,7 @@ from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.detokenize import detokenize
 
 _REPLACED = dict.fromkeys(map(ord, text_rules.MARKS), "\ufffd")
+_SHORT = 10_000  # characters of a text that takes longer to hand to Rust's threads than to encode in this one
 BATCH = 1000  # documents per call into Rust: enough to use all threads, few enough to limit memory
 
 
@@ -56,6 +57,11 @@ class Tokenizer:
         """Ids that must not be generated: xxunk, xxpad and the padding entries xxfake<i>."""
         fillers = (i for i, token in enumerate(self.vocab) if token.startswith("xxfake"))
         return frozenset((self.unk_id, self.pad_id, *fillers))
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """A hash of the words in order, 16 hex digits. The order decides which embedding row belongs to a word."""
+        return hashlib.sha256("\n".join(self.vocab).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -192,6 +198,9 @@ class Tokenizer:
         A lone surrogate, which cannot be written in UTF-8, is read as U+FFFD.
         """
         texts = list(_encodable(texts))
+        if len(texts) == 1 and len(texts[0]) < _SHORT:
+            (row,) = to_arrays([self._backend.encode(texts[0])])
+            return row, np.array([len(row)], np.int64)
         ids: list[np.ndarray] = []
         for start in range(0, len(texts), BATCH):
             ids += to_arrays(self._backend.encode_batch_fast(texts[start : start + BATCH]))

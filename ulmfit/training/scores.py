@@ -114,6 +114,7 @@ def score_bundle(bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime)
 def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, runtime: Runtime) -> Tensor:
     """Class probabilities of the documents `own`, float64 [n, C], on the CPU."""
     net, device = member.net, runtime.device
+    assert net is not None, "not an exported model"
     result = torch.zeros(len(own), net.num_classes, dtype=torch.float64)
     batches = reading_batches(store.lengths[own], net, device)
 

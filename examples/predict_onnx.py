@@ -1,0 +1,27 @@
+"""Predict with a classifier that `ulmfit export --to onnx` wrote: onnxruntime, tokenizers and numpy, nothing else.
+
+python examples/predict_onnx.py EXPORTED "What a film!" "Two hours of my life"
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import tokenizers
+
+folder, texts = Path(sys.argv[1]), sys.argv[2:]
+labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1  # a text is no work for several
+session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+lengths = np.array([len(row) for row in rows])
+tokens = np.zeros((len(rows), lengths.max(initial=1)), np.int64)
+for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row  # what stands after a text's length is not read
+for probabilities in session.run(["probabilities"], {"tokens": tokens, "lengths": lengths})[0]:
+    print(f"{labels[probabilities.argmax()]}\t{probabilities.max():.4f}")
