@@ -47,3 +47,6 @@ step python -m ulmfit generate --model english "The city of"
 
 printf '\nThe comparison: %q. Curves: %q --logdir %q\n' "$root/runs/sample/summary.md" "$venv/bin/tensorboard" \
     "$root/runs/sample"
+
+# The commands above ran in an environment that the caller's shell does not know.
+printf '\nTo go on in this shell: source %q\n' "$venv/bin/activate"

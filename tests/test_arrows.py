@@ -13,6 +13,7 @@ ROOT = Path(ulmfit.__file__).parent
 GROUND = {
     "cache_folder",
     "config",
+    "console",
     "cores",
     "device",
     "errors",

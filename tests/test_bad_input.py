@@ -248,7 +248,7 @@ def test_a_few_rows_at_fault_are_skipped_counted_and_told(place, capsys, script)
     lines("valid.jsonl", rows[50:60])
     result = attempt(f"{script} --data rows.jsonl --valid valid.jsonl --output-dir out {TINY}", place)
     assert result.state == "done"
-    assert "train: skipped 1 empty, 2 no text\n" in capsys.readouterr().out
+    assert "left out: train no text 2, empty 1\n" in capsys.readouterr().out
 
 
 def test_unlabelled_rows_are_skipped_by_the_classifier_alone(place, capsys):
@@ -256,9 +256,9 @@ def test_unlabelled_rows_are_skipped_by_the_classifier_alone(place, capsys):
     rows[3] = (rows[3][0], "")
     table("rows.csv", rows)
     assert attempt(f"clf --data rows.csv --valid 0.5 --output-dir clf {TINY}", place).state == "done"
-    assert "skipped 1 unlabelled\n" in capsys.readouterr().out
+    assert "unlabelled 1" in capsys.readouterr().out
     assert attempt(f"lm --data rows.csv --valid 0.5 --output-dir lm {TINY}", place).state == "done"
-    assert "skipped" not in capsys.readouterr().out
+    assert "no row left out\n" in capsys.readouterr().out
 
 
 def test_a_document_of_two_million_characters_is_trained_on(place):

@@ -63,8 +63,14 @@ def listed_values(values: Iterable[Any]) -> str:
 
 
 def failure(error: BaseException) -> str:
-    """Type and message of an unexpected error. Messages of other packages may quote values: they are hidden too."""
-    return f"{type(error).__name__}: {error}" if _values_shown else f"{type(error).__name__} {_HIDDEN}"
+    """Type and message of an error. Messages of parsers and conversions may quote values: they are hidden too.
+
+    Those of this package, of the operating system, and of torch (RuntimeError) are shown.
+    """
+    ours = type(error).__module__.partition(".")[0] == "ulmfit"
+    if _values_shown or ours or isinstance(error, OSError | MemoryError | RuntimeError):
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__} {_HIDDEN}"
 
 
 def are_shown() -> bool:

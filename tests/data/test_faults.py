@@ -76,6 +76,18 @@ def test_a_split_without_a_label_is_refused_in_words_of_its_own():
         read(open_corpus("train.csv", task="clf", valid="valid.csv"))
 
 
+def test_a_column_of_texts_is_no_column_of_labels():
+    table("rows.csv", labelled(60))
+    with pytest.raises(
+        UserError, match=r"column text of rows.csv has \d+ different values in \d+ training rows, so they"
+    ):
+        open_corpus("rows.csv", task="clf", label_column="text", text_column="label")
+    table("classes.csv", [(f"text {n}", f"class {n // 2}") for n in range(80)])
+    assert len(open_corpus("classes.csv", task="clf").label_names) == 40
+    table("tiny.csv", [(f"text {n}", f"class {n}") for n in range(6)])
+    assert len(open_corpus("tiny.csv", task="clf", valid=table("v.csv", [("a text", "class 0")])).label_names) == 6
+
+
 def test_unseen_labels_are_left_out_where_asked():
     table("new.csv", [("one", "n"), ("two", "neutral"), ("three", "p"), ("four", "")])
     with pytest.raises(UserError, match="'neutral'"):

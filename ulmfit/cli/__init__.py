@@ -7,17 +7,26 @@ the import of torch must not kill a run.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from ulmfit import __version__
 from ulmfit.cli.streams import OutputLost, discard, standard_streams
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.errors import UserError, of_the_machine, tell
+from ulmfit.errors import UserError, of_the_machine, one_line, tell
+from ulmfit.excerpts import are_shown, failure, hide_values, values_shown
 
+# The packages that pyproject.toml requires, by the names of their modules.
+NEEDED = frozenset(
+    ("accelerate", "datasets", "filelock", "huggingface_hub", "numpy", "psutil", "pyarrow", "safetensors", "tensorboard",
+     "tokenizers", "torch", "tqdm", "tyro")
+)  # fmt: skip
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -28,8 +37,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         argv: the command and its options; by default those of this process.
         prog: what the help calls the command; by default `ulmfit COMMAND`.
     """
+    # torch reads it once. Its C++ code remarks at the first step that no parameter is unused, which is as intended.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop = StopRequest.install()
-    with standard_streams(), _threads_in_a_sentence():
+    with standard_streams(), values_shown(), _threads_in_a_sentence():
         try:
             _run(list(sys.argv[1:] if argv is None else argv), prog, stop)
             sys.stdout.flush()
@@ -46,11 +57,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             print(f"error: {lost}", file=sys.stderr, flush=True)
             return USER_ERROR
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and (sentence := _not_installed(error.name)):
+                print(f"error: {sentence}", file=sys.stderr, flush=True)
+                return USER_ERROR
             if isinstance(error, OSError) and (sentence := of_the_machine(error)):
                 print(f"failed: {sentence}", file=sys.stderr, flush=True)
                 return FAILED
-            traceback.print_exc()
-            print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if are_shown():
+                traceback.print_exc()
+            else:
+                traceback.print_tb(error.__traceback__)  # without messages, which may quote texts
+            print(f"failed: {failure(error)}", file=sys.stderr, flush=True)
             return FAILED
 
 
@@ -63,13 +80,31 @@ def _threads_in_a_sentence() -> Iterator[None]:
 
     def told(failure: threading.ExceptHookArgs) -> None:
         if not (isinstance(failure.exc_value, OSError) and of_the_machine(failure.exc_value)):
-            threading.__excepthook__(failure)
+            if are_shown():
+                threading.__excepthook__(failure)
+            else:
+                traceback.print_tb(failure.exc_traceback)
 
     before, threading.excepthook = threading.excepthook, told
     try:
         yield
     finally:
         threading.excepthook = before
+
+
+def _not_installed(module: str | None) -> str:
+    """A sentence if a package that ulmfit needs is not there at all; "" if it is another module."""
+    package = (module or "").partition(".")[0]
+    if package not in NEEDED:
+        return ""
+    root = Path(__file__).parents[2]
+    venv = root / ".venv" / "bin" / "activate"
+    cure = (
+        f"activate the environment by `source {venv}`"
+        if venv.exists()
+        else "run `bash launch/setup.sh`, or pip install ulmfit"
+    )
+    return f"{sys.executable} has no package {package}, which ulmfit needs; {cure}"
 
 
 def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
@@ -83,12 +118,18 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
         stop.release()  # Ctrl-C ends at once what has no checkpoint to save
     if name in ("-h", "--help"):
         print(overview(COMMANDS))
+    elif name in ("-V", "--version"):
+        print(f"ulmfit {__version__}")
     elif command is None:
-        raise UserError(f"there is no command {name}; {nearest(name, COMMANDS, 'see ulmfit --help')}")
+        known = [*COMMANDS, "--help", "--version"]
+        near = nearest(name.replace("_", "-").lower(), known, "see ulmfit --help")
+        raise UserError(f"there is no command {one_line(name)}; {near}")
     elif wants_help(words):
         print(command_help(command, prog or f"ulmfit {name}", defaults(command.options, words)))
     elif command.trains:
         options: Any = parse_together(command.options, words)
+        if not getattr(options, "samples", True):
+            hide_values()
         with standard_streams(needed=False):
             command.run(options, stop)
     else:

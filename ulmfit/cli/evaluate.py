@@ -31,7 +31,8 @@ class EvaluateOptions(ReadingOptions):
     model: UseAppendAction[list[str]]
     """Run directory, or its model/. Given several times, classifiers whose probabilities are averaged."""
     data: str | None = None
-    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    """Corpus: file, glob, folder or hub data set name (default: that of the run which the model lies in, else the
+    embedded sample)."""
     text_column: str | None = None
     """Column with the text, or several joined by commas (default: what the classifier was trained on, else text)."""
     label_column: str | None = None
@@ -46,6 +47,8 @@ class EvaluateOptions(ReadingOptions):
     """Training's seed, which chose a held-out fraction."""
     batch_size: int | None = None
     """Rows a language model is read in (default: those of its training; 64 where the model does not tell)."""
+    skip_unseen: bool = False
+    """Leave out rows of --data whose label the classifier does not know, and count them (default: an error)."""
     int8: bool = False
     """Matrix products of a classifier in 8 bits, on the CPU: faster, probabilities move by 0.001 or so."""
 
@@ -77,7 +80,8 @@ def evaluate(options: EvaluateOptions) -> None:
             if not isinstance(net, ClassifierNet):
                 raise UserError(f"--int8 is for classifiers and {path} is a language model; leave it out")
             quantize_encoder(net)
-        name, split = runtime.main_first(lambda: _split_to_score(options, saved))
+        own = None if options.data else _split_of_run(options, path, saved, runtime)
+        name, split = own or runtime.main_first(lambda: _split_to_score(options, saved))
         store = tokenised(split, tok, cache_folder(), with_labels=is_classifier)
         runtime.barrier()
         if isinstance(net, ClassifierNet):
@@ -102,14 +106,16 @@ def evaluate(options: EvaluateOptions) -> None:
 
 def _evaluate_bundle(options: EvaluateOptions, runtime: Runtime) -> None:
     """Score the mean of several classifiers."""
-    from ulmfit.bundle import load_bundle
+    from ulmfit.bundle import load_bundle, members_of
     from ulmfit.cache_folder import cache_folder
     from ulmfit.data.corpus import notes_of
     from ulmfit.training.scores import score_bundle
     from ulmfit.training.setup import tokenised
 
     bundle = load_bundle(options.model, device=runtime.device, int8=options.int8, backend="torch")
-    name, split = runtime.main_first(lambda: _split_to_score(options, bundle.config))
+    first = (members_of(options.model[0]) or options.model)[0]
+    own = None if options.data else _split_of_run(options, str(first), bundle.config, runtime)
+    name, split = own or runtime.main_first(lambda: _split_to_score(options, bundle.config))
     stores = [tokenised(split, member.tokenizer, cache_folder(), with_labels=True) for member in bundle.members]
     runtime.barrier()
     metrics = score_bundle(bundle, stores, runtime)
@@ -118,6 +124,43 @@ def _evaluate_bundle(options: EvaluateOptions, runtime: Runtime) -> None:
         tell_skipped(stores[0].skipped)
         counts = {"split": name, "documents": stores[0].num_documents, "tokens": stores[0].num_tokens}
         print(json.dumps(counts | {"models": len(bundle.members)} | metrics))
+
+
+def _split_of_run(
+    options: EvaluateOptions, model: str, saved: Mapping[str, Any], runtime: Runtime
+) -> tuple[str, Split] | None:
+    """The name and rows of a split of the run that the model lies in, divided as in its training (a collective).
+
+    By default the test split, else the validation split. None if the model lies in no run.
+    """
+    from ulmfit.config import ClassifierConfig, LMConfig
+    from ulmfit.data.in_memory import DESCRIBED
+    from ulmfit.data.sources import SPLIT_NAMES
+    from ulmfit.model.pretrained import find_model
+    from ulmfit.training.begun import read_begun
+    from ulmfit.training.setup import corpus_of_run
+
+    label_names = saved.get("label_names")
+    config = (ClassifierConfig if label_names else LMConfig)(output_dir=str(find_model(model).parent))
+    begun = runtime.broadcast(read_begun(config) if runtime.is_main else None)
+    if begun is None:
+        return None
+    filled = begun.fill(config)
+    for option in ("text_column", "label_column", "valid"):
+        if getattr(options, option) is not None:
+            setattr(filled, option, getattr(options, option))
+    if str(filled.data).startswith(DESCRIBED):
+        raise UserError(f"{model} was trained on data from Python, which its run does not hold; give --data")
+    if options.split == "all":
+        options.data = filled.data
+        return None
+    corpus = corpus_of_run(filled, begun, runtime, label_names)
+    name = options.split or ("test" if "test" in corpus.splits else "valid")
+    name = SPLIT_NAMES.get(name, name)
+    if name not in corpus.splits:
+        raise UserError(f"the data of {model} have no split {name}, only {', '.join(corpus.splits)}; give one "
+                        "of these, or all")  # fmt: skip
+    return name, corpus.splits[name]
 
 
 def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:
@@ -187,6 +230,7 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
         label_names=label_names,
         split=None if name == "all" else name,
         keep_unlabelled=label_names is None,
+        skip_unseen=options.skip_unseen,
         streaming=False,
         unlabelled=options.unlabelled,
         trained_columns=trained_columns,

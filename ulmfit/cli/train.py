@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from ulmfit.config import ClassifierConfig, LMConfig
@@ -37,9 +38,18 @@ def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
 
 
 def _tell(result: TrainingResult) -> None:
-    if result.state != "preempted" or int(os.environ.get("RANK", 0)) != 0:
+    if int(os.environ.get("RANK", 0)) != 0:
         return
-    if result.step == 0:
+    if result.state == "done":
+        run = shlex.quote(str(result.run_dir))
+        following = {
+            "lm": f"ulmfit train-clf --encoder {run} --data labelled.csv",
+            "clf": f"ulmfit predict --model {run} --data new.csv --output labels.csv",
+        }
+        print(f"the model is in {result.model_dir}; next: {following[result.task]}")
+    elif result.state != "preempted":
+        return
+    elif result.step == 0:
         from ulmfit.training.setup import tell_stopped_early
 
         tell_stopped_early()

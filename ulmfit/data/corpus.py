@@ -26,6 +26,8 @@ from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
 
 DEFAULT_VALID = 0.1
+MOST_CLASSES = 0.8  # of the number of rows: with more, a column of labels is one of texts or numbers of rows
+FEW_ROWS = 20  # below, each row may be a class
 
 
 @dataclass
@@ -342,6 +344,10 @@ def _resolve_labels(
         note = f" ({listed_values([none])} means unlabelled)" if none is not None and train[none] else ""
         raise UserError(f"all training rows of {where.what} have the label {listed_values(seen)}{note}; "
                         "a classifier needs two classes or more")  # fmt: skip
+    rows = sum(train[name] for name in seen)
+    if rows >= FEW_ROWS and len(seen) > MOST_CLASSES * rows and not fixed:
+        raise UserError(f"column {column} of {where.what} has {len(seen):,} different values in {rows:,} training rows, "
+                        "so they are no classes; choose another by --label-column")  # fmt: skip
     return names
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from ulmfit.console import say
 from ulmfit.errors import UserError
 from ulmfit.excerpts import are_shown, failure
 
@@ -80,7 +81,7 @@ def retried(read: Callable[[Any], Iterator[tuple[T, Any]]], place: Any, name: Ca
                 code = next(codes, errno.EIO)
                 raise OSError(code, f"{what}, also after {TRIES} tries: see to its file system or connection and start "
                               "the same command again, it goes on from the last checkpoint") from error  # fmt: skip
-            print(f"{what}: try {failures + 1} of {TRIES} in {delay} s", file=sys.stderr, flush=True)
+            say(f"{what}: try {failures + 1} of {TRIES} in {delay} s", sys.stderr)
         time.sleep(delay)
 
 

@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ulmfit.console import say
 from ulmfit.errors import UserError
 from ulmfit.files import parse_json, publish, sync, usual_mode
 from ulmfit.processes import process_alive
@@ -42,7 +43,7 @@ _ASIDE = re.compile(r"\.step-(\d{8,})\.(tmp|old|trash)-(\d+)")
 
 
 def _to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    say(message, sys.stderr)
 
 
 # ---------------------------------------------------------------- public interface

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ulmfit.console import say
 from ulmfit.run.tracking import duration
 
 EVERY = 10.0  # seconds between lines
@@ -112,7 +113,7 @@ class Meter:
         return False
 
     def _print(self, line: str) -> None:
-        self._try(lambda: print(line, file=self._console, flush=True))
+        self._try(lambda: say(line, self._console))
 
     def _try(self, action: Callable[[], Any]) -> None:
         if self._console is None:

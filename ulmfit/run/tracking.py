@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -39,7 +39,9 @@ class Tracker:
         task: with "lm", training steps also have a perplexity.
         sampled: loss and accuracy of training steps are those of the sampled softmax. They are labelled so, there is
             no perplexity, and metrics.jsonl has "sampled": true.
-        console: the stream for lines, standard output by default. On a terminal there is also a progress bar.
+        stages: names of the stages, for the console; metrics.jsonl has their numbers.
+        console: the stream for lines, standard output by default. On a terminal there is also a progress bar, which
+            then shows the time left instead of the lines.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Tracker:
         log_every: int,
         task: Literal["lm", "clf"] = "lm",
         sampled: bool = False,
+        stages: Sequence[str] = (),
         console: TextIO | None = None,
     ) -> None:
         self.is_main, self.task, self.sampled = is_main, task, sampled
         self.total_steps, self.start_step, self.log_every = total_steps, start_step, log_every
+        self._stages = stages
         self._began = time.monotonic()
         if not is_main:
             return
@@ -77,6 +81,7 @@ class Tracker:
             dynamic_ncols=True,
             leave=False,
             disable=not self._console.isatty(),
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
     def due(self, step: int) -> bool:
@@ -86,6 +91,8 @@ class Tracker:
     def advance(self, step: int) -> None:
         """Move the progress bar to `step` finished steps."""
         if self.is_main:
+            if not self._bar.disable:
+                self._bar.set_postfix_str(f"left {duration(self._left(step))}", refresh=False)
             self._show(lambda: self._bar.update(step - self._bar.n))
 
     def log_train(
@@ -155,15 +162,20 @@ class Tracker:
                 self._board.add_scalar(f"time/{name}", value, step)
             for name, value in (lrs or {}).items():
                 self._board.add_scalar(f"lr/{name}", value, step)
-        passed, to_go = step - self.start_step, self.total_steps - step
-        left = (time.monotonic() - self._began) / passed * to_go if passed > 0 else math.nan
         perplexity = f"  perplexity {scalars['perplexity']:.1f}" if "perplexity" in scalars else ""
         width = len(str(self.total_steps))
+        stage_name = self._stages[stage] if isinstance(stage, int) and stage < len(self._stages) else stage
+        left = f"  left {duration(self._left(step))}" if self._bar.disable else ""
         self.print(
-            f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage}  "
+            f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage_name}  "
             f"{'sampled ' if self.sampled else ''}loss {loss:.4f}{perplexity}  lr {lr:.2e}  "
-            f"{tokens_per_second:,.0f} tokens/s  left {duration(left)}"
+            f"{tokens_per_second:,.0f} tokens/s{left}"
         )
+
+    def _left(self, step: int) -> float:
+        """Seconds to the end of the run, at the mean speed since the start of this process; NaN if not known."""
+        passed = step - self.start_step
+        return (time.monotonic() - self._began) / passed * (self.total_steps - step) if passed > 0 else math.nan
 
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
         """Log an evaluation after `step` steps.

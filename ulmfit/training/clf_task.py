@@ -23,6 +23,7 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.option_types import path_text
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
+from ulmfit.training.description import description, warnings_about_classes
 from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
@@ -87,6 +88,8 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     if config.labels is not None:
         chosen = balanced_draw(_labels(stores["train"]), config.labels, seed=config.seed)
         stores["train"] = stores["train"].subset(chosen)
+    for line in description(corpus, stores, label_names) + warnings_about_classes(stores, label_names):
+        session.say(line)
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
     torch.manual_seed(config.seed)

@@ -23,6 +23,7 @@ from ulmfit.option_types import path_text
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
+from ulmfit.training.description import description
 from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks, derive_seed, draw_words
@@ -87,8 +88,6 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         if pretrained is not None:
             base = pretrained.tokenizer or Tokenizer.from_vocab(pretrained.vocab, rules=config.rules)
         tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
-        if base is not None:
-            session.say(f"vocabulary: {len(base):,} pretrained words and {len(tokenizer) - len(base):,} of the corpus")
 
     check_vocabulary(session, corpus.judged, tokenizer)
     config = replace(config, sampled_softmax=_sampled_words(config, len(tokenizer), pretrained is not None, runtime))
@@ -130,12 +129,20 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         if name != "train"
     }
 
+    stores = held_out if isinstance(source, StreamedRows) else {"train": source.store} | held_out
+    for line in description(corpus, stores):
+        session.say(line)
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
     sizes = sizes.with_dropouts("lm", recipe.drop_mult)
     net = LanguageModelNet(session.begun.architecture(sizes, config) if session.begun else sizes)
     if pretrained is not None:
         init_language_model(net, pretrained.state, pretrained.vocab, tokenizer.vocab)
+        carried = len(set(tokenizer.vocab) & set(pretrained.vocab))
+        session.say(
+            f"{carried:,} of the {len(tokenizer):,} words of the vocabulary carry over their weights from the "
+            f"{len(pretrained.vocab):,} of the pretrained model; the others start from the mean"
+        )
     net = setup.to_precision(net, config, runtime)
     task = LanguageModelTask(
         net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe, runtime=runtime, rows=rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -230,6 +230,8 @@ class Loop:
             self._start = None
             if self._evaluation_due:
                 self._evaluate()
+        if len(self.plan) > 1:
+            self.tracker.print(self._stage_line(planned, trained))
         if position.step_in_stage == 0:
             self.tracker.log_event(
                 "stage",
@@ -263,6 +265,14 @@ class Loop:
             if self._stop_agreed():
                 return False
         return True
+
+    def _stage_line(self, planned: PlannedStage, trained: Sequence[int]) -> str:
+        """A line for the console at the start of a stage, also of one that a resumed run goes on with."""
+        begun = f" from step {self.position.step_in_stage + 1:,}" if self.position.step_in_stage else ""
+        return (
+            f"stage {self.position.stage + 1} of {len(self.plan)}, {planned.stage.name}: {planned.num_steps:,} "
+            f"steps{begun}, trains {len(trained)} of {len(self.task.groups)} layer groups, lr {planned.stage.lr:.1e}"
+        )
 
     def _step(self, batch: Any) -> tuple[StepResult, Tensor, Tensor]:
         try:

@@ -35,13 +35,20 @@ def rate_at(k: int, num_it: int, *, start: float = 1e-7, end: float = 10.0) -> f
 class RangeTest:
     """The curve of one range test.
 
+    Args:
+        stage: the stage that is tested, if the recipe has several.
+        last_stage: the recipe's rate in the last stage, which `--lr` sets, divided by that in the tested stage.
+
     Attributes:
         rates: the rate of each recorded step.
         losses: the loss of each recorded step, exponentially smoothed with bias correction.
     """
 
-    def __init__(self, num_it: int = 100, *, start: float = 1e-7, end: float = 10.0) -> None:
+    def __init__(
+        self, num_it: int = 100, *, start: float = 1e-7, end: float = 10.0, stage: str = "", last_stage: float = 1.0
+    ) -> None:
         assert num_it >= 1 and 0 < start < end
+        self._stage, self._last_stage = stage, last_stage
         self.num_it, self._start, self._end = num_it, start, end
         self.rates: list[float] = []
         self.losses: list[float] = []
@@ -66,7 +73,7 @@ class RangeTest:
 
     @property
     def suggestions(self) -> dict[str, float]:
-        """`suggest` on the curve without its first tenth and its last five steps.
+        """Values of `--lr`: `suggest` on the curve without its first tenth and its last five steps, for the last stage.
 
         Raises:
             UserError: too few points are left, because the loss diverged at once.
@@ -78,7 +85,7 @@ class RangeTest:
                 f"the learning-rate finder stopped after {len(self.rates)} steps, too early for a "
                 "curve, because the loss grew or was not finite; check the data, or use fp32"
             )
-        return found
+        return {rule: rate * self._last_stage for rule, rate in found.items()}
 
     def report(self) -> str:
         """The suggestions in a sentence for the user, the default rule first."""
@@ -93,16 +100,25 @@ class RangeTest:
         lines = [f"  {name:13}{found[name]:.2e}  {text}" for name, text in rules.items() if name in found]
         return "\n".join(
             [
-                f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}:",
+                f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}{self._tested()}:",
                 *lines,
                 f"try --lr {next(iter(found.values())):.1e}",
             ]
         )
 
+    def _tested(self) -> str:
+        if not self._stage:
+            return ""
+        return (
+            f" in the stage {self._stage}; --lr is the rate of the last stage, {self._last_stage:.3g} times this "
+            "stage's, and these are its values"
+        )
+
 
 def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runtime) -> RangeTest:
     """Run the range test on the recipe's first stage. It changes the task's weights: train with a new task."""
-    stage, test = recipe.stages[0], RangeTest()
+    stage, last = recipe.stages[0], recipe.stages[-1]
+    test = RangeTest(stage=stage.name if len(recipe.stages) > 1 else "", last_stage=last.lr / stage.lr)
     trained = optim.freeze(task.net, task.groups, stage.freeze_to)
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
     inner = optim.build_optimizer(

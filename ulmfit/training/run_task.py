@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, TrainConfig, differences, identity, options
+from ulmfit.console import warnings_above_bars
 from ulmfit.distributed.memory import fit_micro_batches
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
+from ulmfit.excerpts import failure
 from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
@@ -130,6 +132,7 @@ def run(
             start_step=start["position"]["step"] if start else 0,
             task=config.task,
             sampled=sampled is not None,
+            stages=[planned.stage.name for planned in plan],
         )
         tracker.log_hparams({"options": options(config), "resolved": resolved})
         if runtime.device.type == "cpu" and start is None:
@@ -151,7 +154,8 @@ def run(
         del start  # the loop frees these tensors after it has loaded them
         session.stop.watch(directory.path, config.max_time, session.started)
         session.end_set_up()
-        state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+        with warnings_above_bars():
+            state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
         return result_of(config.task, state, step, directory.path, runtime)
     finally:
         directory.close()
@@ -257,7 +261,7 @@ def _guarded(
         with suppress(OSError):  # a full disk must not hide the first error
             loop.saver.wait()
         with suppress(OSError):
-            directory.failed(loop.position.step, f"{type(error).__name__}: {error}", rank=runtime.rank)
+            directory.failed(loop.position.step, failure(error), rank=runtime.rank)
         raise
     finally:
         if watchdog is not None:

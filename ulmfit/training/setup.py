@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
+from ulmfit.console import say
 from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access
@@ -27,6 +28,7 @@ from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
+from ulmfit.excerpts import values_shown
 from ulmfit.files import sealed, unsealed, write_text
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.fastai_format import load_fastai
@@ -67,7 +69,14 @@ class Session:
     def say(self, sentence: str) -> None:
         """Print a line for the user, on rank 0."""
         if self.runtime.is_main:
-            print(sentence, flush=True)
+            say(sentence)
+
+
+class _Silent(Session):
+    """A session of a command whose output is its result."""
+
+    def say(self, sentence: str) -> None:
+        """Print nothing."""
 
 
 @contextmanager
@@ -93,7 +102,8 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
 
     handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
-    with handling as request, ExitStack() as after, open_runtime(config, prepare) as (runtime, resolved):
+    shown = values_shown(bool(config.samples))
+    with shown, handling as request, ExitStack() as after, open_runtime(config, prepare) as (runtime, resolved):
         early = EarlyStop(
             request, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(), tell=tell_stopped_early
         )
@@ -118,7 +128,7 @@ def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> 
     if config.threads is not None or not isinstance(threads, int):
         return replace(config)
     if is_main and threads != torch.get_num_threads():
-        print(f"using {threads} CPU threads, as this run did when it began", flush=True)
+        say(f"using {threads} CPU threads, as this run did when it began")
     return replace(config, threads=threads)
 
 
@@ -251,6 +261,20 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     return corpus
 
 
+def corpus_of_run(config: TrainConfig, begun: Begun, runtime: Runtime, label_names: list[str] | None) -> Corpus:
+    """The corpus of an earlier run, divided as in its training (a collective).
+
+    Args:
+        config: the options of the run, as `Begun.fill` gives them.
+        label_names: the classes of its model.
+
+    Raises:
+        UserError: as `corpus_of`.
+    """
+    session = _Silent(config, runtime, StopRequest(), time.monotonic(), begun)
+    return corpus_of(session, include_test=config.recipe == "blog" and config.task == "lm", label_names=label_names)
+
+
 def refuse_other_data(runtime: Runtime, corpus: Corpus) -> None:
     """Check that all ranks have the same corpus (a collective). It may be on disks of different machines.
 
@@ -340,9 +364,6 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
     store = tokenised(split, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
     session.runtime.barrier()
     split.report(store.num_documents + sum(store.skipped.values()), store.skipped)
-    if store.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.skipped.items()))
-        session.say(f"{split.name}: skipped {reasons}")
     return store
 
 

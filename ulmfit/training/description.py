@@ -1,0 +1,80 @@
+"""What the console says of the data before the first step, and warnings about classes with few documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.data.corpus import Corpus
+from ulmfit.data.faults import reasons
+from ulmfit.excerpts import are_shown, listed
+
+MOST_CLASSES = 6  # whose shares are told
+FEW = 10  # documents of a class in training, below which a line warns
+
+
+def description(corpus: Corpus, stores: Mapping[str, TokenStore], label_names: Sequence[str] = ()) -> list[str]:
+    """The data in two lines: rows and classes of each split and columns; lengths, and rows left out by reason.
+
+    Args:
+        stores: by split; the training split of a stream has none.
+        label_names: the classes of a classifier.
+    """
+    splits = [f"{name} {_rows(stores.get(name), label_names)}" for name in corpus.splits]
+    columns = [*corpus.text_columns, *([corpus.label_column] if corpus.label_column else [])]
+    lines = [f"data: {', '.join(splits)}; column{'s' * (len(columns) > 1)} {listed(columns)}"]
+    shown = stores.get("train", next(iter(stores.values()), None))
+    if shown is not None:
+        lines.append(
+            f"texts: median {np.median(shown.lengths):,.0f} and longest {int(shown.lengths.max()):,} tokens; "
+            f"{_left_out(stores)}"
+        )
+    return lines
+
+
+def warnings_about_classes(stores: Mapping[str, TokenStore], label_names: Sequence[str]) -> list[str]:
+    """A line about classes with fewer than `FEW` documents in training, and one about classes without validation."""
+    counts = {name: _counts(store, label_names) for name, store in stores.items()}
+    lines = []
+    if rare := [index for index, count in enumerate(counts["train"]) if count < FEW]:
+        each = [f"{_name(label_names[index], index)} ({counts['train'][index]:,})" for index in rare]
+        lines.append(f"warning: fewer than {FEW} training documents of the class {listed(each)}; it is hardly learnt")
+    if "valid" in counts and (missing := [index for index, count in enumerate(counts["valid"]) if count == 0]):
+        names = listed(_name(label_names[index], index) for index in missing)
+        lines.append(
+            f"warning: no validation document of the class {names}; the scores do not tell how it is predicted"
+        )
+    return lines
+
+
+def _rows(store: TokenStore | None, label_names: Sequence[str]) -> str:
+    if store is None:
+        return "a stream"
+    rows = f"{store.num_documents:,} rows"
+    if not label_names or not store.num_documents:
+        return rows
+    counts = _counts(store, label_names)
+    order = np.argsort(-counts, kind="stable")
+    shares = [
+        f"{_name(label_names[index], int(index))} {counts[index] / counts.sum():.0%}" for index in order[:MOST_CLASSES]
+    ]
+    more = [f"{len(order) - MOST_CLASSES:,} more classes"] if len(order) > MOST_CLASSES else []
+    return f"{rows} ({', '.join([*shares, *more])})"
+
+
+def _counts(store: TokenStore, label_names: Sequence[str]) -> np.ndarray:
+    """Documents of each class, int64 [C]."""
+    assert store.labels is not None, "a store with labels"
+    return np.bincount(store.labels, minlength=len(label_names))
+
+
+def _name(label: str, index: int) -> str:
+    """A class in a line. Labels are values of the data, so under --no-samples only the number of the class is shown."""
+    return listed([label]) if are_shown() else f"no. {index}"
+
+
+def _left_out(stores: Mapping[str, TokenStore]) -> str:
+    found = [f"{name} {reasons(store.skipped)}" for name, store in stores.items() if store.skipped]
+    return f"left out: {'; '.join(found)}" if found else "no row left out"
