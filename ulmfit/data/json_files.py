@@ -88,7 +88,7 @@ def read_array(
 ) -> Iterator[tuple[list[Row | None], int]]:
     """Yield the rows of a .json file that is one value; a place is the number of rows before it.
 
-    An array of objects is read piece by piece. Of an object that contains the rows (under a key such as "data", or as
+    An array of objects, texts or lists is read piece by piece. Of an object that contains the rows (under a key such as "data", or as
     columns, as pandas writes it) all is in memory.
 
     Raises:
@@ -96,16 +96,26 @@ def read_array(
     """
     number = 0
     part: list[Row | None] = []
+    of_lists = False
     for value in _elements(path, encoding, beat):
+        of_lists = of_lists or not number and isinstance(value, list)
         number += 1
         if number <= (place or 0):
             continue
-        part.append({"text": value} if isinstance(value, str) else value if isinstance(value, dict) else None)
+        part.append(_row(value, of_lists))
         if len(part) == batch_size:
             yield part, number
             part = []
     if part:
         yield part, number
+
+
+def _row(value: Any, of_lists: bool) -> Row | None:
+    if isinstance(value, str):
+        return {"text": value}
+    if isinstance(value, list) and of_lists:  # rows without names
+        return {str(place): cell for place, cell in enumerate(value)}
+    return value if isinstance(value, dict) else None
 
 
 def _elements(path: str, encoding: str, beat: Callable[[], None]) -> Iterator[Any]:
