@@ -160,6 +160,16 @@ def test_a_run_of_the_version_before_keeps_the_rows_that_it_held_out(begin, monk
     assert stored("new")["identity"]["corpus (content)"] != drawn
 
 
+def test_a_table_that_the_version_before_read_otherwise_is_refused_naming_it(begin, monkeypatch):
+    Path("semi.csv").write_text("label;text\n" + "".join(f"{n % 2};film number {n}, a good one\n" for n in range(90)))
+    with monkeypatch.context() as version:
+        version.setattr("ulmfit.training.begun.SCHEME", 2)
+        version.setattr("ulmfit.data.readers.SCHEME", 2)  # which refuses nothing
+        config = begin(data="semi.csv")
+    with pytest.raises(UserError, match=r"run was begun by .* this version \(semi.csv is read in another way"):
+        train_language_model(config)
+
+
 @pytest.mark.parametrize("clean_cache", [False, True])
 def test_an_upgrade_changes_nothing_in_a_begun_run(begin, monkeypatch, clean_cache):
     options = {"batch_size": None, "bptt": None, "epochs": 4, "max_steps": None}
