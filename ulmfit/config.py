@@ -64,6 +64,7 @@ GROUPS = {
         "valid",
         "group_column",
         "labels",
+        "probability_columns",
         "lm_on_test",
         "unlabelled",
         "separator",
@@ -278,6 +279,9 @@ class ClassifierConfig(TrainConfig):
     would come on top, so --keep-best is off then unless given."""
     unlabelled: OrElse[str] = None
     """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
+    probability_columns: OrElse[str] = None
+    """Columns with a probability for each class, comma-separated and named like the classes, as predict writes them:
+    train on these instead of on labels (default: none)."""
     max_len: int = 1400
     """A document's last tokens that are pooled; earlier ones are read without gradient."""
     gradient_window: OrElse[int] = None
@@ -335,6 +339,16 @@ def check(config: TrainConfig) -> None:
         need(
             config.batch_size != 1,
             "--batch-size 1 is too small for the classifier's batch normalisation; give 2 documents a step or more",
+        )
+        names = (config.probability_columns or "a,b").split(",")
+        need(
+            len({name.strip() for name in names}) == len(names) > 1 and all(map(str.strip, names)),
+            f"--probability-columns {config.probability_columns} does not name a column for each of two classes or "
+            "more; write as in neg,pos",
+        )
+        need(
+            config.probability_columns is None or config.label_smoothing == 0,
+            "--probability-columns are soft targets already; leave out --label-smoothing",
         )
         need(
             config.encoder in (None, "none") or config.subword in (None, "none"),

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc_per_node 2 -m tests.distributed.fit_and_apart FOLDER
 
-FOLDER holds reviews.csv. Writes FOLDER/fit, FOLDER/lm and FOLDER/clf.
+FOLDER holds reviews.csv. Writes FOLDER/fit, FOLDER/lm and FOLDER/clf, and FOLDER/soft2 from soft.csv.
 """
 
 from __future__ import annotations
@@ -34,8 +34,15 @@ def apart(folder: Path) -> None:
     train_classifier(runs.clf_config(folder / "clf", encoder=str(folder / "lm"), **CLF, **data))
 
 
+def soft(folder: Path, name: str) -> Path:
+    """A classifier on probabilities, in float64. Returns its directory."""
+    options = CLF | {"precision": "fp64", "preset": "tiny", "probability_columns": "neg,pos", "threads": 1}
+    return train_classifier(runs.clf_config(folder / name, data=str(folder / "soft.csv"), **options)).run_dir
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
+    soft(place, "soft2")
     assert fit(config(place, "fit")).state == "done"
     apart(place)
     print("end", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -73,6 +74,14 @@ def test_its_models_are_those_of_the_separate_trainings(folder, whole):
 
 
 def test_two_processes_train_what_the_separate_trainings_of_two_train(folder):
+    """And with probabilities as targets, what one process trains."""
+    rows = list(csv.DictReader((folder / "reviews.csv").read_text().splitlines()))
+    with open(folder / "soft.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "neg", "pos"])
+        for number, row in enumerate(rows):
+            sure = 0.6 + 0.3 * number / len(rows)
+            table.writerow([row["text"], *((1 - sure, sure) if row["label"] == "pos" else (sure, 1 - sure))])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
         [*command, "tests.distributed.fit_and_apart", folder],
@@ -80,6 +89,8 @@ def test_two_processes_train_what_the_separate_trainings_of_two_train(folder):
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.count("end\n") == 2, done.stdout + done.stderr
     assert equal(folder / "fit/lm", folder / "lm") and equal(folder / "fit/clf", folder / "clf")
+    one = job.soft(folder, "soft1")
+    assert runs.distance(runs.weights(one), runs.weights(folder / "soft2")) < 1e-10
     assert done.stdout.count("majority class") == 2  # in the verdict and in the table of rank 0 alone
 
 

@@ -18,6 +18,7 @@ from ulmfit.data.faults import Tally
 from ulmfit.data.fingerprint import SCHEME, Access
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
+from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.readers import Source
 from ulmfit.data.shards import Columns
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
@@ -65,7 +66,7 @@ class Corpus:
 def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
                 group_column: str | None = None, label_names: list[str] | None = None, unlabelled: str | None = None,
-                trained_columns: Sequence[str] = (),
+                trained_columns: Sequence[str] = (), probability_columns: Sequence[str] = (),
                 access: Access | None = None) -> Corpus:  # fmt: skip
     """Open the corpus `data` (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
@@ -87,6 +88,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
             it is clear that it is no class.
         trained_columns: the columns that a saved model was trained on; used without `text_column` if the corpus has
             them.
+        probability_columns: for "clf", columns with the probability of each class, which are the classes. A split
+            without them has a label column.
         access: settings for opening sources.
 
     Raises:
@@ -95,11 +98,14 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     assert task in ("lm", "clf"), task
     access = replace(access or Access(), streaming=streaming)
     found = find(data, access)
+    if probability_columns:
+        found = {name: flattened(source) for name, source in found.items()}
+        label_names = list(probability_columns)
     train = found.get("train")
     if train is None:
         raise UserError(f"{data} has no train split, only {listed(found)}; rename it or give the file itself")
     labels = _label_column(train, label_column)
-    if (label_column or task == "clf") and not train.has(labels):
+    if (label_column or (task == "clf" and not probability_columns)) and not train.has(labels):
         raise train.lacks(labels, "choose one of {} by --label-column" if not label_column else "")
     texts = _text_columns(train, text_column, labels, trained_columns)
     pool = [train]
@@ -111,10 +117,15 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         _check_groups(group_column, train, choice)
 
     def split(name: str, parts: list[Source], rows: Choice | HeldOut | None = None) -> Split:
+        soft = bool(probability_columns) and (name == "train" or labels not in parts[0].columns
+                                              or set(probability_columns) <= set(parts[0].columns))  # fmt: skip
+        needed = texts + (list(probability_columns) if soft else [labels] * (task == "clf"))
         for part in parts:
-            missing = [column for column in texts + [labels] * (task == "clf") if not part.has(column)]
+            missing = [column for column in needed if not part.has(column)]
             if missing:
                 raise part.lacks(missing[0])
+        if soft:
+            return SoftSplit(name, parts, texts, probability_columns, choice=rows)
         return Split(name, parts, texts, label_column=labels if task == "clf" else None, choice=rows)
 
     splits = {}
@@ -125,7 +136,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
             sides = tuple(HeldOut(side, choice.fraction, choice.seed, group_column) for side in (False, True))
         else:
             strata = labels if labels in train.columns else None
-            whole = Split("whole", pool, texts, label_column=strata)
+            whole = (SoftSplit("whole", pool, texts, probability_columns) if probability_columns
+                     else Split("whole", pool, texts, label_column=strata))  # fmt: skip
             sides = hold_out(whole, choice.fraction, choice.seed, group_column, need_classes=task == "clf",
                              cache_dir=access.cache_dir, beat=access.beat)  # fmt: skip
         splits = {name: split(name, pool, side) for name, side in zip(("train", "valid"), sides, strict=True)}
@@ -142,8 +154,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
             unlabelled = unlabelled or NO_LABEL
         label_names = _resolve_labels(splits, labels, label_names, unlabelled)
     is_clf = task == "clf"
-    return Corpus(splits, texts, labels if is_clf else None, label_names if is_clf else None, valid_name,
-                  _words(choice, valid_name), train.revision, notes_of(splits.values()))  # fmt: skip
+    return Corpus(splits, texts, labels if is_clf and labels in train.columns else None,
+                  label_names if is_clf else None, valid_name, _words(choice, valid_name), train.revision, notes_of(splits.values()))  # fmt: skip
 
 
 def _check_groups(column: str, train: Source, choice: Choice | None) -> None:

@@ -15,11 +15,13 @@ from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, DocumentBatches, assign_to_ranks, collate
 from ulmfit.batches.order import permutation
 from ulmfit.config import ClassifierConfig
+from ulmfit.data.probabilities import SoftSplit
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.soft_loss import soft_cross_entropy
 from ulmfit.option_types import path_text
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
@@ -90,6 +92,8 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         stores["train"] = stores["train"].subset(chosen)
     for line in description(corpus, stores, label_names) + warnings_about_classes(stores, label_names):
         session.say(line)
+    train = corpus.splits["train"]
+    targets = train.probabilities(stores["train"].rows) if isinstance(train, SoftSplit) else None
     recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
     torch.manual_seed(config.seed)
@@ -115,6 +119,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         recipe=recipe,
         runtime=runtime,
         pad_id=tokenizer.pad_id,
+        targets=targets,
     )
     return run(
         task,
@@ -185,6 +190,7 @@ class ClassifierBatch:
     Attributes:
         indices: int64 [n], indices in the corpus of all documents of the global step.
         labels: int64 [n], their classes.
+        targets: their class probabilities, float32 [n, C]; None if they have labels only.
         parts: this rank's micro-batches.
         epoch, step_in_epoch: from 0.
         lr_scale: factor for the learning rate, as in LMBatch.
@@ -196,6 +202,7 @@ class ClassifierBatch:
     epoch: int
     step_in_epoch: int
     lr_scale: float = 1.0
+    targets: Tensor | None = None
 
 
 class ClassifierTask:
@@ -220,8 +227,10 @@ class ClassifierTask:
         recipe: Recipe,
         runtime: Runtime,
         pad_id: int,
+        targets: np.ndarray | None = None,
     ) -> None:
         self.net, self.groups = net, net.layer_groups()
+        self._targets = targets  # class probabilities of the training documents, float32 [n, C]
         self._train, self._valid, self._label_names = train, valid, label_names
         self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
         self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
@@ -229,7 +238,11 @@ class ClassifierTask:
         self.most_micro_batches = recipe.batch_size
         self._class_weights = None
         if config.class_weights == "balanced":
-            counts = np.bincount(_labels(train), minlength=len(label_names))
+            counts = (
+                np.bincount(_labels(train), minlength=len(label_names))
+                if targets is None
+                else targets.sum(0, dtype=np.float64)
+            )
             weights = train.num_documents / (len(label_names) * np.maximum(counts, 1))
             self._class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
 
@@ -270,9 +283,9 @@ class ClassifierTask:
     def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
         shares = self._assign(self._train.lengths[indices])
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
-        return ClassifierBatch(
-            indices, torch.from_numpy(_labels(self._train)[indices].astype(np.int64)), parts, epoch, step
-        )
+        labels = torch.from_numpy(_labels(self._train)[indices].astype(np.int64))
+        targets = None if self._targets is None else torch.from_numpy(self._targets[indices])
+        return ClassifierBatch(indices, labels, parts, epoch, step, targets=targets)
 
     def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
         """The position is the same on all ranks."""
@@ -286,6 +299,7 @@ class ClassifierTask:
         runtime, config, device = self._runtime, self._config, self._runtime.device
         size = len(batch.indices)
         labels = to_device(batch.labels, device)
+        targets = None if batch.targets is None else to_device(batch.targets, device)
         everyone = Masks(self._config.seed, number, num_rows=size, rows=range(size), device=device)
         num_passes = len(batch.parts)
         cached = None
@@ -317,9 +331,12 @@ class ClassifierTask:
                     head_masks=everyone,
                     update_statistics=last,
                 )
-                loss = F.cross_entropy(
-                    logits, labels, weight=self._class_weights, label_smoothing=self._config.label_smoothing
-                )
+                if targets is None:
+                    loss = F.cross_entropy(
+                        logits, labels, weight=self._class_weights, label_smoothing=self._config.label_smoothing
+                    )
+                else:
+                    loss = soft_cross_entropy(logits, targets.to(logits.dtype), weight=self._class_weights)
                 activation = config.alpha * ar_sum / (trained.sum() * width) + config.beta * tar_sum / (
                     max(1, (trained - 1).sum()) * width
                 )
@@ -327,9 +344,11 @@ class ClassifierTask:
                 # are sums over the documents of this pass only, so these are added up.
                 engine.backward(loss / num_passes + activation * runtime.world_size)
         with torch.no_grad():
-            sums = torch.stack(
-                [F.cross_entropy(logits, labels, reduction="sum").double(), (logits.argmax(1) == labels).sum().double()]
-            )
+            if targets is None:
+                loss_sum = F.cross_entropy(logits, labels, reduction="sum")
+            else:
+                loss_sum = soft_cross_entropy(logits, targets.to(logits.dtype), reduction="sum")
+            sums = torch.stack([loss_sum.double(), (logits.argmax(1) == labels).sum().double()])
         return StepResult(sums / runtime.world_size, size, int(self._train.lengths[batch.indices].sum()))
 
     def _combiner(

@@ -39,6 +39,7 @@ from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_b
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.result import TrainingResult
+from ulmfit.training.setup import probability_columns
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import BOARD, RIVAL, as_markdown, summarize, write_board
 
@@ -215,7 +216,7 @@ class _Job:
         )
         labelled, corpus, unlabelled = True, None, False
         if stored is None:
-            labelled = _has_labels(self._config, access)
+            labelled = bool(config.probability_columns) or _has_labels(self._config, access)
             unlabelled = config.labels is not None or "unsup" in find(self._config.data, access)
         if stored is None and labelled:
             corpus = open_corpus(
@@ -226,6 +227,7 @@ class _Job:
                 valid=path_text(config.valid),
                 seed=config.seed,
                 unlabelled=config.unlabelled,
+                probability_columns=probability_columns(config),
                 access=access,
             )
         self._open()

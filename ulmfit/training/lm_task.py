@@ -68,8 +68,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         if pretrained.kind != "language_model":
             what = {"encoder": "an encoder", "classifier": "a classifier, whose encoder is used"}[pretrained.kind]
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
-    on_test = config.recipe == "blog" if config.lm_on_test is None else config.lm_on_test
-    corpus = setup.corpus_of(session, include_test=on_test)
+    corpus = setup.corpus_of(session, include_test=setup.reads_test(config))
     pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.init))
     session, kind = resolve_subword(session, corpus.splits["train"])
     config = replace(config, subword=kind)

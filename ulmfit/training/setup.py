@@ -236,6 +236,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             include_test=include_test,
             label_names=label_names,
             unlabelled=getattr(config, "unlabelled", None),
+            probability_columns=probability_columns(config),
             access=access,
         )
 
@@ -272,7 +273,20 @@ def corpus_of_run(config: TrainConfig, begun: Begun, runtime: Runtime, label_nam
         UserError: as `corpus_of`.
     """
     session = _Silent(config, runtime, StopRequest(), time.monotonic(), begun)
-    return corpus_of(session, include_test=config.recipe == "blog" and config.task == "lm", label_names=label_names)
+    return corpus_of(session, include_test=reads_test(config), label_names=label_names)
+
+
+def reads_test(config: TrainConfig) -> bool:
+    """Whether the language model reads the texts of the test split too."""
+    if not isinstance(config, LMConfig):
+        return False
+    return config.recipe == "blog" if config.lm_on_test is None else config.lm_on_test
+
+
+def probability_columns(config: TrainConfig) -> list[str]:
+    """The columns with the probabilities of the classes, in the order of the classes; empty without."""
+    given = config.probability_columns if isinstance(config, ClassifierConfig) else None
+    return [name.strip() for name in given.split(",")] if given else []
 
 
 def refuse_other_data(runtime: Runtime, corpus: Corpus) -> None:

@@ -1,0 +1,143 @@
+"""Soft targets: splits whose rows have a probability for each class, as `predict` writes them.
+
+The class of such a row is the most probable one, the first of equals. Its probabilities are read in a second pass
+(`SoftSplit.probabilities`). predict's .jsonl files hold probabilities and input in nested objects; `flattened` gives them
+the columns of its .csv files.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ulmfit.data.readers import Batches, Columns, Source
+from ulmfit.data.splits import MARKS, Split
+from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
+
+TOLERANCE = 1e-3  # of the sum of a row's probabilities; files hold rounded numbers
+CLASS = "class of the probabilities"  # the column that stands for a label column
+_PROBABILITIES, _INPUT = "probabilities", "input"  # nested objects of predict's .jsonl
+
+
+class SoftSplit(Split):
+    """A split whose labels are probabilities. A row without any is unlabelled.
+
+    Args:
+        columns: those of the probabilities, which are named like the classes, in the order of the classes.
+
+    Raises:
+        UserError: (while it is read) a row's probabilities are no numbers from 0 to 1, or do not sum to 1.
+    """
+
+    def __init__(
+        self, name: str, parts: list[Source], text_columns: list[str], columns: Sequence[str], **options: Any
+    ) -> None:
+        super().__init__(name, parts, text_columns, label_column=CLASS, **options)
+        self.probability_columns = list(columns)
+
+    @property
+    def fingerprint(self) -> str:
+        identity = ("soft", super().fingerprint, self.probability_columns)
+        return hashlib.sha256(repr(identity).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """The probabilities of rows, float32 [n, C], each row with the sum 1. It is another pass over the columns.
+
+        Args:
+            rows: row numbers as of `TextBatch.rows`, ascending, of rows that `batches` yields.
+        """
+        result = np.empty((len(rows), len(self.probability_columns)), dtype=np.float32)
+        for part, columns, first, _ in super()._read(self.probability_columns, 10_000):
+            values = self._rows(part, columns, first)
+            start, stop = np.searchsorted(rows, [first, first + len(values)])
+            for place in range(start, stop):
+                row = values[rows[place] - first]
+                assert row is not None, "the row has probabilities"
+                result[place] = row
+        return result
+
+    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None) -> (
+            Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
+        """As that of `Split`, with the name of the most probable class as the label."""
+        names = self.probability_columns
+        for part, columns, first, after in super()._read(text_columns + names, batch_size, start):
+            rows = self._rows(part, columns, first)
+            columns[CLASS] = [None if row is None else names[int(row.argmax())] for row in rows]
+            yield part, columns, first, after
+
+    def _rows(self, part: Source, columns: Columns, first: int) -> list[np.ndarray | None]:
+        """The probabilities of each row, float64 [C]; None for a row without any."""
+        values = zip(*(columns[name] for name in self.probability_columns), strict=True)
+        return [_row(row, part, first + place) for place, row in enumerate(values)]
+
+
+def _row(values: tuple[Any, ...], part: Source, number: int) -> np.ndarray | None:
+    if all(_is_missing(value) for value in values) or any(
+        isinstance(value, str) and value in MARKS for value in values
+    ):
+        return None  # a broken line is told as such
+    try:
+        row = np.array([float(value) for value in values])
+        good = bool((row >= 0).all())  # false for nan
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        shown = ", ".join(excerpt(value) for value in values)
+        raise UserError(f"row {number} of {part.what} has {shown} for probabilities; write a number from 0 to 1 for each "
+                        "class, or leave all empty")  # fmt: skip
+    total = row.sum()
+    if abs(total - 1) > TOLERANCE:
+        raise UserError(f"the probabilities of row {number} of {part.what} sum to {total:g}; make their sum 1")
+    return row / total
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def flattened(source: Source) -> Source:
+    """A source of predict's .jsonl with the columns of its .csv; any other source is returned as it is."""
+    if _PROBABILITIES not in source.columns:
+        return source
+    nested = [name for name in (_PROBABILITIES, _INPUT) if name in source.columns]
+    fields: dict[str, dict[str, Any]] = {name: {} for name in nested}
+    for columns in source.read(nested, 100):
+        for name in nested:
+            for value in columns[name]:
+                if isinstance(value, dict):
+                    fields[name] |= {
+                        key: item for key, item in value.items() if item is not None or key not in fields[name]
+                    }
+        break
+    own = [name for name in source.columns if name not in nested]
+    home: dict[str, tuple[str, str | None]] = {name: (name, None) for name in own}
+    for name in nested:
+        for key in fields[name]:
+            column = key if key not in home else f"{'input' if name == _INPUT else 'probability'}_{key}"
+            home[column] = (name, key)
+
+    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
+        parents = list(dict.fromkeys(home[column][0] for column in wanted))
+        for columns, after in source.read_from(place, parents, batch_size):
+            yield {column: _items(columns[home[column][0]], home[column][1]) for column in wanted}, after
+
+    flat = copy.copy(source)
+    flat.columns = list(home)
+    flat.types = {name: source.types[name] for name in own if name in source.types}
+    flat.types |= {column: "string" if isinstance(fields[parent][key], str) else "double"
+                   for column, (parent, key) in home.items() if key is not None}  # fmt: skip
+    flat._batches = batches
+    return flat
+
+
+def _items(values: Sequence[Any], key: str | None) -> list[Any]:
+    """The items of nested objects; a broken line stays what it is."""
+    if key is None:
+        return list(values)
+    return [value.get(key) if isinstance(value, dict) else value for value in values]
