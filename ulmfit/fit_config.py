@@ -16,8 +16,8 @@ from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_t
 
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
-_COMMON = ("data", "text_column", "label_column", "valid", "separator", "encoding", "header", "recipe", "epochs", "seed",
-           "precision", "backwards", "threads", "cache_dir", "samples")  # fmt: skip
+_COMMON = ("data", "text_column", "label_column", "valid", "group_column", "separator", "encoding", "header", "recipe",
+           "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "samples")  # fmt: skip
 _OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples"})
 # Options of a training that the whole job sets itself, with what to do instead.
 _SET = {
@@ -45,6 +45,8 @@ class FitConfig:
     """Column with the label (default: label)."""
     valid: OrElse[PathOption] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
+    group_column: OrElse[str] = None
+    """Column whose equal values (film, author, ticket) stay on one side of a held-out fraction (default: none)."""
     labels: OrElse[int] = None
     """Train the classifier on so many labelled documents, drawn evenly from the classes by the seed (default: all)."""
     unlabelled: OrElse[str] = None
@@ -106,6 +108,7 @@ class FitConfig:
             "text_column",
             "label_column",
             "valid",
+            "group_column",
             "labels",
             "unlabelled",
             "separator",

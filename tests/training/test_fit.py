@@ -258,6 +258,15 @@ def test_texts_without_labels_give_a_language_model(folder):
         ulmfit.fit(job.config(folder, "other", data=str(folder / "texts.csv")))
 
 
+def test_a_corpus_too_small_to_hold_out_a_row_is_trained_on(folder):
+    (folder / "few.csv").write_text(
+        "text,label\nthe film that I liked so much,pos\nthe film that I liked so little,neg\n"
+    )
+    result = ulmfit.fit(job.config(folder, "run", data=str(folder / "few.csv"), baseline=True,
+                                   lm=job.LM | {"max_steps": 1, "min_freq": 1, "batch_size": 2, "bptt": 3}, clf=job.CLF | {"max_steps": 1}))  # fmt: skip
+    assert result.state == "done" and "nothing to compare" in result.summary["verdict"]
+
+
 def test_without_scikit_learn_it_says_how_to_install_it_and_adds_the_line_later(folder, monkeypatch):
     from ulmfit.training import baseline
 

@@ -107,6 +107,9 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     labels = _label_column(train, label_column)
     if (label_column or (task == "clf" and not probability_columns)) and not train.has(labels):
         raise train.lacks(labels, "choose one of {} by --label-column" if not label_column else "")
+    for name in probability_columns:
+        if not train.has(name):
+            raise train.lacks(name)
     texts = _text_columns(train, text_column, labels, trained_columns)
     pool = [train]
     if task == "lm":

@@ -93,7 +93,7 @@ def run_baselines(
     if not is_installed():
         return found | {"reason": NOT_INSTALLED}
     try:
-        model = _fit(texts, truth, corpus.splits["valid"], stopped)
+        model = _fit(texts, truth, corpus.splits.get("valid"), stopped)
     except _Impossible as error:
         return found | {"reason": str(error)}
     scores = {name: _scores(_confusion(model.predict, split, num_classes)) for name, split in scored.items()}
@@ -126,8 +126,11 @@ def _training_rows(split: Split, labels: int | None, seed: int) -> tuple[list[st
     return texts, truth[chosen], num_rows
 
 
-def _fit(texts: list[str], truth: np.ndarray, valid: Split, stopped: Callable[[], bool]) -> _Model:
-    """The model of the regularisation that is best on the validation rows; of equals, the strongest one."""
+def _fit(texts: list[str], truth: np.ndarray, valid: Split | None, stopped: Callable[[], bool]) -> _Model:
+    """The model of the regularisation that is best on the validation rows; of equals, the strongest one.
+
+    Without validation rows, scikit-learn's default of the regularisation.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -140,12 +143,12 @@ def _fit(texts: list[str], truth: np.ndarray, valid: Split, stopped: Callable[[]
     except ValueError:  # no text has a word of two letters or more
         raise _Impossible("the texts have no words that it can count") from None
     held_out = []
-    for batch in valid.batches():
+    for batch in valid.batches() if valid else ():
         held_out.append((vectorizer.transform(batch.texts), _labels(batch)))
         if sum(len(labels) for _, labels in held_out) >= MOST_ROWS:
             break
     best, most = None, -1
-    for strength in STRENGTHS:
+    for strength in STRENGTHS if valid else (1.0,):
         if stopped():
             raise Stopped
         classifier = LogisticRegression(C=strength, max_iter=1000)

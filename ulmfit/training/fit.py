@@ -36,6 +36,7 @@ from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_output
 from ulmfit.run.tracking import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
+from ulmfit.training.begun import read_begun, scheme_of
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.result import TrainingResult
@@ -209,6 +210,7 @@ class _Job:
             stored = None  # it can be added now
         access = Access(
             cache_dir=cache_folder(path_text(config.cache_dir)),
+            scheme=scheme_of(read_begun(config)),  # as the trainings of this job read it
             beat=runtime.progress.beat,
             separator=config.separator,
             encoding=config.encoding,
@@ -225,6 +227,7 @@ class _Job:
                 text_column=config.text_column,
                 label_column=config.label_column,
                 valid=path_text(config.valid),
+                group_column=config.group_column,
                 seed=config.seed,
                 unlabelled=config.unlabelled,
                 probability_columns=probability_columns(config),
@@ -250,7 +253,7 @@ class _Job:
     def _tell_rivals(self, rivals: dict[str, Any]) -> None:
         on = "test" if "test" in rivals["rows"] else "valid"
         tfidf = rivals["tfidf"]
-        if tfidf is not None:
+        if tfidf is not None and on in rivals["rows"]:
             print(
                 f"to beat on the {on} rows: majority class {rivals['majority'][on]['accuracy']:.3f}, {RIVAL} "
                 f"{tfidf[on]['accuracy']:.3f}",

@@ -53,9 +53,12 @@ def summarize(
         split: {name: scores[name] for name in ("accuracy", "f1", "loss")}
         for split, scores in classifier.metrics.items()
     }
-    if "valid" not in ours:  # of a finished run, whose user has deleted them
-        verdict = f"the evaluations are gone from {classifier.run_dir / METRICS}, so there is nothing to compare"
-        return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict, "advice": []}
+    if not ours:
+        verdict = "no labelled rows are held out, so there is nothing to compare"
+        if len(rivals["rows"]) > 1:  # the user has deleted them since
+            verdict = f"the evaluations are gone from {classifier.run_dir / METRICS}, so there is nothing to compare"
+        return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
+                        "advice": ["give labelled rows to compare on: --valid, or a file test.csv beside train.csv"]}  # fmt: skip
     systems = {"majority class": rivals["majority"], RIVAL: rivals["tfidf"]}
     systems["ulmfit"] = ours | {"minutes": sum(minutes.values())}
     on = "test" if "test" in ours else "valid"
@@ -131,14 +134,11 @@ def as_markdown(summary: dict[str, Any]) -> str:
         parts = [f"{number['train']:,} labelled texts to train on"]
         parts += [f"{number[split]:,} of {'test' if split == 'test' else 'validation'}" for split in splits]
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
-    lines += [
-        "Minutes: " + ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in shown.items()) + ".",
-        "Perplexity of the language model: "
-        + ", ".join(f"{value:.1f} on the {split} texts" for split, value in summary["perplexity"].items())
-        + ".",
-        "",
-        f"**{summary['verdict']}**",
-    ]
+    lines += ["Minutes: " + ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in shown.items()) + "."]
+    if summary["perplexity"]:
+        told = (f"{value:.1f} on the {split} texts" for split, value in summary["perplexity"].items())
+        lines += [f"Perplexity of the language model: {', '.join(told)}."]
+    lines += ["", f"**{summary['verdict']}**"]
     if summary["advice"]:
         lines += ["", "What to try:", "", *(f"- {line}" for line in summary["advice"])]
     job = Path(summary["model"]).parent
