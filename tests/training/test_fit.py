@@ -247,7 +247,7 @@ def test_the_language_model_reads_the_test_texts_only_when_asked(folder, monkeyp
 
 
 def test_texts_without_labels_give_a_language_model(folder):
-    (folder / "texts.csv").write_text("text\n" + "a film that I liked\nthe plot was dull\n" * 40)
+    (folder / "texts.csv").write_text("text\n" + "".join(f"a film that I liked {n}\n" for n in range(40)))
     result = ulmfit.fit(job.config(folder, "run", data=str(folder / "texts.csv"), valid=0.5))
     assert result.state == "done" and result.classifier is None and not (folder / "run/clf").exists()
     assert isinstance(result.model(), ulmfit.LanguageModel)

@@ -22,7 +22,7 @@ from ulmfit.excerpts import excerpt
 
 TOLERANCE = 1e-3  # of the sum of a row's probabilities; files hold rounded numbers
 CLASS = "class of the probabilities"  # the column that stands for a label column
-_PROBABILITIES, _INPUT = "probabilities", "input"  # nested objects of predict's .jsonl
+_PROBABILITIES, _INPUT = "probabilities.", "input."  # columns of nested objects in predict's .jsonl
 
 
 class SoftSplit(Split):
@@ -103,41 +103,24 @@ def _is_missing(value: Any) -> bool:
 
 def flattened(source: Source) -> Source:
     """A source of predict's .jsonl with the columns of its .csv; any other source is returned as it is."""
-    if _PROBABILITIES not in source.columns:
+    nested = (_PROBABILITIES, _INPUT)
+    if not any(column.startswith(_PROBABILITIES) for column in source.columns):
         return source
-    nested = [name for name in (_PROBABILITIES, _INPUT) if name in source.columns]
-    fields: dict[str, dict[str, Any]] = {name: {} for name in nested}
-    for columns in source.read(nested, 100):
-        for name in nested:
-            for value in columns[name]:
-                if isinstance(value, dict):
-                    fields[name] |= {
-                        key: item for key, item in value.items() if item is not None or key not in fields[name]
-                    }
-        break
-    own = [name for name in source.columns if name not in nested]
-    home: dict[str, tuple[str, str | None]] = {name: (name, None) for name in own}
-    for name in nested:
-        for key in fields[name]:
-            column = key if key not in home else f"{'input' if name == _INPUT else 'probability'}_{key}"
-            home[column] = (name, key)
+    home = {column: column for column in source.columns if not column.startswith(nested)}
+    for column in source.columns:
+        prefix = next((prefix for prefix in nested if column.startswith(prefix)), None)
+        if prefix is not None:
+            key = column.removeprefix(prefix)
+            home[f"{'input' if prefix == _INPUT else 'probability'}_{key}" if key in home else key] = column
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        parents = list(dict.fromkeys(home[column][0] for column in wanted))
-        for columns, after in source.read_from(place, parents, batch_size):
-            yield {column: _items(columns[home[column][0]], home[column][1]) for column in wanted}, after
+        own = [home.get(column, column) for column in wanted]
+        for columns, after in source.read_from(place, own, batch_size):
+            yield {column: columns[name] for column, name in zip(wanted, own, strict=True)}, after
 
     flat = copy.copy(source)
     flat.columns = list(home)
-    flat.types = {name: source.types[name] for name in own if name in source.types}
-    flat.types |= {column: "string" if isinstance(fields[parent][key], str) else "double"
-                   for column, (parent, key) in home.items() if key is not None}  # fmt: skip
+    flat.types = {column: source.types[name] for column, name in home.items() if name in source.types}
     flat._batches = batches
+    flat._has = lambda column: source.has(home.get(column, column))
     return flat
-
-
-def _items(values: Sequence[Any], key: str | None) -> list[Any]:
-    """The items of nested objects; a broken line stays what it is."""
-    if key is None:
-        return list(values)
-    return [value.get(key) if isinstance(value, dict) else value for value in values]
