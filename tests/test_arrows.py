@@ -22,6 +22,7 @@ GROUND = {
     "fit_config",
     "limits",
     "option_types",
+    "paths",
     "private_api",
     "processes",
     "texts",

@@ -17,6 +17,7 @@ from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed_values
 from ulmfit.inference import Backend, TextClassifier
+from ulmfit.paths import as_path
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ def members_of(path: str | Path) -> list[Path] | None:
     Raises:
         UserError: bundle.json is damaged.
     """
-    folder = Path(path).expanduser()
+    folder = Path(as_path(path))
     file = folder / BUNDLE
     if not file.is_file():
         return None

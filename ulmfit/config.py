@@ -17,6 +17,7 @@ from ulmfit.errors import UserError
 from ulmfit.files import parse_json
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag
+from ulmfit.paths import PATHS, as_path
 
 Value = TypeVar("Value")
 Options = TypeVar("Options", bound=Dataclass)
@@ -112,9 +113,6 @@ GROUPS = {
     "speed": ("precision", "micro_batches", "threads", "sampled_softmax", "compress_gradients", "deterministic"),
     "logging": ("log_every", "eval_every", "samples"),
 }
-
-# Options of any command that name a file or a folder (--data and --valid may name other things too).
-PATHS = ("data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir", "model", "output")
 
 
 @dataclass
@@ -357,17 +355,18 @@ def check(config: TrainConfig) -> None:
 
 
 def expand_paths(config: Options) -> Options:
-    """A copy of the options in which `~` at the beginning of a path is the home directory.
+    """A copy of the options in which paths are as the user means them (see `paths`).
 
-    A shell expands it only at the beginning of a word, not in `--data=~/reviews.csv`.
+    Raises:
+        UserError: no file system can hold such a name.
     """
     expanded = copy.copy(config)
     for name in PATHS:
         value = getattr(config, name, None)
-        if isinstance(value, str | Path):
-            setattr(expanded, name, os.path.expanduser(value))
+        if isinstance(value, str | os.PathLike):
+            setattr(expanded, name, as_path(value, f"--{flag(name)}"))
         elif isinstance(value, list):  # --model, given several times
-            setattr(expanded, name, [os.path.expanduser(part) for part in value])
+            setattr(expanded, name, [as_path(part, f"--{flag(name)}") for part in value])
     return expanded
 
 

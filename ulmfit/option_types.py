@@ -30,6 +30,7 @@ from typing import (
 
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
+from ulmfit.paths import PATHS, as_path
 
 if TYPE_CHECKING:
     PathOption = str | os.PathLike[str]  # from Python
@@ -45,7 +46,6 @@ class Dataclass(Protocol):
 
 
 Config = TypeVar("Config")
-PATHS = frozenset({"data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir"})
 
 
 def flag(name: str) -> str:
@@ -106,7 +106,7 @@ def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
     if name in PATHS and isinstance(value, os.PathLike):
-        value = os.fspath(value)
+        value = os.fsdecode(value)
     if name == "valid" and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = str(value)  # a fraction
     if name == "data" and value is not None and not isinstance(value, str):
@@ -125,7 +125,7 @@ def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
         if get_origin(member) is dict and isinstance(value, Mapping):
             return dict(value)
         if member is str and isinstance(value, str):
-            return os.path.expanduser(value) if name in PATHS else value
+            return as_path(value, f"--{flag(name)}") if name in PATHS else value
     raise UserError(f"--{flag(name)} is {excerpt(value)}; give {_takes(members, value)}")
 
 

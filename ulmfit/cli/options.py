@@ -16,6 +16,7 @@ from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, alternatives
 from ulmfit.option_types import flag as spelled
+from ulmfit.paths import as_path
 
 Options = TypeVar("Options", bound=Dataclass)
 
@@ -80,7 +81,7 @@ def defaults(kind: type[Options], words: Sequence[str]) -> Options | None:
     for place, word in enumerate(words if "config" in fields_of(kind) else []):
         flag, equals, file = word.partition("=")
         if flag == "--config":
-            return load_options(os.path.expanduser(file if equals else [*words, ""][place + 1]), kind)
+            return load_options(as_path(file if equals else [*words, ""][place + 1], "--config"), kind)
     return None if required(kind) else kind()
 
 

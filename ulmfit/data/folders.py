@@ -231,11 +231,15 @@ def divide(tree: Folder, left_out: LeftOut) -> tuple[list[Folder], list[Folder]]
     )
 
 
-def check_class(folder: Folder) -> None:
-    """Raise UserError if the name of a class folder is no text."""
+def class_name(folder: Folder) -> str:
+    """The name of a class folder, in UTF-8 whatever the locale is.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
-        folder.name.encode()
-    except UnicodeEncodeError:
+        return os.fsencode(folder.name).decode()
+    except UnicodeDecodeError:
         raise UserError(f"the name of the class folder {folder.path} is not UTF-8; rename it") from None
 
 

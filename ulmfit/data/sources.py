@@ -27,7 +27,7 @@ from typing import Any
 from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
-from ulmfit.data.folders import KINDS, Folder, LeftOut, check_class, divide, kind_of, scan, split_of, suffixes
+from ulmfit.data.folders import KINDS, Folder, LeftOut, class_name, divide, kind_of, scan, split_of, suffixes
 from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
 from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
@@ -177,9 +177,7 @@ def _documents(folder: Folder, classes: list[Folder], left_out: LeftOut, access:
     unlabelled = sorted(path for inside in classes if inside not in labelled for path in inside.documents())
     if labelled:
         left_out.add("files beside the class folders", *folder.texts)
-        for inside in labelled:
-            check_class(inside)
-        pairs = [(path, inside.name) for inside in labelled for path in inside.documents()]
+        pairs = [(path, name) for inside in labelled for name in [class_name(inside)] for path in inside.documents()]
         if pairs:
             paths, names = [path for path, _ in pairs], [name for _, name in pairs]
             found["train"] = open_documents(paths, names, folder.path, access)

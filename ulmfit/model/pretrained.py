@@ -24,6 +24,7 @@ from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.weights_check import check_weights
+from ulmfit.paths import as_path
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -145,7 +146,7 @@ def find_model(path: str | os.PathLike) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(path).expanduser()
+    path = Path(as_path(path))
     if not path.exists() and len(path.parts) == 1 and (ENCODERS / path / WEIGHTS).is_file():
         return ENCODERS / path
     for folder in (path, path / "model"):

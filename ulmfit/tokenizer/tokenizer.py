@@ -14,6 +14,7 @@ from tokenizers import models, processors, trainers
 
 from ulmfit import files
 from ulmfit.errors import UserError
+from ulmfit.paths import as_path
 from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
@@ -154,7 +155,7 @@ class Tokenizer:
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Read a tokenizer.json. Raises UserError if it is missing or not a tokenizer of this package."""
         try:
-            json = Path(path).expanduser().read_text(encoding="utf-8")
+            json = Path(as_path(path)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"cannot read the tokenizer {path} ({reason}); give a tokenizer.json") from None
@@ -168,7 +169,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json. `tokenizers.Tokenizer.from_file` of any language can read it too."""
-        files.write_text(Path(path).expanduser(), self.to_str())
+        files.write_text(Path(as_path(path)), self.to_str())
 
     def tokenize(self, texts: str | Iterable[str]) -> list[list[str]]:
         """The tokens of each text, with xxbos, before words outside the vocabulary become xxunk.

@@ -92,6 +92,8 @@ def run_baselines(
         return found
     if not is_installed():
         return found | {"reason": NOT_INSTALLED}
+    if "valid" not in corpus.splits:
+        return found | {"reason": "no row is held out for validation"}
     try:
         model = _fit(texts, truth, corpus.splits.get("valid"), stopped)
     except _Impossible as error:
