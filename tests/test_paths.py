@@ -134,7 +134,10 @@ sys.stderr.write(f"codes {codes}\\n")
 """
 
 
-@pytest.mark.parametrize("locale", LOCALES)
+LONG = pytest.mark.skipif("ULMFIT_FUZZ_TREES" not in os.environ, reason="of the long tier, see tests/run_long.sh")
+
+
+@pytest.mark.parametrize("locale", ["C", pytest.param("cp1252", marks=LONG), pytest.param("UTF-8", marks=LONG)])
 def test_names_prompts_and_outputs_under_any_locale(locale, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHONUTF8"))}
     found = subprocess.run([sys.executable, "-c", SCRIPT, b"caf\xe9"], capture_output=True, cwd=tmp_path,

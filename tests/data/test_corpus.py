@@ -84,6 +84,23 @@ def test_integers_and_their_texts_are_one_class():
     assert open_corpus("a.jsonl", task="clf", valid=0.2).label_names == ["0", "1", "False"]
 
 
+def test_labels_are_checked_as_texts_are():
+    """Half of a surrogate pair is a fault; line breaks and escapes are a name."""
+    rows = [
+        "".join(f'{{"text": "film {n}", "label": "{label}"}}\n' for n in range(40))
+        for label in ("a", "b\\n\\u001b[31m")
+    ]
+    write("a.jsonl", "".join(rows).encode() + b'{"text": "x", "label": "\\ud800"}\n')
+    corpus = open_corpus("a.jsonl", task="clf", valid=write("v.jsonl", rows[0]))
+    assert corpus.label_names == ["a", "b\n\x1b[31m"]
+    assert len(whole(corpus.splits["train"])[0]) == 80 and corpus.splits["train"].skipped == {"undecodable": 1}
+    write("v.jsonl", rows[1])
+    write("c.jsonl", rows[0] + rows[0].replace('"a"', '"c"').replace("film", "show"))
+    with pytest.raises(UserError) as caught:
+        open_corpus("c.jsonl", task="clf", valid="v.jsonl")
+    assert str(caught.value).isprintable()
+
+
 def test_label_names_of_a_saved_model():
     write("a.csv", CSV)
     assert open_corpus("a.csv", task="clf", label_names=["2", "1", "0"]).label_names == ["2", "1", "0"]

@@ -139,7 +139,7 @@ class Split:
                     if found is None:
                         fault = UNSEEN
                     elif found < 0 and not self.keep_unlabelled:
-                        fault = UNLABELLED
+                        fault = "undecodable" if _is_broken(value) else UNLABELLED
                     else:
                         label = found
                 if fault:
@@ -299,7 +299,20 @@ def _label_name(part: Source, column: str | None, value: Any) -> str | None:
     text = str(value).strip()
     if text.endswith(".0") and is_integer(text[:-2]):  # pandas writes integers so if a column has missing values
         return text[:-2]
-    return None if not text or UNDECODABLE in text else text
+    return None if not text or _is_broken(text) else text
+
+
+def _is_broken(label: Any) -> bool:
+    """Whether a label was not readable, or holds half of a surrogate pair, as JSON may."""
+    return isinstance(label, str) and (UNDECODABLE in label or not _is_utf_8(label))
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _join(values: tuple[Any, ...]) -> tuple[str, str]:
@@ -314,9 +327,7 @@ def _join(values: tuple[Any, ...]) -> tuple[str, str]:
     for mark, reason in MARKS.items():
         if mark in text:
             return "", reason
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not _is_utf_8(text):
         return "", "undecodable"
     if not any(value.strip() for value in present):
         return "", "empty"

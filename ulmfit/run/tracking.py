@@ -215,7 +215,9 @@ class Tracker:
         """
         if self.is_main and self.start_step == 0:
             rows = [f"| {name} | {_cell(value)} |" for name, value in _leaves(options)]
-            self._board.add_text("options", "\n".join(["| option | value |", "|---|---|", *rows]), 0)
+            text = "\n".join(["| option | value |", "|---|---|", *rows])
+            # The name of a file may not be UTF-8.
+            self._board.add_text("options", text.encode("utf-8", "backslashreplace").decode(), 0)
 
     def log_event(self, event: str, *, step: int, **fields: Any) -> None:
         """Write an event to metrics.jsonl. It must not depend on interruptions, because the file must be the same for
