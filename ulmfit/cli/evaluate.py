@@ -206,7 +206,7 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
     if options.valid and name != "valid":
         raise UserError(f"--valid chooses rows of --split valid and not of {name}; leave it out")
     if name == "valid" and "train" in found and (options.valid or "valid" not in found):
-        run = _run_of(options.model)  # tells how its version drew the rows
+        run = _run_of(options.model[0])  # tells how its version drew the rows
         corpus = open_corpus(
             options.data,
             task="clf" if label_names else "lm",
