@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.exported.reader import OnnxReader
+from ulmfit.paths import as_path
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.onnx", "tokenizer.json"
@@ -32,13 +33,13 @@ def write_export(
 
 def is_export(path: str | os.PathLike) -> bool:
     """Whether `path` is a folder with an exported model and no trained one."""
-    folder = Path(path).expanduser()
+    folder = Path(as_path(path))
     return (folder / MODEL).is_file() and not (folder / _TRAINED).is_file()
 
 
 def graph_of(path: str | os.PathLike) -> Path:
     """The file of an exported model's graph."""
-    return Path(path).expanduser() / MODEL
+    return Path(as_path(path)) / MODEL
 
 
 def read_export(path: str | os.PathLike) -> tuple[OnnxReader, Tokenizer, dict[str, Any]]:
@@ -47,7 +48,7 @@ def read_export(path: str | os.PathLike) -> tuple[OnnxReader, Tokenizer, dict[st
     Raises:
         UserError: one of them is missing or damaged, or they do not fit together.
     """
-    folder = Path(path).expanduser()
+    folder = Path(as_path(path))
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
