@@ -22,6 +22,8 @@ a search for a match that may start anywhere goes from word to word within one m
 
 from __future__ import annotations
 
+import json
+
 from tokenizers import normalizers, pre_tokenizers
 
 from ulmfit.tokenizer.spacy_rules import boundaries, contractions, either, replace
@@ -122,13 +124,26 @@ def repeats(rules: str) -> list[normalizers.Normalizer]:
     return [replace(*p) for p in passes]
 
 
+_OTHER_SPACE = either([chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1B < code <= 0x20])
+# A run of white space that is not at the end is matched as a whole too, and nothing of it replaced: a search that goes
+# on inside of it would take quadratic time.
+_SPACE_AT_END = rf"{_OTHER_SPACE}\s*+(?:\z|\K)"
+ANY_SPACE_AT_END = r"(?<!\s)\s++\z"
+# Patterns in tokenizers of version 0.2.0 that take quadratic time for runs of white space, and their equals.
+_SLOW = {rf"{_OTHER_SPACE}\s*+\z": _SPACE_AT_END, r"\s+\z": ANY_SPACE_AT_END}
+
+
+def without_slow_passes(json_text: str) -> str:
+    """A tokenizer (the JSON that `tokenizers` writes) with the passes that take quadratic time replaced by equal ones."""
+    for slow, fast in _SLOW.items():
+        old, new = (f'"Regex":{json.dumps(pattern, ensure_ascii=False)}' for pattern in (slow, fast))
+        json_text = json_text.replace(old + "}", new + "}")
+    return json_text
+
+
 def _strip() -> list[normalizers.Normalizer]:
     """Remove white space at both ends, except spaces, which are not tokens. The normalizer Strip costs 30 us per KB."""
-    others = [chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1B < code <= 0x20]
-    # A run that is not at the end is matched as a whole too, and nothing of it replaced: a search that goes on inside
-    # of it would take quadratic time.
-    end = rf"{either(others)}\s*+(?:\z|\K)"
-    return [replace(r"\A \K\s++", ""), replace(end, "")]
+    return [replace(r"\A \K\s++", ""), replace(_SPACE_AT_END, "")]
 
 
 def _spaces(rules: str) -> list[normalizers.Normalizer]:

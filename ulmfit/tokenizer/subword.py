@@ -42,7 +42,7 @@ def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer
             *text_rules.clean(rules, text_rules.MARKS + _SEP),
             replace("[ \\t\u00a0\u3000\u2581]+", " "),
             replace(r" ?\n ?", "\n"),
-            replace(r"(?<!\s)\s++\z", ""),
+            replace(text_rules.ANY_SPACE_AT_END, ""),
             *text_rules.repeats(rules),
             *text_rules.case(rules),
             *text_rules.case(rules, behind="\n", space=_SEP),
@@ -63,9 +63,9 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
 
 
-def keeps_spaces(backend: tokenizers.Tokenizer) -> bool:
+def keeps_spaces(json_text: str) -> bool:
     """Whether the spaces around repeat marks are those of the text. They are not in a pipeline of version 0.2.0."""
-    return json.dumps(_BEHIND_RUN)[1:-1] in backend.to_str()
+    return json.dumps(_BEHIND_RUN)[1:-1] in json_text
 
 
 def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_freq: int) -> tokenizers.Tokenizer:

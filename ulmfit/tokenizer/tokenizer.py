@@ -38,7 +38,9 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
-        self._backend = backend
+        self._json = backend.to_str(pretty=False)
+        mended = text_rules.without_slow_passes(self._json)
+        self._backend = backend = backend if mended == self._json else tokenizers.Tokenizer.from_str(mended)
         ids = backend.get_vocab(with_added_tokens=True)
         specials = text_rules.SPECIALS["fastai1"]
         if sorted(ids.values()) != list(range(len(ids))) or not set(specials) <= ids.keys():
@@ -48,7 +50,7 @@ class Tokenizer:
         self.rules = "fastai1" if ids["xxmaj"] < ids["xxrep"] else "fastai2"
         self.vocab = [text_rules.surface(token, self.rules) for token in sorted(ids, key=ids.__getitem__)]
         self.subword: str | None = {"Unigram": "unigram", "BPE": "bpe"}.get(type(backend.model).__name__)
-        self._keeps_spaces = self.subword is not None and text_subword.keeps_spaces(backend)
+        self._keeps_spaces = self.subword is not None and text_subword.keeps_spaces(self._json)
         self.unk_id, self.pad_id, self.bos_id = ids["xxunk"], ids["xxpad"], ids["xxbos"]
         self.special_ids = frozenset(ids[token] for token in specials)
         self.fingerprint = hashlib.sha256(self.to_str().encode()).hexdigest()[:16]
@@ -165,7 +167,8 @@ class Tokenizer:
             raise UserError(f"{path}: {error}") from None
 
     def to_str(self) -> str:
-        return self._backend.to_str(pretty=False)
+        """The content of tokenizer.json: as it was read, also if an earlier version of the package made it."""
+        return self._json
 
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json. `tokenizers.Tokenizer.from_file` of any language can read it too."""
