@@ -265,11 +265,11 @@ def test_a_document_of_two_million_characters_is_trained_on(place):
     long = " ".join("interminably" * 20 + "abcdefg"[number % 7] for number in range(8_300))  # no word repeated
     assert len(long) > 2_000_000
     table("long.csv", [(ENGLISH.format(number), "np"[number % 2]) for number in range(20)] + [(long, "n")])
-    assert attempt(f"lm --data long.csv --valid reviews.csv --output-dir out {TINY}", place).state == "done"
+    table("valid.csv", [(ENGLISH.format(number), "np"[number % 2]) for number in range(20)])
+    assert attempt(f"lm --data long.csv --valid valid.csv --output-dir out {TINY}", place).state == "done"
     assert any(json.loads(line)["event"] == "train" for line in Path("out/metrics.jsonl").read_text().splitlines())
     tokens = ulmfit.Tokenizer.from_file("out/tokenizer.json").encode([long])[0]
     assert len(tokens) > 8_300  # all of it is read
-    table("valid.csv", [(ENGLISH.format(number), "np"[number % 2]) for number in range(20)])
     words = "--data long.csv --valid valid.csv --batch-size 30 --max-steps 1 --encoder out --bptt 40 --max-len 80"
     assert attempt(f"clf {words} --output-dir clf", place).state == "done"
 
