@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What takes too long for every change: all cells of the invariance table, kills, long fuzzing, real data.
+# What takes too long for every change: all cells of the invariance table, kills, faults of disks, long fuzzing, real data.
 # Its last output and commit stand in benchmarks/RESULTS.md. Hours on two cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
@@ -10,5 +10,8 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 git log -1 --format='commit %h of %cd' || true
 python -m tests.invariance
 python -m tests.soak_kill --kills "${KILLS:-100}"
+python -m tests.soak_faults --minutes "${SOAK_MINUTES:-60}"
+ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
 ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py
-ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data
+ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
+    tests/faults/test_fuzz.py

@@ -19,7 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
-from tests.faults.layer import FAULTS, Layer
+from tests.faults.layer import FAULTS, LASTING, Layer
 from tests.training import runs
 from ulmfit.cli import DONE, FAILED, USER_ERROR, main
 from ulmfit.distributed.stop import StopRequest
@@ -34,7 +34,6 @@ TRAINING = {
 }
 
 TASKS = [*TRAINING, "predict"]
-LASTING = ("full", "denied")  # of a single call: failing, locks, short
 
 
 class Drill:

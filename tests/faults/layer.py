@@ -31,6 +31,8 @@ FAULTS: dict[str, tuple[int | None, frozenset[str]]] = {
     "short": (None, frozenset({"write"})),
 }
 
+LASTING = ("full", "denied")  # these stay; the others hit a single call
+
 
 class Layer:
     """A file system with one fault.

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from tests.faults.drill import LASTING, TASKS, Drill, every
-from tests.faults.layer import FAULTS, Layer
+from tests.faults.drill import TASKS, Drill, every
+from tests.faults.layer import FAULTS, LASTING, Layer
 
 ALL = os.environ.get("ULMFIT_FAULTS") == "all"
 
