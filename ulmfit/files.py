@@ -88,7 +88,7 @@ def publish(aside: Path, path: Path) -> None:
 def publish_new(aside: Path, path: Path) -> Path:
     """Rename a temporary file to `path` or, if that exists, to the first free name of PATH.1, PATH.2, ...
 
-    Returns its path. No file is replaced.
+    Returns its path. No file is replaced. Once the file has its name, no error is raised.
     """
     sync(aside)
     for number in count():
@@ -102,7 +102,8 @@ def publish_new(aside: Path, path: Path) -> Path:
                 continue
             os.replace(aside, name)
         break
-    sync(path.parent)
+    with suppress(OSError):  # the file is complete, and only a loss of power could still undo the rename
+        sync(path.parent)
     return name
 
 

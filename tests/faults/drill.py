@@ -78,8 +78,10 @@ class Drill:
             assert last.startswith(("failed: ", "error: ")) and "; " in last, f"{what}: {last}"
         for entry in (place / "checkpoints").glob("step-*"):
             assert checkpoint.validate(entry) == [], what
-        code, errors = self.run(place)
-        assert code == DONE, f"{what}, and then again:\n{errors}"
+        if self.task != "predict" or code != DONE:  # predict does not write a file twice
+            assert self.task != "predict" or not place.exists(), f"{what}: it failed, but its output is there"
+            code, errors = self.run(place)
+            assert code == DONE, f"{what}, and then again:\n{errors}"
         self.check_equal(place, what)
         return layer.hits
 
