@@ -9,9 +9,9 @@ A run is started and cut short; what befalls each start is drawn:
     stop   SIGTERM: it has to save a checkpoint and to exit with 0
     full   from some call on, the disk of the run is full: it has to end with 1 or 2 and one sentence
 
-Until it is done, or has been cut short six times and is left to finish. Beside every third start others keep the cores busy. In the end the run must be as one that nothing befell: the same
-bytes of weights or of predictions, metrics.jsonl, TensorBoard's curves, nothing left behind. Prints a table and ends
-with 1 if anything differs.
+This goes on until it is done, or has been cut short six times and is left to finish. Beside every third start others
+keep the cores busy. In the end the run must be as one that nothing befell: the same bytes of weights or of predictions,
+metrics.jsonl, TensorBoard's curves, nothing left behind. Prints a table and ends with 1 if anything differs.
 """
 
 from __future__ import annotations

@@ -59,6 +59,21 @@ def test_a_step_is_skipped_where_it_should_be():
         assert torch.equal(weight.detach(), torch.ones(3)) == bool(skipped)
 
 
+def test_datasets_count_no_downloads(monkeypatch):
+    import datasets
+    from datasets import load
+
+    asked = []
+    monkeypatch.setattr(load, "get_session", lambda: asked.append(1))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    load.increase_load_count("csv")
+    assert asked
+    private_api.count_no_downloads()
+    load.increase_load_count("csv")
+    assert len(asked) == 1
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 def test_packed_products():
     x, weight, bias = torch.randn(4, 6), torch.randn(8, 6), torch.randn(8)

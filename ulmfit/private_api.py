@@ -160,6 +160,16 @@ def forget_prepared(accelerator: Any) -> None:
 # ------------------------------------------------------------------------------- datasets and huggingface_hub
 
 
+def count_no_downloads() -> None:
+    """Keep `datasets.load_dataset` from telling a server of each local file that is read: which reader, which versions.
+
+    Without a network it would also wait for the answer. Sets `datasets.config.HF_UPDATE_DOWNLOAD_COUNTS`.
+    """
+    import datasets
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+
 def features_of(dataset: Any) -> Any:
     """The columns of a Dataset or IterableDataset. If an IterableDataset does not know them, its first rows are read.
 

@@ -333,6 +333,7 @@ def load(*args: Any, **options: Any) -> Any:
 
     datasets.disable_progress_bars()  # every rank would show one, and the program has its own
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are reported once, by this package
+    private_api.count_no_downloads()
     return datasets.load_dataset(*args, **options)
 
 
