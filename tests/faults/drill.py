@@ -107,7 +107,7 @@ class Drill:
     def stopped(self, folder: Path) -> bool:
         """Make `folder`/run, which a request to stop has left in the middle, with caches beside it."""
         code = 0
-        with mock.patch.object(StopRequest, "requested", runs.StopAtCall(1).requested):
+        with mock.patch.object(StopRequest, "requested", lambda stop: stop.in_loop):
             code, _ = self.run(folder / "run")
         return code == DONE and read_status(folder / "run")["state"] == "preempted"
 

@@ -30,7 +30,7 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.result import _read
 
 LONG = int(os.environ.get("ULMFIT_FUZZ", "0"))
-MANY, FEW = LONG // 10 or 40, LONG // 100 or 6
+MANY, FEW = LONG // 10 or 40, LONG // 100 or 4
 
 
 def damaged(pristine: Path, scratch: Path, number: int, names: str = "*"):
