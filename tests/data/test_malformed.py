@@ -73,7 +73,7 @@ def test_malformed_tables(monkeypatch, pulled):
         if "\ufdd4" not in case.content.decode(case.encoding, "replace"):
             taken = sum(1 + sum(str(cell).count("\n") for cell in row if cell is not None) for row in found)
             assert taken <= lines <= taken + blank, f"{what}: {lines} lines, {taken} taken, {blank} blank"
-        assert pulled[0] <= (2 * len(names) + 4) * (lines + 10), f"{what}: {pulled[0]} for {lines} lines"
+        assert pulled[0] <= (2 * len(names) + 2 * tables.MANY) * (lines + 10), f"{what}: {pulled[0]} for {lines} lines"
         if set(case.damage[1:]) <= STRAY and not all(column.is_text for column in form.columns):
             assert lines - blank <= len(found) <= lines, (
                 f"{what}: {len(found)} rows of {lines} lines"

@@ -6,10 +6,12 @@ import csv
 import io
 import zipfile
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from tests.data.files import whole, write
+from ulmfit.data import tables
 from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.fingerprint import Access
@@ -276,6 +278,41 @@ def test_files_with_columns_in_another_order():
         rows(find("many")["train"])
 
 
+# Searches for the end of a field
+
+
+@pytest.mark.parametrize("line", ['"', '"a', 'a","b', '""', '"""', 'a,"b', '"a"b', '\\"', '"a","b', ',"', '"\\"'])
+def test_any_file_takes_linear_time(line, monkeypatch):
+    """Counted in lines that the parser is given; a file of 20 MB is no different."""
+    given, pulled = tables._Records.__next__, [0]
+
+    def counting(self):
+        pulled[0] += 1
+        return given(self)
+
+    monkeypatch.setattr(tables._Records, "__next__", counting)
+    for lines in (
+        [line] * 3000,
+        [line, *['""'] * 50] * 60,
+        [line, *["a,b"] * 50] * 60,
+        [*[line] * 500, *["x,y"] * 2500],
+    ):
+        for header in ("text", "label,text", "a,b,c"):
+            pulled[0] = 0
+            try:
+                found = source("\n".join([header, *lines]))
+            except UserError:  # there is nothing but quotation marks
+                continue
+            assert sum(len(batch[found.columns[0]]) for batch in found.read(found.columns)) <= len(lines)
+            assert pulled[0] < 2 * (tables.MANY + 4) * len(lines)
+
+
+def test_the_search_for_the_end_of_a_field_is_bounded(monkeypatch):
+    monkeypatch.setattr(tables, "LONGEST_RECORD", 500)
+    content = 'text\n"first\n' + "another line\n" * 100
+    assert rows(source(content))[:2] == [('"first',), ("another line",)]
+
+
 # Encodings
 
 
@@ -351,6 +388,9 @@ def test_workbooks_are_refused_with_a_cure():
             archive.writestr(inside, "<xml/>")
         with pytest.raises(UserError, match=f"a.csv is {sentence} and no text; open it in a .* and save it"):
             find("a.csv")
+        Path("a.csv").rename("a.xlsx")
+        with pytest.raises(UserError, match=f"a.xlsx is {sentence} and no text; open it in a .* and save it"):
+            find("a.xlsx")
 
 
 # Identity

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
-from ulmfit.data.magic import describe_binary, is_binary
+from ulmfit.data.magic import is_binary, refuse_binary
 from ulmfit.errors import UserError
 
 # Bytes that do not fit the encoding become this noncharacter, which does not occur in valid texts. So the rows can be
@@ -135,8 +135,7 @@ def find_encoding(path: str, given: str | None = None) -> str:
 
 def encoding_of(head: bytes, given: str | None, path: str, *, whole: bool) -> str:
     """As `find_encoding`, from the first bytes of a file (all of them if `whole`)."""
-    if binary := describe_binary(path, head):
-        raise UserError(f"{path} is {binary[0]} and no text; {binary[1]}")
+    refuse_binary(path, head)
     if given is not None:
         return given
     encoding = text_encoding(head, whole=whole)

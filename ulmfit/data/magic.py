@@ -8,6 +8,8 @@ from __future__ import annotations
 import zipfile
 from contextlib import suppress
 
+from ulmfit.errors import UserError
+
 HEAD = 2**16  # bytes that are looked at
 _TO_CSV = "open it in a spreadsheet program and save it as CSV UTF-8, or use pandas.read_excel(...).to_csv(...)"
 _TO_TEXT = "open it in a word processor and save it as plain text (.txt)"
@@ -69,6 +71,12 @@ def describe_binary(path: str, head: bytes) -> tuple[str, str] | None:
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:20].lower().startswith(_WEB):
         return "a web page", "download the file itself, or save the texts of the page"
     return None
+
+
+def refuse_binary(path: str, head: bytes) -> None:
+    """Raise UserError, with how to convert it, for a file that holds no text."""
+    if binary := describe_binary(path, head):
+        raise UserError(f"{path} is {binary[0]} and no text; {binary[1]}")
 
 
 def is_binary(head: bytes) -> bool:

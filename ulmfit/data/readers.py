@@ -270,7 +270,10 @@ def _fasttext(line: str, what: str) -> tuple[str, str | None]:
 
 
 def _notes_on_tabs(path: str, head: list[str]) -> list[str]:
-    """A text file whose lines all have the same number of tabs is probably a table."""
+    """A text file whose lines are JSON objects, or all have the same number of tabs, is probably no text."""
+    filled = [line for line in head if line.strip()]
+    if filled and all(json_files.parse(line) is not None for line in filled):
+        return [f"{path}: each line is a JSON object and is read as one text; name it .jsonl to read its keys"]
     tabs = {line.count("\t") for line in head if line.strip()}
     if len(tabs) == 1 and tabs != {0} and len(head) >= 5:
         return [f"{path}: each line has {tabs.pop() + 1} fields separated by tabs and is read as one text; if it is a "

@@ -29,6 +29,7 @@ from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
 from ulmfit.data.folders import KINDS, Folder, LeftOut, class_name, divide, kind_of, scan, split_of, suffixes
 from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
+from ulmfit.data.magic import HEAD, refuse_binary
 from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
 from ulmfit.errors import UserError
 
@@ -53,6 +54,8 @@ def find(data: str | InMemory | None, access: Access | None = None) -> dict[str,
         if not os.path.isfile(data):
             raise UserError(f"{data} is a pipe, socket or device and cannot be read twice; give a file")
         if kind_of(data) is None:
+            with open(data, "rb") as file:
+                refuse_binary(data, file.read(HEAD))
             raise UserError(f"{data} is none of {' '.join(sorted(KINDS))}, plain or {' '.join(COMPRESSED)}; convert it")
         return {"train": open_files([data], str(kind_of(data)), data, access)}
     if any(sign in data for sign in "*?["):

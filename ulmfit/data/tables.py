@@ -25,7 +25,8 @@ from ulmfit.data.shards import Columns
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed
 
-MANY = 16  # lines in one field: then it is enough if most of them look like records
+MANY = 16  # lines in one record: then it is enough if most of them look like records, and fields are counted
+LONGEST_RECORD = 2**28  # characters that are searched for the end of a field
 MOST_LINES_OF_NAMES = 1000  # of the first record
 MISSING = "\\N"  # what databases write for a missing value
 csv.field_size_limit(2**31 - 1)
@@ -186,7 +187,7 @@ class ReadOtherwise(UserError):
 
 
 class _Stray(Exception):
-    """The lines of one field look like records."""
+    """The lines of one field are too many, or look like records."""
 
 
 def _lines(content: bytes, old_ends: bool, *, first: bool) -> list[str]:
@@ -211,12 +212,17 @@ class _Records:
         self._file, self._form, self._beat = file, form, beat
         self._dialect = form.dialect
         self._size = len(form.names)
+        self._most = self._size  # fields of a record; 0: not known yet
         self._base = max(0, start)
         self._raw: list[bytes] = []
         self._waiting: list[str] = []
         self._at = 0
         self._record = 0  # the line at which the current record begins
         self._alike = 0  # lines of it that look like records
+        self._length = 0  # characters of it
+        self._closed = 0  # fields that end in a line after the first ones, at least
+        # In a field in quotation marks those of the text are doubled, so a single one before a separator ends it.
+        self._closing = f'"{form.dialect.separator}'
         self.irregular = False
         self.after_first = 0
 
@@ -275,13 +281,18 @@ class _Records:
         """The next line, for the csv module.
 
         Raises:
-            _Stray: the record so far is many lines that look like records.
+            _Stray: the record so far is too long, has too many fields, or is many lines that look like records.
         """
         if self._at == len(self._waiting) and not self._fill():
             raise StopIteration
         line = self._waiting[self._at]
         inside = self._at - self._record
-        if inside > MOST_LINES_OF_NAMES and not self._size:
+        self._length += len(line)
+        if inside > MANY and self._most:
+            self._closed += line.count(self._closing) - line.count(f'"{self._closing}')
+            if self._closed > self._most:
+                raise _Stray
+        if inside and (self._length > LONGEST_RECORD or inside > MOST_LINES_OF_NAMES and not self._size):
             raise _Stray
         if inside and self._size > 1:
             self._alike += self._looks_like_record(line)
@@ -306,6 +317,7 @@ class _Records:
         self._record = self._at
         row = self._next(self._dialect.reader(self)) if self._dialect.quoted else self._alone()
         self.after_first = self._place(self._ends())
+        self._most = len(row or []) + 1  # row names have no name
         return row or []
 
     def sample(self, *, one_column: bool, most: int = 500) -> list[list[str]]:
@@ -365,7 +377,7 @@ class _Records:
 
     def _next(self, reader: Any) -> list[str] | None:
         """The next record as it is split; None at the end."""
-        self._record, self._alike = self._at, 0
+        self._record, self._alike, self._length, self._closed = self._at, 0, 0, 0
         if not self._dialect.quoted:
             return self._alone() if self._at < len(self._waiting) or self._fill() else None
         try:
