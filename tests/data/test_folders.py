@@ -66,8 +66,8 @@ def test_leftovers_are_left_out_and_counted(kind, streaming):
     assert not clean.notes and len(corpus.notes) == 1
     hidden = sum(name.startswith(".") for name in LEFTOVERS)
     count = len(places[kind])
-    assert f"{count * hidden:,} hidden files" in corpus.notes[0]
-    assert f"{count * (len(LEFTOVERS) - hidden):,} leftovers of editors and systems" in corpus.notes[0]
+    assert f"hidden files {count * hidden:,} (" in corpus.notes[0]
+    assert f"leftovers of editors and systems {count * (len(LEFTOVERS) - hidden):,} (" in corpus.notes[0]
 
 
 def test_a_glob_leaves_out_the_same():
@@ -77,8 +77,8 @@ def test_a_glob_leaves_out_the_same():
     os.mkfifo("d/pipe.txt")
     corpus = open_corpus("d/*.txt", task="lm")
     assert len(texts_of("d/*.txt", "lm")) == 12
-    assert corpus.notes == ["d/*.txt: left out 1 leftovers of editors and systems (d/~$00.txt), 2 dangling links, pipes, "
-                            "sockets and devices (d/dangling.txt, d/pipe.txt)"]  # fmt: skip
+    assert corpus.notes == ["d/*.txt: left out: leftovers of editors and systems 1 (d/~$00.txt), dangling links, pipes, "
+                            "sockets and devices 2 (d/dangling.txt, d/pipe.txt)"]  # fmt: skip
 
 
 @pytest.mark.parametrize("where", ["d", "d/neg", "d/neg/deep"])
@@ -95,8 +95,8 @@ def test_what_is_no_file_is_left_out_and_counted(where):
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind(f"{where}/socket.txt")
     (note,) = open_corpus("d", task="clf").notes
-    assert "3 pipes, sockets and devices" in note and "2 dangling links" in note
-    assert "2 links back into the folder" in note and "1 folders named like files" in note
+    assert "pipes, sockets and devices 3" in note and "dangling links 2" in note
+    assert "links back into the folder 2" in note and "folders named like files 1" in note
     assert len(texts_of("d")) == 36
 
 
@@ -120,12 +120,12 @@ def test_files_beside_class_folders_are_named_and_not_read():
     write_acl("acl")
     write("acl/imdb.vocab", "the")
     (note,) = open_corpus("acl", task="clf").notes
-    assert "2 files beside the class folders (test/urls_pos.txt, train/urls_pos.txt)" in note
-    assert "2 files beside the splits (README, imdb.vocab)" in note
+    assert "files beside the class folders 2 (test/urls_pos.txt, train/urls_pos.txt)" in note
+    assert "files beside the splits 2 (README, imdb.vocab)" in note
     documents("d/neg")
     documents("d/pos")
     write("d/readme.txt", "no document")
-    assert notes_of("d") == "d: left out 1 files beside the class folders (readme.txt)"
+    assert notes_of("d") == "d: left out: files beside the class folders 1 (readme.txt)"
     assert len(texts_of("d", "lm")) == 24
 
 
@@ -251,10 +251,10 @@ def test_layouts(tree, splits, classes):
 def test_folders_beside_tables_and_splits_are_told():
     documents("d/notes")
     write("d/a.csv", "text,label\n" + "".join(f"film {n},{n % 2}\n" for n in range(30)))
-    assert notes_of("d") == "d: left out 1 folders beside the tables (notes)"
+    assert notes_of("d") == "d: left out: folders beside the tables 1 (notes)"
     for folder in ("train/neg", "train/pos", "test/neg", "images"):
         documents(f"e/{folder}")
-    assert "1 folders beside the splits (images)" in notes_of("e")
+    assert "folders beside the splits 1 (images)" in notes_of("e")
 
 
 # Trees of every kind

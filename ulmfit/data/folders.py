@@ -79,8 +79,8 @@ class LeftOut:
         listed = []
         for reason, count in self._counts.items():
             names = self._names[reason]
-            listed.append(f"{count:,} {reason} ({', '.join(names)}{', ...' if count > len(names) else ''})")
-        left_out = [f"{self._what}: left out {', '.join(listed)}"] if listed else []
+            listed.append(f"{reason} {count:,} ({', '.join(names)}{', ...' if count > len(names) else ''})")
+        left_out = [f"{self._what}: left out: {', '.join(listed)}"] if listed else []
         return [one_line(note) for note in self.remarks + left_out]
 
 
