@@ -34,8 +34,7 @@ _OPERATION = frozenset({"output_dir", "resume", "max_time", "config", "cache_dir
 
 @dataclass
 class FitConfig:
-    """Do the whole job: language model, classifier and a comparison with a baseline. In OUTPUT-DIR are lm/ and clf/, the
-    runs of the two trainings, model/, the classifier, and summary.md."""
+    """Do the whole job: language model, classifier, comparison with a baseline."""
 
     data: OrElse[DataOption] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""

@@ -20,6 +20,7 @@ from ulmfit.cli.commands import COMMANDS, Command
 from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, parse
 from ulmfit.config import GROUPS, PATHS, ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig
 
 ROOT = Path(ulmfit.__file__).parents[1]
 TRAINERS = [name for name, command in COMMANDS.items() if command.trains]
@@ -59,6 +60,11 @@ def test_without_a_command_each_is_listed_with_a_line(capsys):
     assert all(len(line) < 100 and len(line.split()) > 4 for line in lines)
 
 
+def parts_of(kind):
+    """The trainings of a command, whose options it takes with their name before them."""
+    return ("lm", "clf") if kind is FitConfig else ()
+
+
 def entries(text):
     """What a help says of each option: `--name` -> its metavar and explanation."""
     found, name = {}, None
@@ -79,7 +85,7 @@ def test_help_has_each_option_once_with_its_default(capsys, name):
     found = entries(text)
     options = {flag_of(option): option for option, hint in fields_of(kind).items() if not is_texts(hint)}
     positional = {option.upper() for option, hint in fields_of(kind).items() if is_texts(hint)}
-    assert set(found) == set(options) | positional | {"--help"}
+    assert set(found) == set(options) | positional | {"--help"} | {f"--{part}.OPTION" for part in parts_of(kind)}
     for flag, option in options.items():
         (default,) = (field.default for field in dataclasses.fields(kind) if field.name == option)
         words = found[flag]
@@ -97,13 +103,14 @@ def test_help_has_each_option_once_with_its_default(capsys, name):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_help_of_the_trainers_is_in_groups(capsys, name):
     text, fields = ended(capsys, name, "--help"), fields_of(COMMANDS[name].options)
+    groups = getattr(COMMANDS[name].options, "groups", GROUPS)
     heads = [line for line in text.splitlines() if line and not line.startswith((" ", "usage:"))]
-    assert heads[1:] == [*GROUPS, "example"]  # behind the sentence on the command
-    for group, names in GROUPS.items():
+    assert heads[1:] == [*groups, "example"]  # behind the sentence on the command
+    for group, names in groups.items():
         part = text.split(f"\n{group}\n")[1].split("\n\n")[0]
         wanted = [flag_of(option) for option in names if option in fields]
-        assert [flag for flag in entries("\n\n" + part + "\n") if flag != "--help"] == wanted
-    grouped = [option for names in GROUPS.values() for option in names]
+        assert [flag for flag in entries("\n\n" + part + "\n") if flag != "--help" and "." not in flag] == wanted
+    grouped = [option for names in groups.values() for option in names]
     assert len(grouped) == len(set(grouped)) and set(fields) <= set(grouped)
 
 
@@ -191,7 +198,7 @@ def test_texts_stand_anywhere_between_the_options():
         ["--model", "m", "--", "one", "two"],
     ):
         parsed = parse(kind, words)
-        assert (parsed.model, parsed.text) == ("m", ("one", "two"))
+        assert (parsed.model, parsed.text) == (["m"], ("one", "two"))
     odd = ["- a dash", "-- two dashes", "-5", "a=b", "", "--in all it was=good"]
     assert parse(kind, ["--model", "m", *odd]).text == tuple(odd)
     assert parse(kind, ["--model", "m", "--", "--model", "--help"]).text == ("--model", "--help")
@@ -226,7 +233,7 @@ def test_a_home_directory_is_resolved_also_behind_an_equals_sign(monkeypatch, tm
     options = parse(LMConfig, ["--output-dir=~/run", "--data", "~/x.csv", "--text-column=~/a"])
     assert (options.output_dir, options.data) == (f"{tmp_path}/run", f"{tmp_path}/x.csv")
     assert options.text_column == "~/a"  # no path
-    assert parse(COMMANDS["predict"].options, ["--model=~/m", "~/t"]).model == f"{tmp_path}/m"
+    assert parse(COMMANDS["predict"].options, ["--model=~/m", "~/t"]).model == [f"{tmp_path}/m"]
     (tmp_path / "config.json").write_text(json.dumps({"options": {"seed": 7}}))
     assert parse(LMConfig, ["--config=~/config.json"]).seed == 7
 
