@@ -12,6 +12,7 @@ import pytest
 from ulmfit import cache_folder, files
 from ulmfit.cache_folder import locked, tidy, writing
 from ulmfit.cli import USER_ERROR, main
+from ulmfit.data.retry import faults_of
 from ulmfit.errors import UserError
 from ulmfit.processes import host_mark
 
@@ -148,3 +149,22 @@ def test_everything_in_the_cache_has_the_mode_of_the_umask(tmp_path, umask):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize(
+    ("code", "file", "message"),
+    [
+        (errno.ENOSPC, None, "the cache of datasets cannot be written to .*/hf .No space left on device.; free space"),
+        (errno.ENOLCK, None, "the cache of datasets cannot be written to .*/hf .No locks available"),
+        (errno.EACCES, "hf/x/lock", "the cache of datasets cannot be written to .*/hf .Permission.*HF_DATASETS_CACHE"),
+        (errno.EACCES, "", "the cache of datasets cannot be written to .*/hf .Permission denied"),
+        (errno.EACCES, "data/a.csv", "^a.csv cannot be read .*mend the file"),
+    ],
+)
+def test_a_cache_of_datasets_that_cannot_be_written_is_not_the_datas_fault(tmp_path, monkeypatch, code, file, message):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    named = [] if file is None else [str(tmp_path / file)]
+    with pytest.raises(UserError, match=message), faults_of("a.csv"):
+        raise OSError(code, os.strerror(code), *named)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from ulmfit.batches.cache import build_or_open
 from ulmfit.cli import DONE, USER_ERROR
 from ulmfit.data.fingerprint import Access, fingerprint
 from ulmfit.errors import UserError
+from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.pretrained import load_model
 from ulmfit.model.vocabulary_file import read_vocabulary
 from ulmfit.run import checkpoint
@@ -116,6 +118,29 @@ def test_hashes_of_files_and_vocabularies(tmp_path):
         assert read(folder) == expected, what
         words = refused(lambda folder=folder: read_vocabulary(folder / "itos.json"), what)
         assert words is None or all(isinstance(word, str) for word in words), what
+
+
+def test_files_of_fastai(tmp_path):
+    (tmp_path / "whole").mkdir()
+    words = [f"w{n}" for n in range(30)]
+    sizes = {"0.encoder.weight": (30, 4), "0.encoder_dp.emb.weight": (30, 4), "1.decoder.weight": (30, 4)}
+    sizes |= {"1.decoder.bias": (30,)}
+    for layer, (hidden, given) in enumerate([(6, 4), (4, 6)]):
+        sizes |= {
+            f"0.rnns.{layer}.weight_hh_l0_raw": (4 * hidden, hidden),
+            f"0.rnns.{layer}.module.weight_ih_l0": (4 * hidden, given),
+            f"0.rnns.{layer}.module.bias_ih_l0": (4 * hidden,),
+            f"0.rnns.{layer}.module.bias_hh_l0": (4 * hidden,),
+        }
+    state = {name: torch.ones(size) for name, size in sizes.items()}
+    torch.save(state, tmp_path / "whole" / "model.pth")
+    (tmp_path / "whole" / "itos.pkl").write_bytes(pickle.dumps(words))
+    counts = [0, 0]
+    for folder, what in damaged(tmp_path / "whole", tmp_path / "some", MANY):
+        model = refused(lambda folder=folder: load_fastai(folder / "model.pth", folder / "itos.pkl"), what)
+        counts[model is None] += 1
+        assert model is None or all(torch.isfinite(tensor).all() for tensor in model.state.values()), what
+    assert min(counts) > 0
 
 
 def test_tokenizers(runs, tmp_path):

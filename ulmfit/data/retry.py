@@ -113,7 +113,7 @@ def _unwritable(error: OSError) -> str | None:
 
     Not every library puts the name of the file into the error. But nothing else is written while a corpus is read.
     """
-    if "datasets" not in sys.modules:
+    if "datasets" not in sys.modules or error.errno in _TRANSIENT:
         return None
     import datasets
 
