@@ -8,7 +8,8 @@ import pytest
 
 from tests.data.files import write
 from tests.data.malformed import malformed
-from ulmfit.data import tables
+from ulmfit.data import records, tables
+from ulmfit.data.dialect import preamble
 from ulmfit.data.encoding import open_bytes
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.sources import find
@@ -23,13 +24,13 @@ STRAY = {"stray mark", "mark before a field", "two marks", "lost mark"}
 def pulled(monkeypatch):
     """How often a line was given to the parser."""
     counts = [0]
-    given = tables._Records.__next__
+    given = records.Records.__next__
 
     def counting(self):
         counts[0] += 1
         return given(self)
 
-    monkeypatch.setattr(tables._Records, "__next__", counting)
+    monkeypatch.setattr(records.Records, "__next__", counting)
     return counts
 
 
@@ -39,10 +40,10 @@ def lines_of(path: str, form: tables.Form) -> tuple[int, int]:
         content = file.read()
     start = form.start
     if start < 0:  # no header: blank lines and a sep= line may be on top
-        lines = tables._lines(content, form.old_ends, first=True)
-        lines = lines[tables.dialects.preamble(lines)[0] :]
+        lines = records.split_lines(content, form.old_ends, first=True)
+        lines = lines[preamble(lines)[0] :]
     else:
-        lines = tables._lines(content[start:], form.old_ends, first=False)
+        lines = records.split_lines(content[start:], form.old_ends, first=False)
     return len(lines), sum(not line.replace('"', "").strip() for line in lines)
 
 
@@ -73,7 +74,7 @@ def test_malformed_tables(monkeypatch, pulled):
         if "\ufdd4" not in case.content.decode(case.encoding, "replace"):
             taken = sum(1 + sum(str(cell).count("\n") for cell in row if cell is not None) for row in found)
             assert taken <= lines <= taken + blank, f"{what}: {lines} lines, {taken} taken, {blank} blank"
-        assert pulled[0] <= (2 * len(names) + 2 * tables.MANY) * (lines + 10), f"{what}: {pulled[0]} for {lines} lines"
+        assert pulled[0] <= (2 * len(names) + 2 * records.MANY) * (lines + 10), f"{what}: {pulled[0]} for {lines} lines"
         if set(case.damage[1:]) <= STRAY and not all(column.is_text for column in form.columns):
             assert lines - blank <= len(found) <= lines, (
                 f"{what}: {len(found)} rows of {lines} lines"

@@ -21,7 +21,7 @@ import pytest
 from tests.data.files import Hub
 from ulmfit.data import corpus as corpora
 from ulmfit.data.fingerprint import Access
-from ulmfit.data.readers import of_dataset
+from ulmfit.data.hub_sets import of_dataset
 from ulmfit.data.retry import retried
 from ulmfit.data.sources import find
 from ulmfit.errors import UserError
@@ -37,7 +37,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("ulmfit.data.shards.CHUNK", 64)
     monkeypatch.setattr("ulmfit.data.shards.SLICE_BYTES", 200)
     monkeypatch.setattr("ulmfit.data.readers.SLICE_BYTES", 200)
-    monkeypatch.setattr("ulmfit.data.readers._STREAM_ROWS", 5)
+    monkeypatch.setattr("ulmfit.data.hub_sets._STREAM_ROWS", 5)
 
 
 @pytest.fixture

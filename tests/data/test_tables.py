@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.data.files import whole, write
-from ulmfit.data import tables
+from ulmfit.data import records
 from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.fingerprint import Access
-from ulmfit.data.readers import ReadOtherwise, Source
+from ulmfit.data.source import Source
 from ulmfit.data.sources import find
+from ulmfit.data.tables import ReadOtherwise
 from ulmfit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -284,13 +285,13 @@ def test_files_with_columns_in_another_order():
 @pytest.mark.parametrize("line", ['"', '"a', 'a","b', '""', '"""', 'a,"b', '"a"b', '\\"', '"a","b', ',"', '"\\"'])
 def test_any_file_takes_linear_time(line, monkeypatch):
     """Counted in lines that the parser is given; a file of 20 MB is no different."""
-    given, pulled = tables._Records.__next__, [0]
+    given, pulled = records.Records.__next__, [0]
 
     def counting(self):
         pulled[0] += 1
         return given(self)
 
-    monkeypatch.setattr(tables._Records, "__next__", counting)
+    monkeypatch.setattr(records.Records, "__next__", counting)
     for lines in (
         [line] * 3000,
         [line, *['""'] * 50] * 60,
@@ -304,11 +305,11 @@ def test_any_file_takes_linear_time(line, monkeypatch):
             except UserError:  # there is nothing but quotation marks
                 continue
             assert sum(len(batch[found.columns[0]]) for batch in found.read(found.columns)) <= len(lines)
-            assert pulled[0] < 2 * (tables.MANY + 4) * len(lines)
+            assert pulled[0] < 2 * (records.MANY + 4) * len(lines)
 
 
 def test_the_search_for_the_end_of_a_field_is_bounded(monkeypatch):
-    monkeypatch.setattr(tables, "LONGEST_RECORD", 500)
+    monkeypatch.setattr(records, "LONGEST_RECORD", 500)
     content = 'text\n"first\n' + "another line\n" * 100
     assert rows(source(content))[:2] == [('"first',), ("another line",)]
 

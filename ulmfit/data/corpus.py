@@ -19,8 +19,8 @@ from ulmfit.data.fingerprint import SCHEME, Access
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.probabilities import SoftSplit, flattened
-from ulmfit.data.readers import Source
 from ulmfit.data.shards import Columns
+from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
 from ulmfit.data.splits import NO_LABEL, Choice, Split, is_integer, unseen_label
 from ulmfit.errors import UserError

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ulmfit.data.fingerprint import Access
-from ulmfit.data.readers import Batches, Source, of_dataset
+from ulmfit.data.hub_sets import of_dataset
+from ulmfit.data.source import Batches, Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed
 

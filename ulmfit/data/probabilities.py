@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit.data.readers import Batches, Columns, Source
+from ulmfit.data.shards import Columns
+from ulmfit.data.source import Batches, Source
 from ulmfit.data.splits import MARKS, Split
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt

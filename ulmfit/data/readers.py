@@ -1,124 +1,32 @@
 """Opens the files that `sources` has found, and reads them from any position, as columns of Python values.
 
-Files are read by this package (see `shards`, `tables` and `json_files`), the same way with and without streaming.
-`datasets` reads only data sets of the hub and those in memory. It is imported late, because this takes seconds.
+They are read the same way with and without streaming, see `shards`, `tables` and `json_files`. Data sets of the hub are
+read by `datasets`, see `hub_sets`.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from ulmfit import private_api
 from ulmfit.data import json_files, sample
 from ulmfit.data.dialect import Dialect, name_of, separator_of
-from ulmfit.data.encoding import TORN, UNDECODABLE, UTF8, decode, find_encoding, known_encoding, open_raw, text_encoding
-from ulmfit.data.fingerprint import COMPRESSED, SCHEME, Access, fingerprint
+from ulmfit.data.encoding import UNDECODABLE, UTF8, decode, find_encoding, known_encoding, open_raw, text_encoding
+from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
 from ulmfit.data.magic import is_no_document
 from ulmfit.data.retry import faults_of, retried
-from ulmfit.data.shards import (
-    SLICE_BYTES,
-    Columns,
-    parquet_rows,
-    parquet_schema,
-    read_lines,
-    read_parquet,
-    slices,
-    values,
-)
+from ulmfit.data.shards import SLICE_BYTES, Columns, parquet_rows, parquet_schema, read_lines, read_parquet
+from ulmfit.data.source import Batches, Source, over_files
 from ulmfit.data.tables import Form, ReadOtherwise, examine, read_table
 from ulmfit.errors import UserError
-from ulmfit.excerpts import listed
 
-__all__ = ["TORN", "UNDECODABLE", "Columns", "ReadOtherwise", "Source"]
-_STREAM_ROWS = 1000  # batch size for streams of `datasets`; constant, because their state counts batches
 _FIRST_ROWS = 10_000  # rows of JSON in which the columns are looked for
 _FEW_FILES = 100  # whose footers are read to count the rows
 _LABEL = re.compile(r"__label__(\S+)[ \t]+")  # before a line of fastText
-Batches = Iterator[tuple[Columns, Any]]
-
-
-@dataclass
-class Source:
-    """Rows with named columns. `read` yields them in batches of Python values, of at most `batch_size` rows."""
-
-    what: str  # its name in messages
-    columns: list[str]
-    fingerprint: str  # 16 hex digits, depend on the rows
-    files: list[str] = field(default_factory=list)
-    classes: dict[str, list[str]] = field(default_factory=dict)  # class names of integer (ClassLabel) columns
-    types: dict[str, str] = field(default_factory=dict)  # Arrow types, if the format has them
-    num_rows: int | None = None  # if known without reading them
-    revision: str | None = None  # of a data set of the hub: the commit that is read
-    notes: list[str] = field(default_factory=list)  # sentences for the user, as about what was found in the files
-    blank_lines: bool = False  # rows are lines of text, blank ones too, which training leaves out
-    documents: bool = False  # each row is a file, in the order of `files`
-    kind: str = ""  # of files: csv, tsv, jsonl, json, parquet, text or documents
-    default_texts: list[str] = field(default_factory=list)  # of a table without names: its columns of texts
-    default_label: str | None = None  # of a table without names: its column of classes, if there is one
-    _has: Callable[[str], bool] | None = None  # looks for a column that the first rows lack
-    _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
-
-    def read(self, columns: list[str], batch_size: int = 1000) -> Iterator[Columns]:
-        """Yield {column: values} of the given columns, in the order of the rows.
-
-        Values have the types of the format (str, int, float, bool, None). Text that is not UTF-8 contains
-        `UNDECODABLE`. After a transient failure the read is tried again (see `retry.retried`).
-
-        Raises:
-            UserError: a file is damaged.
-            OSError: the last try failed.
-        """
-        return (batch for batch, _ in self.read_from(None, columns, batch_size))
-
-    def read_from(self, place: Any, columns: list[str], batch_size: int = 1000) -> Batches:
-        """As `read`, but from a place (position) in the source on; None is the start. Yields each batch with the place
-        after it.
-
-        A place is JSON-able and takes some hundred bytes. A seek opens no file before that of the place. For the cost
-        within the file see `shards`; shards of the hub are parsed up to the place.
-        """
-        num_rows = 0
-        for batch, after in self._batches(columns, batch_size, place):
-            size = len(next(iter(batch.values()), ()))
-            num_rows += size
-            if size or not columns:  # none where lines are blank
-                yield batch, after
-        if place is None and columns:
-            self.num_rows = num_rows
-
-    def expected_rows(self) -> int | None:
-        """About how many rows there are, from the first ones and the size of the files; None for compressed files."""
-        packed = any(path.lower().endswith(COMPRESSED) for path in self.files)
-        if self.num_rows is not None or packed or self.kind not in ("csv", "tsv", "text", "jsonl"):
-            return self.num_rows
-        rows = 0
-        for batch, (number, after) in self._batches(self.columns[:1], 1000, None):
-            rows += len(next(iter(batch.values())))
-            at, skip = (after, 0) if isinstance(after, int) else after
-            if number or not skip:
-                break
-        size = sum(map(os.path.getsize, self.files))
-        return round(rows * size / at) if rows and at else None
-
-    def has(self, column: str) -> bool:
-        """Whether there is a column of this name. In .jsonl it may first appear in a later row, so all are searched."""
-        if column not in self.columns and self._has is not None and self._has(column):
-            self.columns.append(column)
-        return column in self.columns
-
-    def lacks(self, column: str, cure: str = "") -> UserError:
-        """The mistake of asking for a column that the source does not have."""
-        names = listed(self.columns)
-        hint = " (if its first line is a row, add --no-header)" if self.kind in ("csv", "tsv") else ""
-        said = cure.format(names) if cure else f"its columns are {names}"
-        return UserError(f"{self.what} has no column {listed([column])}; {said}{hint}")
 
 
 def open_files(files: list[str], kind: str, what: str, access: Access) -> Source:
@@ -147,7 +55,7 @@ def _parquet(files: list[str], what: str, access: Access) -> Source:
     types, classes = parquet_schema(files[0])
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        return _over_files(
+        return over_files(
             files, place, lambda path, inside: read_parquet(path, wanted, batch_size, inside, access.beat)
         )
 
@@ -180,7 +88,7 @@ def _table(files: list[str], kind: str, what: str, access: Access) -> Source:
         def read(path: str, inside: int | None) -> Batches:
             return read_table(path, form_of(path, dialect), wanted, batch_size, inside, access.beat, plain)
 
-        return _over_files(files, place, read)
+        return over_files(files, place, read)
 
     form = (dialect, encoding)
     source = Source(what, first.names, fingerprint(kind, files, None, access, form), files, kind=kind,
@@ -223,7 +131,7 @@ def _lines(files: list[str], access: Access) -> Callable[[int, Any], Iterator[tu
     encoding = encoding_of(files[0])
     if access.scheme < SCHEME and encoding != UTF8:
         raise ReadOtherwise(f"{files[0]} is read in another way by this version")
-    return lambda batch_size, place: _over_files(files, place, lambda path, inside: read(path, batch_size, inside))
+    return lambda batch_size, place: over_files(files, place, lambda path, inside: read(path, batch_size, inside))
 
 
 def _encodings(access: Access) -> Callable[[str], str]:
@@ -296,7 +204,7 @@ def _json(files: list[str], what: str, access: Access) -> Source:
             for lines, after in read(batch_size, place):
                 yield [json_files.parse(line) for line in lines if line.strip()], after
             return
-        yield from _over_files(files, place, lambda path, inside: json_files.read_array(
+        yield from over_files(files, place, lambda path, inside: json_files.read_array(
             path, encoding_of(path), batch_size, inside, access.beat))  # fmt: skip
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
@@ -318,92 +226,6 @@ def _json(files: list[str], what: str, access: Access) -> Source:
         raise UserError(f"{files[0]} does not hold one JSON object a line; write it as JSON lines")
     return Source(what, list(types), fingerprint(kind, files, None, access, access.encoding and known_encoding(access.encoding)), files, types=types, kind=kind,
                   notes=_encoding_notes(files[0], encoding_of(files[0]), access), _has=has, _batches=batches)  # fmt: skip
-
-
-def _over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterator[tuple[Any, Any]]]) -> (
-        Iterator[tuple[Any, Any]]):  # fmt: skip
-    """Read the files one after another, from [file number, place within it] on. Earlier files are not opened."""
-    first, inside = place or (0, None)
-    for number in range(first, len(files)):
-        path = files[number]
-        for batch, after in retried(functools.partial(read, path), inside, functools.partial(str, path)):
-            yield batch, [number, after]
-        inside = None
-
-
-def load(*args: Any, **options: Any) -> Any:
-    import datasets
-
-    datasets.disable_progress_bars()  # every rank would show one, and the program has its own
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are reported once, by this package
-    private_api.count_no_downloads()
-    return datasets.load_dataset(*args, **options)
-
-
-def of_dataset(
-    dataset: Any, what: str, fingerprint: str, columns: list[str], files: list[str], access: Access
-) -> Source:
-    """A source of a Dataset (a place is a row number) or an IterableDataset (a place is its state and a row count)."""
-    features = private_api.features_of(dataset)
-    columns = columns or list(features)
-    if not columns:
-        raise UserError(f"{what} is empty; give a file with rows")
-    streamed = not hasattr(dataset, "num_rows")
-
-    def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
-        if not streamed:
-            view = dataset.select_columns(wanted).with_format("arrow")
-            return retried(lambda place: _rows(view, wanted, batch_size, place), place, lambda: what)
-        # A copy, because views share the object that counts shards, and parallel passes would mix their counts. The
-        # file systems are not copied: a copy in another thread would change their cache.
-        shared = {id(private_api.file_systems()): private_api.file_systems()}
-        own = copy.deepcopy(dataset, shared)
-        private_api.watch_tables(own, access.beat)
-        view = own.select_columns(wanted).with_format("arrow")
-        name = functools.partial(_shard, view, what, files)
-        return retried(lambda place: _stream(view, wanted, batch_size, place), place, name)
-
-    num_rows = None if streamed else dataset.num_rows
-    return Source(what, columns, fingerprint, files, *_types(features), num_rows, _batches=batches)
-
-
-def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
-    from datasets import ClassLabel
-
-    return (
-        {name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
-        {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()},
-    )
-
-
-def _rows(view: Any, wanted: list[str], batch_size: int, place: int | None) -> Batches:
-    row = place or 0
-    for start in range(row, view.num_rows, batch_size):
-        for part in slices(view[start : start + batch_size], batch_size):
-            row += part.num_rows
-            yield {name: values(part.column(name)) for name in wanted}, row
-
-
-def _stream(view: Any, wanted: list[str], batch_size: int, place: Any) -> Batches:
-    state, skip = place or (None, 0)
-    # Also if the state is empty, because the view still has the state of the previous try.
-    view.load_state_dict(state)
-    for table in view.iter(_STREAM_ROWS):
-        row, after = skip, view.state_dict()
-        for part in slices(table.slice(skip), batch_size):
-            row += part.num_rows
-            yield (
-                {name: values(part.column(name)) for name in wanted},
-                ([state, row] if row < table.num_rows else [after, 0]),
-            )
-        state, skip = after, 0
-
-
-def _shard(view: Any, what: str, files: list[str]) -> str:
-    """The one of `files` that a view of a stream is reading; `what` if not known."""
-    # Not the state of the view itself, which is behind after a resume.
-    number = private_api.stream_state(view).get("shard_idx", len(files))
-    return files[number] if number < len(files) else what
 
 
 def open_documents(paths: list[str], labels: list[str] | None, what: str, access: Access) -> Source:

@@ -28,9 +28,11 @@ from ulmfit import private_api
 from ulmfit.data import sample
 from ulmfit.data.fingerprint import COMPRESSED, Access
 from ulmfit.data.folders import KINDS, Folder, LeftOut, class_name, divide, kind_of, scan, split_of, suffixes
+from ulmfit.data.hub_sets import load, of_dataset
 from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
 from ulmfit.data.magic import HEAD, refuse_binary
-from ulmfit.data.readers import Source, load, of_dataset, open_documents, open_files, open_sample
+from ulmfit.data.readers import open_documents, open_files, open_sample
+from ulmfit.data.source import Source
 from ulmfit.errors import UserError
 
 

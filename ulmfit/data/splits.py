@@ -15,9 +15,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.holdout import HeldOut
-from ulmfit.data.readers import TORN, UNDECODABLE, Columns, Source
+from ulmfit.data.shards import Columns
+from ulmfit.data.source import Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed_values
 
