@@ -88,6 +88,18 @@ def test_a_row_out_for_each_row_in(predict):
     assert pq.read_schema("a.parquet.parquet").field("id").type == pa.int32()
 
 
+def test_blank_cells_and_torn_records_keep_their_places(predict):
+    write("excel.csv", "text\r\ngood\r\n\r\nbad\r\n")
+    write("torn.csv", "id,text\n0,good\n1,a,b,c\n2,bad\n")
+    write("torn.jsonl", '{"id": 0, "text": "good"}\n{"id": 1, "te\n{"id": 2, "text": "bad"}\n')
+    for data, reason in (("excel.csv", "empty"), ("torn.csv", "torn"), ("torn.jsonl", "torn")):
+        predict("--data", data, "--output", f"{data}.csv")
+        rows = table(f"{data}.csv")
+        assert [row["row"] for row in rows] == ["0", "1", "2"], data
+        assert [row["reason"] for row in rows] == ["", reason, ""], data
+        assert [row["text"] for row in rows] == ["good", "", "bad"], data
+
+
 def test_faults_never_refuse_a_prediction(predict):
     write("faults.csv", "text\n" + '""\n' * 50)
     lines = predict("--data", "faults.csv")

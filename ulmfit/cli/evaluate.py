@@ -152,7 +152,9 @@ def _split_of_run(
     if str(filled.data).startswith(DESCRIBED):
         raise UserError(f"{model} was trained on data from Python, which its run does not hold; give --data")
     if options.split == "all":
-        options.data = filled.data
+        for option in ("data", "text_column", "label_column", "separator", "encoding", "header", "unlabelled"):
+            if getattr(options, option) is None:
+                setattr(options, option, getattr(filled, option, None))
         return None
     corpus = corpus_of_run(filled, begun, runtime, label_names)
     name = options.split or ("test" if "test" in corpus.splits else "valid")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from ulmfit.data.encoding import TORN
 from ulmfit.data.splits import MARKS
 from ulmfit.errors import UserError, one_line
 
@@ -197,6 +198,9 @@ def _no_formula(text: str) -> str:
 
 
 def _readable(text: str) -> str:
+    """A value of a row: the cells of a torn row are empty, and bytes that were no characters become U+FFFD."""
+    if text == TORN:
+        return ""
     for mark in MARKS:
         text = text.replace(mark, "\ufffd")
     return text
