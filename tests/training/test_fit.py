@@ -18,6 +18,7 @@ import ulmfit
 from tests.distributed import fit_and_apart as job
 from tests.training import runs
 from ulmfit import cli
+from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import TrainingInterrupted, UserError
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.training import fit as module
@@ -107,15 +108,12 @@ def stop_at(monkeypatch, run: Path, task: str, number: int) -> None:
     monkeypatch.setattr(Loop, "_step", stopping)
 
 
-@pytest.mark.parametrize("stage", ["baseline", "lm", "clf"])
-def test_a_stop_in_any_part_is_gone_on_from(folder, whole, stage, monkeypatch):
+@pytest.mark.parametrize("stage", ["lm", "clf"])
+def test_a_stop_in_either_training_is_gone_on_from(folder, whole, stage, monkeypatch):
     run = folder / "run"
-    if stage == "baseline":
-        stopped = ulmfit.fit(job.config(folder, "run", baseline=True), stop=runs.StopAtCall(1))
-    else:
-        stop_at(monkeypatch, run, stage, 2)
-        stopped = ulmfit.fit(job.config(folder, "run"))
-        monkeypatch.undo()
+    stop_at(monkeypatch, run, stage, 2)
+    stopped = ulmfit.fit(job.config(folder, "run"))
+    monkeypatch.undo()
     assert stopped.state == "preempted" and state(run) == ("preempted", stage)
     assert not (run / "model").exists() and not stopped.summary
     with pytest.raises(UserError, match="call it again"):
@@ -125,9 +123,21 @@ def test_a_stop_in_any_part_is_gone_on_from(folder, whole, stage, monkeypatch):
     assert not (run / "stop").exists() and runs.metrics(whole / "clf") == runs.metrics(run / "clf")
 
 
-def test_time_is_that_of_the_whole_job(folder):
-    assert ulmfit.fit(job.config(folder, "run", max_time=1e-6)).state == "preempted"
-    assert state(folder / "run") == ("preempted", "lm")
+def test_a_signal_in_the_baseline_ends_it_at_once(folder, monkeypatch):
+    from ulmfit.training import baseline
+
+    def asked(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(baseline, "_fit", asked)
+    stop = StopRequest.install()
+    try:
+        assert ulmfit.fit(job.config(folder, "run", baseline=True), stop=stop).state == "preempted"
+    finally:
+        for number, handler in stop._former.items():
+            signal.signal(number, handler)
+    assert state(folder / "run") == ("preempted", "baseline")
 
 
 def test_a_failure_is_told_and_ctrl_c_is_a_stop(folder, monkeypatch):
@@ -189,7 +199,7 @@ def test_another_job_is_refused_and_changes_nothing(finished, options, sentence,
         ({"clf": {"encoder": "x"}}, "--clf.encoder is set by fit itself"),
         ({"clf": {"batch_size": 1}}, "--batch-size 1 is too small"),
         ({"clf": {"recipe": "none"}}, "--recipe none takes nothing for granted"),
-        ({"lm": 3}, "--lm is 3; give a dict of options by name"),
+        ({"lm": 3}, "give a dict of options by name"),
         ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
     ],
 )
@@ -242,7 +252,7 @@ def test_the_language_model_reads_the_test_texts_only_when_asked(folder, monkeyp
         file.write("quagga quagga quagga,pos\n")
     for name, options, words in (("no", {}, False), ("yes", {"lm_on_test": True}, True)):
         config = job.config(folder, name, data=str(data), recipe="blog", max_time=1e-6, **options)
-        assert ulmfit.fit(config).state == "preempted"
+        assert ulmfit.fit(config).state == "preempted" and state(folder / name) == ("preempted", "lm")
         assert ("quagga" in ulmfit.Tokenizer.from_file(folder / name / "lm/tokenizer.json").vocab) is words
 
 

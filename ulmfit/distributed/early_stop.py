@@ -92,5 +92,7 @@ class EarlyStop:
                 while self._store.add(_LEFT, 0) < self._world_size and time.monotonic() < deadline:
                     time.sleep(0.02)
         if self._rank == 0:
+            with suppress(OSError):
+                self._stop.before_leaving()
             self._tell()
         os._exit(0)

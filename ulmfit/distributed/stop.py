@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,7 @@ class StopRequest:
         interrupted: True if it came by Ctrl-C in a call from Python.
         in_loop: True while the loop reads requests. At other times Ctrl-C raises KeyboardInterrupt at once.
         raised: True after a request has ended long work.
+        before_leaving: called on rank 0 before a process that does not answer a request is ended.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class StopRequest:
         self._file: Path | None = None
         self._job_file: Path | None = None
         self._former: dict[int, Any] = {}
+        self.before_leaving: Callable[[], object] = lambda: None
 
     @classmethod
     def install(cls) -> StopRequest:

@@ -27,7 +27,8 @@ from ulmfit.data.sources import find
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
-from ulmfit.errors import TrainingInterrupted, UserError
+from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
+from ulmfit.excerpts import failure, values_shown
 from ulmfit.fit_config import CLF, LM, FitConfig, filled, stage_configs, stored_options
 from ulmfit.inference import LanguageModel, TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
@@ -106,7 +107,8 @@ def fit(config: FitConfig | None = None, /, *, stop: StopRequest | None = None, 
     if config is not None and options:
         raise UserError(f"fit has both a configuration and the options {', '.join(options)}; give one of them")
     config = FitConfig(**options) if config is None else config
-    with StopRequest.on_interrupt() if stop is None else nullcontext(stop) as request:
+    handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
+    with values_shown(bool(config.samples)), handling as request:
         return _Job(config, request).run()
 
 
@@ -118,6 +120,7 @@ class _Job:
         self._given.data = in_memory(self._given.data)
         self._config = self._given
         self._stop, self._started = stop, time.monotonic()
+        stop.before_leaving = lambda: self._status("preempted", reason=stop.reason or "asked of another process")
         self._path = Path(path_text(self._given.output_dir))
         self._lock: lock.DirectoryLock | None = None
         self._is_main = True
@@ -148,6 +151,8 @@ class _Job:
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, classifier))
             return FitResult("done", self._path, self._path / MODEL, language_model, classifier, summary)
+        except StoppedEarly:  # while the corpus was read
+            return self._preempted(language_model, classifier)
         finally:
             if self._lock is not None:
                 self._lock.close()
@@ -221,18 +226,19 @@ class _Job:
             labelled = bool(config.probability_columns) or _has_labels(self._config, access)
             unlabelled = config.labels is not None or "unsup" in find(self._config.data, access)
         if stored is None and labelled:
-            corpus = open_corpus(
-                config.data,
-                task="clf",
-                text_column=config.text_column,
-                label_column=config.label_column,
-                valid=path_text(config.valid),
-                group_column=config.group_column,
-                seed=config.seed,
-                unlabelled=config.unlabelled,
-                probability_columns=probability_columns(config),
-                access=access,
-            )
+            with self._stop.interruptible():
+                corpus = open_corpus(
+                    config.data,
+                    task="clf",
+                    text_column=config.text_column,
+                    label_column=config.label_column,
+                    valid=path_text(config.valid),
+                    group_column=config.group_column,
+                    seed=config.seed,
+                    unlabelled=config.unlabelled,
+                    probability_columns=probability_columns(config),
+                    access=access,
+                )
         self._open()
         if not labelled:
             print("the corpus has no labels: fit trains the language model alone", flush=True)
@@ -240,10 +246,11 @@ class _Job:
         if corpus is None:
             return stored
         try:
-            rivals = run_baselines(
-                corpus, labels=config.labels, seed=config.seed, wanted=self._config.baseline, stopped=self._asked
-            )
-        except Stopped:
+            with self._stop.interruptible():
+                rivals = run_baselines(
+                    corpus, labels=config.labels, seed=config.seed, wanted=self._config.baseline, stopped=self._asked
+                )
+        except (Stopped, StoppedEarly):
             return "stopped"
         rivals["unlabelled"] = unlabelled or bool(corpus.splits["train"].skipped["unlabelled"])
         files.write_text(self._path / RIVALS, json.dumps(rivals, indent=2) + "\n")
@@ -361,6 +368,8 @@ class _Job:
         """Context whose exceptions go into status.json. A mistake found before any training leaves no directory."""
         try:
             yield
+        except StoppedEarly:
+            raise
         except TrainingInterrupted:
             self._status("preempted", reason="KeyboardInterrupt")
             raise
@@ -374,7 +383,7 @@ class _Job:
         except BaseException as error:
             first = (read_status(self._path / self._stage) or {}).get("error")
             with suppress(OSError):
-                self._status("failed", error=first or f"{type(error).__name__}: {error}")
+                self._status("failed", error=first or failure(error))
             raise
 
     def _restore(self) -> None:

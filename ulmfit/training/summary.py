@@ -81,7 +81,7 @@ def _judge(systems: dict[str, Any], on: str, rivals: dict[str, Any], used: dict[
         verdict = f"ulmfit does not beat {name}: both reach {ours:.3f} ({chance})"
     else:
         verdict = f"ulmfit does not beat {name}: {ours:.3f} against {theirs:.3f} ({chance})"
-    if on == "valid":
+    if on == "valid" and systems[RIVAL] is not None:
         verdict += "; there is no test split, and both were tuned on these rows, so new texts will be a little worse"
     if systems[RIVAL] is None:
         verdict += f"; {RIVAL} was not trained: {rivals['reason']}"
