@@ -333,7 +333,8 @@ class TextClassifier:
         return predictions[0] if isinstance(texts, str) else predictions
 
     def _prediction(self, row: np.ndarray) -> Prediction:
-        return Prediction(self.label_names[row.argmax()], int(row.argmax()), row)
+        index = int(row.argmax())
+        return Prediction(self.label_names[index], index, row)
 
     def _no_prediction(self, reason: str) -> Prediction:
         return Prediction("", -1, np.full(len(self.label_names), np.nan, dtype=np.float32), reason)

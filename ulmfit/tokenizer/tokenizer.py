@@ -193,7 +193,9 @@ class Tokenizer:
     def encode(self, texts: str | Iterable[str]) -> list[np.ndarray]:
         """The ids of each text, int32. Raises UserError as `tokenize`."""
         ids, lengths = self.encode_flat(texts_of(texts))
-        return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+        if len(lengths) <= 1:
+            return [ids] * len(lengths)
+        return np.split(ids, np.cumsum(lengths)[:-1])
 
     def encode_flat(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """The concatenated ids of all texts (int32 [total]) and their lengths (int64 [texts]).
