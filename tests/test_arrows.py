@@ -124,7 +124,7 @@ def test_no_two_files_have_one_name():
     assert [name for name, count in counts.items() if count > 1] == ["__init__.py"]
 
 
-@pytest.mark.parametrize("name", ["files", "private_api", "errors", "limits", "excerpts", "processes"])
+@pytest.mark.parametrize("name", ["files", "private_api", "errors", "limits", "excerpts", "processes", "cores"])
 def test_the_lowest_files_import_nothing_of_ours(name):
     processes = {f"ulmfit.processes{name}" for name in ("", ".host_mark", ".process_alive")}
     allowed = {

@@ -65,8 +65,6 @@ def test_what_is_let_through_does_no_harm(task, tmp_path, monkeypatch):
             options = {"data": data, "max_steps": 2, "preset": "tiny", "threads": 1} | {name: value}
             if name in ("epochs", "max_steps"):
                 options |= {"max_steps": options["max_steps"] if name == "max_steps" else None, "max_time": 1e-3}
-            if name == "threads" and value > 1:
-                continue  # not harmless to the other tests
             try:
                 result = train(make(tmp_path / f"{name} {value}", **options)).state
             except UserError as error:

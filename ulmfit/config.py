@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
 from ulmfit.limits import check_numbers
-from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag
+from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag, normalized
 from ulmfit.paths import PATHS, as_path
 
 Value = TypeVar("Value")
@@ -218,7 +219,8 @@ class TrainConfig:
     cache_dir: OrElse[PathOption] = None
     """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
     threads: OrElse[int] = None
-    """CPU threads of each process (default: torch's; restored on resume)."""
+    """CPU threads of each process, at most one a core (default: the physical cores that it may use; restored on
+    resume)."""
 
 
 @dataclass
@@ -427,19 +429,20 @@ def _stage_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> 
 
 
 def load_options(path: str | Path, kind: type[Options]) -> Options:
-    """The options in a run's config.json as the defaults of a new command line.
+    """The options in a run's config.json as the defaults of a new command line, checked as on the command line.
 
     Raises:
-        UserError: the file is missing, is not a config.json, or belongs to the other script.
+        UserError: the file is missing, is not a config.json, belongs to the other script, or holds a value that the
+            command line would refuse.
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
-        stored = dict(content["options"])
+        stored = {str(name): value for name, value in content["options"].items()}
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.json") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--config {path} is not the config.json of a run; give one") from None
     names = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(stored.keys() - names):
@@ -447,4 +450,12 @@ def load_options(path: str | Path, kind: type[Options]) -> Options:
             f"--config {path} holds {', '.join(unknown)}, which this command does not know; "
             "use it with the script that wrote it"
         )
-    return kind(**stored)
+    try:
+        config = kind(**stored)
+        if not isinstance(stored.get("data"), str | None):
+            raise UserError(f"--data is {excerpt(stored['data'])}; give a text")
+        config = normalized(config)
+        check_numbers(vars(config))
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
+    return config

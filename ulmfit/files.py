@@ -25,6 +25,7 @@ from typing import Any
 from ulmfit.processes import host_mark, process_alive
 
 _TORN = ".*.tmp-*"
+_DEEPEST = 100  # levels of a JSON text
 _WRITER = re.compile(r"\..*\.tmp-([0-9a-f]{8})-(\d+)-\d+")  # the host and the process number in a temporary name
 _SILENCE = 24 * 3600.0  # seconds without a change after which a writer on another host is taken for dead
 
@@ -229,11 +230,25 @@ def unsealed(text: str) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As json.loads, but with a ValueError also for text that is nested too deeply for Python's stack."""
+    """As json.loads, but with a ValueError also for text that is nested more than `_DEEPEST` levels.
+
+    Python's stack would hold some more, but not what is done with the value later.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return value
 
 
 def _sum_of(content: dict[str, Any]) -> int:

@@ -39,7 +39,7 @@ LIMITS = {
     "lr": Limit(_ABOVE_ZERO, 10**6),
     "drop_mult": Limit(0, 10**6),
     "weight_decay": Limit(0, 10**6),
-    "clip": Limit(0, 10**30),
+    "clip": Limit(0, 1e30),
     "adam_eps": Limit(1e-30, 10**6),  # a smaller one is 0 in float32, and the update of an unused word would be 0 / 0
     "alpha": Limit(0, 10**6),
     "beta": Limit(0, 10**6),

@@ -124,9 +124,29 @@ def _normalized(config: Any, name: str, members: tuple[Any, ...]) -> Any:
             return value if isinstance(value, int) else float(value)
         if get_origin(member) is dict and isinstance(value, Mapping):
             return dict(value)
-        if member is str and isinstance(value, str):
+        if member is str and isinstance(value, str) and _is_word(value):
             return as_path(value, f"--{flag(name)}") if name in PATHS else value
     raise UserError(f"--{flag(name)} is {excerpt(value)}; give {_takes(members, value)}")
+
+
+def is_of_type(kind: type, name: str, value: Any) -> bool:
+    """Whether a stored value has a type of the option. True for options that this version does not know.
+
+    It need not be among the choices of this version, because another one may have written it.
+    """
+    members = _hints(kind).get(name)
+    if members is None or (value is None and type(None) in members):
+        return True
+    kinds = {str if get_origin(member) is Literal else get_origin(member) or member for member in members}
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _is_word(value: str) -> bool:
+    """Whether a text can be a word of a command line."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
+        return False
 
 
 def nearest_of(word: str, known: Iterable[str]) -> str | None:

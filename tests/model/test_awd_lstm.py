@@ -293,3 +293,9 @@ def test_a_half_precision_recurrence_keeps_state_masks_and_gradients_in_float32(
     assert (output.float() - expected).norm() < near * expected.norm()
     for name, grad in grads.items():
         assert grad.dtype == torch.float32 and 0 < (grad - wanted[name]).norm() < 3 * near * wanted[name].norm(), name
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_the_number_of_parameters_is_known_before_the_encoder_is_built(num_layers):
+    config = AWDLSTMConfig(30, embedding_size=5, hidden_size=7, num_layers=num_layers)
+    assert config.num_parameters == sum(p.numel() for p in AWDLSTM(config).parameters())

@@ -18,6 +18,7 @@ from typing import Any
 
 from ulmfit import __version__
 from ulmfit.cli.streams import OutputLost, discard, standard_streams
+from ulmfit.cores import prepare_threads
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError, of_the_machine, one_line, tell
 from ulmfit.excerpts import are_shown, failure, hide_values, values_shown
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     # torch reads it once. Its C++ code remarks at the first step that no parameter is unused, which is as intended.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop = StopRequest.install()
+    prepare_threads()
     with standard_streams(), values_shown(), _threads_in_a_sentence():
         try:
             _run(list(sys.argv[1:] if argv is None else argv), prog, stop)

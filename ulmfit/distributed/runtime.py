@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ulmfit import __version__
 from ulmfit.config import TrainConfig
+from ulmfit.cores import machine_cores
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
@@ -38,6 +39,7 @@ class Runtime:
     Attributes:
         engine: plain, fsdp2, zero1, zero2 or zero3, as requested from the launcher.
         compress_gradients: whether gradients are averaged over ranks in bf16.
+        threads: CPU threads as asked for, or by default those of torch. Not more are used than the machine has cores.
 
     Args:
         group: a joined group; by default it is joined here.
@@ -58,8 +60,8 @@ class Runtime:
         self.compress_gradients = config.compress_gradients
         self._settings = _Settings()
         if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        self.threads = torch.get_num_threads()
+            torch.set_num_threads(min(config.threads, machine_cores()))
+        self.threads = config.threads or torch.get_num_threads()
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
             torch.use_deterministic_algorithms(True)

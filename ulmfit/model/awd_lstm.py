@@ -80,6 +80,17 @@ class AWDLSTMConfig:
                     "choose a smaller drop_mult"
                 )
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the encoder: embedding and LSTM layers, whose outer sizes are those of the embedding."""
+
+        def layer(inputs: int, outputs: int) -> int:
+            return 4 * outputs * (inputs + outputs) + 8 * outputs
+
+        outer, hidden = self.embedding_size, self.hidden_size
+        inner = layer(outer, hidden) + (self.num_layers - 2) * layer(hidden, hidden) + layer(hidden, outer)
+        return self.vocab_size * outer + (layer(outer, outer) if self.num_layers == 1 else inner)
+
     def with_dropouts(self, task: Literal["lm", "clf"], drop_mult: float) -> AWDLSTMConfig:
         """A copy with fastai's dropout probabilities for the task, multiplied by `drop_mult`."""
         dropouts: dict[str, Any] = {name: p * drop_mult for name, p in _DROPOUTS[task].items()}

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,13 +72,20 @@ def snapshot(state: dict[str, Any]) -> Snapshot:
 
 
 def write(
-    directory: Path, step: int, snapshot: Snapshot, *, keep: int, warn: Callable[[str], None] = _to_stderr
+    directory: Path,
+    step: int,
+    snapshot: Snapshot,
+    *,
+    keep: int,
+    more: Mapping[str, str] | None = None,
+    warn: Callable[[str], None] = _to_stderr,
 ) -> Path:
     """Write the checkpoint of `step` and delete old ones, except the newest `keep`. Returns its path.
 
     Args:
         directory: the run's `checkpoints` folder; created if missing.
         keep: at least 1. Old checkpoints are deleted only after the new one is complete.
+        more: texts by file name, which the checkpoint holds too (see `kept_file`).
         warn: called with a message if an old checkpoint cannot be deleted; this is not an error.
 
     Raises:
@@ -95,6 +102,8 @@ def write(
         with usual_mode(aside / TENSORS):
             save_file(snapshot.tensors, aside / TENSORS)
         (aside / STATE).write_text(json.dumps(snapshot.tree, allow_nan=False))
+        for name, text in (more or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
         _seal(aside, step)
         _publish(aside, path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -176,6 +185,22 @@ def latest(directory: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path
         if not problems:
             return path
         warn(f"checkpoint {path} is damaged and passed over: {'; '.join(problems)}")
+    return None
+
+
+def kept_file(directory: Path, name: str) -> str | None:
+    """The text of a file of the newest checkpoint that holds it undamaged; None if none does.
+
+    Only this file is checked, because a checkpoint with damaged tensors may hold it undamaged.
+    """
+    steps = [(int(match[1]), entry) for entry in _entries(directory) if (match := _COMPLETE.fullmatch(entry.name))]
+    for _, path in sorted(steps, reverse=True):
+        try:
+            manifest = parse_json((path / MANIFEST).read_text())
+            if _sha256(path / name) == manifest["files"][name]["sha256"]:
+                return (path / name).read_text(encoding="utf-8")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
     return None
 
 

@@ -16,6 +16,7 @@ from ulmfit.distributed.runtime import Runtime, environment
 from ulmfit.distributed.stop import STOP_FILE
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint, lock
+from ulmfit.run.stored import CONFIG, as_text, begun_by, holds_copy, identity_of, read_stored
 from ulmfit.run.tracking import State, read_status, write_status
 
 MODEL = "model"  # folder of the exported model
@@ -35,8 +36,9 @@ def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
     if (
         resume == "auto"
         and path.is_dir()
-        and not (path / "config.json").exists()
+        and not (path / CONFIG).exists()
         and not all(entry.name in left or files.is_torn(entry) for entry in path.iterdir())
+        and not holds_copy(path)
     ):
         raise UserError(f"--output-dir {path} holds files that are not a run's; name an empty or a new directory")
     parent = path
@@ -48,63 +50,6 @@ def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
         raise UserError(f"--output-dir {path} cannot be written; name a directory you may write to")
 
 
-def read_stored(path: Path) -> dict[str, Any] | None:
-    """Read config.json of a run directory; None if there is none. That of version 0.1.0 is converted.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    file = path / "config.json"
-    try:
-        stored = files.parse_json(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
-        stored = None
-    if not isinstance(stored, dict) or not all(
-        isinstance(stored.setdefault(name, {}), dict) for name in ("options", "resolved", "identity", "versions")
-    ):
-        raise UserError(f"{file} is damaged; start afresh with --resume never")
-    given, resolved = stored["options"], stored["resolved"]
-    if "scheme" not in resolved:
-        resolved |= {"scheme": 1, "keep_best": False}
-        start = "init" if stored.get("task") == "lm" else "encoder"
-        if given.get(start) is None:
-            given[start] = "none"
-            given["preset"] = given.get("preset") or ("tiny" if given.get("data") is None else "base")
-        if stored.get("task") == "lm" and given.get("sampled_softmax") is None:
-            given["sampled_softmax"] = 0
-    return stored
-
-
-def _identity_of(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The identity in a config.json.
-
-    Version 0.1.0 stored options as given, with None for those left out. For these the resolved values are used, or if
-    they are not stored, the values of this start.
-    """
-    old = dict(stored["identity"])
-    if stored["resolved"]["scheme"] != 1:
-        return old
-    resolved = stored["resolved"]
-    stages = resolved.get("stages") or [{}]
-    old |= {name: resolved[name] for name in new.keys() & resolved.keys()}
-    old |= {"lr": stages[-1].get("lr"), "schedule": stages[-1].get("schedule"), "epochs": None}
-    old["max_steps"] = sum(stage.get("steps", 0) for stage in stages)
-    old["preset"] = new.get("preset")  # checked later by the number of parameters (see `training.begun`)
-    for name in ("text_column", "label_column", "valid", "vocab_size"):
-        if old.get(name) is None:
-            old[name] = new.get(name)
-    return old
-
-
-def begun_by(stored: dict[str, Any]) -> str:
-    """The version of this package that wrote a config.json, in words for the user."""
-    version, commit = stored["versions"].get("ulmfit"), stored.get("git_commit")
-    words = f"ulmfit {version}" if version else "an early ulmfit"
-    return f"{words} of commit {commit[:7]}" if commit else words
-
-
 class RunDirectory:
     """An opened and locked run directory.
 
@@ -113,6 +58,7 @@ class RunDirectory:
         resumed: directory of the newest valid checkpoint; None for a fresh start.
         finished: the run is already done.
         stored: config.json of the earlier start; empty for a fresh start.
+        kept: files that each checkpoint holds too, by name; after `write_config`, on rank 0.
 
     Args:
         notice: called with lines for the user.
@@ -131,6 +77,7 @@ class RunDirectory:
     ) -> None:
         self.path = Path(config.output_dir)
         self._runtime, self._fault_of = runtime, fault_of
+        self.kept: dict[str, str] = {}
         self._lock: lock.DirectoryLock | None = None
         self.finished, self.resumed, self.stored = runtime.on_main(lambda: self._open(config, identity, notice))
 
@@ -157,11 +104,11 @@ class RunDirectory:
     def _decide(self, identity: dict[str, Any], kind: type[TrainConfig], notice: Callable[[str], None]) -> tuple:
         (self.path / STOP_FILE).unlink(missing_ok=True)
         files.remove_torn(self.path)  # safe: their writer no longer has the lock
-        stored = read_stored(self.path)
+        stored = read_stored(self.path, notice)
         if stored is None:
             return False, None, {}
         new = json.loads(json.dumps(identity))
-        changed = options.differences(_identity_of(stored, new), new, kind)
+        changed = options.differences(identity_of(stored, new), new, kind)
         if stored.get("task") != kind.task:
             changed = [f"task: {stored.get('task')} -> {kind.task}"]
         if changed:
@@ -195,7 +142,8 @@ class RunDirectory:
             "world_size": self._runtime.world_size,
             "engine": self._runtime.engine,
         } | environment()
-        files.write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+        self.kept = {CONFIG: as_text(content)}
+        files.write_text(self.path / CONFIG, self.kept[CONFIG])
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state to resume from, on every rank (a collective). Rank 0 reads it, as disks may be local to a machine.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ class Saver:
         keep: number of checkpoints to keep.
         before: called in the thread before a checkpoint gets its final name. It must make durable what the checkpoint
             depends on (the log up to its step).
+        more: texts by file name that each checkpoint holds too.
     """
 
-    def __init__(self, directory: Path, *, keep: int, before: Callable[[], None]) -> None:
-        self._directory, self._keep, self._before = directory, keep, before
+    def __init__(
+        self, directory: Path, *, keep: int, before: Callable[[], None], more: Mapping[str, str] | None = None
+    ) -> None:
+        self._directory, self._keep, self._before, self._more = directory, keep, before, more
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
         self._written: int | None = None
@@ -71,7 +74,7 @@ class Saver:
     def _write(self, step: int, snapshot: checkpoint.Snapshot) -> None:
         try:
             self._before()
-            checkpoint.write(self._directory, step, snapshot, keep=self._keep)
+            checkpoint.write(self._directory, step, snapshot, keep=self._keep, more=self._more)
             self._written = step
         except OSError as error:
             self._error = error

@@ -6,6 +6,7 @@ A recipe, a default or the sizes of a preset may change with the version of the 
 from __future__ import annotations
 
 import dataclasses
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.option_types import flag, path_text
-from ulmfit.run.directory import begun_by, read_stored
+from ulmfit.run.stored import begun_by, read_stored
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.loop import PlannedStage
 from ulmfit.training.stages import Stage
@@ -31,7 +32,7 @@ class Begun:
 
     Attributes:
         path: its directory.
-        stored: its config.json (see `run.directory.read_stored`).
+        stored: its config.json (see `run.stored.read_stored`).
         tokenizer: its tokenizer.json; None if it is missing or not the one that the run started with.
     """
 
@@ -90,7 +91,7 @@ class Begun:
             return None
         try:
             return [_stage(stored) for stored in self.resolved["stages"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.refused(f"its stages cannot be read ({error})") from None
 
     def architecture(self, sizes: AWDLSTMConfig, config: TrainConfig) -> AWDLSTMConfig:
@@ -103,6 +104,12 @@ class Begun:
             found = AWDLSTMConfig(**stored)
         except (TypeError, UserError) as error:
             raise self.refused(f"its architecture cannot be read: {error}") from None
+        sizes_found = (found.vocab_size, found.embedding_size, found.hidden_size, found.num_layers, found.pad_id)
+        # Checked before the model is built, because a damaged number may be huge.
+        if any(type(size) is not int for size in sizes_found) or (
+            found.num_parameters > self.resolved.get("parameters", math.inf) or found.pad_id >= found.vocab_size
+        ):
+            raise self.refused("the sizes of its architecture do not fit its number of parameters")
         return found if found.vocab_size == sizes.vocab_size else sizes
 
     @property

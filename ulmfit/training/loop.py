@@ -177,7 +177,7 @@ class Loop:
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
         self.total_steps = sum(planned.num_steps for planned in plan)
         self.engine = build_engine(runtime)
-        self.saver = Saver(directory.path / "checkpoints", keep=config.keep, before=tracker.flush)
+        self.saver = Saver(directory.path / "checkpoints", keep=config.keep, before=tracker.flush, more=directory.kept)
         self.position = Position()
         self.best: Best | None = None
         self._keep_best = keep_best

@@ -18,6 +18,7 @@ from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.console import say
+from ulmfit.cores import machine_cores
 from ulmfit.data.corpus import Corpus, Split, open_corpus
 from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access
@@ -111,6 +112,11 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         session = Session(resolved, runtime, request, started, begun, early)
         if begun is not None and (sentence := begun.taken(given, resolved)):
             session.say(sentence)
+        if runtime.threads > machine_cores():
+            session.say(
+                f"--threads {runtime.threads}: this machine has {machine_cores()} cores, so {machine_cores()} threads "
+                "are used; the last bits may be others"
+            )
         yield session
 
 
@@ -127,7 +133,7 @@ def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> 
     threads = begun.stored.get("threads")
     if config.threads is not None or not isinstance(threads, int):
         return replace(config)
-    if is_main and threads != torch.get_num_threads():
+    if is_main and threads != torch.get_num_threads() and threads <= machine_cores():
         say(f"using {threads} CPU threads, as this run did when it began")
     return replace(config, threads=threads)
 
