@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
-from ulmfit.excerpts import excerpt
+from ulmfit.excerpts import excerpt, listed
 from ulmfit.files import parse_json
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag, normalized
@@ -411,7 +411,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], kind: type[TrainConfig
     old = options(kind()) | old
     names = sorted((new.keys() | (old.keys() - OPERATION)) - {"stages"})
     changed = [name for name in names if old.get(name) != new.get(name)]
-    lines = [f"{flag(name)}: {old.get(name)} -> {new.get(name)}" for name in changed]
+    lines = [f"{flag(name)}: {listed([old.get(name)])} -> {listed([new.get(name)])}" for name in changed]
     if not set(changed) & SCHEDULE:
         lines += _stage_differences(old.get("stages") or [], new.get("stages") or [])
     return lines
@@ -421,7 +421,7 @@ def _stage_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> 
     if len(old) != len(new):
         return [f"stages: {len(old)} -> {len(new)}"]
     return [
-        f"{name} of stage {number}: {value} -> {after.get(name)}"
+        f"{name} of stage {number}: {listed([value])} -> {listed([after.get(name)])}"
         for number, (before, after) in enumerate(zip(old, new, strict=True), 1)
         for name, value in before.items()  # what it lacks came with a later version and stands at its default
         if value != after.get(name)

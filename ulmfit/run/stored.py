@@ -19,6 +19,7 @@ from ulmfit.option_types import is_of_type
 from ulmfit.run import checkpoint
 
 CONFIG = "config.json"
+_MOST = 1e15  # for any number
 _SECTIONS = ("options", "resolved", "identity", "versions")
 # What later starts compute with, besides the options: by name, the types of a value.
 _RESOLVED: dict[str, tuple[type, ...]] = {
@@ -107,12 +108,16 @@ def fault_of_config(stored: Any) -> str:
     if not isinstance(commit, str | None) or not isinstance(version, str | None):
         return "does not tell the version that wrote it"
     for name, value in stored["resolved"].items():
-        if name in _RESOLVED and (type(value) not in _RESOLVED[name] or (type(value) is int and value < 0)):
+        if name in _RESOLVED and (type(value) not in _RESOLVED[name] or not _is_sane(value)):
             return f"has {excerpt(value)} as the resolved {name}"
     for stages in (stored["resolved"].get("stages", []), stored["identity"].get("stages") or []):
         if not isinstance(stages, list) or not all(map(_is_stage, stages)):
             return "has stages that are none"
     return ""
+
+
+def _is_sane(value: Any) -> bool:
+    return not isinstance(value, int | float) or 0 <= value <= _MOST  # false for nan
 
 
 def _is_stage(stage: Any) -> bool:
