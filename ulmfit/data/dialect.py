@@ -59,7 +59,7 @@ class Dialect:
             return [self.raw(line) for line in lines]
         return list(self.reader(lines))
 
-    def reader(self, lines):  # type: ignore[no-untyped-def]
+    def reader(self, lines):
         """A csv.reader of lines (with `QUOTE` and `BACKSLASH`, see `hide_escapes`)."""
         return csv.reader(lines, delimiter=self.separator, skipinitialspace=self.spaced, strict=True)
 

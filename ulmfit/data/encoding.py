@@ -88,7 +88,7 @@ def open_raw(path: str) -> IO[bytes]:
 def open_bytes(path: str, encoding: str = UTF8) -> IO[bytes]:
     """Open a plain or compressed text file for reading, as UTF-8."""
     file = open_raw(path)
-    return file if encoding == UTF8 else io.BufferedReader(_Recoded(file, encoding), 2**16)  # type: ignore[type-var]
+    return file if encoding == UTF8 else io.BufferedReader(_Recoded(file, encoding), 2**16)
 
 
 class _Recoded(io.RawIOBase):
@@ -102,7 +102,7 @@ class _Recoded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+    def readinto(self, buffer) -> int:
         while not self._rest:
             block = self._file.read(2**16)
             self._rest = self._decoder.decode(block, not block).encode(UTF8, "replace")

@@ -251,9 +251,8 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
         length = 0
         for number in range(place or 0, len(paths)):
             path = paths[number]
-            for text, _ in retried(
-                lambda _, path=path: iter([(document(path), None)]), None, functools.partial(str, path)
-            ):
+            reread = functools.partial(_once, document, path)  # the only place in a document is its start
+            for text, _ in retried(reread, None, functools.partial(str, path)):
                 columns["text"].append(text)
                 length += len(text)
             if labels is not None:
@@ -268,6 +267,10 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
     return Source(
         what, names, found, paths, types=types, num_rows=len(paths), kind="documents", documents=True, _batches=batches
     )
+
+
+def _once(read: Callable[[str], str], path: str, place: None) -> Iterator[tuple[str, None]]:
+    yield read(path), None
 
 
 @functools.cache  # used by both passes and the fingerprint; two megabytes in all
