@@ -248,6 +248,13 @@ def test_layouts(tree, splits, classes):
     assert corpus.label_names == classes and found == {name: 12 * number for name, number in splits.items()}
 
 
+def test_unlabelled_texts_beside_classes_and_a_test_split_are_read():
+    for folder in ("neg", "pos", "unsup", "test/neg", "test/pos"):
+        documents(f"d/{folder}")
+    assert sum("unsup" in text for text in texts_of("d", "lm")) == 12
+    assert set(open_corpus("d", task="clf").splits) == {"train", "valid", "test"}
+
+
 def test_folders_beside_tables_and_splits_are_told():
     documents("d/notes")
     write("d/a.csv", "text,label\n" + "".join(f"film {n},{n % 2}\n" for n in range(30)))

@@ -159,7 +159,7 @@ def _folder(folder: Folder, left_out: LeftOut, access: Access) -> dict[str, Sour
     if not splits:
         return _documents(folder, classes, left_out, access)
     left_out.add("files beside the splits", *folder.texts, *folder.others, *folder.plain)
-    found = {"train": _documents(folder, classes, left_out, access)["train"]} if classes else {}
+    found = _documents(folder, classes, left_out, access) if classes else {}
     for path in splits:
         for split, source in _folder(path, left_out, access).items():
             name = str(split_of(path.name)) if split == "train" else split
