@@ -7,6 +7,7 @@ import pytest
 
 from tests.training import runs
 from ulmfit.cli.commands import COMMANDS
+from ulmfit.cli.options import fields_of, is_texts, parse, required
 from ulmfit.config import ClassifierConfig, LMConfig, check
 from ulmfit.errors import UserError
 from ulmfit.limits import LIMITS
@@ -43,6 +44,18 @@ def test_numbers_out_of_range_are_refused_in_a_sentence(kind):
             with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is \S+; give .*[^.]$") as raised:
                 check(kind(**{name: value}))
             assert len(str(raised.value)) < 100
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if numbers(command.options)])
+def test_every_command_refuses_numbers_out_of_range(name):
+    kind = COMMANDS[name].options
+    needed = [f"--{field.replace('_', '-')}=x" for field in required(kind) if not is_texts(fields_of(kind)[field])]
+    texts = ["x"] if any(is_texts(hint) for hint in fields_of(kind).values()) else []
+    for option, number in numbers(kind):
+        flag = f"--{option.replace('_', '-')}"
+        for value in ("-1", "1e400" if number is float else str(10**30), "nan" if number is float else str(-(10**30))):
+            with pytest.raises(UserError, match=rf"^{flag} is \S+; give .*[^.]$"):
+                parse(kind, [*needed, f"{flag}={value}", *texts])
 
 
 def test_the_defaults_are_in_range():

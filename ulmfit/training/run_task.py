@@ -77,7 +77,8 @@ def run(
     """
     config, runtime = session.config, session.runtime
     plan = session.begun.plan(config) if session.begun else None
-    plan = plan or plan_stages(task, recipe.stages, config.max_steps)
+    with session.stop.interruptible():  # with --bptt-jitter and many epochs it takes minutes
+        plan = plan or plan_stages(task, recipe.stages, config.max_steps)
     total_steps = sum(planned.num_steps for planned in plan)
     resolved = (resolved or {}) | {
         "batch_size": recipe.batch_size,
