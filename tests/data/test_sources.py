@@ -280,3 +280,18 @@ def from_the_hub(revision: str, streaming: bool):
     kept = import_module(module).Cache(dataset_name="name", repo_id="owner/name", config_name="default",
                                        version="0.0.0", hash=revision)  # fmt: skip
     return kept.as_streaming_dataset() if streaming else kept.as_dataset()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_packed_file_that_is_cut_short_is_refused(suffix, streaming):
+    """Not read as a shorter corpus."""
+    text = "".join(f'{{"text": "the film of number {number}"}}\n' for number in range(5000)).encode()
+    zstandard = pytest.importorskip("zstandard")
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}[suffix]
+    packed = pack(text)
+    write(f"whole.jsonl{suffix}", packed + pack(b'{"text": "and one more"}\n'))
+    assert len(whole(open_rows(f"whole.jsonl{suffix}", streaming=streaming))[0]) == 5001
+    write(f"cut.jsonl{suffix}", packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=rf"cut.jsonl{suffix} cannot be read"):
+        whole(open_rows(f"cut.jsonl{suffix}", streaming=streaming))

@@ -76,12 +76,9 @@ def open_raw(path: str) -> IO[bytes]:
         return import_module(COMPRESSED[suffix]).open(path, "rb")
     if suffix == ".zst":
         try:
-            import zstandard
+            return io.BufferedReader(_Frames(path), 2**16)  # type: ignore[type-var]
         except ImportError:
             raise UserError(f"{path} needs the package zstandard; pip install zstandard") from None
-        # zstandard's own `open` reads only the first frame, and has no readline.
-        frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(frames)
     return open(path, "rb")
 
 
@@ -89,6 +86,40 @@ def open_bytes(path: str, encoding: str = UTF8) -> IO[bytes]:
     """Open a plain or compressed text file for reading, as UTF-8."""
     file = open_raw(path)
     return file if encoding == UTF8 else io.BufferedReader(_Recoded(file, encoding), 2**16)
+
+
+class _Frames(io.RawIOBase):
+    """The content of a Zstandard file. zstandard's own readers end silently where a file is cut short."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")
+        import zstandard
+
+        self._new_frame = lambda: zstandard.ZstdDecompressor().decompressobj()
+        self._frame, self._rest = None, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+        while not self._rest:
+            ended = self._frame is None or self._frame.eof
+            block = self._frame.unused_data if self._frame is not None and ended else b""
+            block = block or self._file.read(2**14)  # a small block may become large
+            if not block and not ended:
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")  # as gzip
+            if not block:
+                return 0
+            if ended:
+                self._frame = self._new_frame()
+            self._rest = memoryview(self._frame.decompress(block))
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Recoded(io.RawIOBase):
