@@ -23,7 +23,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 
 
-def cache_folder(chosen: str | None = None) -> Path:
+def cache_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
     """The folder: `chosen` (--cache-dir), else $ULMFIT_CACHE, else ~/.cache/ulmfit. It may not exist yet.
 
     Raises:

@@ -120,7 +120,7 @@ class CacheWriter:
                     self._new_shard()
                     continue
             stop = int(ends[last - 1])
-            tokens = memoryview(ids[written:stop].view(np.uint8))
+            tokens = ids[written:stop].view(np.uint8).data
             self._files[self.shards[-1]].write(tokens)
             self._write(CHECKSUMS, self._block.add(tokens))
             self._room -= stop - written

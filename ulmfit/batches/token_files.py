@@ -63,7 +63,7 @@ class TokenFiles:
         if self._num_unread:
             some = sizes > 0
             self._check(shards[some], begins[some], sizes[some])
-        target = memoryview(ids.view(np.uint8))
+        target = ids.view(np.uint8).data
         for shard, begin, size, end in np.stack([shards, begins, sizes, ends]).T.tolist():
             if size:
                 target[end - size : end] = self._read(shard, begin, size)

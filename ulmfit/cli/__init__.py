@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             if isinstance(error, ModuleNotFoundError) and (sentence := _not_installed(error.name)):
                 print(f"error: {sentence}", file=sys.stderr, flush=True)
                 return USER_ERROR
-            if isinstance(error, OSError) and (sentence := of_the_machine(error)):
-                print(f"failed: {sentence}", file=sys.stderr, flush=True)
+            if isinstance(error, OSError) and (fault := of_the_machine(error)):
+                print(f"failed: {fault}", file=sys.stderr, flush=True)
                 return FAILED
             if are_shown():
                 traceback.print_exc()
@@ -83,7 +83,7 @@ def _threads_in_a_sentence() -> Iterator[None]:
     def told(failure: threading.ExceptHookArgs) -> None:
         if not (isinstance(failure.exc_value, OSError) and of_the_machine(failure.exc_value)):
             if are_shown():
-                threading.__excepthook__(failure)
+                before(failure)
             else:
                 traceback.print_tb(failure.exc_traceback)
 

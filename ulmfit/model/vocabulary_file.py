@@ -69,7 +69,7 @@ def unpickle_words(content: bytes) -> list[str]:
     """
     mark = object()
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     made = False  # one list only, because a file of empty lists would take fifty times its size
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
         name = opcode.name
