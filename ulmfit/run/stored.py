@@ -74,6 +74,7 @@ def read_stored(path: Path, notice: Callable[[str], None] = lambda sentence: Non
             f"{file} is damaged ({fault}); put it right to go on from its checkpoints, or start afresh with "
             "--resume never"
         )
+    assert stored is not None, "without a fault there is a content"
     return _converted(stored)
 
 
