@@ -12,6 +12,7 @@ import difflib
 import numbers
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -84,6 +85,7 @@ def path_text(option: PathOption | None) -> str | None:
     return None if option is None else os.fspath(option)
 
 
+@cache
 def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
     """By option, the alternatives of its type."""
     hints = get_type_hints(kind)
