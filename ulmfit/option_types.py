@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
 from types import UnionType
 from typing import (
@@ -23,6 +23,7 @@ from typing import (
     Protocol,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -85,9 +86,13 @@ def path_text(option: PathOption | None) -> str | None:
     return None if option is None else os.fspath(option)
 
 
-@cache
 def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
     """By option, the alternatives of its type."""
+    return _resolved_hints(cast(Hashable, kind))  # mypy asks its objects to be hashable, not the class
+
+
+@cache
+def _resolved_hints(kind: Any) -> dict[str, tuple[Any, ...]]:
     hints = get_type_hints(kind)
     return {field.name: tuple(alternatives(hints[field.name])) for field in dataclasses.fields(kind)}
 
