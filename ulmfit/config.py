@@ -25,6 +25,8 @@ Options = TypeVar("Options", bound=Dataclass)
 # An option whose docstring tells in words what becomes of it when it is left out: "(default: ...)".
 OrElse: TypeAlias = Value | None
 
+Metric = Literal["accuracy", "f1", "recall", "loss"]
+
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.
 OPERATION = frozenset(
@@ -110,7 +112,18 @@ GROUPS = {
         "bptt_jitter",
         "gradient_window",
     ),
-    "saving": ("output_dir", "resume", "config", "save_every", "keep", "keep_best", "max_time", "watchdog"),
+    "saving": (
+        "output_dir",
+        "resume",
+        "config",
+        "save_every",
+        "keep",
+        "keep_best",
+        "metric",
+        "stop_after",
+        "max_time",
+        "watchdog",
+    ),
     "speed": ("precision", "micro_batches", "threads", "sampled_softmax", "compress_gradients", "deterministic"),
     "logging": ("log_every", "eval_every", "samples"),
 }
@@ -201,8 +214,12 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates at the end of every epoch."""
     keep_best: OrElse[bool] = None
-    """Export the weights of the best evaluation instead of the last (default: with the recipe quick, unless --valid
-    names the test split)."""
+    """Export the weights of the best evaluation instead of the last (default: with --stop-after, and with the recipe
+    quick unless --valid names the test split)."""
+    stop_after: int = 0
+    """Stop after so many evaluations of the last stage, one after another, without a better one; 0 for never. Exports
+    the best weights. A one-cycle schedule then ends before its learning rate has fallen: fewer than 3 often cost
+    accuracy, and --schedule constant has no such end."""
     max_time: OrElse[float] = None
     """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
     watchdog: float = 15.0
@@ -292,6 +309,9 @@ class ClassifierConfig(TrainConfig):
     """balanced: weigh the loss by the inverse frequency of a class."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
+    metric: OrElse[Metric] = None
+    """What makes an evaluation the best, for --keep-best and --stop-after: accuracy, f1 (its mean over the classes),
+    recall (likewise) or loss (default: accuracy)."""
 
     task: ClassVar[Literal["lm", "clf"]] = "clf"
 

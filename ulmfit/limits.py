@@ -48,6 +48,7 @@ LIMITS = {
     "keep": Limit(1, 10**6),
     "log_every": Limit(1, MOST_STEPS),
     "eval_every": Limit(1, MOST_STEPS, off=True),
+    "stop_after": Limit(1, 10**6, off=True),
     "max_time": Limit(_ABOVE_ZERO, 10**7),
     "watchdog": Limit(0.01, 10**7, off=True),  # a shorter limit would be less than a step
     "threads": Limit(1, 1024),

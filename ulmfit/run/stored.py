@@ -33,6 +33,7 @@ _RESOLVED: dict[str, tuple[type, ...]] = {
     "parameters": (int,),
     "architecture": (dict,),
     "keep_best": (bool,),
+    "metric": (str, type(None)),
     "stages": (list,),
     "micro_batches": (int, str),
     "revision": (str, type(None)),

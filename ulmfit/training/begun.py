@@ -61,7 +61,7 @@ class Begun:
             if told & alternatives:
                 told |= alternatives
         known = self.options | {name: value for name, value in self.resolved.items() if value is not None}
-        taken = INPUTS | ({"eval_every"} if known.get("keep_best") else set())
+        taken = INPUTS | ({"eval_every"} if known.get("keep_best") or known.get("stop_after") else set())
         values = {
             field.name: known[field.name]
             for field in dataclasses.fields(config)

@@ -74,6 +74,10 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     if pretrained is None:
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     session, kind = resolve_subword(session, corpus.splits["train"])
+    keep_best = setup.keeps_best(config, corpus)
+    decides = keep_best or config.stop_after > 0
+    if config.metric is not None and not decides:
+        raise UserError(f"--metric {config.metric} decides nothing here; give --keep-best or --stop-after too")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     if config.micro_batches != "auto" and config.micro_batches > recipe.batch_size:
         raise UserError(
@@ -128,10 +132,11 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         tokenizer=tokenizer,
         test=stores.get("test"),
         saved={"label_names": label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
-        keep_best=setup.keeps_best(config, corpus),
+        keep_best=keep_best,
         resolved=setup.resolved_data(
             session,
             corpus,
+            metric=(config.metric or "accuracy") if decides else None,
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),
             subword=config.subword and (kind or "none"),
@@ -393,8 +398,9 @@ class ClassifierTask:
         )
 
     def quality(self, metrics: dict[str, Any]) -> list[float]:
-        """Higher accuracy is better; at equal accuracy, lower loss."""
-        return [metrics["accuracy"], -metrics["loss"]]
+        """By --metric: a higher score is better, and at equal scores a lower loss."""
+        name = self._config.metric or "accuracy"
+        return [-metrics["loss"]] if name == "loss" else [metrics[name], -metrics["loss"]]
 
     def sample(self) -> None:
         """None: a classifier generates no text."""

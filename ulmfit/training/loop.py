@@ -121,6 +121,21 @@ class Best:
     model: dict[str, Tensor]
 
 
+@dataclass
+class Stale:
+    """What --stop-after counts.
+
+    Attributes:
+        quality: the best `Task.quality` so far, over all stages.
+        step: the step of that evaluation.
+        evaluations: those of the last stage since then.
+    """
+
+    quality: list[float] | None = None
+    step: int = 0
+    evaluations: int = 0
+
+
 def plan_stages(task: Task, stages: tuple[Stage, ...], max_steps: int | None) -> list[PlannedStage]:
     """The number of steps of each stage: its share of `max_steps` if given, else the steps of its epochs."""
     if max_steps is not None:
@@ -181,6 +196,7 @@ class Loop:
         self.position = Position()
         self.best: Best | None = None
         self._keep_best = keep_best
+        self._stale = Stale() if start is None else Stale(**start.get("stale", {}))  # 0.2.0 had none
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
         self._reset_clock()
@@ -244,7 +260,7 @@ class Loop:
             )
         self.engine.model.train()
         self._check_every = 1  # measured again in each stage: steps are slower where more layers are trained
-        while position.step_in_stage < planned.num_steps:
+        while position.step_in_stage < planned.num_steps and not self._stopped_early():
             waited = time.perf_counter()
             self.runtime.progress.begin_step(position.step)
             batch, data_state = next(batches)
@@ -264,7 +280,17 @@ class Loop:
             self._after_step(planned, batch, result, norm, momentum)
             if self._stop_agreed():
                 return False
+        if self._stopped_early():
+            self.tracker.print(
+                f"stopped after step {position.step:,} of {self.total_steps:,}: no better evaluation than that of step "
+                f"{self._stale.step:,} in the last {self._stale.evaluations}"
+            )
+            self.save()
         return True
+
+    def _stopped_early(self) -> bool:
+        """Whether --stop-after evaluations have brought nothing better. Not while an evaluation is still to come."""
+        return 0 < self.config.stop_after <= self._stale.evaluations
 
     def _stage_line(self, planned: PlannedStage, trained: Sequence[int]) -> str:
         """A line for the console at the start of a stage, also of one that a resumed run goes on with."""
@@ -394,6 +420,11 @@ class Loop:
         Must be called inside `full_weights`. The metrics are equal on all ranks.
         """
         quality = self.task.quality(metrics)
+        if self.config.stop_after:
+            if self._stale.quality is None or quality > self._stale.quality:
+                self._stale = Stale(quality, self.position.step)
+            elif self.position.stage == len(self.plan) - 1:
+                self._stale.evaluations += 1
         if not self._keep_best or (self.best is not None and quality <= self.best.quality):
             return
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.task.net.state_dict().items()}
@@ -446,6 +477,8 @@ class Loop:
                 "best": vars(self.best) if self.best is not None else None,
                 "evaluation_due": self._evaluation_due,
             }
+            if self.config.stop_after:
+                state["stale"] = vars(self._stale)
             self.directory.guard(lambda: self.saver.start(self.position.step, state))
         self._clock += time.perf_counter() - begun
 

@@ -24,12 +24,12 @@ class TrainingResult:
         task: "lm" or "clf".
         state: "done"; "preempted" by a time limit, a stop file or a signal to a script, with a checkpoint from which
             the same call resumes, or at step 0 before the first step, without one; "found" after a learning-rate search, which writes nothing.
-        step: optimizer steps since the start of the run.
+        step: optimizer steps since the start of the run; with stop_after it may be fewer than were planned.
         run_dir: the run directory.
         model_dir: its model/, which exists if the state is "done".
         metrics: by split, "valid" and "test" if the data has them. They belong to the weights in model_dir; if
             preempted, to the last evaluation. `loss` is the mean cross-entropy in nats (per token or document), `step`
-            the step of the evaluation. A number that is not finite is None, as in metrics.jsonl.
+            the step of the evaluation, `by_class` precision, recall, F1 and support of each class. A number that is not finite is None, as in metrics.jsonl.
         best_step: step of the evaluation whose weights are in model_dir; None if these are the last weights.
         suggestions: learning rates by rule (valley, slide, minimum, steep, min_gradient) after a search, else empty.
     """
@@ -65,13 +65,16 @@ def result_of(
     task: Literal["lm", "clf"], state: Literal["done", "preempted"], step: int, run_dir: Path, runtime: Runtime
 ) -> TrainingResult:
     """Read the result of a run from its directory (a collective: only rank 0 may have the directory)."""
-    best, metrics = runtime.on_main(lambda: _read(run_dir))
+    best, ended, metrics = runtime.on_main(lambda: _read(run_dir))
+    if state == "done":  # --stop-after may have ended it before its last step
+        step = ended or step
     return TrainingResult(task, state, step, run_dir, run_dir / "model", metrics, best)
 
 
-def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
-    best = (read_status(run_dir) or {}).get("best_step")
-    best = best if isinstance(best, int) else None
+def _read(run_dir: Path) -> tuple[int | None, int | None, dict[str, dict[str, Any]]]:
+    """The step of the best evaluation, the last step, and the scores by split."""
+    status = read_status(run_dir) or {}
+    best, ended = (status[name] if isinstance(status.get(name), int) else None for name in ("best_step", "step"))
     metrics: dict[str, dict[str, Any]] = {}
     # The user may have deleted or edited the files of a finished run.
     with suppress(OSError), open(run_dir / METRICS, encoding="utf-8", errors="replace") as file:
@@ -82,4 +85,4 @@ def _read(run_dir: Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
                     metrics[line["split"]] = {
                         name: value for name, value in line.items() if name not in ("event", "split")
                     }
-    return best, metrics
+    return best, ended, metrics

@@ -21,6 +21,7 @@ from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
 from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, PlannedStage, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
@@ -157,7 +158,10 @@ def run(
         session.end_set_up()
         with warnings_above_bars():
             state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
-        return result_of(config.task, state, step, directory.path, runtime)
+        result = result_of(config.task, state, step, directory.path, runtime)
+        for line in class_table(result.metrics) if state == "done" else ():
+            session.say(line)
+        return result
     finally:
         directory.close()
 
@@ -173,10 +177,11 @@ def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedSta
         "lr": last.lr,
         "schedule": last.schedule,
     }
+    found |= {"metric": None if resolved.get("metric") == "accuracy" else resolved.get("metric")}
     names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "text_column",
              "label_column", "vocab_size")  # fmt: skip
     found |= {name: resolved[name] for name in names if name in resolved}
-    if resolved["keep_best"]:
+    if resolved["keep_best"] or config.stop_after:
         found["eval_every"] = config.eval_every  # it decides which steps can be the best one
     return found
 

@@ -20,6 +20,7 @@ from ulmfit.inference import TextClassifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
+from ulmfit.training.class_scores import class_scores
 
 
 @torch.inference_mode()
@@ -63,7 +64,8 @@ def score_classifier(
     pad_id: int,
     backwards: bool = False,
 ) -> dict[str, Any]:
-    """Loss (nats), accuracy, macro F1 and confusion matrix (rows: true classes) over a labelled store."""
+    """Loss (nats), accuracy, macro F1, confusion matrix (rows: true classes) and scores by class over a labelled
+    store."""
     device, classes = runtime.device, len(label_names)
     all_labels = store.labels
     assert all_labels is not None, "a store with labels"
@@ -140,8 +142,12 @@ def _metrics(sums: Tensor, label_names: Sequence[str]) -> dict[str, Any]:
         "loss": (sums[-1] / total).item(),
         "accuracy": (confusion.trace() / total).item(),
         "f1": macro_f1(confusion),
+        "recall": (confusion.diag() / confusion.sum(1))[confusion.sum(1) > 0].mean().item(),
         "confusion": confusion.long().tolist(),
         "labels": list(label_names),
+        "by_class": class_scores(
+            confusion.diag().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(), label_names
+        ),
     }
 
 

@@ -396,13 +396,21 @@ def tokenised(
 
 
 def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
-    """Whether to export the weights of the best evaluation: the option if given, else only for recipe `quick`.
+    """Whether to export the weights of the best evaluation: the option if given, else with --stop-after, or only for
+    recipe `quick`.
 
     The default is False where validation uses the test labels. It is False with --labels too: validation labels would
     be used in addition to the requested number.
+
+    Raises:
+        UserError: --stop-after without validation rows.
     """
+    if config.stop_after and "valid" not in corpus.splits:
+        raise UserError("--stop-after needs validation rows and no row could be held out; give them by --valid")
     if config.keep_best is not None:
         return config.keep_best and "valid" in corpus.splits
+    if config.stop_after:
+        return True
     few_labels = isinstance(config, ClassifierConfig) and config.labels is not None
     return config.recipe == "quick" and "valid" in corpus.splits and corpus.valid_split != "test" and not few_labels
 
