@@ -34,7 +34,14 @@ def act(options, *stop):
     print("more", flush=True)
     Path("done").touch()
 
-COMMANDS["act"] = Command(Nothing, act, "", trains=sys.argv[1] == "trains")
+@dataclasses.dataclass
+class Writes(Nothing):
+    '''Has a file as its result.'''
+    output: str = "file"
+    '''The file.'''
+
+kind = sys.argv[1]
+COMMANDS["act"] = Command(Writes if kind == "writes" else Nothing, act, "", trains=kind == "trains")
 raise SystemExit(cli.main(["act"]))
 """
 WAYS = {
@@ -68,6 +75,14 @@ def test_a_training_goes_on(tmp_path, way):
     assert (tmp_path / "done").exists() and (tmp_path / "file").read_bytes() == b"mine"
     if (tmp_path / "err").exists():
         assert (tmp_path / "err").read_text() == "on stderr\n"
+
+
+@needs_full
+@pytest.mark.parametrize("way", ["full", "reader gone"])
+def test_a_command_that_writes_a_file_goes_on(tmp_path, way):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    assert shell(WAYS[way], "program.py", "writes") == 0
+    assert (tmp_path / "done").exists() and (tmp_path / "err").read_text() == "on stderr\n"
 
 
 @needs_full

@@ -56,6 +56,14 @@ def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
     assert torch.backends.cudnn.allow_tf32 and not torch.are_deterministic_algorithms_enabled()
 
 
+def test_the_end_of_a_command_imports_no_compiler(monkeypatch):
+    """`torch.use_deterministic_algorithms` imports it, which took two seconds of each command, also of one that only
+    predicts, and delayed the answer to a request to stop."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", pytest.fail)
+    with runtime.open_runtime(LMConfig()):
+        pass
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     path = tmp_path / "run"

@@ -135,4 +135,7 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
         with standard_streams(needed=False):
             command.run(options, stop)
     else:
-        command.run(parse(command.options, words))
+        options = parse(command.options, words)
+        # Where the result is a file, what is printed is a log.
+        with standard_streams(needed=getattr(options, "output", None) is None):
+            command.run(options)

@@ -199,7 +199,8 @@ class _Settings:
 
     def restore(self) -> None:
         torch.set_num_threads(self._threads)
-        torch.use_deterministic_algorithms(self._deterministic)
+        if torch.are_deterministic_algorithms_enabled() != self._deterministic:
+            torch.use_deterministic_algorithms(self._deterministic)  # imports torch's compiler, which takes seconds
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = self._cudnn[:2]
         torch.backends.cuda.matmul.allow_tf32 = self._cudnn[2]
 
