@@ -102,6 +102,7 @@ GROUPS = {
         "seed",
         "class_weights",
         "label_smoothing",
+        "calibrate",
         "schedule",
         "weight_decay",
         "clip",
@@ -312,6 +313,9 @@ class ClassifierConfig(TrainConfig):
     metric: OrElse[Metric] = None
     """What makes an evaluation the best, for --keep-best and --stop-after: accuracy, f1 (its mean over the classes),
     recall (likewise) or loss (default: accuracy)."""
+    calibrate: bool = False
+    """Fit a temperature on the validation texts at the end, so that probabilities tell how often a prediction is right;
+    predictions stay the same."""
 
     task: ClassVar[Literal["lm", "clf"]] = "clf"
 

@@ -72,6 +72,9 @@ class FitConfig:
     GPU)."""
     recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick"
     """Stages of both trainings: quick, blog (the 2019 post), ulmfit (fastai's best), none (your options)."""
+    calibrate: bool = False
+    """Fit a temperature of the classifier on the validation texts, so that probabilities tell how often a prediction is
+    right; predictions stay the same."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0
@@ -118,7 +121,7 @@ class FitConfig:
             "cache_dir",
         ),
         "model": ("init", "preset"),
-        "training": ("recipe", "epochs", "seed", "lm", "clf", "baseline"),
+        "training": ("recipe", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),
         "saving": ("output_dir", "resume", "config", "max_time"),
         "speed": ("precision", "threads"),
         "logging": ("samples",),
@@ -140,6 +143,8 @@ def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
     classifier |= {
         name: getattr(config, name) for name in ("labels", "unlabelled") if getattr(config, name) is not None
     }
+    if config.calibrate:
+        classifier["calibrate"] = True
     return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
 
 

@@ -286,7 +286,12 @@ class TextClassifier:
         assert self.net is not None
         if self._bits == 8 and not isinstance(self.net.encoder, Int8AWDLSTM):
             quantize_encoder(self.net)
-        return TorchReader(self.net, pad_id=self.tokenizer.pad_id, backwards=bool(self.config.get("backwards")))
+        return TorchReader(
+            self.net,
+            pad_id=self.tokenizer.pad_id,
+            backwards=bool(self.config.get("backwards")),
+            temperature=self.config.get("temperature"),
+        )
 
     def _onnx_reader(self) -> OnnxReader | None:
         """The model in ONNX Runtime. If that fails, the backend auto becomes torch."""

@@ -29,8 +29,8 @@ WINDOW_TOKENS = 2048
 class TorchReader:
     """A net that gives probabilities of documents. It has the interface of `exported.reader.OnnxReader`."""
 
-    def __init__(self, net: ClassifierNet, *, pad_id: int, backwards: bool) -> None:
-        self.net, self._pad_id, self._backwards = net, pad_id, backwards
+    def __init__(self, net: ClassifierNet, *, pad_id: int, backwards: bool, temperature: float | None = None) -> None:
+        self.net, self._pad_id, self._backwards, self._temperature = net, pad_id, backwards, temperature
 
     def probabilities(self, documents: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [n, C] of documents, int arrays of at least one id each."""
@@ -44,7 +44,10 @@ class TorchReader:
             logits = self.net(
                 torch.from_numpy(tokens).to(device), torch.from_numpy(lengths[indices]), window_tokens=window_tokens
             ).logits
-            return logits.float().softmax(1).cpu().numpy()
+            logits = logits.float()
+            if self._temperature is not None:
+                logits = logits / self._temperature
+            return logits.softmax(1).cpu().numpy()
 
         result = np.empty((len(documents), self.net.num_classes), dtype=np.float32)
         batches = reading_batches(lengths, self.net, device)

@@ -86,7 +86,13 @@ def evaluate(options: EvaluateOptions) -> None:
         runtime.barrier()
         if isinstance(net, ClassifierNet):
             metrics = score_classifier(
-                net, store, runtime, label_names=saved["label_names"], pad_id=tok.pad_id, backwards=saved["backwards"]
+                net,
+                store,
+                runtime,
+                label_names=saved["label_names"],
+                pad_id=tok.pad_id,
+                backwards=saved["backwards"],
+                temperature=saved.get("temperature"),
             )
         else:
             rows = options.batch_size or _trained_rows(path, saved)

@@ -1,7 +1,8 @@
 """A classifier as one ONNX graph: token ids of any number of documents of any length in, probabilities out.
 
 Inputs are `tokens`, int64 [batch, length], and `lengths`, int64 [batch], each at least 1; what stands after a document's
-length is ignored. Outputs are `logits` and `probabilities`, float32 [batch, classes], in the order of `label_names`.
+length is ignored. Outputs are `logits` and `probabilities`, float32 [batch, classes], in the order of `label_names`. The
+probabilities are those of logits / temperature, where the model was calibrated.
 
 The graph reads the documents in windows, in a Loop that carries the states of the LSTM and the pooled sums. So memory
 does not depend on the lengths. It is written node by node: torch's exporter of 2.13 freezes the length of a stacked
@@ -39,10 +40,17 @@ class Weights:
     num_layers: int
     max_len: int
     backwards: bool
+    temperature: float | None = None
 
     @classmethod
     def of(cls, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Weights:
-        return cls(tensors, config["architecture"]["num_layers"], config["max_len"], bool(config.get("backwards")))
+        return cls(
+            tensors,
+            config["architecture"]["num_layers"],
+            config["max_len"],
+            bool(config.get("backwards")),
+            config.get("temperature"),
+        )
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.asarray(self.tensors[name], np.float32)
@@ -271,4 +279,7 @@ def _head(weights: Weights, outer: _Nodes, *, width: int) -> None:
         x = outer.add("Gemm", [x, f"{linear}.weight", f"{linear}.bias"], "hidden" if k == 1 else "logits", transB=1)
         if k == 1:
             x = outer.add("Relu", [x], "positive")
+    if weights.temperature is not None:
+        outer.constant("temperature", weights.temperature, np.float32)
+        x = outer.add("Div", [x, "temperature"], "calibrated")
     outer.add("Softmax", [x], "probabilities", axis=1)

@@ -6,6 +6,7 @@ No pickles. The bytes of model.safetensors depend on the weights only, not on ti
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -51,8 +52,8 @@ def save_model(
 ) -> None:
     """Write config.json, model.safetensors and tokenizer.json into `folder`, each atomically.
 
-    `config` has entries that the net does not know: `label_names` (required for a classifier), `backwards`, and any
-    other JSON values. The net's own settings override entries of the same name. With `bits` 8 the matrices are
+    `config` has entries that the net does not know: `label_names` (required for a classifier), `backwards`,
+    `temperature` (of a calibrated classifier), and any other JSON values. The net's own settings override entries of the same name. With `bits` 8 the matrices are
     rounded (see `to_8_bits`), and the file is a quarter as large.
     """
     folder = Path(folder)
@@ -200,6 +201,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         _field(config, "head_p", float, path)
         if config.get("gradient_window") is not None:
             _field(config, "gradient_window", int, path)
+        if "temperature" in config and not 0 < _field(config, "temperature", float, path) < math.inf:  # nan too
+            raise UserError(f"temperature in {path} is {config['temperature']}, not a number above 0; {_CURE}")
     return config
 
 

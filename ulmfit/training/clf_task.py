@@ -24,6 +24,7 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.soft_loss import soft_cross_entropy
 from ulmfit.option_types import path_text
 from ulmfit.training import setup
+from ulmfit.training.calibration import calibration
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.description import description, warnings_about_classes
 from ulmfit.training.engine import Passes
@@ -31,7 +32,7 @@ from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
-from ulmfit.training.scores import score_classifier
+from ulmfit.training.scores import all_logits, score_classifier
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
@@ -86,6 +87,8 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         )
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
     label_names = corpus.label_names
+    if config.calibrate and "valid" not in corpus.splits:
+        raise UserError("--calibrate needs validation texts and there are none; name some with --valid")
     assert tokenizer is not None and label_names is not None
     check_vocabulary(session, corpus.judged, tokenizer)
     stores = {
@@ -239,6 +242,7 @@ class ClassifierTask:
         self._train, self._valid, self._label_names = train, valid, label_names
         self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
         self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
+        self._temperature: float | None = None
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
         self.most_micro_batches = recipe.batch_size
         self._class_weights = None
@@ -395,7 +399,24 @@ class ClassifierTask:
             label_names=self._label_names,
             pad_id=self._pad_id,
             backwards=self._config.backwards,
+            temperature=self._temperature,
         )
+
+    def calibrate(self) -> dict[str, float]:
+        """With --calibrate, find the temperature on the validation split for the present weights (a collective).
+
+        Evaluations use it from now on.
+
+        Returns:
+            As `calibration`; {} without --calibrate.
+        """
+        if not self._config.calibrate:
+            return {}
+        assert self._valid is not None, "refused at the start"
+        logits = all_logits(self.net, self._valid, self._runtime, pad_id=self._pad_id, backwards=self._config.backwards)
+        found = calibration(logits, torch.from_numpy(_labels(self._valid).astype(np.int64)))
+        self._temperature = found["temperature"]
+        return found
 
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """By --metric: a higher score is better, and at equal scores a lower loss."""

@@ -313,6 +313,10 @@ class LanguageModelTask:
             backwards=self._config.backwards,
         )
 
+    def calibrate(self) -> dict[str, float]:
+        """{}: a language model has no temperature of its own."""
+        return {}
+
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """The negative loss: a lower loss is better."""
         return [-metrics["loss"]]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ulmfit.inference import LanguageModel, TextClassifier
 
 
+CALIBRATION = "calibration"  # the event of metrics.jsonl that follows the evaluations of a run with --calibrate
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """How a training ended and where its model is. Equal on all processes of a launch.
@@ -81,6 +84,10 @@ def _read(run_dir: Path) -> tuple[int | None, int | None, dict[str, dict[str, An
         for text in file:
             with suppress(ValueError, KeyError, TypeError):
                 line = parse_json(text)
+                if line["event"] == CALIBRATION:
+                    metrics[line["split"]] |= {
+                        name: value for name, value in line.items() if name not in ("event", "split", "step")
+                    }
                 if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
                     metrics[line["split"]] = {
                         name: value for name, value in line.items() if name not in ("event", "split")

@@ -25,7 +25,7 @@ from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, PlannedStage, Task, plan_stages
 from ulmfit.training.lr_finder import run_finder
-from ulmfit.training.result import TrainingResult, result_of
+from ulmfit.training.result import CALIBRATION, TrainingResult, result_of
 from ulmfit.training.setup import Session, open_session
 from ulmfit.training.stages import Recipe
 
@@ -255,6 +255,14 @@ def _guarded(
                     loop.task.net.load_state_dict(loop.best.model)
                     tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
                     best["best_step"] = loop.best.step
+                if calibrated := loop.task.calibrate():
+                    # An event of its own: the evaluation of this step is in the log already.
+                    tracker.log_event(CALIBRATION, step=loop.position.step, split="valid", **calibrated)
+                    tracker.print(
+                        f"temperature {calibrated['temperature']:.3f}: calibration error on the validation texts "
+                        f"{calibrated['ece_before']:.4f} before and {calibrated['ece']:.4f} after"
+                    )
+                    saved = saved | {"temperature": calibrated["temperature"]}
                 if runtime.is_main:
                     save_model(directory.path / MODEL, loop.task.net, tokenizer, saved)
                 if test is not None:

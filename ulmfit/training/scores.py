@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ulmfit.inference import TextClassifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
+from ulmfit.training.calibration import BINS, bin_sums, calibration_error
 from ulmfit.training.class_scores import class_scores
 
 
@@ -63,33 +64,65 @@ def score_classifier(
     label_names: Sequence[str],
     pad_id: int,
     backwards: bool = False,
+    temperature: float | None = None,
 ) -> dict[str, Any]:
-    """Loss (nats), accuracy, macro F1, confusion matrix (rows: true classes) and scores by class over a labelled
-    store."""
-    device, classes = runtime.device, len(label_names)
-    all_labels = store.labels
+    """Loss (nats), accuracy, macro F1, calibration error, confusion matrix (rows: true classes) and scores by class over
+    a labelled store.
+
+    Args:
+        temperature: divides the logits. Then `ece_before` is the calibration error without it.
+    """
+    classes = len(label_names)
+    sums = _no_sums(classes, runtime.device)
+    before = torch.zeros(3 * BINS, dtype=torch.float64, device=runtime.device)
+    for _, labels, logits in _logits(net, store, runtime, pad_id=pad_id, backwards=backwards):
+        if temperature is not None:
+            before += bin_sums(logits.softmax(1), labels)
+            logits = logits / temperature
+        cells = labels * classes + logits.argmax(1)
+        sums[: classes * classes] += torch.bincount(cells, minlength=classes * classes)
+        sums[classes * classes] += F.cross_entropy(logits, labels, reduction="sum").double()
+        sums[-3 * BINS :] += bin_sums(logits.softmax(1), labels)
+    metrics = _metrics(runtime.sum(sums), label_names)
+    if temperature is not None:
+        metrics |= {"ece_before": calibration_error(runtime.sum(before)), "temperature": temperature}
+    return metrics
+
+
+@torch.inference_mode()
+def all_logits(
+    net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool = False
+) -> Tensor:
+    """The logits of a labelled store's documents, float64 [n, C] on the CPU, equal on all ranks (a collective)."""
+    result = torch.zeros(store.num_documents, net.num_classes, dtype=torch.float64, device=runtime.device)
+    for indices, _, logits in _logits(net, store, runtime, pad_id=pad_id, backwards=backwards):
+        result[to_device(indices, runtime.device)] = logits.double()
+    return runtime.sum(result).cpu()  # each row is 0 on all ranks but one
+
+
+def _logits(
+    net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This rank's documents in batches: their indices in the store (int64, on the CPU), classes, and logits [n, C]."""
+    device, all_labels = runtime.device, store.labels
     assert all_labels is not None, "a store with labels"
-    sums = torch.zeros(classes * classes + 1, dtype=torch.float64, device=device)
     training = net.training
     net.eval()
     # Documents are assigned to ranks first, because the batch size may differ: it depends on the rank's threads.
     own = np.argsort(-store.lengths, kind="stable")[runtime.rank :: runtime.world_size]
     batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
 
-    def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def read(indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
         labels = to_device(torch.from_numpy(all_labels[part.indices.numpy()].astype(np.int64)), device)
         with runtime.accelerator.autocast():
             logits = net(to_device(part.tokens, device), part.lengths).logits
-        return labels, logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return part.indices, labels, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    for labels, logits in read_side_by_side(read, batches, device):
+    for found in read_side_by_side(read, batches, device):
         runtime.progress.now("evaluating")
-        cells = labels * classes + logits.argmax(1)
-        sums[:-1] += torch.bincount(cells, minlength=classes * classes)
-        sums[-1] += F.cross_entropy(logits, labels, reduction="sum").double()
+        yield found
     net.train(training)
-    return _metrics(runtime.sum(sums), label_names)
 
 
 @torch.inference_mode()
@@ -107,9 +140,10 @@ def score_bundle(bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime)
         assert np.array_equal(store.rows, stores[0].rows), "the stores hold the same documents"
         total += _probabilities(member, store, own, runtime)[:, torch.from_numpy(place)]
     mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels)[own].astype(np.int64))
-    sums = torch.zeros(classes * classes + 1, dtype=torch.float64)
-    sums[:-1] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
-    sums[-1] = F.nll_loss(mean.log(), truth, reduction="sum") if len(own) else 0.0
+    sums = _no_sums(classes, torch.device("cpu"))
+    sums[: classes * classes] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
+    sums[classes * classes] = F.nll_loss(mean.log(), truth, reduction="sum") if len(own) else 0.0
+    sums[-3 * BINS :] += bin_sums(mean, truth)
     return _metrics(runtime.sum(sums.to(runtime.device)), bundle.label_names)
 
 
@@ -117,6 +151,7 @@ def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, r
     """Class probabilities of the documents `own`, float64 [n, C], on the CPU."""
     net, device = member.net, runtime.device
     assert net is not None, "not an exported model"
+    temperature = float(member.config.get("temperature", 1.0))
     result = torch.zeros(len(own), net.num_classes, dtype=torch.float64)
     batches = reading_batches(store.lengths[own], net, device)
 
@@ -125,7 +160,7 @@ def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, r
                        backwards=bool(member.config.get("backwards")))  # fmt: skip
         with runtime.accelerator.autocast():
             logits = net(to_device(part.tokens, device), part.lengths).logits
-        return part.positions.numpy(), logits.double().softmax(1).cpu()
+        return part.positions.numpy(), (logits.double() / temperature).softmax(1).cpu()
 
     for places, rows in read_side_by_side(read, batches, device):
         runtime.progress.now("evaluating")
@@ -133,16 +168,22 @@ def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, r
     return result
 
 
+def _no_sums(classes: int, device: torch.device) -> Tensor:
+    """Zeros for `_metrics`: the cells of the confusion matrix, the summed loss (nats), and `bin_sums`."""
+    return torch.zeros(classes * classes + 1 + 3 * BINS, dtype=torch.float64, device=device)
+
+
 def _metrics(sums: Tensor, label_names: Sequence[str]) -> dict[str, Any]:
-    """The scores from the cells of the confusion matrix and, last, the summed loss (nats), over all ranks."""
+    """The scores from sums as of `_no_sums` over all ranks."""
     classes = len(label_names)
-    confusion = sums[:-1].view(classes, classes)
+    confusion = sums[: classes * classes].view(classes, classes)
     total = confusion.sum()
     return {
-        "loss": (sums[-1] / total).item(),
+        "loss": (sums[classes * classes] / total).item(),
         "accuracy": (confusion.trace() / total).item(),
         "f1": macro_f1(confusion),
         "recall": (confusion.diag() / confusion.sum(1))[confusion.sum(1) > 0].mean().item(),
+        "ece": calibration_error(sums[-3 * BINS :]),
         "confusion": confusion.long().tolist(),
         "labels": list(label_names),
         "by_class": class_scores(
