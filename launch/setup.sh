@@ -3,7 +3,7 @@
 # done before, returns at once. quickstart.sh and tests/run.sh source this file and call `set_up`;
 # `bash launch/setup.sh [dev]` does the set-up alone ("dev" adds the packages of the tests).
 # Needs Python 3.11 or newer with its venv module. Torch is the ordinary wheel of the index in use, or its CPU
-# build where the index offers that one.
+# build where the index offers that one. scikit-learn is among them, for the comparison of `ulmfit fit`.
 set -euo pipefail
 
 # Physical path: the environment remembers where it was made, and a link to the same place is the same place.
@@ -60,7 +60,7 @@ set_up() {
             pip=("$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt)
             # setuptools first, so that our own package is built with the pinned one and without a download.
             "${pip[@]}" setuptools
-            "${pip[@]}" --no-build-isolation -e ".${extra:+[$extra]}"
+            "${pip[@]}" --no-build-isolation -e ".[baseline${extra:+,$extra}]"
         )
         printf '%s\n%s\n' "$wanted" "$extra" >"$stamp"
     fi

@@ -187,3 +187,36 @@ def test_a_text_of_two_million_characters_is_read(classifier):
     short, longest = classifier.predict(["a bad film", long])
     assert longest.probabilities.shape == (2,) and np.isfinite(longest.probabilities).all()
     assert (short.probabilities != longest.probabilities).any()
+
+
+def test_the_directory_of_fit_is_its_language_model_where_one_is_wanted(runs, tmp_path, capsys):
+    """`generate`, `--init` and `show` take the directory that `ulmfit fit` leaves, as predict does."""
+    from ulmfit.cli import main
+    from ulmfit.training.setup import open_pretrained
+
+    for name, made in (("lm", runs.lm), ("model", runs.clf / "model")):
+        (tmp_path / name).symlink_to(made)
+    text = ulmfit.LanguageModel.from_pretrained(tmp_path).generate("I liked", seed=0)
+    assert text == ulmfit.LanguageModel.from_pretrained(runs.lm).generate("I liked", seed=0)
+    assert open_pretrained(str(tmp_path)).vocab == open_pretrained(str(runs.lm)).vocab
+    assert ulmfit.Tokenizer.from_file(tmp_path).vocab == ulmfit.Tokenizer.from_file(runs.lm / "tokenizer.json").vocab
+    assert ulmfit.TextClassifier.from_pretrained(tmp_path).label_names == ["neg", "pos"]
+    assert main(["generate", "--model", str(tmp_path), "I liked", "--seed", "0"]) == 0
+    assert capsys.readouterr().out == text + "\n"
+    assert main(["generate", "--model", str(runs.clf), "I liked"]) == 2
+    assert (
+        capsys.readouterr()
+        .err.rstrip()
+        .endswith("give its language model, or load it with TextClassifier (ulmfit predict)")
+    )
+
+
+def test_a_path_is_called_the_nearest_only_if_it_is_near(tmp_path, monkeypatch, capsys):
+    from ulmfit.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("launch", "reviews.csv"):
+        (tmp_path / name).mkdir()
+    for typed, told in (("nosuch/", "; check the path"), ("revews.csv", " (the nearest is reviews.csv)")):
+        assert main(["tokenizer", "--data", typed]) == 2
+        assert capsys.readouterr().err == f"error: no file or folder {typed}{told}\n"

@@ -45,7 +45,8 @@ class FitConfig:
     valid: OrElse[PathOption] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
     group_column: OrElse[str] = None
-    """Column whose equal values (film, author, ticket) stay on one side of a held-out fraction (default: none)."""
+    """Column of groups (film, author, ticket) that a held-out fraction does not divide (default: equal texts stay
+    together)."""
     labels: OrElse[int] = None
     """Train the classifier on so many labelled documents, drawn evenly from the classes by the seed (default: all)."""
     unlabelled: OrElse[str] = None
@@ -96,7 +97,8 @@ class FitConfig:
     precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
     """Arithmetic: fp16 and bf16 are for a GPU; on a CPU fp16 is refused and bf16 computes in fp32."""
     threads: OrElse[int] = None
-    """CPU threads of each process (default: torch's; restored on resume)."""
+    """CPU threads of each process, at most one a core (default: the physical cores that it may use; restored on
+    resume)."""
     samples: bool = True
     """Write generated text to the log; --no-samples for private corpora."""
 

@@ -58,6 +58,13 @@ class Prediction:
         return hash((self.label, self.index, known))
 
 
+# What to do with a model of the other kind, in Python and on the command line.
+_OTHER = {
+    "LanguageModel": "give its language model, or load it with TextClassifier (ulmfit predict)",
+    "TextClassifier": "give a classifier, or load it with LanguageModel (ulmfit generate)",
+}
+
+
 def _load(
     path: str | Path, wanted: Literal["LanguageModel", "TextClassifier"], device: str | torch.device | None
 ) -> tuple[Any, Tokenizer, dict]:
@@ -67,10 +74,10 @@ def _load(
     from ulmfit.model.pretrained import load_model
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net, tokenizer, config = load_model(path, device=device)
+    net, tokenizer, config = load_model(path, device=device, language_model=wanted == "LanguageModel")
     if isinstance(net, LanguageModelNet) != (wanted == "LanguageModel"):
-        other = "TextClassifier" if wanted == "LanguageModel" else "LanguageModel"
-        raise UserError(f"the model in {path} is not one for {wanted}; load it with {other}.from_pretrained")
+        kind = "a classifier" if wanted == "LanguageModel" else "a language model"
+        raise UserError(f"the model in {path} is {kind} and is not one for {wanted}; {_OTHER[wanted]}")
     return net.eval(), tokenizer, config
 
 
@@ -82,7 +89,10 @@ class LanguageModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> LanguageModel:
-        """Load a run directory or its model/. Raises UserError if it is missing, damaged, or a classifier."""
+        """Load a run directory, its model/, the output directory of `ulmfit fit`, or "english", the package's model.
+
+        Raises UserError if it is missing, damaged, or a classifier.
+        """
         return cls(*_load(path, "LanguageModel", device))
 
     @overload

@@ -14,7 +14,7 @@ class GenerateOptions:
     prompt: Positional[tuple[str, ...]]
     """Beginnings of texts."""
     model: str
-    """Run directory of a language model, or its model/."""
+    """Run directory of a language model, its model/, a job of fit, or english (comes with the package)."""
     max_new_tokens: int = 40
     """Tokens to add."""
     temperature: float = 0.75

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ulmfit.cli.common import tell_notes, tell_skipped
@@ -21,7 +20,7 @@ class ShowOptions(ReadingOptions):
     """Show what the first batches of a training look like, in words."""
 
     tokenizer: str
-    """tokenizer.json, run directory or model."""
+    """tokenizer.json, or a run directory, a job of fit or a model."""
     data: str | None = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
     text_column: str | None = None
@@ -51,8 +50,7 @@ def show(options: ShowOptions) -> None:
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.setup import tokenised
 
-    path = Path(options.tokenizer)
-    tokenizer = Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
+    tokenizer = Tokenizer.from_file(options.tokenizer)
     corpus = open_corpus(
         options.data,
         task=options.task,

@@ -95,7 +95,7 @@ def _nearest(data: str) -> str:
     parent, name = os.path.split(data.rstrip("/"))
     if parent and not os.path.isdir(parent):
         return f" (the folder {parent} does not exist)"
-    near = difflib.get_close_matches(name, os.listdir(parent or "."), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, os.listdir(parent or "."), n=1, cutoff=0.7)
     return f" (the nearest is {os.path.join(parent, near[0])})" if near else ""
 
 

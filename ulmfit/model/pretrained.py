@@ -39,7 +39,7 @@ SCALES = ".scales"
 #: Language models that come with the package, by name.
 ENCODERS = Path(__file__).parent.parent / "encoders"
 
-_CURE = "give the output directory of a finished train_lm.py or train_clf.py run, or train again"
+_CURE = "give the output directory of a finished training, or train again"
 
 
 def save_model(
@@ -92,16 +92,16 @@ def save_model(
 
 
 def load_model(
-    path: str | os.PathLike, *, device: torch.device | str = "cpu"
+    path: str | os.PathLike, *, device: torch.device | str = "cpu", language_model: bool = False
 ) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
     """Load a net (on `device`), its tokenizer and its config.json.
 
-    `path` is a run directory or its model/. Weights are float32, or float64 if saved as such.
+    `path` is what `find_model` takes. Weights are float32, or float64 if saved as such.
 
     Raises:
         UserError: a file is missing or damaged, the files do not fit together, or weights are NaN or infinite.
     """
-    folder = find_model(path)
+    folder = find_model(path, language_model=language_model)
     config = read_config(folder)
     tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     vocab_size = config["architecture"]["vocab_size"]
@@ -141,8 +141,10 @@ def fault_of(folder: Path) -> str | None:
     return None
 
 
-def find_model(path: str | os.PathLike) -> Path:
+def find_model(path: str | os.PathLike, *, language_model: bool = False) -> Path:
     """The folder with model.safetensors: `path` itself, its model/, or the model of that name in the package.
+
+    With `language_model`, the output directory of `ulmfit fit` is its language model, else its classifier.
 
     Raises:
         UserError: there is none.
@@ -150,7 +152,7 @@ def find_model(path: str | os.PathLike) -> Path:
     path = Path(as_path(path))
     if not path.exists() and len(path.parts) == 1 and (ENCODERS / path / WEIGHTS).is_file():
         return ENCODERS / path
-    for folder in (path, path / "model"):
+    for folder in (path, *([path / "lm" / "model"] if language_model else []), path / "model"):
         if (folder / WEIGHTS).is_file():
             for name in (CONFIG, TOKENIZER):
                 if not (folder / name).is_file():

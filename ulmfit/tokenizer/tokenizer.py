@@ -155,9 +155,16 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer.json. Raises UserError if it is missing or not a tokenizer of this package."""
+        """Read a tokenizer.json, or that of a run, a job of `ulmfit fit` or a model, given its folder.
+
+        Raises UserError if it is missing or not a tokenizer of this package.
+        """
         try:
-            json = Path(as_path(path)).read_text(encoding="utf-8")
+            file = Path(as_path(path))
+            if file.is_dir():
+                inside = [file / "tokenizer.json", file / "model" / "tokenizer.json", file / "lm" / "tokenizer.json"]
+                file = next((each for each in inside if each.is_file()), inside[0])
+            json = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"cannot read the tokenizer {path} ({reason}); give a tokenizer.json") from None

@@ -181,7 +181,7 @@ def open_pretrained(path: str) -> Pretrained:
             raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
         model = load_fastai(path, beside[0])
         return Pretrained(model.config, model.state, model.vocab, None, False, file_fingerprint(path), model.kind)
-    folder = find_model(path)
+    folder = find_model(path, language_model=True)
     net, tokenizer, saved = load_model(folder)
     if not isinstance(net, LanguageModelNet):
         raise UserError(f"{path} is a classifier; give the language model it was made from")
