@@ -234,3 +234,14 @@ def test_generation_follows_the_seed():
 def test_sampling_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         model().generate_ids([[2]], **{"max_new_tokens": 3, **settings})
+
+
+def test_a_diverged_model_is_refused_and_the_smallest_temperature_takes_the_likeliest():
+    net = LanguageModelNet(AWDLSTMConfig(vocab_size=20, embedding_size=8, hidden_size=8, num_layers=1)).eval()
+    likeliest = net.generate_ids([[2]], max_new_tokens=5, temperature=0)
+    assert net.generate_ids([[2]], max_new_tokens=5, temperature=1e-300) == likeliest
+    with torch.no_grad():
+        net.decoder_bias[3] = math.inf
+    for temperature in (0, 0.75):
+        with pytest.raises(UserError, match="its training has diverged; train it again with a lower --lr"):
+            net.generate_ids([[2]], max_new_tokens=1, temperature=temperature)

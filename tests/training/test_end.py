@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 
 from tests.training import runs
 from ulmfit.run import checkpoint
+from ulmfit.run.tracking import Tracker
 from ulmfit.training.clf_task import ClassifierTask, train_classifier
 from ulmfit.training.lm_task import LanguageModelTask, train_language_model
-from ulmfit.training.loop import TrainingFailed
+from ulmfit.training.loop import Loop, TrainingFailed
 
 HOMES = {"lm": LanguageModelTask, "clf": ClassifierTask}
 OPTIONS = {"preset": "tiny", "max_steps": 8, "eval_every": 3, "save_every": 2, "keep_best": True}
@@ -164,3 +166,38 @@ def test_done_is_written_when_all_else_is_on_the_disk(train, tmp_path, monkeypat
     last_checkpoint = before.index(("rename", str(run / "checkpoints" / "step-00000008")))
     assert ("sync", str(run / "checkpoints")) in before[last_checkpoint:]
     assert ("sync", str(run / "metrics.jsonl")) in before[last_checkpoint:]
+
+
+@pytest.mark.parametrize("task", HOMES)
+def test_a_diverged_training_fails_in_a_sentence(task, train, tmp_path, monkeypatch):
+    """It wrote a model that nothing could load and called itself done; or died when it wrote a sample."""
+    advance = Tracker.advance
+
+    def poison(self, step):
+        advance(self, step)
+        if step == 8:
+            with torch.no_grad():
+                nets[0].encoder.embedding.weight[3] = math.inf
+
+    nets: list = []
+    begin = Loop.__init__
+    monkeypatch.setattr(
+        Loop, "__init__", lambda self, task, *rest, **more: (nets.append(task.net), begin(self, task, *rest, **more))[1]
+    )
+    monkeypatch.setattr(Tracker, "advance", poison)
+    with pytest.raises(TrainingFailed, match="encoder.embedding.weight has become NaN or infinite.*lower --lr"):
+        train(task, "run", samples=True, keep_best=False)
+    assert not (tmp_path / "run" / "model").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best(train, tmp_path, monkeypatch):
+    evaluate = LanguageModelTask.evaluate
+
+    def nan_later(self, store=None):
+        calls.append(1)
+        return evaluate(self, store) | ({"loss": math.nan} if len(calls) > 1 else {})
+
+    calls: list[int] = []
+    monkeypatch.setattr(LanguageModelTask, "evaluate", nan_later)
+    assert train("lm", "run").best_step == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,22 @@ def test_a_finished_job_says_so_and_changes_nothing(finished, capsys):
     out = capsys.readouterr().out
     assert "holds this job, finished" in out and "TF-IDF + logistic regression" in out
     assert before == {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
+
+
+def test_damage_of_its_files_costs_no_training(whole, capsys, monkeypatch):
+    place = shutil.copytree(whole, whole.parent / "damaged")
+    config = job.config(whole.parent, "damaged")
+    monkeypatch.setattr(Loop, "_step", pytest.fail)
+    for name in ("config.json", "baseline.json", "summary.json", "status.json"):
+        (place / name).write_text("[" * 100_000 + "]" * 100_000)
+    (place / "lm" / "metrics.jsonl").write_text('{"event": "eval", "split": "valid", "step": 6}\n')
+    again = ulmfit.fit(config)
+    assert again.state == "done" and json.loads((place / "summary.json").read_text()) == again.summary
+    assert "not finite on the valid texts" in (place / "summary.md").read_text()
+    assert "config.json is damaged; going on by the options of this command" in capsys.readouterr().out
+    (place / "config.json").unlink()
+    assert ulmfit.fit(config).state == "done" and equal(place, whole)
+    assert "config.json is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

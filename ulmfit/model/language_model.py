@@ -117,7 +117,7 @@ class LanguageModelNet(nn.Module):
             The new ids of each prompt, in the order of `prompts`.
 
         Raises:
-            UserError: a setting is out of range.
+            UserError: a setting is out of range, or the model's training has diverged.
         """
         _check_sampling(max_new_tokens, temperature, top_k, min_p, banned, self.config.vocab_size)
         if not prompts:
@@ -163,6 +163,9 @@ class LanguageModelNet(nn.Module):
         return self._logits(last), state
 
 
+_COLDEST = 1e-6  # temperature below which the likeliest token is taken; quotients by it could overflow
+
+
 def _sample(
     logits: Tensor,
     temperature: float,
@@ -171,9 +174,13 @@ def _sample(
     forbidden: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Sample one token per row: logits [B, V] -> ids [B]."""
+    """Sample one token per row: logits [B, V] -> ids [B]. Raises UserError if a logit is NaN or infinite."""
+    if not torch.isfinite(logits).all():
+        raise UserError(
+            "the model computes no finite numbers, because its training has diverged; train it again with a lower --lr"
+        )
     logits = logits.index_fill(1, forbidden, -math.inf)
-    if temperature == 0:
+    if temperature < _COLDEST:
         return logits.argmax(1)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[1]:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ulmfit.files import parse_json, replacing, write_text
 
 METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
+_STATUS_TYPES: dict[str, type] = {"state": str, "step": int, "error": str, "best_step": int}
 State = Literal["running", "done", "preempted", "failed"]
 
 
@@ -331,12 +332,14 @@ def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> No
 
 
 def read_status(output_dir: Path) -> dict[str, Any] | None:
-    """Read status.json. None if there is none or it cannot be read."""
+    """Read status.json. None if there is none or it cannot be read. What has another type than we write is left out."""
     try:
         status = parse_json((output_dir / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return status if isinstance(status, dict) else None
+    if not isinstance(status, dict):
+        return None
+    return {name: value for name, value in status.items() if type(value) is _STATUS_TYPES.get(name, type(value))}
 
 
 def memory_mib() -> float:

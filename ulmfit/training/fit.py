@@ -35,10 +35,12 @@ from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
 from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_output
+from ulmfit.run.stored import read_stored
 from ulmfit.run.tracking import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
 from ulmfit.training.begun import read_begun, scheme_of
 from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.job_files import begun_options, holds_training, minutes_of, read_json, sound_rivals
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.setup import probability_columns
@@ -168,8 +170,11 @@ class _Job:
         resolved: list[tuple[LMConfig, ClassifierConfig]] = []
 
         def prepare(group: Group) -> ClassifierConfig:
-            check_output(self._path, resume=self._given.resume)
-            begun = group.broadcast(self._read_begun() if group.rank == 0 else None)  # disks may be local to a machine
+            afresh = self._given.resume == "never"
+            # A job whose config.json is gone is still one.
+            check_output(self._path, resume="never" if holds_training(self._path) else self._given.resume)
+            begun = None if afresh or group.rank else begun_options(self._path, lambda line: print(line, flush=True))
+            begun = group.broadcast(begun)  # disks may be local to a machine
             if begun is not None:
                 self._config = filled(self._given, begun)
             resolved.append(stage_configs(self._config))
@@ -185,32 +190,9 @@ class _Job:
             self._stop.watch_job(self._path)
         return rivals
 
-    def _read_begun(self) -> dict[str, Any] | None:
-        """The options of the job in the directory; None if there is none to go on with.
-
-        Raises:
-            UserError: the directory holds a run of one training.
-        """
-        file = self._path / "config.json"
-        if self._given.resume == "never" or not file.exists():
-            return None
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            task, options = stored["task"], dict(stored["options"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is damaged; start afresh with --resume never") from None
-        if task != "fit":
-            raise UserError(
-                f"--output-dir {self._path} holds a run of train-{task} and not of fit; name another directory, or start "
-                "afresh with --resume never"
-            )
-        return options
-
     def _begin(self, config: ClassifierConfig, runtime: Runtime) -> dict[str, Any] | Literal["stopped"] | None:
         """On rank 0: read the corpus, open the directory, score the rivals or take their stored scores."""
-        stored = None if self._given.resume == "never" else _read_json(self._path / RIVALS)
-        if not isinstance(stored, dict) or not {"rows", "classes", "majority", "tfidf", "reason"} <= stored.keys():
-            stored = None
+        stored = None if self._given.resume == "never" else sound_rivals(read_json(self._path / RIVALS))
         if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
             stored = None  # it can be added now
         access = Access(
@@ -283,7 +265,7 @@ class _Job:
             status = read_status(self._path) or {}
             self._was_done = status.get("state") == "done"
             self._before = {name: _bytes(self._path / name) for name in ("config.json", STATUS, RIVALS)}
-            self._minutes = dict(status.get("minutes") or {})
+            self._minutes = minutes_of(status)
             if not self._was_done:
                 content = {"task": "fit", "options": stored_options(self._config)} | environment()
                 files.write_text(self._path / "config.json", json.dumps(content, indent=2) + "\n")
@@ -330,11 +312,11 @@ class _Job:
             _copy(source.model_dir / name, self._path / MODEL / name)
         length, init = {}, "none"
         for name in (LM, CLF) if classifier else (LM,):
-            resolved = (_read_json(self._path / name / "config.json") or {}).get("resolved", {})
-            stages = resolved.get("stages") or [{"epochs": 1, "steps": 1}]
+            resolved = (read_stored(self._path / name) or {}).get("resolved", {})
+            stages = resolved.get("stages") or [{"steps": 1}]
             by_steps = getattr(self._config, name).get("max_steps") is not None
             length[name] = ("max-steps", sum(stage["steps"] for stage in stages)) if by_steps else (
-                "epochs", stages[-1]["epochs"])  # fmt: skip
+                "epochs", stages[-1].get("epochs", 1))  # fmt: skip
             init = resolved.get("init", init)
         summary = summarize(
             data=str(self._config.data or "the embedded sample"),
@@ -348,7 +330,7 @@ class _Job:
         text = json.dumps(summary, indent=2) + "\n"
         if self._was_done:
             print(f"{self._path} holds this job, finished; --resume never starts it afresh", flush=True)
-        if not self._was_done or _read_json(self._path / SUMMARY) != json.loads(text):
+        if not self._was_done or read_json(self._path / SUMMARY) != json.loads(text):
             files.write_text(self._path / SUMMARY, text)
             files.write_text(self._path / PAGE, as_markdown(summary))
             write_board(self._path / BOARD, summary, source.step)
@@ -428,11 +410,3 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     with files.replacing(target) as aside:
         aside.write_bytes(source.read_bytes())
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a file; None if it is absent or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

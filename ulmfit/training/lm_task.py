@@ -330,9 +330,12 @@ class LanguageModelTask:
         prompt = store.document(0)[: PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
         seed = derive_seed(self._config.seed, "sample")
         generator = torch.Generator(self._runtime.device).manual_seed(seed)
-        ids = self.net.generate_ids(
-            [prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids, generator=generator
-        )[0]
+        try:
+            ids = self.net.generate_ids(
+                [prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids, generator=generator
+            )[0]
+        except UserError:  # the training diverges, which the losses tell
+            return None
         return self._tokenizer.decode(prompt + ids)
 
     def hidden_state(self) -> dict[str, Any]:

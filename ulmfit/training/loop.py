@@ -418,9 +418,12 @@ class Loop:
     def _compare(self, metrics: dict[str, Any]) -> None:
         """Keep the weights if this evaluation is the best so far.
 
-        Must be called inside `full_weights`. The metrics are equal on all ranks.
+        Must be called inside `full_weights`. The metrics are equal on all ranks. An evaluation with a NaN, as of a
+        training that diverges, is worse than any other: NaN itself compares as neither better nor worse.
         """
         quality = self.task.quality(metrics)
+        if any(map(math.isnan, quality)):
+            quality = [-math.inf] * len(quality)
         if self.config.stop_after:
             if self._stale.quality is None or quality > self._stale.quality:
                 self._stale = Stale(quality, self.position.step)

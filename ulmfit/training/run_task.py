@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, TrainConfig, differences, identity, options
 from ulmfit.console import warnings_above_bars
@@ -23,7 +25,7 @@ from ulmfit.run.tracking import Tracker
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
-from ulmfit.training.loop import Loop, PlannedStage, Task, plan_stages
+from ulmfit.training.loop import Loop, PlannedStage, Task, TrainingFailed, plan_stages
 from ulmfit.training.lr_finder import run_finder
 from ulmfit.training.result import CALIBRATION, TrainingResult, result_of
 from ulmfit.training.setup import Session, open_session
@@ -216,6 +218,23 @@ def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory)
     session.say(f"--micro-batches auto: {fit_micro_batches(task, session.runtime)} micro-batch(es) a process fit")
 
 
+def _refuse_diverged(task: Task, runtime: Runtime) -> None:
+    """Check that the weights to be saved are numbers (a collective; under ZeRO and FSDP with the full weights).
+
+    Raises:
+        TrainingFailed: one is NaN or infinite. Nothing could be done with such a model, nor with a checkpoint of it.
+    """
+    broken = None
+    if runtime.is_main:
+        tensors = task.net.state_dict().items()
+        broken = next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
+    if broken := runtime.broadcast(broken):
+        raise TrainingFailed(
+            f"{broken} has become NaN or infinite, so the training diverged; start it afresh with a lower --lr or "
+            "--clip 0.25 (--resume never)"
+        )
+
+
 def _guarded(
     loop: Loop,
     directory: RunDirectory,
@@ -255,6 +274,7 @@ def _guarded(
                     loop.task.net.load_state_dict(loop.best.model)
                     tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
                     best["best_step"] = loop.best.step
+                _refuse_diverged(loop.task, runtime)
                 if calibrated := loop.task.calibrate():
                     # An event of its own: the evaluation of this step is in the log already.
                     tracker.log_event(CALIBRATION, step=loop.position.step, split="valid", **calibrated)

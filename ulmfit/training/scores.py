@@ -52,7 +52,9 @@ def score_language_model(
             sums += torch.stack([out.ce_sum.double(), out.num_correct.double(), (targets >= 0).sum().double()])
     net.train(training)
     loss, correct, count = runtime.sum(sums).tolist()
-    return {"loss": loss / count, "perplexity": float(np.exp(loss / count)), "accuracy": correct / count}
+    with np.errstate(over="ignore"):  # infinite, where training diverges
+        perplexity = float(np.exp(loss / count))
+    return {"loss": loss / count, "perplexity": perplexity, "accuracy": correct / count}
 
 
 @torch.inference_mode()

@@ -43,15 +43,17 @@ def summarize(
         `systems`: by name the scores ("valid", "test": accuracy and f1; "minutes"); `compared_on`; `beats_baseline`,
         None where there is none; `verdict`, a sentence or two; `advice`, a list of sentences.
     """
-    perplexity = {split: scores["perplexity"] for split, scores in language_model.metrics.items()}
+    # The user may have edited metrics.jsonl of a finished run.
+    perplexity = {split: scores.get("perplexity") for split, scores in language_model.metrics.items()}
     found: dict[str, Any] = {"data": data, "model": model, "minutes": minutes, "perplexity": perplexity}
     if rivals is None or classifier is None:
         verdict = "the corpus has no labels: the model is the fine-tuned language model, and there is no classifier"
         return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
                         "advice": ["label some texts (a column label) and run ulmfit fit again"]}  # fmt: skip
     ours = {
-        split: {name: scores[name] for name in ("accuracy", "f1", "loss")}
+        split: {name: scores.get(name) for name in ("accuracy", "f1", "loss")}
         for split, scores in classifier.metrics.items()
+        if split in rivals["rows"] and all(isinstance(scores.get(name), int | float) for name in ("accuracy", "f1"))
     }
     if not ours:
         verdict = "no labelled rows are held out, so there is nothing to compare"
@@ -136,7 +138,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
     lines += ["Minutes: " + ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in shown.items()) + "."]
     if summary["perplexity"]:
-        told = (f"{value:.1f} on the {split} texts" for split, value in summary["perplexity"].items())
+        told = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())
         lines += [f"Perplexity of the language model: {', '.join(told)}."]
     lines += ["", f"**{summary['verdict']}**"]
     if summary["advice"]:
@@ -147,6 +149,10 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 NAMES = {"lm": "language model", "clf": "classifier"}
+
+
+def _perplexity(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else "not finite"
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -1,0 +1,92 @@
+"""What users and disks do to the files of a job: damage is told or made again, and costs no training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ulmfit.errors import UserError
+from ulmfit.run.tracking import read_status
+from ulmfit.training.job_files import begun_options, minutes_of, sound_rivals
+
+DEEP = "[" * 100_000 + "]" * 100_000
+SCORES = {"minutes": 0.1, "valid": {"accuracy": 0.5, "f1": 0.4}}
+RIVALS = {
+    "rows": {"train": 9, "valid": 2},
+    "classes": ["neg", "pos"],
+    "majority": {"class": "neg"} | SCORES,
+    "tfidf": SCORES,
+    "reason": None,
+}
+
+
+def stored(tmp_path: Path, content) -> Path:
+    (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        DEEP,
+        "[]",
+        "{}",
+        {"task": "fit"},
+        {"task": "fit", "options": [["seed", 1]]},
+        *(
+            {"task": "fit", "options": options}
+            for options in (
+                {"lm": ["a"]},
+                {"clf": 1.5},
+                {"epochs": []},
+                {"samples": "false"},
+                {"lm": {"epochs": "many"}},
+                {"clf": {"lr": {"a": []}}},
+            )
+        ),
+    ],
+)
+def test_damaged_options_of_a_job_are_told_and_those_of_the_command_taken(content, tmp_path):
+    told: list[str] = []
+    with pytest.raises(UserError, match="start afresh with --resume never"):  # it may be the file of another program
+        begun_options(stored(tmp_path, content), pytest.fail)
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "config.json").touch()
+    assert begun_options(stored(tmp_path, content), told.append) is None
+    assert len(told) == 1 and told[0].endswith("; going on by the options of this command")
+
+
+def test_sound_options_are_taken_silently(tmp_path):
+    options = {"seed": 3, "epochs": 2, "lm": {"lr": 0.1}, "of_a_later_version": {}}
+    assert begun_options(stored(tmp_path, {"task": "fit", "options": options}), pytest.fail) == options
+
+
+def test_numbers_of_a_status_edited_by_hand(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": 1, "step": "x", "minutes": {"lm": "z", "clf": NaN, "x": 1}}')
+    assert minutes_of(read_status(tmp_path)) == {} and read_status(tmp_path).keys() == {"minutes"}
+    (tmp_path / "status.json").write_text('{"state": "done", "step": 3, "minutes": "abc"}')
+    assert minutes_of(read_status(tmp_path)) == {} and read_status(tmp_path)["step"] == 3
+    assert minutes_of({"minutes": {"lm": 2, "clf": 0.5}}) == {"lm": 2.0, "clf": 0.5}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"rows": {}},
+        {"rows": {"train": 9, "valid": 2, "test": 3}},
+        {"rows": {"train": "9", "valid": 2}},
+        {"classes": 2},
+        {"classes": [1]},
+        {"majority": None},
+        {"tfidf": 4},
+        {"tfidf": {"minutes": 1, "valid": {"accuracy": 0.5}}},
+        {"tfidf": {"minutes": 1, "valid": {"accuracy": float("nan"), "f1": 1}}},
+        {"reason": ["x"]},
+    ],
+)
+def test_scores_of_the_rivals_that_lack_something_are_made_again(edit):
+    assert sound_rivals(RIVALS) == RIVALS and sound_rivals(RIVALS | {"tfidf": None, "reason": "why"}) is not None
+    assert sound_rivals(RIVALS | edit) is None and sound_rivals([1]) is None

@@ -1,0 +1,115 @@
+"""Reads what an earlier start of a job (`fit`) has left in its directory. Users edit these files, and disks damage them.
+
+Nothing in them is worth a finished training: what is damaged is told or made again, and the job goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
+from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
+from ulmfit.files import parse_json
+from ulmfit.fit_config import CLF, LM, FitConfig
+from ulmfit.option_types import is_of_type
+from ulmfit.run.stored import CONFIG
+
+_TASKS: dict[str, type[TrainConfig]] = {LM: LMConfig, CLF: ClassifierConfig}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file; None if it is absent or damaged."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def holds_training(path: Path) -> bool:
+    """Whether the first training of a job has begun in a directory. Then it is a job, whatever its config.json is."""
+    return (path / LM / CONFIG).exists()
+
+
+def begun_options(path: Path, notice: Callable[[str], None]) -> dict[str, Any] | None:
+    """The options of the job in a directory; None if there is none, or if its config.json is damaged or gone.
+
+    Then those of this start are taken. Each training compares them with its own config.json and refuses others.
+
+    Args:
+        notice: called with a sentence for the user if config.json is damaged or gone.
+
+    Raises:
+        UserError: the directory holds a run of one training; or config.json is damaged and no training has begun, so
+            that it may be the file of another program.
+    """
+    file = path / CONFIG
+    if not file.exists():
+        if holds_training(path):
+            notice(f"{file} is missing; going on by the options of this command")
+        return None
+    stored = read_json(file)
+    task = stored.get("task") if isinstance(stored, dict) else None
+    if task in ("lm", "clf"):
+        raise UserError(
+            f"--output-dir {path} holds a run of train-{task} and not of fit; name another directory, or start "
+            "afresh with --resume never"
+        )
+    fault = _fault_of(stored)
+    if not fault:
+        return stored["options"]
+    if not holds_training(path):
+        raise UserError(f"{file} {fault}; put it right, or start afresh with --resume never")
+    notice(f"{file} {fault}; going on by the options of this command")
+    return None
+
+
+def _fault_of(stored: Any) -> str:
+    """What is wrong with the content of the config.json of a job, in words; "" if nothing is."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("options"), dict) or stored.get("task") != "fit":
+        return "is damaged"
+    options = stored["options"]
+    for name, value in options.items():
+        if not is_of_type(FitConfig, name, value):
+            return f"has {excerpt(value)} as the option {name}"
+    for training, kind in _TASKS.items():
+        for name, value in options.get(training, {}).items():
+            if not is_of_type(kind, name, value):
+                return f"has {excerpt(value)} as the option {training}.{name}"
+    return ""
+
+
+def minutes_of(status: dict[str, Any]) -> dict[str, float]:
+    """The minutes of each training in a status.json."""
+    stored = status.get("minutes")
+    if not isinstance(stored, dict):
+        return {}
+    return {name: float(stored[name]) for name in _TASKS if _is_number(stored.get(name)) and stored[name] >= 0}
+
+
+def sound_rivals(stored: Any) -> dict[str, Any] | None:
+    """The content of baseline.json, as of `run_baselines`; None if something is missing in it."""
+    if not isinstance(stored, dict) or not {"rows", "classes", "majority", "tfidf", "reason"} <= stored.keys():
+        return None
+    rows, classes = stored["rows"], stored["classes"]
+    if not isinstance(rows, dict) or not all(type(number) is int and number > 0 for number in rows.values()):
+        return None
+    if "train" not in rows or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return None
+    if not isinstance(stored["reason"], str | None):
+        return None
+    for scores in (stored["majority"], stored["tfidf"]) if stored["tfidf"] is not None else (stored["majority"],):
+        if not isinstance(scores, dict) or not _is_number(scores.get("minutes")):
+            return None
+        for split in rows.keys() - {"train"}:
+            found = scores.get(split)
+            if not isinstance(found, dict) or not all(_is_number(found.get(name)) for name in ("accuracy", "f1")):
+                return None
+    return stored
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
