@@ -90,7 +90,7 @@ def test_values_inside_values():
 
 def test_lists_are_no_texts():
     write("a.jsonl", "".join(json.dumps({"text": text.split(), "label": n % 2}) + "\n" for n, text in enumerate(TEXTS)))
-    with pytest.raises(UserError, match="column text of a.jsonl holds list, no text; choose another of text, label"):
+    with pytest.raises(UserError, match="column text of a.jsonl holds list, no text; make texts of it"):
         open_corpus("a.jsonl", task="clf")
 
 

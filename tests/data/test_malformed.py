@@ -41,7 +41,7 @@ def lines_of(path: str, form: tables.Form) -> tuple[int, int]:
     start = form.start
     if start < 0:  # no header: blank lines and a sep= line may be on top
         lines = records.split_lines(content, form.old_ends, first=True)
-        lines = lines[preamble(lines)[0] :]
+        lines = lines[preamble(lines, named=True)[0] :]
     else:
         lines = records.split_lines(content[start:], form.old_ends, first=False)
     return len(lines), sum(not line.replace('"', "").strip() for line in lines)

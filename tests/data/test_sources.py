@@ -176,7 +176,7 @@ CASES = [
     ("odd", {}, "odd holds odd/b.csv beside files named by splits; rename it"),
     ("a.csv", {"text_column": "txt"}, "a.csv has no column txt; its columns are label, text"),
     ("a.csv", {"label_column": "y"}, "a.csv has no column y; its columns are label, text"),
-    ("lines.txt", {}, "lines.txt has no column label; choose one of text by --label-column"),
+    ("lines.txt", {}, "lines.txt has no column label; give a table with a column of labels, or lines of fastText"),
     ("numbers.parquet", {}, "column text of numbers.parquet holds int64, no text"),
     ("lists.parquet", {}, "column label of lists.parquet holds lists"),
     ("one_class.csv", {}, "all training rows of one_class.csv have the label 1; a classifier needs two"),

@@ -22,12 +22,13 @@ from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
-from ulmfit.data.splits import NO_LABEL, Choice, Split, is_integer, unseen_label
+from ulmfit.data.splits import NO_LABEL, Choice, Split, as_label, is_integer, unseen_label
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
 
 DEFAULT_VALID = 0.1
 MOST_CLASSES = 0.8  # of the number of rows: with more, a column of labels is one of texts or numbers of rows
+MISSING = frozenset(("NA", "N/A", "n/a", "<NA>", "#N/A", "nan", "NaN", "NAN", "NaT", "null", "NULL"))
 FEW_ROWS = 20  # below, each row may be a class
 
 
@@ -106,7 +107,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         raise UserError(f"{data} has no train split, only {listed(found)}; rename it or give the file itself")
     labels = _label_column(train, label_column)
     if (label_column or (task == "clf" and not probability_columns)) and not train.has(labels):
-        raise train.lacks(labels, "choose one of {} by --label-column" if not label_column else "")
+        raise train.lacks(labels) if label_column else _unlabelled(found, labels)
     for name in probability_columns:
         if not train.has(name):
             raise train.lacks(name)
@@ -125,6 +126,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         needed = texts + (list(probability_columns) if soft else [labels] * (task == "clf"))
         for part in parts:
             missing = [column for column in needed if not part.has(column)]
+            if missing and missing[0] == labels and part is not train:
+                raise part.lacks(labels, f"label its rows, or move it away: a {name} split is for scores")
             if missing:
                 raise part.lacks(missing[0])
         if soft:
@@ -229,13 +232,22 @@ def open_rows(
             raise part.lacks(missing[0])
     for part in parts:
         if not keep_unlabelled and not part.has(labels):
-            raise part.lacks(labels, "choose one of {} by --label-column")
+            raise part.lacks_labels(labels)
     known = label_names is not None and any(labels in part.columns for part in parts)
     rows = Split(split or "whole", parts, texts, label_column=labels if known else None,
                  label_names=label_names if known else None, keep_unlabelled=keep_unlabelled,
                  skip_unseen=skip_unseen)  # fmt: skip
-    rows.unlabelled = None if unlabelled == "none" else unlabelled
+    rows.unlabelled = None if unlabelled == "none" else as_label(unlabelled)
     return rows
+
+
+def _unlabelled(found: dict[str, Source], column: str) -> UserError:
+    """The mistake of training a classifier on data without a column of labels."""
+    if found["train"].documents and len(found) > 1 and not any(source.has(column) for source in found.values()):
+        folders = ", ".join(source.what for source in found.values())
+        return UserError(f"{folders} hold documents and no class folders, and are named like splits; rename them if they are "
+                         "classes, or put the documents of each class into a folder in them")  # fmt: skip
+    return found["train"].lacks_labels(column)
 
 
 def _label_column(source: Source, wanted: str | None) -> str:
@@ -244,7 +256,6 @@ def _label_column(source: Source, wanted: str | None) -> str:
 
 
 def _text_columns(source: Source, wanted: str | None, label_column: str, trained: Sequence[str] = ()) -> list[str]:
-    choices = listed(source.columns)
     if wanted is None and any(name in source.columns for name in trained):
         missing = [name for name in trained if not source.has(name)]
         if missing:
@@ -256,11 +267,17 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
             if not source.has(name):
                 raise source.lacks(name or wanted)
             if source.types.get(name, "string") not in ("string", "large_string"):
-                raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text; choose another "
-                                f"of {choices} by --text-column")  # fmt: skip
+                others = [other for other in source.columns if other not in (name, label_column)]
+                cure = (
+                    f"choose one of {listed(others)} by --text-column, or make texts of it"
+                    if others
+                    else "make texts of it"
+                )
+                raise UserError(f"column {name} of {source.what} holds {source.types[name]}, no text; {cure}")
         return names
     if "text" in source.columns:
         return _text_columns(source, "text", label_column)
+    # "text" may appear after the first rows, but a search for it reads all: only if no other column will do.
     names = [name for name in source.columns if name != label_column
              and source.types.get(name, "string") in ("string", "large_string")]  # fmt: skip
     if len(names) > 1:  # csv columns are all strings: exclude those with only numbers or truth values
@@ -268,6 +285,8 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
     if source.default_texts:
         return [name for name in source.default_texts if name != label_column]
+    if len(names) != 1 and source.has("text"):
+        return ["text"]
     if len(names) != 1:
         raise source.lacks("text", "choose one of {} by --text-column")
     return names
@@ -296,6 +315,8 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
         "a column": valid in train.columns,
         "a split": split is not None and split in found,
     }
+    if not any(matches.values()):
+        matches["a column"] = train.has(valid)  # one that appears late is searched for last, as that reads all rows
     kinds = [kind for kind, matched in matches.items() if matched]
     if len(kinds) > 1:
         raise UserError(
@@ -335,12 +356,17 @@ def _resolve_labels(
     counts = {name: split.count_labels() for name, split in splits.items()}
     train, where = counts["train"], splits["train"].parts[0]
     fixed = names is not None
-    none = None if unlabelled == "none" else unlabelled
+    none = None if unlabelled == "none" else as_label(unlabelled)
     if names is None:
         names = where.classes.get(column) or sorted(train)
         if column not in where.classes:
             found = set().union(*counts.values())
-            none = none or (_no_label(found, column, where) if unlabelled is None else None)
+            if unlabelled is None:
+                none = _no_label(found, column, where)
+            elif none is not None and none not in found:
+                where.notes.append(
+                    f"no row of {where.what} has the label {listed_values([none])} that --unlabelled names"
+                )
             names = [name for name in names if name != none]
             names = sorted(names, key=int) if all(map(is_integer, names)) else names
     seen = [name for name in names if train[name]]
@@ -357,8 +383,9 @@ def _resolve_labels(
         )
     if len(seen) < 2 and not fixed:
         note = f" ({listed_values([none])} means unlabelled)" if none is not None and train[none] else ""
+        folder = f" (give {where.what}/{seen[0]} if they are folders in it)" if where.documents else ""
         raise UserError(f"all training rows of {where.what} have the label {listed_values(seen)}{note}; "
-                        "a classifier needs two classes or more")  # fmt: skip
+                        f"a classifier needs two classes or more{folder}")  # fmt: skip
     rows = sum(train[name] for name in seen)
     if rows >= FEW_ROWS and len(seen) > MOST_CLASSES * rows and not fixed:
         raise UserError(f"column {column} of {where.what} has {len(seen):,} different values in {rows:,} training rows, "
@@ -370,8 +397,12 @@ def _no_label(found: set[str], column: str, where: Source) -> str | None:
     """The label that means none: -1, if all labels are whole numbers and no other one is negative.
 
     Raises:
-        UserError: besides -1 there are only 0 and 1, of which it may be the opposite or the third class.
+        UserError: besides -1 there are only 0 and 1, of which it may be the opposite or the third class; or a label is
+            what programs write for a missing value.
     """
+    if missing := sorted(found & MISSING):
+        raise UserError(f"column {column} of {where.what} has the label {listed_values(missing[:1])}; add --unlabelled "
+                        f"{missing[0]} if it marks rows without a label, or --unlabelled none if it is a class")  # fmt: skip
     if NO_LABEL not in found or not all(map(is_integer, found)):
         return None
     if found <= {NO_LABEL, "0", "1"}:

@@ -24,6 +24,7 @@ _NUMBER = re.compile(r"\s*[-+]?(\d[\d.,]*|\.\d+)([eE][-+]?\d+)?%?\s*")
 _DATE = re.compile(r"\s*\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T]\d{1,2}:\d\d.*)?\s*")
 _MOST_VALUES = 50  # of a column of classes
 _LONGEST_VALUE = 40  # characters
+_MOST_TITLES = 6  # lines above a table
 # Stand for \" and \\ while a record is split.
 QUOTE, BACKSLASH = "\ufdd2", "\ufdd3"
 _ESCAPES = re.compile(r'\\(["\\])')
@@ -125,14 +126,19 @@ def show_escapes(cell: str) -> str:
     return cell.replace(QUOTE, '"').replace(BACKSLASH, "\\")
 
 
-def preamble(lines: Sequence[str]) -> tuple[int, str | None]:
-    """(number of lines before the first record, separator of a `sep=` line among them)."""
+def preamble(lines: Sequence[str], *, named: bool) -> tuple[int, str | None]:
+    """(number of lines before the first record, separator of a `sep=` line among them).
+
+    If the first record has the names of the columns (`named`), empty records before it are blank lines too: spreadsheets
+    write an empty row as separators.
+    """
+    empty = " " + "".join(SEPARATORS.values()) if named else ""
     number, separator = 0, None
     while number < len(lines):
         match = _SEP_LINE.fullmatch(lines[number])
         if match and separator is None:
             separator = match[1]
-        elif lines[number].strip():
+        elif lines[number].strip().strip(empty or None):
             break
         number += 1
     return number, separator
@@ -162,6 +168,28 @@ def find_dialect(lines: Sequence[str], kind: str, separator: str | None, header:
     if dialect.separator == NO_SEPARATOR:
         dialect = _one_column(lines, dialect)
     return replace(dialect, header=header if header is not None else True)
+
+
+def table_below(lines: Sequence[str], kind: str) -> tuple[int, int, Dialect] | None:
+    """(lines above it, number of columns, dialect) of a table that begins below a title or remarks; None if there is none.
+
+    For lines that look like one column. A table has names, nearly all of its records have as many fields, and in a column
+    are classes, numbers or dates.
+    """
+    lines = lines[:_RECORDS]
+    for start in range(1, min(_MOST_TITLES + 1, len(lines))):
+        dialect = find_dialect(lines[start:], kind, None, None) if lines[start].strip() else Dialect(NO_SEPARATOR)
+        rows = [row for row in _parsed(lines[start:], dialect)[0] if row]
+        names, body = [cell.strip() for cell in rows[0]] if rows else [], rows[1:]
+        size = len(names)
+        fit = [row for row in body if len(row) == size]
+        if dialect.separator == NO_SEPARATOR or len(body) < 4 or len(fit) < 0.95 * len(body) or "" in names:
+            continue
+        columns = columns_of(fit, size)
+        told = any(not column.is_text for column in columns) and has_header(names, columns)
+        if told and len(set(names)) == size and max(map(len, names)) <= _LONGEST_VALUE:
+            return start, size, dialect
+    return None
 
 
 def _one_column(lines: Sequence[str], dialect: Dialect) -> Dialect:

@@ -135,6 +135,9 @@ def _elements(path: str, encoding: str, beat: Callable[[], None]) -> Iterator[An
             if sign in ("]", ""):
                 if sign == "":
                     raise _wrong(path, f"it ends after row {number} without ]")
+                reader.take()
+                if reader.peek():
+                    raise _wrong(path, "it goes on after its ]")
                 return
             value = reader.value(decoder)
             if value is reader:

@@ -86,15 +86,16 @@ def is_binary(head: bytes) -> bool:
     return controls > 8 and controls > 0.005 * len(head)
 
 
-def is_no_document(path: str, content: bytes) -> bool:
-    """Whether a file of a folder of documents holds no text, whatever its name is.
+def is_no_document(path: str, content: bytes, encoding: str) -> bool:
+    """Whether a file of a folder of documents holds no text, whatever its name is and even if its bytes fit `encoding`.
 
-    A web page is a text, and so is UTF-16, which has a zero byte in every character of English.
+    A web page is a text. In UTF-16 and UTF-32, control characters cannot be counted: every character of English has a zero byte.
     """
     if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
         return False
     found = describe_binary(path, content)
-    return is_binary(content) or found is not None and found[0] != "a web page"
+    wide = encoding.startswith(("utf-16", "utf-32"))
+    return found is not None and found[0] != "a web page" or not wide and is_binary(content)
 
 
 def _zipped(path: str, head: bytes) -> tuple[str, str]:

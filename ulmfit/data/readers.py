@@ -91,8 +91,9 @@ def _table(files: list[str], kind: str, what: str, access: Access) -> Source:
         return over_files(files, place, read)
 
     form = (dialect, encoding)
+    hint = "if its first line is a row, add --no-header" if dialect.header else ""
     source = Source(what, first.names, fingerprint(kind, files, None, access, form), files, kind=kind,
-                    notes=_notes(files[0], first, default, access), _batches=batches)  # fmt: skip
+                    notes=_notes(files[0], first, default, access), hint=hint, _batches=batches)  # fmt: skip
     if not dialect.header:
         classes = [name for name, column in zip(first.names, first.columns, strict=True) if column.values is not None]
         texts = [name for name, column in zip(first.names, first.columns, strict=True) if column.is_text]
@@ -148,8 +149,10 @@ def _text(files: list[str], what: str, access: Access) -> Source:
     labelled = any(line.startswith("__label__") for line in head) and access.scheme == SCHEME
     if labelled:
         notes.append(f"{files[0]}: lines of fastText; __label__... is the label")
-    elif access.scheme == SCHEME:
-        notes += _notes_on_tabs(files[0], head)
+    hint = ""
+    if not labelled and access.scheme == SCHEME:
+        hint = _table_in(head)
+        notes += [f"{files[0]}: each line is read as one text; {hint}"] * bool(hint)
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
         for lines, after in read(batch_size, place):
@@ -161,7 +164,7 @@ def _text(files: list[str], what: str, access: Access) -> Source:
 
     names = ["text", "label"] if labelled else ["text"]
     found = fingerprint("text", files, None, access, (labelled, access.encoding and known_encoding(access.encoding)))
-    return Source(what, names, found, files, types={"text": "string"}, kind="text", notes=notes,
+    return Source(what, names, found, files, types={"text": "string"}, kind="text", notes=notes, hint=hint,
                   blank_lines=True, _batches=batches)  # fmt: skip
 
 
@@ -177,16 +180,15 @@ def _fasttext(line: str, what: str) -> tuple[str, str | None]:
     return line, labels[0] if labels else None
 
 
-def _notes_on_tabs(path: str, head: list[str]) -> list[str]:
-    """A text file whose lines are JSON objects, or all have the same number of tabs, is probably no text."""
+def _table_in(head: list[str]) -> str:
+    """What a text file may be whose lines are JSON objects or all have the same number of tabs; else ""."""
     filled = [line for line in head if line.strip()]
     if filled and all(json_files.parse(line) is not None for line in filled):
-        return [f"{path}: each line is a JSON object and is read as one text; name it .jsonl to read its keys"]
+        return "its lines are JSON objects: name it .jsonl to read their keys"
     tabs = {line.count("\t") for line in head if line.strip()}
     if len(tabs) == 1 and tabs != {0} and len(head) >= 5:
-        return [f"{path}: each line has {tabs.pop() + 1} fields separated by tabs and is read as one text; if it is a "
-                "table, add --separator tab"]  # fmt: skip
-    return []
+        return f"its lines have {tabs.pop() + 1} fields separated by tabs: if it is a table, add --separator tab"
+    return ""
 
 
 def _json(files: list[str], what: str, access: Access) -> Source:
@@ -240,7 +242,7 @@ def open_documents(paths: list[str], labels: list[str] | None, what: str, access
         with open_raw(path) as file:
             content = file.read()
         encoding = given or text_encoding(content, whole=True)
-        if encoding == UTF8 and is_no_document(path, content):
+        if is_no_document(path, content, encoding):
             return UNDECODABLE  # a row at fault, whatever the name of the file
         if plain and encoding != UTF8:
             raise ReadOtherwise(f"{path} is read in another way by this version")

@@ -168,7 +168,7 @@ class Records:
 
     def skip_preamble(self) -> None:
         while self._at == len(self._waiting) and self._fill():
-            self._at, _ = dialects.preamble(self._waiting)
+            self._at, _ = dialects.preamble(self._waiting, named=False)
 
     def first(self) -> list[str]:
         """The first record, before names and number of the columns are known."""

@@ -34,6 +34,7 @@ class Source:
     documents: bool = False  # each row is a file, in the order of `files`
     kind: str = ""  # of files: csv, tsv, jsonl, json, parquet, text or documents
     default_texts: list[str] = field(default_factory=list)  # of a table without names: its columns of texts
+    hint: str = ""  # what else the user may have meant if a column is missing
     default_label: str | None = None  # of a table without names: its column of classes, if there is one
     _has: Callable[[str], bool] | None = None  # looks for a column that the first rows lack
     _batches: Callable[[list[str], int, Any], Batches] = None  # type: ignore[assignment]  # set before it is read
@@ -89,9 +90,21 @@ class Source:
     def lacks(self, column: str, cure: str = "") -> UserError:
         """The mistake of asking for a column that the source does not have."""
         names = listed(self.columns)
-        hint = " (if its first line is a row, add --no-header)" if self.kind in ("csv", "tsv") else ""
         said = cure.format(names) if cure else f"its columns are {names}"
+        hint = f" ({self.hint})" if self.hint else ""
         return UserError(f"{self.what} has no column {listed([column])}; {said}{hint}")
+
+    def lacks_labels(self, column: str) -> UserError:
+        """The mistake of asking for a column of labels that the source does not have."""
+        if self.documents:
+            cure = "put the documents of each class into a folder of its own, with the name of the class"
+        elif self.kind == "text":
+            cure = "give a table with a column of labels, or lines of fastText (__label__x text)"
+        elif len(self.columns) < 2:
+            cure = f"its only column is {listed(self.columns)}; give data with labels, in a column that --label-column names"
+        else:
+            cure = "choose one of {} by --label-column"
+        return self.lacks(column, cure)
 
 
 def over_files(files: list[str], place: Any, read: Callable[[str, Any], Iterator[tuple[Any, Any]]]) -> (

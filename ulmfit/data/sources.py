@@ -58,7 +58,8 @@ def find(data: str | InMemory | None, access: Access | None = None) -> dict[str,
         if kind_of(data) is None:
             with open(data, "rb") as file:
                 refuse_binary(data, file.read(HEAD))
-            raise UserError(f"{data} is none of {' '.join(sorted(KINDS))}, plain or {' '.join(COMPRESSED)}; convert it")
+            raise UserError(f"{data} is none of {' '.join(sorted(KINDS))}, plain or {' '.join(COMPRESSED)}; convert it, or "
+                            "rename it to .txt if each line is a text")  # fmt: skip
         return {"train": open_files([data], str(kind_of(data)), data, access)}
     if any(sign in data for sign in "*?["):
         left_out = LeftOut(data)
@@ -110,6 +111,8 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
     if len(kinds) > 1:
         raise UserError(f"{what} holds files of the kinds {' and '.join(kinds)}; give one file or a glob of one kind")
     (kind,) = kinds
+    if kind == "text":
+        _refuse_label_files(paths, what)
     groups: dict[str | None, list[str]] = {}
     for path in paths:
         groups.setdefault(_split_of(path), []).append(path)
@@ -126,6 +129,14 @@ def _by_name(paths: list[str], what: str, access: Access) -> dict[str, Source]:
     }
 
 
+def _refuse_label_files(paths: list[str], what: str) -> None:
+    """Raise UserError if lines of labels stand in files beside those of the texts, as train_text.txt, train_labels.txt."""
+    labels = [path for path in paths if {"label", "labels"} & set(re.split(r"[^a-z]+", Path(path).name.lower()))]
+    if labels and len(labels) < len(paths):
+        raise UserError(f"{what} holds {labels[0]}, which by its name has the labels of the texts in another file; write both "
+                        "into a table with the columns text and label, or give the files of texts alone")  # fmt: skip
+
+
 def _with_notes(found: dict[str, Source], left_out: LeftOut) -> dict[str, Source]:
     for source in found.values():  # any of them may be the only one that is used
         source.notes += left_out.notes()
@@ -134,7 +145,7 @@ def _with_notes(found: dict[str, Source], left_out: LeftOut) -> dict[str, Source
 
 def _folder_sources(data: str, access: Access) -> dict[str, Source]:
     left_out = LeftOut(data, data)
-    tree = scan(data, left_out)
+    tree = _unwrapped(scan(data, left_out), left_out)
     found = _folder(tree, left_out, access)
     if not found:
         other = suffixes(tree)
@@ -145,13 +156,32 @@ def _folder_sources(data: str, access: Access) -> dict[str, Source]:
     return _with_notes(found, left_out)
 
 
+def _unwrapped(tree: Folder, left_out: LeftOut) -> Folder:
+    """The only folder in a folder if it is a corpus with splits or tables, as an archive may be unpacked; else the folder."""
+    full = [folder for folder in tree.folders if folder.is_read() or any(inside.is_read() for inside in folder.folders)]
+    if tree.texts or tree.tables or len(full) != 1 or split_of(full[0].name):
+        return tree
+    only = full[0]
+    parts = [split_of(inside.name) for inside in only.folders if inside.is_read()]
+    if not only.tables and "train" not in parts:
+        return tree
+    left_out.remarks.append(f"{tree.path}: read from its only folder {only.name}")
+    left_out.add("files beside it", *tree.others, *tree.plain)
+    return _unwrapped(only, left_out)
+
+
 def _folder(folder: Folder, left_out: LeftOut, access: Access) -> dict[str, Source]:
     """The sources of a folder; empty if it has no readable files."""
     if folder.tables:
         left_out.add("files beside the tables", *folder.texts, *folder.others, *folder.plain)
         left_out.add("folders beside the tables", *(inside.path for inside in folder.folders))
         return _by_name(folder.tables, folder.path, access)
-    if folder.texts and all(_split_of(path) for path in folder.texts):
+    named = {_split_of(path): path for path in folder.texts}
+    if None in named and len(named) > 2 and not folder.folders:
+        other = named.pop(None)
+        raise UserError(f"{folder.path} holds {other} beside {', '.join(map(os.path.basename, named.values()))}, which are "
+                        "named like splits; move it away, or rename those if each file is a document")  # fmt: skip
+    if folder.texts and None not in named:
         left_out.add("files of other kinds", *folder.others, *folder.plain)
         left_out.add("folders beside the files", *(inside.path for inside in folder.folders))
         return _by_name(folder.texts, folder.path, access)

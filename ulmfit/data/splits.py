@@ -279,7 +279,8 @@ class Split:
 
 
 def unseen_label(part: Source, split: str, name: str, names: list[str]) -> UserError:
-    return UserError(f"label {excerpt(name)} in the {split} rows of {part.what} was not seen in training, which has "
+    which = "rows" if split == "whole" else f"{split} rows"
+    return UserError(f"label {excerpt(name)} in the {which} of {part.what} was not seen in training, which has "
                      f"{listed_values(names)}; correct it or leave these rows out")  # fmt: skip
 
 
@@ -298,10 +299,15 @@ def _label_name(part: Source, column: str | None, value: Any) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text = str(value).strip()
-    if text.endswith(".0") and is_integer(text[:-2]):  # pandas writes integers so if a column has missing values
-        return text[:-2]
+    text = as_label(str(value))
     return None if not text or _is_broken(text) else text
+
+
+def as_label(text: str | None) -> str | None:
+    """The name of the class that is written so: without blanks, and 1 for 1.0."""
+    text = text and text.strip()
+    # pandas writes integers so if a column has missing values
+    return text[:-2] if text and text.endswith(".0") and is_integer(text[:-2]) else text
 
 
 def _is_broken(label: Any) -> bool:

@@ -49,11 +49,13 @@ def examine(path: str, kind: str, separator: str | None, header: bool | None, en
         head = head[: head.rfind(b"\r") + 1] if len(head) >= dialects.SAMPLE else head
     old_ends = b"\r" in head and b"\n" not in head
     lines = split_lines(head, old_ends, first=True)
-    skipped, said = dialects.preamble(lines)
+    skipped, said = dialects.preamble(lines, named=header is not False)
     if not lines[skipped:]:
         raise UserError(f"{path} holds no rows; give a file with rows")
     dialect = known or dialects.find_dialect(lines[skipped:], kind, separator or said, header)
     form = Form(encoding, dialect, [], 0, (), old_ends, ())
+    if dialect.separator == dialects.NO_SEPARATOR and separator is None and header is None and known is None:
+        _refuse_title(path, lines, skipped, kind)
 
     records = Records(io.BytesIO(head), form, None)
     records.skip(skipped)
@@ -62,6 +64,16 @@ def examine(path: str, kind: str, separator: str | None, header: bool | None, en
     if not first or dialect.header and not rows:
         raise UserError(f"{path} holds no rows, only column names; give a file with rows")
     return _named(path, form, first, rows, records.after_first, header, known is None)
+
+
+def _refuse_title(path: str, lines: list[str], skipped: int, kind: str) -> None:
+    """Raise UserError if a table begins below a title, whose lines would be read as texts."""
+    if below := dialects.table_below(lines[skipped:], kind):
+        above, size, dialect = below
+        raise UserError(
+            f"{path} has other lines above the names of its columns (from line {skipped + above + 1} on it has {size} columns "
+            f"separated by {dialects.name_of(dialect.separator)}); delete them, or add --separator none if each line is a text"
+        )
 
 
 def _named(path: str, form: Form, first: list[str], rows: list[list[str]], after_first: int, header: bool | None,
