@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ulmfit.training.lm_task import train_language_model
     from ulmfit.training.result import TrainingResult
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "ClassifierConfig",
