@@ -345,3 +345,9 @@ def test_an_interrupted_build_goes_on_after_the_last_document(tmp_path, fakes):
     whole = build_or_open(make_split(documents), make_tokenizer(), tmp_path / "whole", with_labels=False)
     for file in whole.path.iterdir():
         assert (store.path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_columns_take_half_of_the_memory_where_their_numbers_allow_it():
+    small, large = np.array([0, 2**31 - 1]), np.array([0, 2**31])
+    assert cache._narrow(small).dtype == np.int32 and cache._narrow(small).tolist() == small.tolist()
+    assert cache._narrow(large) is large and len(cache._narrow(large[:0])) == 0

@@ -49,8 +49,9 @@ class TokenStore:
 
     Attributes:
         num_documents, num_tokens, vocab_size: counts.
-        offsets: int64 [num_documents + 1]; document i is the tokens offsets[i] to offsets[i + 1] - 1 of the corpus.
-        lengths: int64 [num_documents].
+        offsets: int32 or int64 [num_documents + 1]; document i is the tokens offsets[i] to offsets[i + 1] - 1 of the
+            corpus.
+        lengths: int32 or int64 [num_documents].
         labels: int32 [num_documents], or None for a corpus without labels.
         fingerprint: str, unique for a split and a tokenizer.
         skipped: reason -> number of source rows that were skipped.
@@ -65,8 +66,8 @@ class TokenStore:
         self.skipped: dict[str, int] = manifest["skipped"]
         self.dtype = np.dtype(manifest["dtype"])
         sums = manifest.get("checksums", {})  # empty in an entry of version 0.2.0
-        self.offsets = read_column(path / "offsets.bin", "<i8", sums.get("offsets.bin"))
-        self.lengths = read_column(path / "lengths.bin", "<i8", sums.get("lengths.bin"))
+        self.offsets = _narrow(read_column(path / "offsets.bin", "<i8", sums.get("offsets.bin")))
+        self.lengths = _narrow(read_column(path / "lengths.bin", "<i8", sums.get("lengths.bin")))
         self.labels = read_column(path / "labels.bin", "<i4", sums.get("labels.bin")) if manifest["labels"] else None
         self._rows_sum = sums.get("rows.bin")
         self._chosen: np.ndarray | None = None  # of a subset: its documents in the entry
@@ -123,7 +124,7 @@ class TokenStore:
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read documents in the given order. Returns their concatenated ids and their lengths, int64 [n]."""
         indices = np.asarray(indices, dtype=np.int64)
-        lengths = np.asarray(self.lengths[indices])
+        lengths = self.lengths[indices].astype(np.int64)
         return self.gather(self.offsets[indices], lengths), lengths
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -135,7 +136,13 @@ class TokenStore:
             UserError: the entry is damaged. It is built again at the next start.
             OSError: it cannot be read.
         """
-        return self._tokens.gather(np.asarray(starts), np.asarray(lengths))
+        return self._tokens.gather(np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64))
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    """A column in half of the memory, where its numbers allow it: every rank of a machine holds one."""
+    fits = not len(column) or int(column.max()) <= np.iinfo(np.int32).max
+    return column.astype(np.int32) if fits else column
 
 
 def build_or_open(
