@@ -60,7 +60,7 @@ set_up() {
             pip=("$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt)
             # setuptools first, so that our own package is built with the pinned one and without a download.
             "${pip[@]}" setuptools
-            "${pip[@]}" --no-build-isolation -e ".[baseline${extra:+,$extra}]"
+            "${pip[@]}" --no-build-isolation -e ".[sklearn${extra:+,$extra}]"
         )
         printf '%s\n%s\n' "$wanted" "$extra" >"$stamp"
     fi

@@ -12,6 +12,6 @@ python -m tests.invariance
 python -m tests.soak_kill --kills "${KILLS:-100}"
 python -m tests.soak_faults --minutes "${SOAK_MINUTES:-60}"
 ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
-ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py
+ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/test_estimator.py
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
     tests/faults/test_fuzz.py

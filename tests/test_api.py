@@ -27,7 +27,8 @@ def test_editors_and_type_checkers_see_the_names_that_load_late():
     ]
     seen = {alias.name: statement.module for statement in block.body for alias in statement.names}
     assert seen == ulmfit._HOMES
-    assert {*seen, "__version__"} == set(ulmfit.__all__) == set(dir(ulmfit))
+    assert {*seen, "__version__"} == {*ulmfit.__all__, *ulmfit._WITH_EXTRA} == set(dir(ulmfit))
+    assert not {*ulmfit.__all__} & {*ulmfit._WITH_EXTRA}  # `import *` works without the extra
     for name, home in seen.items():
         assert getattr(ulmfit, name).__module__ == home and getattr(ulmfit, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):

@@ -44,6 +44,7 @@ ROOMS = {
         "exported",
     },  # inference.py, bundle.py, parallel_inference.py
     "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
+    "estimator": {"training", "inference"},
     "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "exported", "inference", "training"},
 }
 # What a room must not know of besides: text is no tensors, a model no files of data and no ranks, a batch no model.

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ulmfit
@@ -136,6 +137,19 @@ def test_python_of_a_page_runs(page, runs, tmp_path, monkeypatch):
     training("fit", runs.clf, ulmfit.TextClassifier)
     training("train_language_model", runs.lm, ulmfit.LanguageModel)
     training("train_classifier", runs.clf, ulmfit.TextClassifier)
+    if "UlmfitClassifier" in "".join(blocks(page, "python")):
+        estimator = pytest.importorskip("ulmfit.estimator")
+        files = {file.name: file.read_bytes() for file in (runs.clf / "model").iterdir()}
+        files["config.json"] = files["config.json"].replace(b'"neg"', b'"0"').replace(b'"pos"', b'"1"')
+        signature = inspect.signature(ulmfit.UlmfitClassifier.fit)
+
+        def fit(self, *args, **options):
+            signature.bind(self, *args, **options)
+            self.classes_, self.class_prior_ = np.unique(args[1]), np.array([0.5, 0.5])
+            self.model_ = estimator.StoredModel(files)
+            return self
+
+        monkeypatch.setattr(ulmfit.UlmfitClassifier, "fit", fit)
     texts = ["a wonderful film", "a dull film", "I liked it"]
     for code in blocks(page, "python"):
         if "raise UserError" in code:  # an excerpt

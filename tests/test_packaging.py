@@ -101,7 +101,7 @@ def test_imports_are_declared_dependencies():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     optional = {
         canonicalize_name(Requirement(line).name)
-        for extra in ("baseline", "deepspeed", "figures", "onnx")
+        for extra in ("deepspeed", "figures", "onnx", "sklearn")
         for line in PROJECT["optional-dependencies"][extra]
     }
     owners = packages_distributions()

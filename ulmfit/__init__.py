@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.errors import TrainingInterrupted, UserError
+    from ulmfit.estimator import UlmfitClassifier as UlmfitClassifier
     from ulmfit.fit_config import FitConfig
     from ulmfit.inference import LanguageModel, Prediction, TextClassifier
     from ulmfit.tokenizer.tokenizer import Tokenizer
@@ -44,6 +45,8 @@ __all__ = [
     "train_classifier",
     "train_language_model",
 ]
+# Needs scikit-learn, so `from ulmfit import *` does not import it.
+_WITH_EXTRA = {"UlmfitClassifier": "ulmfit.estimator"}
 _HOMES = {
     "ClassifierConfig": "ulmfit.config",
     "FitConfig": "ulmfit.fit_config",
@@ -59,7 +62,7 @@ _HOMES = {
     "fit": "ulmfit.training.fit",
     "train_classifier": "ulmfit.training.clf_task",
     "train_language_model": "ulmfit.training.lm_task",
-}
+} | _WITH_EXTRA
 
 
 def __getattr__(name: str) -> Any:
@@ -69,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_WITH_EXTRA])

@@ -88,7 +88,7 @@ def _judge(systems: dict[str, Any], on: str, rivals: dict[str, Any], used: dict[
     if systems[RIVAL] is None:
         verdict += f"; {RIVAL} was not trained: {rivals['reason']}"
         if rivals["reason"] == NOT_INSTALLED:
-            verdict += " (pip install scikit-learn, or 'ulmfit[baseline]', then the same command adds it)"
+            verdict += " (pip install scikit-learn, or 'ulmfit[sklearn]', then the same command adds it)"
     return {"beats_baseline": beats if systems[RIVAL] is not None else None, "verdict": verdict,
             "advice": [] if beats else _advice(name, rivals, used)}  # fmt: skip
 

@@ -1,0 +1,354 @@
+"""UlmfitClassifier: the whole job as an estimator of scikit-learn, for its pipelines, searches and cross-validation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig, stage_configs
+from ulmfit.inference import TextClassifier
+from ulmfit.option_types import PathOption
+from ulmfit.texts import is_missing
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.fit import fit as fit_whole_job
+from ulmfit.training.result import TrainingResult
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted
+except ImportError:
+    raise UserError("scikit-learn is not installed; pip install 'ulmfit[sklearn]'") from None
+
+_MOST_SEEDS = 2**31 - 1
+
+
+class InputError(UserError, ValueError):
+    """X or y is wrong. scikit-learn's own functions expect a ValueError."""
+
+
+class StoredModel:
+    """A trained classifier as the bytes of its files, loaded at its first use. Copies and pickles hold the bytes alone.
+
+    Attributes:
+        files: bytes by name: config.json, model.safetensors, tokenizer.json.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = dict(files)
+        self._loaded: TextClassifier | None = None
+
+    def loaded(self) -> TextClassifier:
+        """The model. Its classes are named "0", "1" ..."""
+        if self._loaded is None:
+            with tempfile.TemporaryDirectory(prefix="ulmfit-", ignore_cleanup_errors=True) as folder:
+                self.save(Path(folder) / "model")
+                self._loaded = TextClassifier.from_pretrained(Path(folder) / "model")
+        return self._loaded
+
+    def save(self, folder: PathOption) -> None:
+        """Write the files into a new folder.
+
+        Raises:
+            UserError: it exists.
+        """
+        path = Path(os.fspath(folder))
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{path} exists; name a new folder") from None
+        for name, content in self.files.items():
+            (path / name).write_bytes(content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the loaded model."""
+        return {"files": self.files, "_loaded": None}
+
+
+class UlmfitClassifier(ClassifierMixin, BaseEstimator):
+    """ULMFiT as a classifier of scikit-learn. X are texts, y are labels of any type.
+
+        clf = UlmfitClassifier(random_state=0).fit(texts, labels, unlabeled=more_texts)
+        clf.predict(["What a film!"])
+
+    `fit` fine-tunes a language model on the texts of X and `unlabeled`, and trains a classifier on its encoder, as
+    `ulmfit.fit` does. With `encoder` it trains the classifier only, which is many times faster where a search or a
+    cross-validation fits often. A language model sees only the texts that it is given: none of a fold that is held out.
+
+    A fitted estimator holds its model, so that pickle and joblib take it anywhere. Where several are fitted at once
+    (`n_jobs`), give `threads=1` and no `output_dir`.
+
+    Args:
+        encoder: language model whose encoder to use: a run directory or its model/, english (comes with the package),
+            or none (random weights). None: one is fine-tuned on the texts.
+        init: what that language model starts from, as `--init` of `ulmfit fit`.
+        preset: model size: tiny, small, base, blog or wide (default: as `ulmfit fit`).
+        recipe: stages of training: quick, blog, ulmfit or none.
+        epochs: epochs of the last stage of the classifier's training (default: the recipe's).
+        lr: peak learning rate of that stage (default: the recipe's).
+        drop_mult: factor on the dropout probabilities of the classifier (default: the recipe's).
+        validation_fraction: share of X that is held out for validation where no X_val is given. The weights of the best
+            evaluation are kept.
+        calibrate: fit a temperature on the validation texts, so that probabilities tell how often a prediction is right.
+        lm: more options of `ulmfit train-lm` for the language model, by name, such as {"epochs": 3}.
+        clf: more options of `ulmfit train-clf` for the classifier, such as {"class_weights": "balanced"}.
+        output_dir: directory of the runs, which stays; a fit that was interrupted goes on there with the same call, and
+            another is refused (default: a temporary one).
+        cache_dir: where tokenised texts are kept (default: where ulmfit keeps them; without output_dir they are not kept).
+        random_state: seed of validation rows, data order, dropout and initial weights: a whole number, a RandomState,
+            or None for another one each time.
+        threads: CPU threads (default: the physical cores that the process may use).
+        verbose: print what the trainings print.
+
+    Attributes:
+        classes_: the labels, sorted, [C].
+        class_prior_: their shares in y, float64 [C]: the probabilities of a row without a text.
+        validation_scores_: scores of the model on the validation texts, by name (accuracy, f1, loss, ece ...); empty
+            without validation texts.
+        model_: the model, a `StoredModel`.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: PathOption | None = None,
+        init: PathOption | None = None,
+        preset: str | None = None,
+        recipe: str = "quick",
+        epochs: float | None = None,
+        lr: float | None = None,
+        drop_mult: float | None = None,
+        validation_fraction: float = 0.1,
+        calibrate: bool = False,
+        lm: Mapping[str, Any] | None = None,
+        clf: Mapping[str, Any] | None = None,
+        output_dir: PathOption | None = None,
+        cache_dir: PathOption | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.encoder = encoder
+        self.init = init
+        self.preset = preset
+        self.recipe = recipe
+        self.epochs = epochs
+        self.lr = lr
+        self.drop_mult = drop_mult
+        self.validation_fraction = validation_fraction
+        self.calibrate = calibrate
+        self.lm = lm
+        self.clf = clf
+        self.output_dir = output_dir
+        self.cache_dir = cache_dir
+        self.random_state = random_state
+        self.threads = threads
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, unlabeled: Any = None, X_val: Any = None, y_val: Any = None) -> UlmfitClassifier:
+        """Train on texts and labels.
+
+        Args:
+            X: texts: a list, array or Series [n], or a frame or array of one column [n, 1]. Rows without a text are
+                left out; more than 5 % of them are an error.
+            y: a label for each, [n], of any type that can be sorted.
+            unlabeled: more texts for the language model, as X.
+            X_val, y_val: texts and labels for validation, instead of a held-out share of X.
+
+        Returns:
+            self
+
+        Raises:
+            ValueError: X or y is wrong; most are an InputError, which is a UserError too.
+            UserError: an option is wrong, or the texts cannot be learnt from.
+            TrainingInterrupted: Ctrl-C. With `output_dir` the same call goes on.
+        """
+        texts, labels = _texts(X, "X"), _labels(y, "y")
+        check_consistent_length(texts, labels)
+        if not texts:
+            raise InputError("X holds no text; give a list of texts and y a label for each")
+        if (X_val is None) != (y_val is None):
+            raise InputError("X_val and y_val belong together and one is missing; give both or none")
+        for what, value in (("unlabeled texts are", unlabeled), ("options lm are", self.lm or None)):
+            if value is not None and self.encoder is not None:
+                raise InputError(f"{what} for a language model and encoder names a trained one; leave out one")
+        check_classification_targets(labels)
+        classes, indices = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise InputError("y holds one class only; give labels of two classes or more")
+        data = {"train": _table(texts, indices)}
+        if X_val is not None:
+            data["valid"] = self._validation_table(X_val, y_val, classes)
+        if unlabeled is not None:
+            data["unsup"] = {"text": _texts(unlabeled, "unlabeled")}
+        with self._folders() as folders, contextlib.nullcontext() if self.verbose else _quiet():
+            result = self._train(data, *folders)
+            files = {file.name: file.read_bytes() for file in sorted(result.model_dir.iterdir()) if file.is_file()}
+        self.classes_ = classes
+        self.class_prior_ = np.bincount(indices) / len(indices)
+        self.model_ = StoredModel(files)
+        scores = result.metrics.get("valid", {})
+        self.validation_scores_ = {name: value for name, value in scores.items() if isinstance(value, float)}
+        return self
+
+    def _validation_table(self, X_val: Any, y_val: Any, classes: np.ndarray) -> dict[str, list[str]]:
+        texts, labels = _texts(X_val, "X_val"), _labels(y_val, "y_val")
+        check_consistent_length(texts, labels)
+        known = {label: index for index, label in enumerate(classes.tolist())}
+        found = [known.get(label) for label in labels.tolist()]
+        indices = [index for index in found if index is not None]
+        if len(indices) < len(found):
+            raise InputError("y_val holds a label that y does not; leave such rows out")
+        return _table(texts, indices)
+
+    @contextlib.contextmanager
+    def _folders(self) -> Iterator[tuple[str, str | None]]:
+        """The directory of the runs and that of the tokenised texts."""
+        cache = None if self.cache_dir is None else os.fspath(self.cache_dir)
+        if self.output_dir is not None:
+            yield os.fspath(self.output_dir), cache
+            return
+        with tempfile.TemporaryDirectory(prefix="ulmfit-", ignore_cleanup_errors=True) as folder:
+            yield os.path.join(folder, "runs"), cache or os.path.join(folder, "cache")
+
+    def _train(self, data: dict[str, Any], output_dir: str, cache_dir: str | None) -> TrainingResult:
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(_MOST_SEEDS)
+        own = {"epochs": self.epochs, "lr": self.lr, "drop_mult": self.drop_mult}
+        config = FitConfig(
+            data=data,
+            valid=None if "valid" in data else str(self.validation_fraction),
+            init=self.init,
+            preset=self.preset,
+            recipe=self.recipe,
+            calibrate=self.calibrate,
+            seed=int(seed),
+            threads=self.threads,
+            lm=dict(self.lm or {}),
+            clf=dict(self.clf or {}) | {name: value for name, value in own.items() if value is not None},
+            baseline=False,
+            samples=False,
+            output_dir=output_dir,
+            cache_dir=cache_dir,
+        )
+        result: TrainingResult | None
+        if self.encoder is None:
+            result = fit_whole_job(config).classifier
+        else:
+            _, classifier = stage_configs(config)
+            classifier.encoder, classifier.preset = self.encoder, self.preset
+            classifier.output_dir = output_dir
+            result = train_classifier(classifier)
+        if result is None or result.state != "done":
+            raise UserError("the training was stopped before its end; call fit again")
+        return result
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Class probabilities, float64 [n, C], in the order of `classes_`. A row without a text has `class_prior_`.
+
+        Args:
+            X: texts, as for `fit`.
+        """
+        check_is_fitted(self)
+        texts = _texts(X, "X")
+        model = self.model_.loaded()
+        readable = [place for place, text in enumerate(texts) if text.strip()]
+        found = model.probabilities([texts[place] for place in readable]).astype(np.float64)
+        result = np.tile(self.class_prior_, (len(texts), 1))
+        # The model's classes are the numbers of ours, in an order of its own.
+        own = np.empty_like(found)
+        own[:, [int(name) for name in model.label_names]] = found
+        result[readable] = own / own.sum(1, keepdims=True)
+        return result
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label of each text, [n], of the type of y."""
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
+
+    def save_model(self, folder: PathOption) -> None:
+        """Write the model as `TextClassifier.from_pretrained` and `ulmfit export` read it.
+
+        Its classes are named by their places in `classes_`: "0", "1" ...
+
+        Args:
+            folder: must not exist.
+        """
+        check_is_fitted(self)
+        self.model_.save(folder)
+
+    def __sklearn_tags__(self) -> Any:
+        """X are texts and no numbers."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.non_deterministic = self.random_state is None
+        return tags
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Context in which this process prints nothing."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def _table(texts: list[str], indices: Any) -> dict[str, list[str]]:
+    return {"text": texts, "label": [str(index) for index in indices]}
+
+
+def _texts(given: Any, name: str) -> list[str]:
+    """Texts from a list, array or Series, or from a frame or array of one column. A missing value becomes "".
+
+    Raises:
+        InputError: they are no texts.
+    """
+    if isinstance(given, str | bytes | Mapping) or hasattr(given, "toarray"):
+        what = "one text" if isinstance(given, str) else f"of type {type(given).__name__}"
+        raise InputError(f"{name} is {what}; give a list of texts")
+    if hasattr(given, "columns"):
+        if len(given.columns) != 1:
+            raise InputError(f"{name} is a frame of {len(given.columns)} columns; give the one with the texts")
+        given = given[given.columns[0]]
+    array = given if isinstance(given, np.ndarray) else None
+    if array is not None and array.ndim != 1:
+        if array.ndim != 2 or array.shape[1] != 1:
+            raise InputError(f"{name} is an array of shape {list(array.shape)}; give the texts alone, [n] or [n, 1]")
+        given = array[:, 0]
+    try:
+        items = list(given)
+    except TypeError:
+        raise InputError(f"{name} is of type {type(given).__name__}; give a list of texts") from None
+    for place, item in enumerate(items):
+        if not isinstance(item, str) and not is_missing(item):
+            raise InputError(f"row {place} of {name} is of type {type(item).__name__} and no text; give texts")
+    return [str(item) if isinstance(item, str) else "" for item in items]
+
+
+def _labels(given: Any, name: str) -> np.ndarray:
+    """Labels as an array [n].
+
+    Raises:
+        ValueError: it has another shape, or a label is missing.
+    """
+    if given is None:
+        # scikit-learn's checks look for these words.
+        raise InputError(f"fit requires {name} to be passed, but the target {name} is None; give a label for each text")
+    labels = column_or_1d(given, warn=True)
+    if any(map(is_missing, labels.tolist())):
+        raise InputError(f"{name} has missing labels (NaN or None); give such texts as unlabeled")
+    return labels
