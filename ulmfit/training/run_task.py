@@ -95,9 +95,10 @@ def run(
         "keep_best": keep_best,
         "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan],
     }
+    processes = "1 process" if runtime.world_size == 1 else f"{runtime.world_size} processes"
     session.say(
         f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
-        f"steps of {recipe.batch_size} rows, {runtime.world_size} process(es), {config.precision}"
+        f"steps of {recipe.batch_size} rows, {processes}, {config.precision}"
     )
     if config.precision == "bf16" and runtime.device.type == "cpu":
         session.say("--precision bf16: on a CPU the model computes in fp32, with the bits of --precision fp32")
