@@ -7,7 +7,6 @@ which makes the rename durable. Also JSON with a checksum.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -17,7 +16,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -106,64 +104,6 @@ def publish_new(aside: Path, path: Path) -> Path:
     with suppress(OSError):  # the file is complete, and only a loss of power could still undo the rename
         sync(path.parent)
     return name
-
-
-@dataclass
-class Partial:
-    """A file that is being written under a visible name.
-
-    Attributes:
-        path: PATH.partial, which exists and is empty at first.
-        placed: where the file is at the end.
-    """
-
-    path: Path
-    placed: Path | None = None
-
-
-@contextmanager
-def becoming(path: Path) -> Iterator[Partial]:
-    """Context for writing a new file for a long time under the name PATH.partial. At the end it is renamed.
-
-    No file is replaced: if `path` has appeared meanwhile, the new file is PATH.1 or so. After an exception PATH.partial
-    is deleted. After a kill it stays, and the next context for the same path replaces it.
-
-    Raises:
-        BlockingIOError: another process is writing this file.
-        OSError: the file cannot be written.
-    """
-    partial = Partial(path.with_name(f"{path.name}.partial"))
-    lock = _locked(partial.path)
-    try:
-        yield partial
-        partial.placed = publish_new(partial.path, path)
-    finally:
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(partial.path), os.fstat(lock)):
-                partial.path.unlink()
-        os.close(lock)
-
-
-def _locked(path: Path) -> int:
-    """Create a file, or take over the one of a killed process, and empty it. Returns its descriptor, which holds the
-    lock."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-            # Between opening and locking, the process that held the lock may have renamed its file.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                    os.ftruncate(descriptor, 0)
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import ulmfit
 from ulmfit import cli
-from ulmfit.files import becoming
 
 
 @pytest.fixture
@@ -166,56 +158,3 @@ def test_values_of_other_types(predict):
             assert found == rows
         else:
             assert [(row["x"], row["z"]) for row in found] == [('[1, {"y": null}]', "1.5"), ("half \\ud800", "True")]
-
-
-# The file
-
-
-def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
-    path = tmp_path / "o.csv"
-    with becoming(path) as partial:
-        partial.path.write_text("predictions")
-        path.write_text("precious")
-    assert path.read_text() == "precious" and partial.placed == tmp_path / "o.csv.1"
-    assert partial.placed.read_text() == "predictions"
-    assert sorted(os.listdir(tmp_path)) == ["o.csv", "o.csv.1"]
-
-
-def test_what_a_kill_left_is_replaced(tmp_path):
-    (tmp_path / "o.csv.partial").write_text("half of the predictions of yesterday")
-    with becoming(tmp_path / "o.csv") as partial, open(partial.path, "r+") as file:
-        file.write("whole")
-    assert (tmp_path / "o.csv").read_text() == "whole" and os.listdir(tmp_path) == ["o.csv"]
-
-
-def test_a_mistake_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), becoming(tmp_path / "o.csv") as partial:
-        partial.path.write_text(str(1 / 0))
-    assert os.listdir(tmp_path) == []
-
-
-def test_two_processes_do_not_write_one_file(predict, tmp_path):
-    with open("o.csv.partial", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        predict("good", "--output", "o.csv", code=2)
-    assert "another process is writing o.csv" in predict.err.err
-    predict("good", "--output", "o.csv")
-    assert os.listdir(tmp_path) == ["o.csv"]
-
-
-def test_a_killed_predict_leaves_one_visible_file(runs, tmp_path):
-    rows = "".join(f'{{"text": "film {number}"}}\n' for number in range(20_000))
-    (tmp_path / "a.jsonl").write_text(rows)
-    code = (
-        "import sys; from ulmfit import cli; from ulmfit.cli import predict; predict.CHUNK = 8; cli.main(sys.argv[1:])"
-    )
-    words = ["predict", "--model", str(runs.clf), "--data", "a.jsonl", "--output", "o.csv"]
-    environment = os.environ | {"PYTHONPATH": str(Path(ulmfit.__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, env=environment)
-    partial = tmp_path / "o.csv.partial"
-    while not (partial.exists() and partial.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "o.csv.partial"]

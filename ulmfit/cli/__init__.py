@@ -116,8 +116,8 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
 
     name, words = (argv[0], argv[1:]) if argv else ("--help", [])
     command = COMMANDS.get(name)
-    if command is None or not command.trains or wants_help(words):
-        stop.release()  # Ctrl-C ends at once what has no checkpoint to save
+    if command is None or not (command.trains or command.keeps) or wants_help(words):
+        stop.release()  # Ctrl-C ends at once what has nothing to save
     if name in ("-h", "--help"):
         print(overview(COMMANDS))
     elif name in ("-V", "--version"):
@@ -134,6 +134,8 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
             hide_values()
         with standard_streams(needed=False):
             command.run(options, stop)
+    elif command.keeps:
+        command.run(parse(command.options, words), stop)
     else:
         options = parse(command.options, words)
         # Where the result is a file, what is printed is a log.

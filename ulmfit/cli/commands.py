@@ -28,16 +28,18 @@ class Command:
 
     Attributes:
         options: the dataclass that the command line is parsed into.
-        run: called with the options; with the StopRequest too where the command `trains`. Raises UserError for a
+        run: called with the options; with the StopRequest too where the command `trains` or `keeps`. Raises UserError for a
             mistake of the user's.
         example: options for the last line of the help.
         trains: signals ask for a checkpoint, and a closed stdout is no reason to stop.
+        keeps: it is called with the StopRequest too, and a signal asks it to keep what it has done.
     """
 
     options: type
     run: Callable[..., None]
     example: str
     trains: bool = False
+    keeps: bool = False
 
 
 COMMANDS = {
@@ -46,7 +48,7 @@ COMMANDS = {
     "train-clf": Command(
         ClassifierConfig, train_clf, "--data reviews.csv --encoder runs/lm --output-dir runs/clf", trains=True
     ),
-    "predict": Command(PredictOptions, predict, "--model runs/clf --data new.csv --output labels.csv"),
+    "predict": Command(PredictOptions, predict, "--model runs/clf --data new.csv --output labels.csv", keeps=True),
     "evaluate": Command(EvaluateOptions, evaluate, "--model runs/clf --data labelled.csv --split all"),
     "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
     "export": Command(ExportOptions, export, "--model runs/lm --output encoder --bits 8"),

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from ulmfit.cli.common import check_output, tell_notes
+from ulmfit.cli.common import tell_notes
 from ulmfit.cli.reading import ReadingOptions
 from ulmfit.cli.streams import OutputLost
-from ulmfit.errors import UserError
-from ulmfit.files import becoming
+from ulmfit.errors import StoppedEarly, UserError
 
 if TYPE_CHECKING:
-    from ulmfit.cli.prediction_files import Layout, PredictedRow, Write
-    from ulmfit.data.splits import Split
+    from ulmfit.cli.predicting import OneProcess
+    from ulmfit.cli.prediction_files import PredictedRow
+    from ulmfit.cli.prediction_output import Output
+    from ulmfit.cli.prediction_rows import Rows
+    from ulmfit.distributed.runtime import Runtime
+    from ulmfit.distributed.stop import StopRequest
     from ulmfit.inference import TextClassifier
 
 CHUNK = 2048  # rows that one process predicts at a time, at most
-CHUNK_CHARACTERS = 2**24  # of their texts; a single text may be longer
-BATCH = 1000  # rows read at a time
+CHUNK_CHARACTERS = 2**21  # of their texts; a single text may be longer
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class PredictOptions(ReadingOptions):
 
     A row of --data without a readable text has no label, and a reason. A line begins with the number of the row in its
     file, from 0 without the header; with several files, the file's name follows. Under accelerate launch the rows are
-    shared out to all processes.
+    shared out to all processes. After a kill or a signal the same command goes on with OUTPUT.partial.
     """
 
     text: Positional[tuple[str, ...]] = ()
@@ -42,93 +42,126 @@ class PredictOptions(ReadingOptions):
     model: UseAppendAction[list[str]]
     """Run directory of a classifier, its model/, or an export. Given several times, probabilities are averaged."""
     data: str | None = None
-    """Corpus: file, glob, folder or hub data set name (default: the texts on the command line)."""
+    """Corpus: file, glob, folder, URL, hub data set name, or - for standard input (default: the texts on the command
+    line)."""
+    format: Literal["csv", "tsv", "jsonl", "text"] | None = None
+    """How standard input is written (default: as its first line looks; text: a row a line)."""
     text_column: str | None = None
     """Column with the text, or several joined by commas (default: what the classifier was trained on, else text)."""
     output: str | None = None
-    """New file; .csv .tsv .jsonl .parquet have all probabilities and the input's columns (default: the terminal)."""
+    """New file; .csv .tsv .jsonl .parquet have all probabilities and the input's columns (default: -, the terminal)."""
+    output_format: Literal["csv", "tsv", "jsonl", "parquet", "text"] | None = None
+    """How the output is written (default: as the name of the file says, else text: number, label, probability)."""
     int8: bool = False
     """Matrix products in 8 bits, on the CPU: faster, probabilities move by some 0.004."""
 
 
-def predict(options: PredictOptions) -> None:
+def predict(options: PredictOptions, stop: StopRequest) -> None:
     """Classify texts, or a corpus in chunks that are shared out to the processes."""
     if bool(options.text) == bool(options.data):
         raise UserError("there must be either texts or --data; give one of them")
-    from ulmfit.cli.predicting import backend_for, open_processes
-    from ulmfit.cli.prediction_files import check_format
+    from ulmfit.cli.prediction_output import Output
+
+    output = Output.of(options.output, options.output_format)
+    if output.path is None:
+        stop.release()  # nothing would be left of it
+    try:
+        told = _predict(options, output, stop)
+    finally:
+        stop.restore()
+    if told:
+        print(told, file=sys.stderr, flush=True)
+        if stop.reason == "SIGINT":
+            raise KeyboardInterrupt
+
+
+def _predict(options: PredictOptions, output: Output, stop: StopRequest) -> str | None:
+    """Returns what to tell of a stop, on rank 0."""
+    from ulmfit.cli.predicting import backend_for, identity_of, open_processes
+    from ulmfit.cli.speed import Speed
     from ulmfit.inference import TextClassifier
 
-    output = Path(options.output) if options.output else None
-    with open_processes(options.model) as runtime:
-        if output is not None:
-            check_format(output)
-            runtime.on_main(lambda: check_output(output))
+    with open_processes(options.model) as runtime, ExitStack() as stack:
+        runtime.on_main(output.check)
         backend = backend_for(options.model, int8=options.int8)
         model = TextClassifier.from_pretrained(options.model, device=runtime.device, int8=options.int8, backend=backend)
-        rows, layout = _rows(options, model, is_main=runtime.is_main)
-        lost = None
-        with _writer(output, layout) if runtime.is_main else nullcontext(_nothing) as write:
-            while chunk := _next_chunk(rows, runtime.world_size):
-                readable = [text for text, row in chunk if not row.reason]
-                mine = runtime.own_rows(len(readable))
-                found = iter(runtime.gather_objects(list(model.probabilities(readable[mine.start : mine.stop]))))
+        rows = _rows(options, model, runtime, stack)
+
+        def open_output() -> None:
+            # Names for messages: "was begun with another ..."
+            made_of = lambda: {"model": identity_of(options.model), "input": rows.identity, "--int8": options.int8}  # noqa: E731
+            stack.enter_context(output.opened(rows.layout, made_of))
+
+        runtime.on_main(open_output)
+        done, place = runtime.broadcast((output.rows, output.place))
+        speed = None
+        if runtime.is_main:
+            speed = Speed(rows.total(), done, bar=output.path is not None or not sys.stdout.isatty())
+            stack.callback(speed.close)
+        reading = rows.read(place)
+        while True:
+            chunk: list[tuple[str, PredictedRow]] = []
+            found: list[Any]
+            try:
+                with stop.interruptible():
+                    chunk = _next_chunk(reading, runtime.world_size)
+                    readable = [text for text, row in chunk if not row.reason]
+                    mine = runtime.own_rows(len(readable))
+                    found = list(model.probabilities(readable[mine.start : mine.stop]))
+            except StoppedEarly:
+                found = [None]
+            found = runtime.gather_objects(found)
+            if any(row is None for row in found):  # a process was asked to stop
+                return output.at_stop(stop) if runtime.is_main else None
+            if not chunk:
+                output.publish()
+                return None
+            lost = None
+            if runtime.is_main:
+                each = iter(found)
+                predicted = [row if row.reason else row._replace(probabilities=next(each)) for _, row in chunk]
                 try:
-                    write([row if row.reason else row._replace(probabilities=next(found)) for _, row in chunk])
+                    output.write(predicted, rows.place)
                 except OutputLost as error:  # the other processes must hear of it
                     lost = error
-                if runtime.broadcast(lost is not None):
-                    break
+            if speed is not None:
+                speed.now(output.rows)
+            if runtime.broadcast(lost is not None):
+                break
     if lost is not None:
         raise lost
+    return None
 
 
-def _rows(
-    options: PredictOptions, model: TextClassifier, *, is_main: bool
-) -> tuple[Iterator[tuple[str, PredictedRow]], Layout]:
-    """The rows to predict, each with its text, and what is written of them."""
-    from ulmfit.cli.prediction_files import Layout, PredictedRow
+def _rows(options: PredictOptions, model: TextClassifier, runtime: Runtime | OneProcess, stack: ExitStack) -> Rows:
+    """The rows to predict. Standard input is open within `stack`."""
+    from ulmfit.cli.prediction_rows import FileRows, GivenRows, StreamRows
     from ulmfit.data.corpus import notes_of, open_rows
-    from ulmfit.data.given_rows import given_rows
+    from ulmfit.data.locations import STDIN, standard_input
+    from ulmfit.data.standard_input import stream_source
 
     if not options.data:
-        texts, reasons = given_rows(options.text)
-        given = [PredictedRow(number, None, reasons[number], None, [text]) for number, text in enumerate(texts)]
-        return zip(texts, given, strict=True), Layout(model.label_names, {"text": "string"}, numbered=False)
+        return GivenRows(options.text, model.label_names)
     columns = model.config.get("text_columns", ())
-    split = open_rows(options.data, options.text_column, trained_columns=columns, file_by_file=True,
-                      access=options.access())  # fmt: skip
-    if is_main:
+    access = replace(options.access(), by_content=False)
+    data: Any = options.data
+    if data == "-":
+        if runtime.world_size > 1:
+            raise UserError("standard input can be read by one process only; give a file by --data")
+        stream = stack.enter_context(standard_input())
+        wanted = options.text_column.split(",") if options.text_column else [*columns, "text"]
+        data = stream_source(stream.head, options.format, wanted, access)
+    elif options.format is not None:
+        raise UserError(
+            "--format is for standard input; files are read as their names say, so rename it or leave it out"
+        )
+    split = open_rows(data, options.text_column, trained_columns=columns, file_by_file=True, access=access)
+    if runtime.is_main:
         tell_notes(notes_of([split]))
-    types: dict[str, str] = {}
-    for part in split.parts:
-        for name in part.columns:
-            kind = part.types.get(name, "string")
-            types[name] = kind if types.get(name, kind) == kind else "string"
-    with_file = len(split.parts) > 1 or split.parts[0].documents
-    layout = Layout(model.label_names, types, with_file=with_file)
-    return _numbered(split, list(types), options.data), layout
-
-
-def _numbered(split: Split, names: list[str], data: str) -> Iterator[tuple[str, PredictedRow]]:
-    """The rows of all files, each with its text. Documents of a folder, each a file, have numbers in one count."""
-    from ulmfit.cli.prediction_files import PredictedRow
-
-    before = 0  # documents of earlier parts
-    for batch in split.every_row(BATCH):
-        part = batch.part
-        if batch.first == 0:
-            before = sum(len(other.files) for other in split.parts[: split.parts.index(part)] if other.documents)
-        for place, (text, reason) in enumerate(zip(batch.texts, batch.reasons, strict=True)):
-            number = batch.first + place
-            file = _name(part.files[number if part.documents else 0], data) if part.files else part.what
-            values = [batch.columns[name][place] if name in batch.columns else None for name in names]
-            yield text, PredictedRow(number + before * part.documents, file, reason, None, values)
-
-
-def _name(file: str, data: str) -> str:
-    """A file as the user may name it: relative to the folder that was given."""
-    return os.path.relpath(file, data) if os.path.isdir(data) else file
+    if options.data != "-":
+        return FileRows(split, options.data, model.label_names)
+    stream.begin()
+    return StreamRows(FileRows(split, STDIN, model.label_names), options.output)
 
 
 def _next_chunk(rows: Iterator[tuple[str, PredictedRow]], world_size: int) -> list[tuple[str, PredictedRow]]:
@@ -142,28 +175,3 @@ def _next_chunk(rows: Iterator[tuple[str, PredictedRow]], world_size: int) -> li
         if len(chunk) == CHUNK * world_size or characters >= CHUNK_CHARACTERS * world_size:
             break
     return chunk
-
-
-@contextmanager
-def _writer(output: Path | None, layout: Layout) -> Iterator[Write]:
-    """A function that writes rows. A file appears under its name once it is whole."""
-    from ulmfit.cli.prediction_files import lines, writing_rows
-
-    if output is None:
-        yield lines(sys.stdout, layout)
-        sys.stdout.flush()
-        return
-    try:
-        with becoming(output) as partial:
-            with writing_rows(partial.path, output.suffix.lower(), layout) as write:
-                yield write
-    except BlockingIOError:
-        raise UserError(f"another process is writing {output}; wait for it or name another file") from None
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written ({error.strerror}); name another file") from None
-    if partial.placed != output:
-        raise UserError(f"--output {output} has appeared meanwhile; the predictions are in {partial.placed}")
-
-
-def _nothing(rows: Sequence[PredictedRow]) -> None:
-    """Only rank 0 writes."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit.exported.folder import is_export
+from ulmfit.paths import as_path
 
 if TYPE_CHECKING:
     from ulmfit.distributed.runtime import Runtime
@@ -63,3 +66,21 @@ def _datasets_without_torch() -> Iterator[None]:
 def backend_for(models: Sequence[str], *, int8: bool) -> Backend:
     """ONNX Runtime for exported models and with int8. Else torch, as building a graph for one call costs more."""
     return "auto" if int8 or any(map(is_export, models)) else "torch"
+
+
+def identity_of(models: Sequence[str]) -> str:
+    """A hash of the files of models, 16 hex digits. It determines their probabilities, but for rounding."""
+    from ulmfit.bundle import members_of
+
+    digest = hashlib.sha256()
+    for path in [member for model in models for member in members_of(model) or [model]]:
+        if is_export(path):
+            folder = Path(as_path(path))
+        else:
+            from ulmfit.model.pretrained import find_model
+
+            folder = find_model(path)
+        for name in ("config.json", "tokenizer.json", "model.onnx" if is_export(path) else "model.safetensors"):
+            with open(folder / name, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

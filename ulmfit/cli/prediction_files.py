@@ -13,13 +13,13 @@ ours is called input_NAME, and a class with such a name is called probability_NA
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
@@ -27,8 +27,12 @@ from ulmfit.data.encoding import TORN
 from ulmfit.data.splits import MARKS
 from ulmfit.errors import UserError, one_line
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _OTHER_FORMATS = {".xlsx", ".xls", ".ods", ".json", ".gz", ".xz", ".zst", ".bz2", ".zip", ".feather", ".arrow", ".pkl"}
 _SCALARS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool")
+GROUP_ROWS, GROUP_BYTES = 2**17, 2**26  # of a row group of .parquet, about
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -79,21 +83,33 @@ def check_format(path: Path) -> None:
                         ".txt file")  # fmt: skip
 
 
-@contextmanager
-def writing_rows(path: Path, suffix: str, layout: Layout) -> Iterator[Write]:
-    """Context with a function that writes rows to a new file at `path`, in the format of `suffix`."""
+def appending_rows(file: BinaryIO | io.RawIOBase, suffix: str, layout: Layout, *, begun: bool) -> Write:
+    """A function that appends rows to a file, in the format of `suffix`: whole rows at the end of each call.
+
+    .parquet has its index at the end, so it cannot be appended to. Its rows become blocks of Arrow, which `to_parquet`
+    puts together.
+
+    Args:
+        begun: the file has rows already, so a table has its line of names.
+    """
     if suffix == ".parquet":
-        with _parquet(path, layout) as write:
-            yield write
-        return
+        return _arrow(file, layout)
     # Half a character of a broken text cannot be written in UTF-8, and is written as \\ud800.
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        if suffix in (".csv", ".tsv"):
-            yield _table(file, layout, "\t" if suffix == ".tsv" else ",")
-        elif suffix in (".jsonl", ".ndjson"):
-            yield _json_lines(file, layout)
-        else:
-            yield lines(file, layout)
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[arg-type]
+    write = text_rows(text, suffix, layout, begun=begun)
+
+    def write_whole(rows: Sequence[PredictedRow]) -> None:
+        write(rows)
+        text.flush()
+
+    return write_whole
+
+
+def text_rows(file: TextIO, suffix: str, layout: Layout, *, begun: bool = False) -> Write:
+    """A function that writes rows to a text file, in the format of `suffix`."""
+    if suffix in (".csv", ".tsv"):
+        return _table(file, layout, "\t" if suffix == ".tsv" else ",", begun=begun)
+    return _json_lines(file, layout) if suffix in (".jsonl", ".ndjson") else lines(file, layout)
 
 
 def lines(file: TextIO, layout: Layout) -> Write:
@@ -128,9 +144,10 @@ def _json_lines(file: TextIO, layout: Layout) -> Write:
     return write
 
 
-def _table(file: TextIO, layout: Layout, separator: str) -> Write:
+def _table(file: TextIO, layout: Layout, separator: str, *, begun: bool) -> Write:
     table = csv.writer(file, delimiter=separator)
-    table.writerow(map(_no_formula, layout.names()))
+    if not begun:
+        table.writerow(map(_no_formula, layout.names()))
     nothing = [""] * len(layout.classes)
 
     def write(rows: Sequence[PredictedRow]) -> None:
@@ -143,17 +160,22 @@ def _table(file: TextIO, layout: Layout, separator: str) -> Write:
     return write
 
 
-@contextmanager
-def _parquet(path: Path, layout: Layout) -> Iterator[Write]:
+def _schema(layout: Layout) -> tuple[pa.Schema, list[str]]:
+    """The columns of a .parquet file, and the names of the types of the input's columns."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     types = [pa.int64(), *([pa.string()] if layout.with_file else []), pa.string()]
     types += [pa.float32()] * len(layout.classes) + [pa.string()]
     kinds = [kind if kind in _SCALARS else "string" for kind in layout.inputs.values()]
     # Arrow's name of the type bool is "bool", and its method bool_.
     types += [getattr(pa, "bool_" if kind == "bool" else kind)() for kind in kinds]
-    schema = pa.schema(list(zip(map(_utf8, layout.names()), types, strict=True)))
+    return pa.schema(list(zip(map(_utf8, layout.names()), types, strict=True))), kinds
+
+
+def _arrow(file: BinaryIO | io.RawIOBase, layout: Layout) -> Write:
+    import pyarrow as pa
+
+    schema, kinds = _schema(layout)
 
     def write(rows: Sequence[PredictedRow]) -> None:
         columns: list[list[Any]] = [[row.number for row in rows]]
@@ -166,11 +188,37 @@ def _parquet(path: Path, layout: Layout) -> Iterator[Write]:
         for place, kind in enumerate(kinds):
             values = [row.values[place] for row in rows]
             columns.append([_string(value) for value in values] if kind == "string" else values)
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        block = pa.BufferOutputStream()
+        with pa.ipc.new_stream(block, schema) as stream:
+            stream.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        content = block.getvalue()
+        file.write(len(content).to_bytes(8, "little"))
+        file.write(content)
 
-    with pq.ParquetWriter(path, schema) as writer:
-        yield write
+    return write
+
+
+def to_parquet(layout: Layout, blocks: Path, path: Path) -> None:
+    """Write the .parquet file of the blocks that `appending_rows` has written. A row group has GROUP_ROWS rows or more,
+    or GROUP_BYTES."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, _ = _schema(layout)
+    waiting: list[pa.Table] = []
+    with open(blocks, "rb") as file, pq.ParquetWriter(path, schema) as writer:
+
+        def write() -> None:
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+            waiting.clear()
+
+        while size := int.from_bytes(file.read(8), "little"):
+            waiting.append(pa.ipc.open_stream(file.read(size)).read_all())
+            if sum(t.num_rows for t in waiting) >= GROUP_ROWS or sum(t.nbytes for t in waiting) >= GROUP_BYTES:
+                write()
+        write()
 
 
 def _distinct(names: Sequence[str] | dict[str, str], prefix: str, taken: set[str]) -> list[str]:

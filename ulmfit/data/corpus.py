@@ -184,7 +184,7 @@ def notes_of(splits: Iterable[Split]) -> list[str]:
 
 
 def open_rows(
-    data: str | InMemory | None,
+    data: str | InMemory | Source | None,
     text_column: str | None = None,
     *,
     label_column: str | None = None,

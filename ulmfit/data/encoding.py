@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
+from ulmfit.data.locations import is_url, open_binary
 from ulmfit.data.magic import is_binary, refuse_binary
 from ulmfit.errors import UserError
 
@@ -73,13 +74,13 @@ def open_raw(path: str) -> IO[bytes]:
     """Open a plain or compressed file for reading, as the bytes that it holds."""
     suffix = Path(path).suffix.lower()
     if suffix in COMPRESSED:
-        return import_module(COMPRESSED[suffix]).open(path, "rb")
+        return import_module(COMPRESSED[suffix]).open(open_binary(path) if is_url(path) else path, "rb")
     if suffix == ".zst":
         try:
-            return io.BufferedReader(_Frames(path), 2**16)  # type: ignore[type-var]
+            return io.BufferedReader(_Frames(open_binary(path)), 2**16)  # type: ignore[type-var]
         except ImportError:
             raise UserError(f"{path} needs the package zstandard; pip install zstandard") from None
-    return open(path, "rb")
+    return open_binary(path)
 
 
 def open_bytes(path: str, encoding: str = UTF8) -> IO[bytes]:
@@ -91,8 +92,8 @@ def open_bytes(path: str, encoding: str = UTF8) -> IO[bytes]:
 class _Frames(io.RawIOBase):
     """The content of a Zstandard file. zstandard's own readers end silently where a file is cut short."""
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         import zstandard
 
         self._new_frame = lambda: zstandard.ZstdDecompressor().decompressobj()

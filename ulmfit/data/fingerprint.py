@@ -17,7 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ulmfit.data.locations import is_local, is_url, open_binary, size_of, version_of
 from ulmfit.files import sealed, unsealed, write_text
 
 # The method. 1, of version 0.1.0, uses modification times for corpora larger than `_SMALL`. Until 2, of version 0.2.0,
@@ -53,6 +55,8 @@ class Access:
         separator: of tables, as --separator gives it; None: to be found in the file.
         encoding: of text files; None: to be found in each file.
         header: whether the first line of tables names the columns; None: to be found in the file.
+        by_content: fingerprints of URLs are of their content, which is read for it. Else they are of size and tag or
+            time, as the store tells them.
     """
 
     streaming: bool = False
@@ -64,6 +68,7 @@ class Access:
     separator: str | None = None
     encoding: str | None = None
     header: bool | None = None
+    by_content: bool = True
 
 
 def fingerprint(
@@ -106,12 +111,14 @@ def _by_time(kind: str, files: Sequence[str]) -> str:
 def _contents(files: Sequence[str], access: Access) -> Iterator[str]:
     """Yield the hash of each file's content, in order. Files without a cached hash are read."""
     memory = _Memory(access.cache_dir)
-    total = sum(os.stat(path).st_size for path in files)
+    total = sum(map(size_of, files))
     done = 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as threads:
         for path in files:
-            before = os.stat(path)
+            before = _status(path)
             content = memory.recall(path, before)
+            if content is None and not access.by_content and is_url(path):
+                content = f"{before}"
             if content is None:
                 digest = hashlib.sha256()
                 for block, size in _blocks(path, threads):
@@ -122,7 +129,7 @@ def _contents(files: Sequence[str], access: Access) -> Iterator[str]:
                 content = digest.hexdigest()
                 memory.remember(path, before, content)
             else:
-                done += before.st_size
+                done += before[0]
             yield content
     memory.save()
 
@@ -130,7 +137,7 @@ def _contents(files: Sequence[str], access: Access) -> Iterator[str]:
 def _blocks(path: str, threads: ThreadPoolExecutor) -> Iterator[tuple[bytes, int]]:
     """Yield (SHA-256, size) of each `BLOCK` of a file. Several are hashed in parallel, and only a few are in memory."""
     waiting: deque[tuple[Future[bytes], int]] = deque()
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         while block := file.read(BLOCK):
             waiting.append((threads.submit(_sha256, block), len(block)))
             if len(waiting) > _THREADS:
@@ -156,21 +163,21 @@ class _Memory:
         self._known: dict[str, dict[str, list]] = {}  # folder of files -> name -> [status, content]
         self._changed: set[str] = set()
 
-    def recall(self, path: str, status: os.stat_result) -> str | None:
-        folder, name = os.path.split(os.path.abspath(path))
+    def recall(self, path: str, status: list[Any]) -> str | None:
+        folder, name = _split(path)
         with suppress(TypeError, ValueError):
             known, content = self._of(folder).get(name, [])
-            if known == _key(status) and isinstance(content, str):
+            if known == status and isinstance(content, str):
                 return content
         return None
 
-    def remember(self, path: str, before: os.stat_result, content: str) -> None:
+    def remember(self, path: str, before: list[Any], content: str) -> None:
         """Cache a hash, unless the file was, or could have been, changed while it was read."""
-        after = os.stat(path)
-        if _key(before) != _key(after) or time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) < _TICK:
+        after = _status(path)
+        if before != after or is_local(path) and time.time_ns() - max(after[1:3]) < _TICK:
             return
-        folder, name = os.path.split(os.path.abspath(path))
-        self._of(folder)[name] = [_key(after), content]
+        folder, name = _split(path)
+        self._of(folder)[name] = [after, content]
         self._changed.add(folder)
 
     def save(self) -> None:
@@ -194,5 +201,13 @@ class _Memory:
         return self._folder / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
 
 
-def _key(status: os.stat_result) -> list[int]:
+def _split(path: str) -> tuple[str, str]:
+    return os.path.split(os.path.abspath(path) if is_local(path) else path)
+
+
+def _status(path: str) -> list[Any]:
+    """The size of a file, and what changes with its content."""
+    if not is_local(path):
+        return version_of(path) if is_url(path) else [size_of(path)]
+    status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from ulmfit.data import json_files, sample
 from ulmfit.data.dialect import Dialect, name_of, separator_of
 from ulmfit.data.encoding import UNDECODABLE, UTF8, decode, find_encoding, known_encoding, open_raw, text_encoding
 from ulmfit.data.fingerprint import SCHEME, Access, fingerprint
+from ulmfit.data.locations import size_of
 from ulmfit.data.magic import is_no_document
 from ulmfit.data.retry import faults_of, retried
 from ulmfit.data.shards import SLICE_BYTES, Columns, parquet_rows, parquet_schema, read_lines, read_parquet
@@ -37,7 +37,7 @@ def open_files(files: list[str], kind: str, what: str, access: Access) -> Source
         ReadOtherwise: the scheme of `access` is of an earlier version, which read this file in another way.
     """
     for path in files:
-        if os.path.getsize(path) == 0:
+        if size_of(path) == 0:
             raise UserError(f"{path} is empty; give a file with rows")
     if access.encoding is not None:
         known_encoding(access.encoding)

@@ -15,12 +15,12 @@ Data sets of the hub are read by `datasets`, see `readers`.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from ulmfit.data.encoding import UTF8, open_bytes
+from ulmfit.data.locations import is_plain, open_binary
 from ulmfit.errors import UserError
 
 CHUNK = 2**20  # bytes of lines read at a time
@@ -56,11 +56,6 @@ def read_lines(
             offset, skip = after, max(0, skip - len(lines))
 
 
-def is_plain(file: IO[bytes]) -> bool:
-    """Whether a seek is cheap. In a compressed file it decompresses everything before, in one call without `beat`."""
-    return isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
-
-
 def read_over(file: IO[bytes], size: int, beat: Callable[[], None]) -> None:
     """Skip bytes of a file in which a seek is not cheap."""
     while size and (read := len(file.read(min(size, CHUNK)))):
@@ -85,7 +80,8 @@ def parquet_schema(path: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(path)
+    with open_binary(path) as file:
+        schema = pq.read_schema(file)
     types: dict[str, str] = {}
 
     def add(name: str, kind: pa.DataType) -> None:
@@ -115,7 +111,8 @@ def parquet_rows(path: str) -> int:
     """The number of rows, from the footer."""
     import pyarrow.parquet as pq
 
-    return pq.read_metadata(path).num_rows
+    with open_binary(path) as file:
+        return pq.read_metadata(file).num_rows
 
 
 def read_parquet(
@@ -134,7 +131,7 @@ def read_parquet(
     import pyarrow.parquet
 
     group, skip = place or (0, 0)
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_binary(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
         names = file.schema_arrow.names
         paths = {name: _path(name, names) for name in columns}
         for name, inside in paths.items():

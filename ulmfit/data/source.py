@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ulmfit.data.fingerprint import COMPRESSED
+from ulmfit.data.locations import size_of
 from ulmfit.data.retry import retried
 from ulmfit.data.shards import Columns
 from ulmfit.errors import UserError
@@ -78,7 +78,7 @@ class Source:
             at, skip = (after, 0) if isinstance(after, int) else after
             if number or not skip:
                 break
-        size = sum(map(os.path.getsize, self.files))
+        size = sum(map(size_of, self.files))
         return round(rows * size / at) if rows and at else None
 
     def has(self, column: str) -> bool:

@@ -10,6 +10,7 @@
 * a folder of the aclImdb layout: train/neg/*.txt, train/pos/*.txt, test/..., unsup/*.txt or train/unsup/*.txt. It has
   one document per file, also in folders below a class. The classes are the names of the folders, and the columns are
   `text` and `label`. What is left out of a folder, and how folders are told apart, is described in `folders`;
+* a URL that fsspec opens, such as s3://bucket/reviews.csv: a file, a glob, or the files directly in a folder;
 * data in memory (see `ulmfit.data.in_memory`);
 * owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
 """
@@ -30,14 +31,17 @@ from ulmfit.data.fingerprint import COMPRESSED, Access
 from ulmfit.data.folders import KINDS, Folder, LeftOut, class_name, divide, kind_of, scan, split_of, suffixes
 from ulmfit.data.hub_sets import load, of_dataset
 from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
+from ulmfit.data.locations import files_at, is_url
 from ulmfit.data.magic import HEAD, refuse_binary
 from ulmfit.data.readers import open_documents, open_files, open_sample
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
 
 
-def find(data: str | InMemory | None, access: Access | None = None) -> dict[str, Source]:
+def find(data: str | InMemory | Source | None, access: Access | None = None) -> dict[str, Source]:
     """Sources by split name ("train", "valid", "test", "unsup" or a name of the hub's); None: the embedded sample.
+
+    A source is one already, as that of standard input.
 
     Data without splits give {"train": source}.
 
@@ -49,7 +53,11 @@ def find(data: str | InMemory | None, access: Access | None = None) -> dict[str,
         return {split: open_sample(split) for split in sample.SPLITS}
     if isinstance(data, InMemory):
         return data.sources
+    if isinstance(data, Source):
+        return {"train": data}
     refuse_description(data)
+    if is_url(data):
+        return _remote(data, access)
     if os.path.isdir(data):
         return _folder_sources(data, access)
     if os.path.exists(data):
@@ -89,6 +97,24 @@ def by_file(source: Source, access: Access) -> list[Source]:
 
 
 # Files and folders
+
+
+def _remote(url: str, access: Access) -> dict[str, Source]:
+    """The sources of a file, a glob or a flat folder of files in an object store."""
+    found = files_at(url)
+    files = [path for path in found if kind_of(path) is not None]
+    if not files:
+        raise UserError(f"{url} is none of {' '.join(sorted(KINDS))}, plain or {' '.join(COMPRESSED)}; convert it")
+    if len(files) > 1 and kind_of(files[0]) == "text" and not all(map(_split_of, files)):
+        raise UserError(
+            f"{url} holds several .txt files, which may be documents or lines of texts; copy them to a folder"
+        )
+    sources = _by_name(files, url, access)
+    others = len(found) - len(files)
+    if others:
+        for source in sources.values():
+            source.notes.append(f"left out of {url}: {others:,} files of other kinds")
+    return sources
 
 
 def _nearest(data: str) -> str:

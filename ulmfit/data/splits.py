@@ -45,6 +45,7 @@ class RowBatch(NamedTuple):
     texts: list[str]  # "" for a row without a usable text
     reasons: list[str]  # why there is none; "" for the others
     columns: Columns  # all columns of the source
+    place: dict[str, Any]  # the position of the first row, for `Split.every_row`
 
 
 @dataclass(frozen=True)
@@ -156,20 +157,26 @@ class Split:
                 yield batch
         self.check()
 
-    def every_row(self, batch_size: int = 1000) -> Iterator[RowBatch]:
+    def every_row(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[RowBatch]:
         """Yield all rows of the sources in their order, with all their columns; labels are not interpreted.
+
+        `start` is the `place` of a batch of an earlier pass: reading starts with this batch.
 
         Raises:
             UserError: a file is damaged.
             OSError: a file cannot be read, after several tries.
         """
-        for part in self.parts:
-            first = 0
-            for columns in part.read(list(part.columns), batch_size):
+        begun = start["part"] if start else 0
+        for number, part in enumerate(self.parts[begun:], begun):
+            first, place = (start["first"], start["place"]) if start and number == begun else (0, None)
+            for columns, after in part.read_from(place, list(part.columns), batch_size):
                 joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
                 if joined:
-                    yield RowBatch(part, first, [text for text, _ in joined], [why for _, why in joined], columns)
+                    here = {"part": number, "first": first, "place": place}
+                    texts, reasons = [text for text, _ in joined], [why for _, why in joined]
+                    yield RowBatch(part, first, texts, reasons, columns, here)
                 first += len(joined)
+                place = after
 
     def readable_rows(self, group_column: str | None, *, strict: bool, batch_size: int = 1000) -> (
             Iterator[tuple[list[str], list[str | None], list[Any]]]):  # fmt: skip

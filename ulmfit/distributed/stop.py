@@ -101,10 +101,14 @@ class StopRequest:
 
     def release(self) -> None:
         """Restore the former signal handlers, and raise again a signal that has arrived meanwhile."""
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+        self.restore()
         if self.reason is not None:
             signal.raise_signal(signal.Signals[self.reason])
+
+    def restore(self) -> None:
+        """Restore the former signal handlers."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     @classmethod
     @contextmanager
