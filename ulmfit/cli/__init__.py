@@ -25,7 +25,7 @@ from ulmfit.excerpts import are_shown, failure, hide_values, values_shown
 
 # The packages that pyproject.toml requires, by the names of their modules.
 NEEDED = frozenset(
-    ("accelerate", "datasets", "filelock", "huggingface_hub", "numpy", "psutil", "pyarrow", "safetensors", "tensorboard",
+    ("accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "numpy", "psutil", "pyarrow", "safetensors", "tensorboard",
      "tokenizers", "torch", "tqdm", "tyro")
 )  # fmt: skip
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -134,10 +134,8 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
             hide_values()
         with standard_streams(needed=False):
             command.run(options, stop)
-    elif command.keeps:
-        command.run(parse(command.options, words), stop)
     else:
         options = parse(command.options, words)
         # Where the result is a file, what is printed is a log.
-        with standard_streams(needed=getattr(options, "output", None) is None):
-            command.run(options)
+        with standard_streams(needed=getattr(options, "output", None) in (None, "-")):
+            command.run(*((options, stop) if command.keeps else (options,)))

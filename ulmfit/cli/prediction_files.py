@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def appending_rows(file: BinaryIO | io.RawIOBase, suffix: str, layout: Layout, *
     if suffix == ".parquet":
         return _arrow(file, layout)
     # Half a character of a broken text cannot be written in UTF-8, and is written as \\ud800.
-    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[arg-type]
+    text = io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8", errors="backslashreplace", newline="")
     write = text_rows(text, suffix, layout, begun=begun)
 
     def write_whole(rows: Sequence[PredictedRow]) -> None:
