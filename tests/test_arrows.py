@@ -25,6 +25,7 @@ GROUND = {
     "paths",
     "private_api",
     "processes",
+    "resumable",
     "texts",
 }
 # From the ground up; a room imports what its line names, and the ground.
