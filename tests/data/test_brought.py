@@ -162,3 +162,53 @@ def test_messages_about_labels_that_are_not_there_name_a_cure():
     assert "its only column is text; give data with labels" in refusal("i.csv")
     write("j.train", "__label__pos a film\n")
     assert "rename it to .txt if each line is a text" in refusal("j.train")
+
+
+@pytest.mark.parametrize("options", ({"text_column": "label"}, {"text_column": "text,label"}, {"label_column": "text"}))
+def test_a_classifier_does_not_read_its_labels(options):
+    write("a.csv", TABLE)
+    assert "holds the labels and cannot be the text" in refusal("a.csv", **options)
+
+
+@pytest.mark.parametrize("encoding", ("utf-16", "utf-32"))
+def test_a_wrong_encoding_is_named_and_not_the_file_blamed(encoding):
+    write("a.csv", TABLE)
+    write("a.txt", TABLE)
+    documents("c/neg", "c/pos")
+    for path in ("a.csv", "a.txt"):
+        assert f"{path} is not written in {encoding}" in refusal(path, "lm", access=Access(encoding=encoding))
+    write("c/neg/wide.txt", "A film about nothing".encode("utf-16-be"))
+    (batch,) = open_rows("c", access=Access(encoding="utf-16")).every_row()
+    assert set(batch.reasons[:4] + batch.reasons[5:]) == {"undecodable"} and batch.texts[4] == "A film about nothing"
+
+
+def test_rows_without_a_label_cell_are_torn_and_not_of_another_encoding():
+    write("a.csv", "text,label\n" + "".join(f"{text},{label}\n" for label, text in ROWS * 2) + "(40 rows affected)\n")
+    corpus = open_corpus("a.csv", task="clf")
+    for split in corpus.splits.values():
+        whole(split)
+    assert sum((split.skipped for split in corpus.splits.values()), start=type(corpus.splits["train"].skipped)()) == {
+        "torn": 1
+    }
+
+
+def test_two_byte_order_marks_are_no_part_of_a_name():
+    write("a.csv", b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.encode())
+    assert find("a.csv", Access())["train"].columns == ["label", "text"]
+
+
+@pytest.mark.parametrize("encoding, words", (("cp1251", "наш фильм хороший"), ("shift_jis", "この映画はとても良い"),
+                                             ("iso8859_7", "αυτή η ταινία")))  # fmt: skip
+def test_words_of_another_alphabet_among_english_ask_for_the_encoding(encoding, words):
+    content = "label,text\n" + "".join(f"{label},{text} was good and long {words}\n" for label, text in ROWS)
+    write("a.csv", content.encode(encoding))
+    assert refusal("a.csv").endswith("name their --encoding, or clean them")
+    (batch,) = open_rows("a.csv", access=Access(encoding=encoding)).every_row()
+    assert batch.texts[0].endswith(words)
+
+
+def test_western_words_with_many_accents_are_read():
+    words = "elle a été créée à Paris, où la naïveté était déjà là; die Größe über alles, señor, ein CRÉÉE"
+    write("b.txt", words.encode("cp1252"))
+    (batch,) = open_rows("b.txt").every_row()
+    assert batch.texts == [words]

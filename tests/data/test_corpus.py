@@ -195,7 +195,7 @@ def test_fingerprint_follows_what_is_read():
     write("v.csv", CSV.replace("a film", "a show"))
     assert fingerprint(valid="v.csv") == fingerprint(valid="v.csv", streaming=True)
     others = [fingerprint(split="valid"), fingerprint(seed=1), fingerprint(valid=0.2), fingerprint(task="lm"),
-              fingerprint(label_names=["1", "0"]), fingerprint(text_column="label")]  # fmt: skip
+              fingerprint(label_names=["1", "0"]), fingerprint(task="lm", text_column="label")]  # fmt: skip
     assert len({first, *others}) == len(others) + 1
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,6 +113,9 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         if not train.has(name):
             raise train.lacks(name)
     texts = _text_columns(train, text_column, labels, trained_columns)
+    if task == "clf" and (labels in texts if not probability_columns else set(texts) & set(probability_columns)):
+        raise UserError(f"column {listed([name for name in texts if name in (labels, *probability_columns)])} of {train.what} "
+                        "holds the labels and cannot be the text; choose another by --text-column or --label-column")  # fmt: skip
     pool = [train]
     if task == "lm":
         pool += [found[name] for name in ("unsup", "test") if name in found and (name == "unsup" or include_test)]
@@ -127,7 +131,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         for part in parts:
             missing = [column for column in needed if not part.has(column)]
             if missing and missing[0] == labels and part is not train:
-                raise part.lacks(labels, f"label its rows, or move it away: a {name} split is for scores")
+                raise UserError(f"{part.what} has no column {listed([labels])}; label its rows, or move it away, as the {name} "
+                                "split is for scores")  # fmt: skip
             if missing:
                 raise part.lacks(missing[0])
         if soft:
@@ -378,6 +383,7 @@ def _resolve_labels(
             raise unseen_label(split.parts[0], name, unseen[0], names)
         split.label_names = names
     if not seen:
+        _check_texts(splits["train"])
         raise UserError(
             f"column {column} of {where.what} labels none of the training rows; label them, or choose another by --label-column"
         )
@@ -391,6 +397,18 @@ def _resolve_labels(
         raise UserError(f"column {column} of {where.what} has {len(seen):,} different values in {rows:,} training rows, "
                         "so they are no classes; choose another by --label-column")  # fmt: skip
     return names
+
+
+def _check_texts(split: Split) -> None:
+    """Raise UserError if rows without readable texts are the reason why a split has no labels."""
+    faults: Counter[str] = Counter()
+    rows = 0
+    for batch in split.every_row():
+        rows += len(batch.reasons)
+        faults.update(filter(None, batch.reasons))
+    tally = Tally([split.name])
+    tally.report(split.name, split.parts[0].what, rows, faults)
+    tally.check()
 
 
 def _no_label(found: set[str], column: str, where: Source) -> str | None:

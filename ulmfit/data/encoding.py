@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import string
 from collections import Counter
 from importlib import import_module
@@ -40,6 +41,7 @@ _WESTERN = frozenset(
     "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþŒœŠšŽžŸ€‚„…†‡‰‹‘’“”•–—™›\xa0¡¢£§©ª«®°±²³´µ¶·º»¼½¾¿×"
 )
 _LETTERS = frozenset(char for char in _WESTERN if char.isalpha())
+_WORDS = re.compile(rb"[\xc0-\xff]{3,}")
 _ASCII = bytes(range(128))
 _ASCII_LETTERS = string.ascii_letters.encode()
 
@@ -86,7 +88,7 @@ def open_raw(path: str) -> IO[bytes]:
 def open_bytes(path: str, encoding: str = UTF8) -> IO[bytes]:
     """Open a plain or compressed text file for reading, as UTF-8."""
     file = open_raw(path)
-    return file if encoding == UTF8 else io.BufferedReader(_Recoded(file, encoding), 2**16)
+    return file if encoding == UTF8 else io.BufferedReader(_Recoded(file, encoding, path), 2**16)
 
 
 class _Frames(io.RawIOBase):
@@ -126,8 +128,8 @@ class _Frames(io.RawIOBase):
 class _Recoded(io.RawIOBase):
     """A file in another encoding as UTF-8."""
 
-    def __init__(self, file: IO[bytes], encoding: str) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], encoding: str, path: str) -> None:
+        self._file, self._encoding, self._path = file, encoding, path
         self._decoder = codecs.getincrementaldecoder(encoding)("ulmfit-mark")
         self._rest = b""
 
@@ -137,7 +139,11 @@ class _Recoded(io.RawIOBase):
     def readinto(self, buffer) -> int:
         while not self._rest:
             block = self._file.read(2**16)
-            self._rest = self._decoder.decode(block, not block).encode(UTF8, "replace")
+            try:
+                self._rest = self._decoder.decode(block, not block).encode(UTF8, "replace")
+            except UnicodeError as error:  # other faults than bytes that do not fit, which are marked
+                raise UserError(f"{self._path} is not written in {self._encoding} ({error}); give another --encoding, or "
+                                "none") from None  # fmt: skip
             if not block:
                 break
         part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
@@ -193,7 +199,12 @@ def text_encoding(head: bytes, *, whole: bool) -> str:
 
 def decode(content: bytes, encoding: str) -> str:
     """A whole document as text, without a byte order mark. What does not fit becomes `UNDECODABLE`."""
-    return content.decode(encoding, "ulmfit-mark").removeprefix("\ufeff")
+    try:
+        text = codecs.getincrementaldecoder(encoding)("ulmfit-mark").decode(content, True)
+    except UnicodeError:  # no byte order mark, without which bytes.decode would read any bytes as UTF-16
+        wide = _wide(content)
+        text = content.decode(wide, "ulmfit-mark") if wide else UNDECODABLE
+    return text.removeprefix("\ufeff")
 
 
 def _wide(head: bytes) -> str | None:
@@ -222,4 +233,5 @@ def _is_western(head: bytes) -> bool:
     common = sum(number for char, number in counts.items() if char in _WESTERN)
     letters = sum(number for char, number in counts.items() if char in _LETTERS)
     ascii_letters = len(head) - len(head.translate(None, _ASCII_LETTERS))
-    return common >= 0.95 * counts.total() and letters <= 0.35 * (letters + ascii_letters)
+    alone = letters - sum(map(len, _WORDS.findall(head)))  # words of other alphabets are written in such bytes alone
+    return common >= 0.95 * counts.total() and alone >= 0.5 * letters and letters <= 0.35 * (letters + ascii_letters)

@@ -142,7 +142,7 @@ class Split:
                     if found is None:
                         fault = UNSEEN
                     elif found < 0 and not self.keep_unlabelled:
-                        fault = "undecodable" if _is_broken(value) else UNLABELLED
+                        fault = ("torn" if value == TORN else "undecodable") if _is_broken(value) else UNLABELLED
                     else:
                         label = found
                 if fault:

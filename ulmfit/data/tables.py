@@ -99,7 +99,7 @@ def _named(path: str, form: Form, first: list[str], rows: list[list[str]], after
         columns = tuple(dialects.columns_of(_of_size(everything, size), size))
         names = [str(place) for place in range(size)]
         return replace(form, dialect=dialect, names=names, start=-1, columns=columns)
-    names = [cell.strip().strip('"').strip() for cell in first]
+    names = [cell.strip().strip('\ufeff"').strip() for cell in first]  # joined files may have two byte order marks
     names = ["", *names] if dialect.row_names else names
     names = [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # the names that pandas gives
     if len(set(names)) < len(names):

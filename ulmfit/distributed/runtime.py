@@ -62,6 +62,8 @@ class Runtime:
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, machine_cores()))
         self.threads = config.threads or torch.get_num_threads()
+        if not on_gpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, else warns that it is so
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
             torch.use_deterministic_algorithms(True)

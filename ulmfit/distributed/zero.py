@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -34,7 +33,7 @@ class DeepSpeedEngine:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._deepspeed = _import_deepspeed(runtime)
+        self._deepspeed = _import_deepspeed()
         self._settings = zero_settings()
         self._net: nn.Module | None = None
         self._reduction = ExitStack()
@@ -149,10 +148,8 @@ class DeepSpeedEngine:
             private_api.link_zero_moments(self.model.optimizer)
 
 
-def _import_deepspeed(runtime: Runtime) -> Any:
+def _import_deepspeed() -> Any:
     """Import the package and set it up to use the existing process group."""
-    if runtime.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

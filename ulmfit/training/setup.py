@@ -264,7 +264,11 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
     for note in corpus.notes:
         session.say(note)
     if "valid" not in corpus.splits:
-        session.say("no validation: every class keeps a row for training, which leaves none; --valid PATH names some")
+        units = "equal texts and groups" if config.group_column else "equal texts"
+        kept = (
+            "every class keeps a row for training, and " if config.task == "clf" else "one is left for training, and "
+        )
+        session.say(f"no validation: {kept}{units} stay together, which leaves none; --valid PATH names some")
     return corpus
 
 
