@@ -72,7 +72,8 @@ class StoppedEarly(BaseException):
 
 def tell(error: UserError) -> None:
     """Print the message as the last line of stderr, only in the process that found the mistake."""
-    rank = int(os.environ.get("RANK", 0))
+    given = os.environ.get("RANK", "")
+    rank = int(given) if given.isdecimal() else 0  # `distributed.launch` tells of another value
     if rank == (error.rank or 0):
         where = f" on rank {rank}" if rank else ""
         print(f"error{where}: {error}", file=sys.stderr, flush=True)

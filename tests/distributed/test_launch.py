@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.training import runs, world
+from ulmfit import cli
 from ulmfit.config import LMConfig
 from ulmfit.distributed import group, runtime
 from ulmfit.errors import UserError
@@ -46,6 +47,14 @@ def test_a_world_that_is_not_the_launchers_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started 2 processes but the process group holds 1"):
         runtime.Runtime(LMConfig())
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_RESTART_COUNT"])
+@pytest.mark.parametrize("value", ["two", "", "1.5", "²", "x" * 100])
+def test_a_variable_of_the_launcher_that_is_no_number_is_told(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert cli.main(["--version"]) == cli.USER_ERROR
+    assert f"the environment variable {name} is {value[:40]!r} and no whole number; unset it" in capsys.readouterr().err
 
 
 def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import ulmfit
+from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig
+from ulmfit.run.stored import read_stored
 from ulmfit.run.tracking import read_status
 from ulmfit.training.job_files import begun_options, minutes_of, sound_rivals
 
@@ -90,3 +94,22 @@ def test_numbers_of_a_status_edited_by_hand(tmp_path):
 def test_scores_of_the_rivals_that_lack_something_are_made_again(edit):
     assert sound_rivals(RIVALS) == RIVALS and sound_rivals(RIVALS | {"tfidf": None, "reason": "why"}) is not None
     assert sound_rivals(RIVALS | edit) is None and sound_rivals([1]) is None
+
+
+def test_a_training_does_not_take_a_job_for_a_damaged_run(tmp_path):
+    stored(tmp_path, {"task": "fit", "options": {}})
+    with pytest.raises(
+        UserError, match="holds a job of fit, whose trainings are in its folders lm and clf; name another"
+    ):
+        read_stored(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [LMConfig, FitConfig])
+@pytest.mark.parametrize("below", ["", "deep/er"])
+@pytest.mark.parametrize("target", ["gone", "link"])
+def test_an_output_directory_behind_a_link_that_leads_nowhere_is_refused(kind, below, target, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    train = ulmfit.train_language_model if kind is LMConfig else ulmfit.fit
+    with pytest.raises(UserError, match="link is a link that leads nowhere; remove it"):
+        train(kind(output_dir=str(tmp_path / "link" / below)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["link"]

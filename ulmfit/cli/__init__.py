@@ -19,6 +19,7 @@ from typing import Any
 from ulmfit import __version__
 from ulmfit.cli.streams import OutputLost, discard, standard_streams
 from ulmfit.cores import prepare_threads
+from ulmfit.distributed.launch import check_launch
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError, of_the_machine, one_line, tell
 from ulmfit.excerpts import are_shown, failure, hide_values, values_shown
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     prepare_threads()
     with standard_streams(), values_shown(), _threads_in_a_sentence():
         try:
+            check_launch()
             _run(list(sys.argv[1:] if argv is None else argv), prog, stop)
             sys.stdout.flush()
             return DONE

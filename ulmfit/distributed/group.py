@@ -22,6 +22,7 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from torch.distributed.rendezvous import rendezvous
 
+from ulmfit.distributed.launch import check_launch
 from ulmfit.distributed.sharding import processes_only
 from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.private_api import abort_group, group_store, shared_states
@@ -51,6 +52,7 @@ class Group:
     """
 
     def __init__(self) -> None:
+        check_launch()
         if _unusable:
             raise UserError("an earlier training of this process failed on one of its ranks; start the script again")
         on_gpu = torch.cuda.is_available()

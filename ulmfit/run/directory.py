@@ -43,6 +43,10 @@ def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
         raise UserError(f"--output-dir {path} holds files that are not a run's; name an empty or a new directory")
     parent = path
     while not parent.exists():
+        if parent.is_symlink():
+            raise UserError(
+                f"--output-dir {path} cannot be written, for {parent} is a link that leads nowhere; remove it"
+            )
         parent = parent.parent
     if not parent.is_dir():
         raise UserError(f"--output-dir {path} cannot be written, for {parent} is a file; name another directory")

@@ -64,6 +64,10 @@ def read_stored(path: Path, notice: Callable[[str], None] = lambda sentence: Non
         fault = f"cannot be read ({error.strerror})"
     except ValueError:
         fault = "is not JSON"
+    if isinstance(stored, dict) and stored.get("task") == "fit":
+        raise UserError(
+            f"{path} holds a job of fit, whose trainings are in its folders lm and clf; name another directory"
+        )
     copy = _copy(path) if fault else None
     if copy is not None:
         notice(f"{file} {fault}; going on by the copy in the newest checkpoint")
