@@ -7,10 +7,10 @@ the columns of its .csv files.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,9 +119,10 @@ def flattened(source: Source) -> Source:
         for columns, after in source.read_from(place, own, batch_size):
             yield {column: columns[name] for column, name in zip(wanted, own, strict=True)}, after
 
-    flat = copy.copy(source)
-    flat.columns = list(home)
-    flat.types = {column: source.types[name] for column, name in home.items() if name in source.types}
-    flat._batches = batches
-    flat._has = lambda column: source.has(home.get(column, column))
-    return flat
+    return replace(
+        source,
+        columns=list(home),
+        types={column: source.types[name] for column, name in home.items() if name in source.types},
+        _batches=batches,
+        _has=lambda column: source.has(home.get(column, column)),
+    )
