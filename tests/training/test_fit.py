@@ -173,6 +173,14 @@ def test_a_finished_job_says_so_and_changes_nothing(finished, capsys):
     assert before == {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
 
 
+def test_evaluate_scores_the_splits_of_the_job(finished, capsys):
+    """It scored the embedded sample."""
+    assert cli.main(["evaluate", "--model", str(finished / "run")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    told = json.loads((finished / "run" / "summary.json").read_text())["systems"]["ulmfit"]["test"]
+    assert scores["documents"] == 30 and scores["loss"] == pytest.approx(told["loss"], rel=1e-5)
+
+
 def test_damage_of_its_files_costs_no_training(whole, capsys, monkeypatch):
     place = shutil.copytree(whole, whole.parent / "damaged")
     config = job.config(whole.parent, "damaged")

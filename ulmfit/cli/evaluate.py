@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
@@ -142,12 +143,11 @@ def _split_of_run(
     from ulmfit.config import ClassifierConfig, LMConfig
     from ulmfit.data.in_memory import DESCRIBED
     from ulmfit.data.sources import SPLIT_NAMES
-    from ulmfit.model.pretrained import find_model
     from ulmfit.training.begun import read_begun
     from ulmfit.training.setup import corpus_of_run
 
     label_names = saved.get("label_names")
-    config = (ClassifierConfig if label_names else LMConfig)(output_dir=str(find_model(model).parent))
+    config = (ClassifierConfig if label_names else LMConfig)(output_dir=str(_folder_of_run(model)))
     begun = runtime.broadcast(read_begun(config) if runtime.is_main else None)
     if begun is None:
         return None
@@ -186,13 +186,26 @@ def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:
     return None
 
 
+def _folder_of_run(model: str) -> Path:
+    """The run directory that a model lies in; of the model of a job (fit), that of its last training."""
+    from ulmfit.fit_config import CLF, LM
+    from ulmfit.model.pretrained import find_model
+    from ulmfit.run.stored import CONFIG
+    from ulmfit.training.job_files import read_json
+
+    place = find_model(model).parent
+    content = read_json(place / CONFIG)
+    if isinstance(content, dict) and content.get("task") == "fit":
+        return next((place / name for name in (CLF, LM) if (place / name / CONFIG).exists()), place)
+    return place
+
+
 def _run_of(model: str) -> dict[str, Any]:
     """config.json of the run that a model lies in; empty if it lies in none."""
-    from ulmfit.model.pretrained import find_model
     from ulmfit.run.directory import read_stored
 
     with suppress(UserError):
-        return read_stored(find_model(model).parent) or {}
+        return read_stored(_folder_of_run(model)) or {}
     return {}
 
 
