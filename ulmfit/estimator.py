@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -121,8 +121,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         *,
         encoder: PathOption | None = None,
         init: PathOption | None = None,
-        preset: str | None = None,
-        recipe: str = "quick",
+        preset: Literal["tiny", "small", "base", "blog", "wide"] | None = None,
+        recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick",
         epochs: float | None = None,
         lr: float | None = None,
         drop_mult: float | None = None,

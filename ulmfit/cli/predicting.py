@@ -73,7 +73,10 @@ def identity_of(models: Sequence[str]) -> str:
     from ulmfit.bundle import members_of
 
     digest = hashlib.sha256()
-    for path in [member for model in models for member in members_of(model) or [model]]:
+    folders: list[str | Path] = []
+    for model in models:
+        folders += members_of(model) or [model]
+    for path in folders:
         if is_export(path):
             folder = Path(as_path(path))
         else:

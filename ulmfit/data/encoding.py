@@ -11,9 +11,10 @@ import io
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ulmfit.data.locations import is_url, open_binary
 from ulmfit.data.magic import is_binary, refuse_binary
@@ -79,7 +80,7 @@ def open_raw(path: str) -> IO[bytes]:
         return import_module(COMPRESSED[suffix]).open(open_binary(path) if is_url(path) else path, "rb")
     if suffix == ".zst":
         try:
-            return io.BufferedReader(_Frames(open_binary(path)), 2**16)  # type: ignore[type-var]
+            return io.BufferedReader(_Frames(open_binary(path)), 2**16)
         except ImportError:
             raise UserError(f"{path} needs the package zstandard; pip install zstandard") from None
     return open_binary(path)
@@ -98,13 +99,14 @@ class _Frames(io.RawIOBase):
         self._file = file
         import zstandard
 
-        self._new_frame = lambda: zstandard.ZstdDecompressor().decompressobj()
-        self._frame, self._rest = None, memoryview(b"")
+        self._new_frame: Callable[[], Any] = lambda: zstandard.ZstdDecompressor().decompressobj()
+        self._frame: Any = None
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+    def readinto(self, buffer: Any) -> int:
         while not self._rest:
             ended = self._frame is None or self._frame.eof
             block = self._frame.unused_data if self._frame is not None and ended else b""
