@@ -25,7 +25,7 @@ Options = TypeVar("Options", bound=Dataclass)
 # An option whose docstring tells in words what becomes of it when it is left out: "(default: ...)".
 OrElse: TypeAlias = Value | None
 
-Metric = Literal["accuracy", "f1", "recall", "loss"]
+Metric = Literal["accuracy", "f1", "micro_f1", "recall", "loss"]
 
 # What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
 # what they hold (fingerprints), not by name.
@@ -65,6 +65,7 @@ GROUPS = {
         "data",
         "text_column",
         "label_column",
+        "label_separator",
         "valid",
         "group_column",
         "labels",
@@ -143,7 +144,10 @@ class TrainConfig:
     text_column: OrElse[str] = None
     """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
     label_column: OrElse[str] = None
-    """Column with the label (default: label)."""
+    """Column with the label, or with lists of labels; several, comma-separated, of 0 and 1 are labels of which a row may
+    have any number (default: label)."""
+    label_separator: OrElse[str] = None
+    """Between the labels of a cell, of which a row may have any number, as in "," (default: one label a row)."""
     valid: OrElse[PathOption] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
     group_column: OrElse[str] = None
@@ -312,7 +316,7 @@ class ClassifierConfig(TrainConfig):
     """Label smoothing of the cross-entropy."""
     metric: OrElse[Metric] = None
     """What makes an evaluation the best, for --keep-best and --stop-after: accuracy, f1 (its mean over the classes),
-    recall (likewise) or loss (default: accuracy)."""
+    recall (likewise), loss, or micro_f1 with several labels a row (default: accuracy, or micro_f1)."""
     calibrate: bool = False
     """Fit a temperature on the validation texts at the end, so that probabilities tell how often a prediction is right;
     predictions stay the same."""
@@ -373,6 +377,10 @@ def check(config: TrainConfig) -> None:
         need(
             config.probability_columns is None or config.label_smoothing == 0,
             "--probability-columns are soft targets already; leave out --label-smoothing",
+        )
+        need(
+            config.probability_columns is None or config.label_separator is None,
+            "--probability-columns are those of one label a row; leave out --label-separator",
         )
         need(
             config.encoder in (None, "none") or config.subword in (None, "none"),

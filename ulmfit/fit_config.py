@@ -16,7 +16,7 @@ from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_t
 
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
-_COMMON = ("data", "text_column", "label_column", "valid", "group_column", "separator", "encoding", "header", "recipe",
+_COMMON = ("data", "text_column", "label_column", "label_separator", "valid", "group_column", "separator", "encoding", "header", "recipe",
            "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "samples")  # fmt: skip
 _OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples"})
 # Options of a training that the whole job sets itself, with what to do instead.
@@ -41,7 +41,9 @@ class FitConfig:
     text_column: OrElse[str] = None
     """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
     label_column: OrElse[str] = None
-    """Column with the label (default: label)."""
+    """Column with the label, or with lists of labels; several, comma-separated, of 0 and 1 (default: label)."""
+    label_separator: OrElse[str] = None
+    """Between the labels of a cell, of which a row may have any number, as in "," (default: one label a row)."""
     valid: OrElse[PathOption] = None
     """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
     group_column: OrElse[str] = None
@@ -111,6 +113,7 @@ class FitConfig:
             "data",
             "text_column",
             "label_column",
+            "label_separator",
             "valid",
             "group_column",
             "labels",

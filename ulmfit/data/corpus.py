@@ -14,10 +14,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ulmfit.data import label_sets
 from ulmfit.data.faults import Tally
 from ulmfit.data.fingerprint import SCHEME, Access
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
+from ulmfit.data.label_sets import LabelSets, LabelSetSplit
 from ulmfit.data.labels import resolve_labels
 from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
@@ -38,6 +40,7 @@ class Corpus:
     text_columns: list[str]
     label_column: str | None
     label_names: list[str] | None  # sorted (integers by value), or in the order that the data declares
+    label_sets: LabelSets | None = None  # where a row may have several labels; a class number is that of a set then
     valid_split: str | None = None  # the split of the data used for validation, if it is a whole split
     valid: str = ""  # description of the validation rows
     revision: str | None = None  # the commit of a data set of the hub
@@ -65,7 +68,7 @@ class Corpus:
 def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | None = None, label_column: str | None = None,
                 valid: str | float | None = None, seed: int = 0, streaming: bool = False, include_test: bool = False,
                 group_column: str | None = None, label_names: list[str] | None = None, unlabelled: str | None = None,
-                trained_columns: Sequence[str] = (), probability_columns: Sequence[str] = (),
+                trained_columns: Sequence[str] = (), label_separator: str | None = None, probability_columns: Sequence[str] = (),
                 access: Access | None = None) -> Corpus:  # fmt: skip
     """Open the corpus `data` (see `ulmfit.data.sources`; None: the embedded sample) for task "lm" or "clf".
 
@@ -74,7 +77,9 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     Args:
         text_column: one column, or several separated by commas, which are joined as "xxfld 1 ... xxfld 2 ...".
             Default: `text`, else the only column of strings besides the label.
-        label_column: default `label`.
+        label_column: default `label`; several columns of 0 and 1, separated by commas, are labels of which a row may
+            have any number.
+        label_separator: between the labels of a cell, of which a row may have any number.
         valid: a fraction of train, the path of another corpus, a boolean column, or the name of a split. A
             fraction is a stratified draw by hashes of the texts and the seed (see `holdout`); of a stream it is chosen
             by the hash alone. Both do not depend on the order of the rows, and equal texts stay together. If no row
@@ -104,9 +109,13 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     if train is None:
         raise UserError(f"{data} has no train split, only {listed(found)}; rename it or give the file itself")
     labels = _label_column(train, label_column)
-    if (label_column or (task == "clf" and not probability_columns)) and not train.has(labels):
+    several = None if probability_columns else label_sets.found_in(train, labels, label_column, label_separator)
+    if several is not None:
+        several = replace(several, unlabelled=None if unlabelled == "none" else as_label(unlabelled))
+    own_labels = list(several.columns) if several else [labels]
+    if several is None and (label_column or (task == "clf" and not probability_columns)) and not train.has(labels):
         raise train.lacks(labels) if label_column else _unlabelled(found, labels)
-    for name in probability_columns:
+    for name in [*probability_columns, *(own_labels if several and task == "clf" else [])]:
         if not train.has(name):
             raise train.lacks(name)
     texts = _text_columns(train, text_column, labels, trained_columns)
@@ -124,7 +133,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     def split(name: str, parts: list[Source], rows: Choice | HeldOut | None = None) -> Split:
         soft = bool(probability_columns) and (name == "train" or labels not in parts[0].columns
                                               or set(probability_columns) <= set(parts[0].columns))  # fmt: skip
-        needed = texts + (list(probability_columns) if soft else [labels] * (task == "clf"))
+        needed = texts + (list(probability_columns) if soft else own_labels * (task == "clf"))
         for part in parts:
             missing = [column for column in needed if not part.has(column)]
             if missing and missing[0] == labels and part is not train:
@@ -134,6 +143,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
                 raise part.lacks(missing[0])
         if soft:
             return SoftSplit(name, parts, texts, probability_columns, choice=rows)
+        if several is not None and task == "clf":
+            return LabelSetSplit(name, parts, texts, several, choice=rows)
         return Split(name, parts, texts, label_column=labels if task == "clf" else None, choice=rows)
 
     splits = {}
@@ -145,6 +156,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         else:
             strata = labels if labels in train.columns else None
             whole = (SoftSplit("whole", pool, texts, probability_columns) if probability_columns
+                     else LabelSetSplit("whole", pool, texts, several) if several and train.has(several.columns[0])
                      else Split("whole", pool, texts, label_column=strata))  # fmt: skip
             sides = hold_out(whole, choice.fraction, choice.seed, group_column, need_classes=task == "clf",
                              cache_dir=access.cache_dir, beat=access.beat)  # fmt: skip
@@ -160,10 +172,17 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     if task == "clf":
         if access.scheme < SCHEME:  # -1 always meant unlabelled then
             unlabelled = unlabelled or NO_LABEL
-        label_names = resolve_labels(splits, labels, label_names, unlabelled)
+        if several is not None:
+            several = label_sets.resolve(splits, several, label_names)
+            label_names = list(several.names)
+        else:
+            label_names = resolve_labels(splits, labels, label_names, unlabelled)
     is_clf = task == "clf"
-    return Corpus(splits, texts, labels if is_clf and labels in train.columns else None,
-                  label_names if is_clf else None, valid_name, _words(choice, valid_name), train.revision, notes_of(splits.values()))  # fmt: skip
+    notes = notes_of(splits.values())
+    if is_clf and several is None and (suspicion := label_sets.suspicion(label_names or [], labels)):
+        notes.append(suspicion)
+    return Corpus(splits, texts, (label_column or labels) if is_clf and (several or labels in train.columns) else None,
+                  label_names if is_clf else None, several if is_clf else None, valid_name, _words(choice, valid_name), train.revision, notes)  # fmt: skip
 
 
 def _check_groups(column: str, train: Source, choice: Choice | None) -> None:
@@ -198,6 +217,7 @@ def open_rows(
     file_by_file: bool = False,
     unlabelled: str | None = None,
     trained_columns: Sequence[str] = (),
+    several: LabelSets | None = None,
     access: Access | None = None,
 ) -> Split:
     """All rows of a corpus as one split (in the order train, valid, test, unsup), or those of one `split`.
@@ -207,6 +227,7 @@ def open_rows(
     With `skip_unseen`, so are rows whose label is not among `label_names`.
     With `file_by_file`, each file is a part of its own, so that rows have numbers of their file.
     Text columns are chosen as in `open_corpus`.
+    With `several`, a row may have several of `label_names`; how the corpus writes them is found there.
 
     Raises:
         UserError: the corpus cannot be opened, or a column or split is missing.
@@ -226,7 +247,11 @@ def open_rows(
     if not parts:
         raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
     labels = _label_column(parts[0], label_column)
-    if label_column and not any(part.has(label_column) for part in parts):
+    if several is not None:
+        found_sets = label_sets.found_in(parts[0], labels, label_column, several.separator) or several
+        several = replace(several, columns=found_sets.columns, separator=found_sets.separator)
+        labels = several.columns[0]
+    elif label_column and not any(part.has(label_column) for part in parts):
         raise parts[0].lacks(label_column)
     texts = _text_columns(parts[0], text_column, labels, trained_columns)
     for part in parts:
@@ -235,6 +260,13 @@ def open_rows(
     for part in parts:
         if not keep_unlabelled and not part.has(labels):
             raise part.lacks_labels(labels)
+    if several is not None and label_names is not None:
+        for part, name in ((part, name) for part in parts for name in several.columns if not part.has(name)):
+            raise part.lacks_labels(name)
+        sets = LabelSetSplit(split or "whole", parts, texts, several, keep_unlabelled=keep_unlabelled,
+                             skip_unseen=skip_unseen)  # fmt: skip
+        label_sets.resolve({"scored": sets}, several, label_names, skip_unseen=skip_unseen)
+        return sets
     known = label_names is not None and any(labels in part.columns for part in parts)
     rows = Split(split or "whole", parts, texts, label_column=labels if known else None,
                  label_names=label_names if known else None, keep_unlabelled=keep_unlabelled,

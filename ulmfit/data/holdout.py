@@ -2,7 +2,8 @@
 
 A unit is what stays together on one side: all rows with one text, or with `--group-column` all rows of one group. Units
 are ordered by a 64-bit hash of the text or group and the seed. So the same rows are held out whatever their order, and
-only hashes and labels are in memory, 12 bytes a row. Every class keeps a unit in training. Rows without readable text
+only hashes and labels are in memory, 12 bytes a row. The strata are the classes; with several labels a row they are the
+sets of labels, and of sets with few rows the rarest label. Every class keeps a unit in training. Rows without readable text
 belong to training, unless their group is held out.
 """
 
@@ -125,7 +126,7 @@ def hold_out(
     order = np.full(len(classes) + 1, NO_CLASS, dtype="<i4")  # by name, as the order of the rows decided the numbers
     order[[numbers[name] for name in classes]] = np.arange(len(classes))
     codes = order[codes]
-    held = draw(units, codes, fraction)
+    held = draw(units, whole.strata(classes, codes), fraction)
     if not len(held) and not need_classes:
         held = draw(units, np.full_like(codes, NO_CLASS), fraction)
     inside = np.isin(units, held)

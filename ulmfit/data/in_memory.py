@@ -30,7 +30,7 @@ SPLIT_NAMES = {
     "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
 }  # fmt: skip
 # Prefixes of the types of Arrow and Python whose values can be texts or labels.
-_HASHED = ("string", "large_string", "bool", "int", "uint", "float", "double", "date", "time", "Timestamp", "decimal",
+_HASHED = ("list", "tuple", "string", "large_string", "bool", "int", "uint", "float", "double", "date", "time", "Timestamp", "decimal",
            "Decimal")  # fmt: skip
 _TAKES = "give a path, a data frame, a datasets.Dataset, a dict of columns, a list of texts or (texts, labels)"
 _Column = Callable[[int, int], Sequence[Any]]  # (start, stop) -> values of these rows
@@ -198,6 +198,8 @@ def _listed(values: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """Convert a value to a plain one, as from a file: missing values to None, numpy's types to Python's."""
+    if getattr(value, "ndim", 0):  # labels of a row, in an array
+        return value.tolist()
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
     missing = type(value).__name__ in ("NAType", "NaTType") or isinstance(value, float) and value != value

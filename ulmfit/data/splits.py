@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
@@ -203,7 +205,7 @@ class Split:
 
     def _name(self, part: Source, value: Any, *, strict: bool) -> str | None:
         try:
-            return _label_name(part, self.label_column, value)
+            return label_name(part, self.label_column, value)
         except UserError:
             if strict:
                 raise
@@ -241,6 +243,11 @@ class Split:
         self.tally.report(self.name, self.parts[0].what, num_rows, skipped)
         self.tally.check()
 
+    def strata(self, names: Sequence[str], codes: np.ndarray) -> np.ndarray:
+        """By row, the number of the stratum of a draw (see `holdout.draw`), or -1; here the place of its label in
+        `names`, which `codes` holds."""
+        return codes
+
     def count_labels(self) -> Counter[str]:
         """Count the labels by name. Reads only the label column (and columns needed for the selection of rows)."""
         counts: Counter[str] = Counter()
@@ -249,7 +256,7 @@ class Split:
         hashed = self.choice is not None and self.choice.column is None
         for part, columns, _, _ in self._read(self.text_columns if hashed else [], 10_000):
             assert self.label_column is not None
-            names = [_label_name(part, self.label_column, value) for value in columns[self.label_column]]
+            names = [label_name(part, self.label_column, value) for value in columns[self.label_column]]
             if self.choice:
                 texts = [""] * len(names)  # not needed if a column selects the rows
                 if hashed:
@@ -275,7 +282,7 @@ class Split:
 
     def _label(self, part: Source, value: Any, index: dict[str, int]) -> int | None:
         """The index of a label; -1 for an unlabelled row, None for an unseen label if these rows are skipped."""
-        name = _label_name(part, self.label_column, value)
+        name = label_name(part, self.label_column, value)
         if name is None:
             return -1
         if name not in index:
@@ -294,7 +301,7 @@ def unseen_label(part: Source, split: str, name: str, names: list[str]) -> UserE
 # Values
 
 
-def _label_name(part: Source, column: str | None, value: Any) -> str | None:
+def label_name(part: Source, column: str | None, value: Any) -> str | None:
     """A label as text; None if there is none. 1, 1.0 and "1" are the same class."""
     names = part.classes.get(str(column))
     if names is not None and isinstance(value, int):

@@ -235,6 +235,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             task=config.task,
             text_column=config.text_column,
             label_column=config.label_column,
+            label_separator=config.label_separator,
             valid=path_text(config.valid),
             group_column=config.group_column,
             seed=config.seed,

@@ -1,0 +1,123 @@
+"""Several labels a row: lists, cells with a separator, columns of 0 and 1."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ulmfit.data.corpus import open_corpus, open_rows
+from ulmfit.data.in_memory import in_memory
+from ulmfit.data.label_sets import LabelSets, labels_of, suspicion
+from ulmfit.errors import UserError
+
+ROWS = [["film", "pos"], ["pos", "film"], ["pos"], [], None, ["book"], ["book", "neg", "book"], ["neg"]]
+
+
+def read(split) -> list[tuple[str, ...]]:
+    """By row of a split, its labels."""
+    names = [labels_of(name) for name in split.label_names]
+    return [tuple(names[label]) for batch in split.batches() for label in batch.labels]
+
+
+def corpus_of(data, **options):
+    return open_corpus(data if isinstance(data, str) else in_memory(data), task="clf", valid="0.5", **options)
+
+
+@pytest.fixture
+def forms(tmp_path):
+    """The same rows in each way to write them: (data, options)."""
+    texts = [f"text number {row % 8} of {row}" for row in range(80)]
+    rows = ROWS * 10
+    (tmp_path / "lists.jsonl").write_text(
+        "".join(json.dumps({"text": text, "label": row}) + "\n" for text, row in zip(texts, rows, strict=True))
+    )
+    cells = ["" if row is None else "; ".join(row) or ";" for row in rows]
+    (tmp_path / "cells.csv").write_text(
+        "text,label\n" + "".join(f"{t},{c}\n" for t, c in zip(texts, cells, strict=True))
+    )
+    names = ["book", "film", "neg", "pos"]
+    marks = [["" if row is None else str(int(name in row)) for name in names] for row in rows]
+    (tmp_path / "marks.csv").write_text(
+        f"text,{','.join(names)}\n" + "".join(f"{t},{','.join(m)}\n" for t, m in zip(texts, marks, strict=True))
+    )
+    return {
+        "lists": (str(tmp_path / "lists.jsonl"), {}),
+        "cells": (str(tmp_path / "cells.csv"), {"label_separator": ";"}),
+        "marks": (str(tmp_path / "marks.csv"), {"label_column": ",".join(names)}),
+        "memory": ({"text": texts, "label": rows}, {}),
+        "arrays": ({"text": texts, "label": [row if row is None else np.array(row, dtype="U9") for row in rows]}, {}),
+    }
+
+
+def test_all_ways_to_write_labels_are_the_same_corpus(forms):
+    found = {}
+    for form, (data, options) in forms.items():
+        corpus = corpus_of(data, **options)
+        assert corpus.label_names == ["book", "film", "neg", "pos"]
+        assert corpus.label_sets is not None and corpus.label_sets.matrix().shape == (6, 4)
+        found[form] = {name: read(split) for name, split in corpus.splits.items()}
+        assert corpus.splits["train"].skipped["unlabelled"] + corpus.splits["valid"].skipped["unlabelled"] == 10
+    assert all(other == found["lists"] for other in found.values())
+    counts = Counter(found["lists"]["train"] + found["lists"]["valid"])
+    assert counts == {("film", "pos"): 20, ("pos",): 10, (): 10, ("book",): 10, ("book", "neg"): 10, ("neg",): 10}
+    assert Counter(found["lists"]["valid"]) == {labels: number // 2 for labels, number in counts.items()}  # stratified
+
+
+def test_a_language_model_holds_out_the_same_rows(forms):
+    data, options = forms["cells"]
+    classifier = corpus_of(data, **options).splits["valid"]
+    texts = [text for batch in classifier.batches() for text in batch.texts]
+    valid = open_corpus(data, task="lm", valid="0.5", **options).splits["valid"]
+    assert set(texts) <= {text for batch in valid.batches() for text in batch.texts}
+
+
+def test_rare_sets_are_held_out_too():
+    rng = np.random.default_rng(0)
+    rows = [[f"l{label}" for label in np.flatnonzero(rng.random(12) < 0.4)] for _ in range(400)]  # nearly all different
+    corpus = open_corpus(in_memory({"text": [f"text {i}" for i in range(400)], "label": rows}), task="clf", valid="0.2")
+    valid = read(corpus.splits["valid"])
+    assert len(valid) == 80
+    counts = Counter(label for row in valid for label in row)
+    assert all(15 <= counts[f"l{label}"] <= 50 for label in range(12))
+
+
+def test_rows_that_are_no_answer_are_told(tmp_path):
+    def refused(data, match, **options):
+        with pytest.raises(UserError, match=match):
+            corpus_of(data, **options)
+
+    texts = ["one", "two", "three", "four"]
+    refused({"text": texts, "a": [1, 0, 2, 1], "b": [0, 0, 1, 1]}, "write 0 or 1 in each column", label_column="a,b")
+    refused({"text": texts, "a": [1, 0, None, 1], "b": [0, 0, 1, 1]}, "write 0 or 1", label_column="a,b")
+    refused({"text": texts, "a": [1, 0, 0, 1]}, "no column b", label_column="a,b")
+    refused({"text": texts, "a": [1, 0, 0, 1]}, "names a column twice", label_column="a,a")
+    refused({"text": texts, "label": [["a"], "b", ["a"], ["b"]]}, "holds lists and 'b'")
+    refused({"text": texts, "label": [["a"]] * 4}, "all training rows .* have the labels a")
+    refused({"text": texts, "label": ["a,b", "a", "b", ""], "x": [1, 1, 0, 0]}, "leave out one of them",
+            label_column="label,x", label_separator=",")  # fmt: skip
+    split = {"train": {"text": texts, "label": [["a"], ["b"], [], ["b"]]}, "valid": {"text": ["x"], "label": [["c"]]}}
+    with pytest.raises(UserError, match="label 'c' in the valid rows .* was not seen in training"):
+        open_corpus(in_memory(split), task="clf")
+
+
+def test_rows_to_score_may_leave_out_unseen_labels():
+    data = in_memory({"text": ["one", "two", "three"], "label": ["a,b", "c", ","]})
+    names = ["a", "b"]
+    several = LabelSets(("label",), ",")
+    with pytest.raises(UserError, match="label 'c'"):
+        open_rows(data, label_names=names, several=several, keep_unlabelled=False)
+    rows = open_rows(data, label_names=names, several=several, keep_unlabelled=False, skip_unseen=True)
+    assert read(rows) == [("a", "b"), ()] and sum(rows.skipped.values()) == 1
+
+
+def test_cells_that_look_like_several_labels_are_told():
+    for names in (["film#pos", "pos#film", "neg"], ["a", "b", "a,b"], ["a|b", "b | a"]):
+        assert "--label-separator" in str(suspicion(names, "label"))
+    for names in (["neg", "pos"], ["a/b", "c/d"], ["R&B", "rock"], ["C#", "F#"], ["science,fiction", "x"]):
+        assert suspicion(names, "label") is None
+    texts = [f"text {row}" for row in range(8)]
+    corpus = corpus_of({"text": texts, "label": ["pos#film", "film#pos"] * 4})
+    assert any("--label-separator '#'" in note for note in corpus.notes)
