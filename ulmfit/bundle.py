@@ -52,7 +52,12 @@ class Bundle(TextClassifier):
                 raise UserError(
                     f"{name} reads the columns {columns}, and {names[0]} {expected}; average models of the same columns"
                 )
+        if len({member.thresholds is None for member in members}) > 1:
+            raise UserError("some of these models give one label a text and others several; average models of one kind")
         self.places = [np.array([member.label_names.index(label) for label in first.label_names]) for member in members]
+        if first.thresholds is not None:
+            rows = [member.thresholds[place] for member, place in zip(members, self.places, strict=True)]  # type: ignore[index]
+            self.thresholds = mean_of(rows)
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""

@@ -32,16 +32,26 @@ class Prediction:
     of their rows: the label is empty, the index -1, and the probabilities are NaN.
 
     Attributes:
-        label: name of the most probable class; "" without a text.
-        index: index of this class; -1 without a text.
+        label: name of the most probable class; "" without a text. Where a text may have several labels, the most
+            probable of those that it has; "" if it has none.
+        index: index of this class; -1 if there is none.
         probabilities: float32 [C], in the order of the classes.
         reason: why there is no label: "no text", "empty" or "undecodable"; else "".
+        labels: names of all labels that the text has, in the order of the classes. With one label a text, that one.
+        indices: their indices.
     """
 
     label: str
     index: int
     probabilities: np.ndarray
     reason: str = ""
+    labels: tuple[str, ...] = ()
+    indices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.indices and self.index >= 0:
+            object.__setattr__(self, "labels", (self.label,))
+            object.__setattr__(self, "indices", (self.index,))
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probabilities))
@@ -49,9 +59,8 @@ class Prediction:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prediction):
             return NotImplemented
-        return (self.label, self.index) == (other.label, other.index) and np.array_equal(
-            self.probabilities, other.probabilities, equal_nan=True
-        )
+        mine, theirs = ((one.label, one.index, one.indices) for one in (self, other))
+        return mine == theirs and np.array_equal(self.probabilities, other.probabilities, equal_nan=True)
 
     def __hash__(self) -> int:
         known = tuple(self.probabilities.tolist()) if self.index >= 0 else ()  # NaNs have different hashes
@@ -193,11 +202,17 @@ class TextClassifier:
     Attributes:
         net: the network; None for a model that was exported to ONNX.
         label_names: names of the classes, in the order of the probabilities.
+        thresholds: where a text may have several labels, by label the probability from which the text has it, float32
+            [C]; else None.
     """
 
     def __init__(self, net: ClassifierNet | None, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
         self.net, self.tokenizer, self.config = net, tokenizer, config
         self.label_names: list[str] = config["label_names"]
+        self.thresholds: np.ndarray | None = None
+        if config.get("multi_label"):
+            found = config.get("thresholds") or [0.5] * len(self.label_names)
+            self.thresholds = np.asarray(found, dtype=np.float32)
         self._exported: Path | bytes | None = None  # the graph of a model without net
         self._bits: Literal[8, 32] = 32
         self._backend: Backend = "torch"
@@ -348,8 +363,13 @@ class TextClassifier:
         return predictions[0] if isinstance(texts, str) else predictions
 
     def _prediction(self, row: np.ndarray) -> Prediction:
-        index = int(row.argmax())
-        return Prediction(self.label_names[index], index, row)
+        if self.thresholds is None:
+            index = int(row.argmax())
+            return Prediction(self.label_names[index], index, row)
+        indices = tuple(np.flatnonzero(row >= self.thresholds).tolist())
+        labels = tuple(self.label_names[index] for index in indices)
+        index = max(indices, key=lambda place: row[place], default=-1)
+        return Prediction(self.label_names[index] if indices else "", index, row, "", labels, indices)
 
     def _no_prediction(self, reason: str) -> Prediction:
         return Prediction("", -1, np.full(len(self.label_names), np.nan, dtype=np.float32), reason)

@@ -47,7 +47,7 @@ class TorchReader:
             logits = logits.float()
             if self._temperature is not None:
                 logits = logits / self._temperature
-            return logits.softmax(1).cpu().numpy()
+            return self.net.probabilities(logits).cpu().numpy()
 
         result = np.empty((len(documents), self.net.num_classes), dtype=np.float32)
         batches = reading_batches(lengths, self.net, device)

@@ -26,6 +26,7 @@ CUTS = {
     "stream": [(1, 2), (2, 4), (4, 2)],
     "clf": [(1, 2), (2, 4), (4, 1)],
     "sampled": [(1, 4), (2, 2)],
+    "labels": [(2, 2)],
 }
 # Around the end of a stage; elsewhere; and at the very end, where only the model is left to be written.
 STOPS = {"lm": [21, 22, 23, 50], "stream": [22, 40, 66], "clf": [12, 13, 14, 30]}

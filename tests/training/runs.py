@@ -62,7 +62,7 @@ def arguments(config: TrainConfig) -> list[str]:
 def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **options) -> tuple[str, dict]:
     """A run with all that could depend on the number of processes: (trainer, its options).
 
-    `task` is lm, sampled, stream or clf. The whole blog recipe with its stages and every dropout at full strength,
+    `task` is lm, sampled, stream, clf, or labels: a classifier of several labels a row. The whole blog recipe with its stages and every dropout at full strength,
     fine-tuned from `pretrained`; AR and TAR; clipping that acts at nearly every step; an epoch that ends inside a
     stage; bptt jitter; for the classifier documents longer than what is pooled, label smoothing, class weights and
     steps smaller than 4 ranks x 4 micro-batches.
@@ -79,22 +79,21 @@ def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **op
         "output_dir": str(output_dir),
     }
     lm = {"init": str(pretrained), "max_steps": 66, "batch_size": 16, "bptt": 12, "lr": 4e-3, "clip": 0.2}
+    clf = {
+        "encoder": str(pretrained),
+        "batch_size": 8,
+        "bptt": 40,
+        "max_len": 60,
+        "clip": 4.0,
+        "label_smoothing": 0.1,
+        "class_weights": "balanced",
+    }
     own = {
         "lm": ("lm", lm | {"bptt_jitter": True}),
         "sampled": ("lm", lm | {"sampled_softmax": 100}),
         "stream": ("lm", lm | {"streaming": True}),
-        "clf": (
-            "clf",
-            {
-                "encoder": str(pretrained),
-                "batch_size": 8,
-                "bptt": 40,
-                "max_len": 60,
-                "clip": 4.0,
-                "label_smoothing": 0.1,
-                "class_weights": "balanced",
-            },
-        ),
+        "clf": ("clf", clf),
+        "labels": ("clf", clf | {"label_separator": ","}),
     }
     trainer, more = own[task]
     return trainer, shared | more | options

@@ -72,7 +72,7 @@ def test_the_best_evaluation_is_that_of_the_metric(metric):
     """Each metric is best at another evaluation; of two equal ones the lower loss is better."""
     names = ["accuracy", "f1", "recall", "loss"]
     task = ClassifierTask.__new__(ClassifierTask)
-    task._config = ClassifierConfig(metric=metric)
+    task._config, task._sets = ClassifierConfig(metric=metric), None
     found = [dict.fromkeys(names[:3], 0.5) | {"loss": 0.7} | {name: 0.1 if name == "loss" else 0.9} for name in names]
     assert max(found, key=task.quality) is found[names.index(metric or "accuracy")]
     assert task.quality(found[0] | {"loss": 0.6}) > task.quality(found[0])

@@ -18,6 +18,8 @@ from ulmfit.errors import UserError
 from ulmfit.files import parse_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ulmfit.data.splits import Split
     from ulmfit.distributed.runtime import Runtime
 
@@ -37,7 +39,10 @@ class EvaluateOptions(ReadingOptions):
     text_column: str | None = None
     """Column with the text, or several joined by commas (default: what the classifier was trained on, else text)."""
     label_column: str | None = None
-    """Column with the label (default: label)."""
+    """Column with the label or with lists of labels; several, comma-separated, of 0 and 1 (default: that of training
+    where a text may have several labels, else label)."""
+    label_separator: str | None = None
+    """Between the labels of a cell, where a text may have several (default: that of training)."""
     unlabelled: str | None = None
     """Label of rows without a label (default: -1 where all classes are whole numbers)."""
     split: str | None = None
@@ -67,6 +72,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
+    from ulmfit.training.label_scores import score_labels
     from ulmfit.training.scores import score_classifier, score_language_model
     from ulmfit.training.setup import tokenised
 
@@ -85,7 +91,11 @@ def evaluate(options: EvaluateOptions) -> None:
         name, split = own or runtime.main_first(lambda: _split_to_score(options, saved))
         store = tokenised(split, tok, cache_folder(), with_labels=is_classifier)
         runtime.barrier()
-        if isinstance(net, ClassifierNet):
+        if isinstance(net, ClassifierNet) and net.multi_label:
+            metrics = score_labels(net, store, runtime, label_names=saved["label_names"], matrix=_matrix(split),
+                                   thresholds=saved.get("thresholds") or [0.5] * net.num_classes,
+                                   pad_id=tok.pad_id, backwards=saved["backwards"])  # fmt: skip
+        elif isinstance(net, ClassifierNet):
             metrics = score_classifier(
                 net,
                 store,
@@ -111,6 +121,14 @@ def evaluate(options: EvaluateOptions) -> None:
             print(json.dumps({"split": name, "documents": store.num_documents, "tokens": store.num_tokens} | metrics))
 
 
+def _matrix(split: Split) -> np.ndarray:
+    """The labels of each class number of a split."""
+    from ulmfit.data.label_sets import LabelSetSplit
+
+    assert isinstance(split, LabelSetSplit), "rows for a model of several labels a text"
+    return split.labels.matrix()
+
+
 def _evaluate_bundle(options: EvaluateOptions, runtime: Runtime) -> None:
     """Score the mean of several classifiers."""
     from ulmfit.bundle import load_bundle, members_of
@@ -125,7 +143,7 @@ def _evaluate_bundle(options: EvaluateOptions, runtime: Runtime) -> None:
     name, split = own or runtime.main_first(lambda: _split_to_score(options, bundle.config))
     stores = [tokenised(split, member.tokenizer, cache_folder(), with_labels=True) for member in bundle.members]
     runtime.barrier()
-    metrics = score_bundle(bundle, stores, runtime)
+    metrics = score_bundle(bundle, stores, runtime, None if bundle.thresholds is None else _matrix(split))
     if runtime.is_main:
         tell_notes(notes_of([split]))
         tell_skipped(stores[0].skipped)
@@ -152,13 +170,22 @@ def _split_of_run(
     if begun is None:
         return None
     filled = begun.fill(config)
-    for option in ("text_column", "label_column", "valid"):
+    for option in ("text_column", "label_column", "label_separator", "valid"):
         if getattr(options, option) is not None:
             setattr(filled, option, getattr(options, option))
     if str(filled.data).startswith(DESCRIBED):
         raise UserError(f"{model} was trained on data from Python, which its run does not hold; give --data")
     if options.split == "all":
-        for option in ("data", "text_column", "label_column", "separator", "encoding", "header", "unlabelled"):
+        for option in (
+            "data",
+            "text_column",
+            "label_column",
+            "label_separator",
+            "separator",
+            "encoding",
+            "header",
+            "unlabelled",
+        ):
             if getattr(options, option) is None:
                 setattr(options, option, getattr(filled, option, None))
         return None
@@ -216,8 +243,10 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
     """
     from ulmfit.data.corpus import open_corpus, open_rows
     from ulmfit.data.fingerprint import SCHEME
+    from ulmfit.data.label_sets import LabelSets
     from ulmfit.data.sources import SPLIT_NAMES, find
 
+    several = LabelSets.of_model(saved, options.label_separator)
     label_names, trained_columns = saved.get("label_names"), saved.get("text_columns", ())
     access = options.access()
     found = find(options.data, access)
@@ -232,7 +261,8 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
             options.data,
             task="clf" if label_names else "lm",
             text_column=options.text_column,
-            label_column=options.label_column,
+            label_column=options.label_column or (",".join(several.columns) if several else None),
+            label_separator=options.label_separator or (saved.get("label_separator") if several else None),
             valid=options.valid,
             seed=options.seed,
             group_column=run.get("options", {}).get("group_column"),
@@ -255,5 +285,6 @@ def _split_to_score(options: EvaluateOptions, saved: Mapping[str, Any]) -> tuple
         streaming=False,
         unlabelled=options.unlabelled,
         trained_columns=trained_columns,
+        several=several,
         access=access,
     )

@@ -141,7 +141,7 @@ def _rows(options: PredictOptions, model: TextClassifier, runtime: Runtime | One
     from ulmfit.data.standard_input import stream_source
 
     if not options.data:
-        return GivenRows(options.text, model.label_names)
+        return GivenRows(options.text, model)
     columns = model.config.get("text_columns", ())
     access = replace(options.access(), by_content=False)
     data: Any = options.data
@@ -159,9 +159,9 @@ def _rows(options: PredictOptions, model: TextClassifier, runtime: Runtime | One
     if runtime.is_main:
         tell_notes(notes_of([split]))
     if options.data != "-":
-        return FileRows(split, options.data, model.label_names)
+        return FileRows(split, options.data, model)
     stream.begin()
-    return StreamRows(FileRows(split, STDIN, model.label_names), options.output)
+    return StreamRows(FileRows(split, STDIN, model), options.output)
 
 
 def _next_chunk(rows: Iterator[tuple[str, PredictedRow]], world_size: int) -> list[tuple[str, PredictedRow]]:

@@ -5,6 +5,10 @@
     .jsonl       {"row", ["file",] "label", "probabilities", "reason", "input"}
     else, and the terminal    row, [file,] label, probability of the label [, reason], separated by tabs
 
+Where a text may have several labels, the column is called `labels`: names in one cell, between the separator of training
+(in .jsonl and .parquet a list), and the separator alone where a text has none of them. In lines of fields the
+probabilities of these labels follow, separated by commas. `train-clf --label-column labels` reads such a file.
+
 `row` is the number of the row in its file, from 0, without the header. `file` is there if there are several files. A row
 without a text has no label, and a reason. Our columns keep their names; a column of the input with the name of one of
 ours is called input_NAME, and a class with such a name is called probability_NAME.
@@ -24,11 +28,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 import numpy as np
 
 from ulmfit.data.encoding import TORN
+from ulmfit.data.label_sets import joiner
 from ulmfit.data.splits import MARKS
 from ulmfit.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ulmfit.inference import TextClassifier
 
 _OTHER_FORMATS = {".xlsx", ".xls", ".ods", ".json", ".gz", ".xz", ".zst", ".bz2", ".zip", ".feather", ".arrow", ".pkl"}
 _SCALARS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool")
@@ -64,16 +71,48 @@ class Layout:
     inputs: dict[str, str] = field(default_factory=dict)
     numbered: bool = True
     with_file: bool = False
+    thresholds: np.ndarray | None = None  # by class, where a text may have several labels
+    separator: str = ","  # between these
+
+    @property
+    def label_column(self) -> str:
+        return "label" if self.thresholds is None else "labels"
+
+    def chosen(self, row: PredictedRow) -> np.ndarray:
+        """The indices of the labels of a row."""
+        if row.probabilities is None:
+            return np.empty(0, dtype=np.int64)
+        if self.thresholds is None:
+            return row.probabilities.argmax(keepdims=True)
+        return np.flatnonzero(row.probabilities >= self.thresholds)
+
+    def labels(self, row: PredictedRow) -> list[str] | None:
+        """The names of the labels of a row; None without a prediction."""
+        return None if row.probabilities is None else [self.classes[index] for index in self.chosen(row)]
 
     def label(self, row: PredictedRow) -> str:
-        return "" if row.probabilities is None else self.classes[row.probabilities.argmax()]
+        """The label, or all labels, in one cell."""
+        if row.probabilities is None:
+            return ""
+        return self.separator.join(self.labels(row) or []) or self.separator
 
     def names(self) -> list[str]:
         """Names of the columns of a table, each once."""
-        ours = ["row", *(["file"] if self.with_file else []), "label", "reason"]
+        ours = ["row", *(["file"] if self.with_file else []), self.label_column, "reason"]
         classes = _distinct(self.classes, "probability_", set(ours))
         inputs = _distinct(self.inputs, "input_", {*ours, *classes})
         return [*ours[:-1], *classes, "reason", *inputs]
+
+
+def layout_of(model: TextClassifier, inputs: dict[str, str], **options: Any) -> Layout:
+    """What the rows of a model's predictions have. `options` are attributes of Layout."""
+    if model.thresholds is None:
+        return Layout(model.label_names, inputs, **options)
+    names = model.label_names
+    separator = model.config.get("label_separator") or joiner(names)
+    if any(separator in name for name in names):
+        separator = joiner(names)
+    return Layout(names, inputs, thresholds=model.thresholds, separator=separator, **options)
 
 
 def check_format(path: Path) -> None:
@@ -119,7 +158,8 @@ def lines(file: TextIO, layout: Layout) -> Write:
         for row in rows:
             fields = [str(row.number)] if layout.numbered else []
             fields += [str(row.file)] if layout.with_file else []
-            fields += [layout.label(row), "" if row.probabilities is None else f"{row.probabilities.max():.4f}"]
+            chosen = () if row.probabilities is None else row.probabilities[layout.chosen(row)]
+            fields += [layout.label(row), ",".join(f"{probability:.4f}" for probability in chosen)]
             fields += [row.reason] if row.reason else []
             file.write("\t".join(map(one_line, fields)) + "\n")
 
@@ -132,7 +172,7 @@ def _json_lines(file: TextIO, layout: Layout) -> Write:
             shown: dict[str, Any] = {"row": row.number}
             if layout.with_file:
                 shown["file"] = row.file
-            shown["label"] = layout.label(row)
+            shown[layout.label_column] = layout.label(row) if layout.thresholds is None else layout.labels(row)
             shown["probabilities"] = None
             if row.probabilities is not None:
                 shown["probabilities"] = dict(zip(layout.classes, map(float, row.probabilities), strict=True))
@@ -164,7 +204,8 @@ def _schema(layout: Layout) -> tuple[pa.Schema, list[str]]:
     """The columns of a .parquet file, and the names of the types of the input's columns."""
     import pyarrow as pa
 
-    types = [pa.int64(), *([pa.string()] if layout.with_file else []), pa.string()]
+    types = [pa.int64(), *([pa.string()] if layout.with_file else [])]
+    types.append(pa.string() if layout.thresholds is None else pa.list_(pa.string()))
     types += [pa.float32()] * len(layout.classes) + [pa.string()]
     kinds = [kind if kind in _SCALARS else "string" for kind in layout.inputs.values()]
     # Arrow's name of the type bool is "bool", and its method bool_.
@@ -181,7 +222,12 @@ def _arrow(file: BinaryIO | io.RawIOBase, layout: Layout) -> Write:
         columns: list[list[Any]] = [[row.number for row in rows]]
         if layout.with_file:
             columns.append([_utf8(str(row.file)) for row in rows])
-        columns.append([_utf8(layout.label(row)) for row in rows])
+        if layout.thresholds is None:
+            columns.append([_utf8(layout.label(row)) for row in rows])
+        else:
+            columns.append(
+                [None if row.probabilities is None else list(map(_utf8, layout.labels(row) or [])) for row in rows]
+            )
         for place in range(len(layout.classes)):
             columns.append([None if row.probabilities is None else row.probabilities[place] for row in rows])
         columns.append([row.reason for row in rows])

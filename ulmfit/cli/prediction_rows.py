@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ulmfit.cli.prediction_files import Layout, PredictedRow
+from ulmfit.cli.prediction_files import Layout, PredictedRow, layout_of
 from ulmfit.data.given_rows import given_rows
 from ulmfit.data.locations import is_url
 from ulmfit.resumable import Kept
 
 if TYPE_CHECKING:
     from ulmfit.data.splits import RowBatch, Split
+    from ulmfit.inference import TextClassifier
 
 BATCH = 1000  # rows read at a time
 MOST_FILES = 100  # of which the rows are counted or estimated
@@ -45,10 +46,10 @@ class Rows(Protocol):
 class GivenRows:
     """The texts of a command line."""
 
-    def __init__(self, texts: Sequence[str], classes: list[str]) -> None:
+    def __init__(self, texts: Sequence[str], model: TextClassifier) -> None:
         self._texts, reasons = given_rows(texts)
         self._rows = [PredictedRow(number, None, reasons[number], None, [text]) for number, text in enumerate(texts)]
-        self.layout = Layout(classes, {"text": "string"}, numbered=False)
+        self.layout = layout_of(model, {"text": "string"}, numbered=False)
         self.identity = hashlib.sha256(repr(list(texts)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
         self.place = 0
 
@@ -64,7 +65,7 @@ class GivenRows:
 class FileRows:
     """The rows of all files of a corpus. Documents of a folder, each a file, have numbers in one count."""
 
-    def __init__(self, split: Split, data: str, classes: list[str]) -> None:
+    def __init__(self, split: Split, data: str, model: TextClassifier) -> None:
         self._split, self._data = split, data
         self._batch: RowBatch | None = None
         self._done = 0  # rows of the batch that were read
@@ -74,7 +75,7 @@ class FileRows:
                 kind = part.types.get(name, "string")
                 types[name] = kind if types.get(name, kind) == kind else "string"
         with_file = len(split.parts) > 1 or split.parts[0].documents
-        self.layout = Layout(classes, types, with_file=with_file)
+        self.layout = layout_of(model, types, with_file=with_file)
         names = [self._name(file) for part in split.parts for file in part.files] if with_file else []
         self.identity = hashlib.sha256(
             repr((split.fingerprint, names)).encode("utf-8", "backslashreplace")

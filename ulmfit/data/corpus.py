@@ -248,8 +248,7 @@ def open_rows(
         raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
     labels = _label_column(parts[0], label_column)
     if several is not None:
-        found_sets = label_sets.found_in(parts[0], labels, label_column, several.separator) or several
-        several = replace(several, columns=found_sets.columns, separator=found_sets.separator)
+        several = several.for_rows(parts[0], labels, label_column)
         labels = several.columns[0]
     elif label_column and not any(part.has(label_column) for part in parts):
         raise parts[0].lacks(label_column)

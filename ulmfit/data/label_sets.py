@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,31 @@ class LabelSets:
     def matrix(self) -> np.ndarray:
         """float32 [sets, labels], 1 where a set has a label."""
         return membership(self.sets, self.names)
+
+    def saved(self) -> dict[str, Any]:
+        """For config.json of a model: how the labels of its training were written."""
+        return {"label_columns": list(self.columns), "label_separator": self.separator}
+
+    @classmethod
+    def of_model(cls, saved: Mapping[str, Any], separator: str | None) -> LabelSets | None:
+        """How the labels of rows to score are expected; None for a model of one label a row.
+
+        Args:
+            saved: its config.json.
+            separator: --label-separator.
+        """
+        if not saved.get("multi_label"):
+            return None
+        columns = tuple(saved.get("label_columns") or ("label",))
+        return cls(columns, separator or saved.get("label_separator") or joiner(saved["label_names"]))
+
+    def for_rows(self, part: Source, column: str, wanted: str | None) -> LabelSets:
+        """With the columns of rows to score: those wanted by --label-column, else those of training, else `column`."""
+        if wanted is not None:
+            names = [wanted] if wanted in part.columns else [name.strip() for name in wanted.split(",")]
+        else:
+            names = list(self.columns) if all(part.has(name) for name in self.columns) else [column]
+        return replace(self, columns=tuple(names))
 
     def of_row(self, part: Source, values: Sequence[Any]) -> str | None:
         """The name of a row's set; None for an unlabelled row.
@@ -95,6 +120,11 @@ def set_name(labels: Iterable[str]) -> str:
 def labels_of(name: str) -> list[str]:
     """The labels of a set."""
     return json.loads(name)
+
+
+def joiner(names: Sequence[str]) -> str:
+    """A separator that no label contains: the first of comma, semicolon, bar and tab, else a line break."""
+    return next((mark for mark in ",;|\t" if not any(mark in name for name in names)), "\n")
 
 
 def membership(sets: Sequence[str], names: Sequence[str]) -> np.ndarray:

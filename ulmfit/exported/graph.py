@@ -41,6 +41,7 @@ class Weights:
     max_len: int
     backwards: bool
     temperature: float | None = None
+    multi_label: bool = False
 
     @classmethod
     def of(cls, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Weights:
@@ -50,6 +51,7 @@ class Weights:
             config["max_len"],
             bool(config.get("backwards")),
             config.get("temperature"),
+            bool(config.get("multi_label")),
         )
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -282,4 +284,7 @@ def _head(weights: Weights, outer: _Nodes, *, width: int) -> None:
     if weights.temperature is not None:
         outer.constant("temperature", weights.temperature, np.float32)
         x = outer.add("Div", [x, "temperature"], "calibrated")
-    outer.add("Softmax", [x], "probabilities", axis=1)
+    if weights.multi_label:
+        outer.add("Sigmoid", [x], "probabilities")
+    else:
+        outer.add("Softmax", [x], "probabilities", axis=1)

@@ -114,6 +114,7 @@ class ClassifierNet(nn.Module):
         head_hidden, head_p: width and second dropout of the head.
         gradient_window: if given, only windows with some of a document's last `gradient_window` tokens are read with
             gradient. This is faster and gives the same logits, but another gradient.
+        multi_label: a document may have any number of the classes; see `probabilities`.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class ClassifierNet(nn.Module):
         head_hidden: int = 50,
         head_p: float = 0.1,
         gradient_window: int | None = None,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -140,6 +142,7 @@ class ClassifierNet(nn.Module):
         self.config, self.num_classes = config, num_classes
         self.bptt, self.max_len, self.gradient_window = bptt, max_len, gradient_window
         self.head_hidden, self.head_p = head_hidden, head_p
+        self.multi_label = multi_label
         self.encoder = AWDLSTM(config)
         self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes, (config.output_p, head_p))
 
@@ -168,6 +171,10 @@ class ClassifierNet(nn.Module):
         pooled = encoding.pooled if combine is None else combine(encoding.pooled)
         logits = self.head(pooled, masks if head_masks is None else head_masks, update_statistics)
         return ClassifierOutput(logits, encoding.ar_sum, encoding.tar_sum)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, [n, C]: they sum to 1, or with `multi_label` each is for itself."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def layer_groups(self) -> list[list[str]]:
         """Parameter names by layer group, as in fastai: embedding, each LSTM layer, head."""

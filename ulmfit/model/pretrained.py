@@ -31,7 +31,7 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 #: Increased when older versions of this package cannot read new files. 2: weights in 8 bits.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: Suffix of the tensor name for the scales of an 8-bit matrix, one per row.
 SCALES = ".scales"
@@ -61,7 +61,7 @@ def save_model(
     content = {
         "backwards": False,
         **(config or {}),
-        "format_version": 1 if bits == 32 else 2,
+        "format_version": 1 if bits == 32 else 2,  # 3 with several labels, which earlier versions cannot predict
         "architecture": asdict(net.config),
         "vocabulary": tokenizer.vocabulary_fingerprint,
     }
@@ -75,6 +75,8 @@ def save_model(
             "head_hidden": net.head_hidden,
             "head_p": net.head_p,
         }
+        if net.multi_label:
+            content |= {"format_version": 3, "multi_label": True}
     else:
         content["task"] = "language_model"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -201,11 +203,22 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         for name in ("bptt", "max_len", "head_hidden"):
             _field(config, name, int, path)
         _field(config, "head_p", float, path)
+        if config.get("multi_label") is not None:
+            _field(config, "multi_label", bool, path)
+        if config.get("thresholds") is not None:
+            _thresholds(config, path)
         if config.get("gradient_window") is not None:
             _field(config, "gradient_window", int, path)
         if "temperature" in config and not 0 < _field(config, "temperature", float, path) < math.inf:  # nan too
             raise UserError(f"temperature in {path} is {config['temperature']}, not a number above 0; {_CURE}")
     return config
+
+
+def _thresholds(config: dict[str, Any], path: Path) -> None:
+    values = _field(config, "thresholds", list, path)
+    good = all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
+    if not good or len(values) != len(config["label_names"]):
+        raise UserError(f"thresholds in {path} are not a number from 0 to 1 for each of label_names; {_CURE}")
 
 
 def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
@@ -237,6 +250,7 @@ def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet:
         head_hidden=config["head_hidden"],
         head_p=config["head_p"],
         gradient_window=config.get("gradient_window"),
+        multi_label=config.get("multi_label", False),
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, DocumentBatches, assign_to_ranks, collate
@@ -21,13 +20,14 @@ from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.soft_loss import soft_cross_entropy
 from ulmfit.option_types import path_text
 from ulmfit.training import setup
 from ulmfit.training.calibration import calibration
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.description import description, warnings_about_classes
 from ulmfit.training.engine import Passes
+from ulmfit.training.label_loss import LabelLoss, OneLabel, SeveralLabels, balanced_weights
+from ulmfit.training.label_scores import DEFAULT, score_labels
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
 from ulmfit.training.result import TrainingResult
@@ -77,6 +77,9 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     session, kind = resolve_subword(session, corpus.splits["train"])
     keep_best = setup.keeps_best(config, corpus)
     decides = keep_best or config.stop_after > 0
+    metric = config.metric or ("micro_f1" if corpus.label_sets else "accuracy")
+    if metric == "micro_f1" and not corpus.label_sets:
+        raise UserError("--metric micro_f1 is for several labels a row; with one it is the accuracy")
     if config.metric is not None and not decides:
         raise UserError(f"--metric {config.metric} decides nothing here; give --keep-best or --stop-after too")
     recipe = recipe_for(config, pretrained=pretrained is not None)
@@ -97,7 +100,8 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     if config.labels is not None:
         chosen = balanced_draw(_labels(stores["train"]), config.labels, seed=config.seed)
         stores["train"] = stores["train"].subset(chosen)
-    for line in description(corpus, stores, label_names) + warnings_about_classes(stores, label_names):
+    sets = corpus.label_sets.matrix() if corpus.label_sets else None
+    for line in description(corpus, stores, label_names, sets) + warnings_about_classes(stores, label_names, sets):
         session.say(line)
     train = corpus.splits["train"]
     targets = train.probabilities(stores["train"].rows) if isinstance(train, SoftSplit) else None
@@ -113,6 +117,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         max_len=config.max_len,
         head_hidden=config.head_size,
         gradient_window=config.gradient_window,
+        multi_label=sets is not None,
     )
     if pretrained is not None:
         net.encoder.load_state_dict(pretrained.encoder_state())
@@ -127,6 +132,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         runtime=runtime,
         pad_id=tokenizer.pad_id,
         targets=targets,
+        sets=sets,
     )
     return run(
         task,
@@ -134,12 +140,13 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         session,
         tokenizer=tokenizer,
         test=stores.get("test"),
-        saved={"label_names": label_names, "backwards": config.backwards, "text_columns": corpus.text_columns},
+        saved={"label_names": label_names, "backwards": config.backwards, "text_columns": corpus.text_columns}
+        | (corpus.label_sets.saved() if corpus.label_sets else {}),
         keep_best=keep_best,
         resolved=setup.resolved_data(
             session,
             corpus,
-            metric=(config.metric or "accuracy") if decides else None,
+            metric=metric if decides else None,
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),
             subword=config.subword and (kind or "none"),
@@ -198,7 +205,7 @@ class ClassifierBatch:
     Attributes:
         indices: int64 [n], indices in the corpus of all documents of the global step.
         labels: int64 [n], their classes.
-        targets: their class probabilities, float32 [n, C]; None if they have labels only.
+        targets: their class probabilities, or with several labels 0 and 1, float32 [n, C]; None if they have one label.
         parts: this rank's micro-batches.
         epoch, step_in_epoch: from 0.
         lr_scale: factor for the learning rate, as in LMBatch.
@@ -236,24 +243,31 @@ class ClassifierTask:
         runtime: Runtime,
         pad_id: int,
         targets: np.ndarray | None = None,
+        sets: np.ndarray | None = None,
     ) -> None:
         self.net, self.groups = net, net.layer_groups()
-        self._targets = targets  # class probabilities of the training documents, float32 [n, C]
+        if sets is not None:
+            targets = sets[_labels(train)]
+        self._targets = targets  # class probabilities or labels of the training documents, float32 [n, C]
+        self._sets = sets  # float32 [sets, C], the labels of a store's class numbers
+        self._thresholds: list[float] = [DEFAULT] * len(label_names)  # by label, chosen by `model_entries`
         self._train, self._valid, self._label_names = train, valid, label_names
         self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
         self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
         self._temperature: float | None = None
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
         self.most_micro_batches = recipe.batch_size
-        self._class_weights = None
+        class_weights = None
         if config.class_weights == "balanced":
             counts = (
                 np.bincount(_labels(train), minlength=len(label_names))
                 if targets is None
                 else targets.sum(0, dtype=np.float64)
             )
-            weights = train.num_documents / (len(label_names) * np.maximum(counts, 1))
-            self._class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
+            weights = balanced_weights(counts, train.num_documents, several=sets is not None)
+            class_weights = torch.as_tensor(weights, dtype=next(net.parameters()).dtype, device=runtime.device)
+        kind = OneLabel if sets is None else SeveralLabels
+        self._loss: LabelLoss = kind(class_weights, config.label_smoothing)
 
     def steps_in_epoch(self, epoch: int) -> int:
         """ceil(documents / batch_size), the same in every epoch."""
@@ -340,12 +354,7 @@ class ClassifierTask:
                     head_masks=everyone,
                     update_statistics=last,
                 )
-                if targets is None:
-                    loss = F.cross_entropy(
-                        logits, labels, weight=self._class_weights, label_smoothing=self._config.label_smoothing
-                    )
-                else:
-                    loss = soft_cross_entropy(logits, targets.to(logits.dtype), weight=self._class_weights)
+                loss = self._loss.mean(logits, labels, targets)
                 activation = config.alpha * ar_sum / (trained.sum() * width) + config.beta * tar_sum / (
                     max(1, (trained - 1).sum()) * width
                 )
@@ -353,11 +362,7 @@ class ClassifierTask:
                 # are sums over the documents of this pass only, so these are added up.
                 engine.backward(loss / num_passes + activation * runtime.world_size)
         with torch.no_grad():
-            if targets is None:
-                loss_sum = F.cross_entropy(logits, labels, reduction="sum")
-            else:
-                loss_sum = soft_cross_entropy(logits, targets.to(logits.dtype), reduction="sum")
-            sums = torch.stack([loss_sum.double(), (logits.argmax(1) == labels).sum().double()])
+            sums = self._loss.sums(logits, labels, targets)
         return StepResult(sums / runtime.world_size, size, int(self._train.lengths[batch.indices].sum()))
 
     def _combiner(
@@ -392,6 +397,17 @@ class ClassifierTask:
         store = store or self._valid
         if store is None:
             return None
+        if self._sets is not None:
+            return score_labels(
+                self.net,
+                store,
+                self._runtime,
+                label_names=self._label_names,
+                matrix=self._sets,
+                thresholds=None if store is self._valid else self._thresholds,
+                pad_id=self._pad_id,
+                backwards=self._config.backwards,
+            )
         return score_classifier(
             self.net,
             store,
@@ -418,9 +434,17 @@ class ClassifierTask:
         self._temperature = found["temperature"]
         return found
 
+    def model_entries(self) -> dict[str, Any]:
+        """With several labels, the thresholds that the validation documents give these weights (a collective)."""
+        if self._sets is None:
+            return {}
+        if (metrics := self.evaluate()) is not None:
+            self._thresholds = metrics["thresholds"]
+        return {"thresholds": self._thresholds}
+
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """By --metric: a higher score is better, and at equal scores a lower loss."""
-        name = self._config.metric or "accuracy"
+        name = self._config.metric or ("accuracy" if self._sets is None else "micro_f1")
         return [-metrics["loss"]] if name == "loss" else [metrics[name], -metrics["loss"]]
 
     def sample(self) -> None:

@@ -15,14 +15,17 @@ MOST_CLASSES = 6  # whose shares are told
 FEW = 10  # documents of a class in training, below which a line warns
 
 
-def description(corpus: Corpus, stores: Mapping[str, TokenStore], label_names: Sequence[str] = ()) -> list[str]:
+def description(
+    corpus: Corpus, stores: Mapping[str, TokenStore], label_names: Sequence[str] = (), sets: np.ndarray | None = None
+) -> list[str]:
     """The data in two lines: rows and classes of each split and columns; lengths, and rows left out by reason.
 
     Args:
         stores: by split; the training split of a stream has none.
         label_names: the classes of a classifier.
+        sets: as of `LabelSets.matrix`, where a class number of a store is a set of labels.
     """
-    splits = [f"{name} {_rows(stores.get(name), label_names)}" for name in corpus.splits]
+    splits = [f"{name} {_rows(stores.get(name), label_names, sets)}" for name in corpus.splits]
     columns = [*corpus.text_columns, *([corpus.label_column] if corpus.label_column else [])]
     lines = [f"data: {', '.join(splits)}; column{'s' * (len(columns) > 1)} {listed(columns)}"]
     shown = stores.get("train", next(iter(stores.values()), None))
@@ -34,9 +37,11 @@ def description(corpus: Corpus, stores: Mapping[str, TokenStore], label_names: S
     return lines
 
 
-def warnings_about_classes(stores: Mapping[str, TokenStore], label_names: Sequence[str]) -> list[str]:
+def warnings_about_classes(
+    stores: Mapping[str, TokenStore], label_names: Sequence[str], sets: np.ndarray | None = None
+) -> list[str]:
     """A line about classes with fewer than `FEW` documents in training, and one about classes without validation."""
-    counts = {name: _counts(store, label_names) for name, store in stores.items()}
+    counts = {name: _counts(store, label_names, sets) for name, store in stores.items()}
     lines = []
     if rare := [index for index, count in enumerate(counts["train"]) if count < FEW]:
         each = [f"{_name(label_names[index], index)} ({counts['train'][index]:,})" for index in rare]
@@ -49,24 +54,25 @@ def warnings_about_classes(stores: Mapping[str, TokenStore], label_names: Sequen
     return lines
 
 
-def _rows(store: TokenStore | None, label_names: Sequence[str]) -> str:
+def _rows(store: TokenStore | None, label_names: Sequence[str], sets: np.ndarray | None) -> str:
     if store is None:
         return "a stream"
     rows = f"{store.num_documents:,} rows"
     if not label_names or not store.num_documents:
         return rows
-    counts = _counts(store, label_names)
+    counts = _counts(store, label_names, sets)
+    whole = counts.sum() if sets is None else store.num_documents
     order = np.argsort(-counts, kind="stable")
-    shares = [
-        f"{_name(label_names[index], int(index))} {counts[index] / counts.sum():.0%}" for index in order[:MOST_CLASSES]
-    ]
+    shares = [f"{_name(label_names[index], int(index))} {counts[index] / whole:.0%}" for index in order[:MOST_CLASSES]]
     more = [f"{len(order) - MOST_CLASSES:,} more classes"] if len(order) > MOST_CLASSES else []
     return f"{rows} ({', '.join([*shares, *more])})"
 
 
-def _counts(store: TokenStore, label_names: Sequence[str]) -> np.ndarray:
+def _counts(store: TokenStore, label_names: Sequence[str], sets: np.ndarray | None) -> np.ndarray:
     """Documents of each class, int64 [C]."""
     assert store.labels is not None, "a store with labels"
+    if sets is not None:
+        return (np.bincount(store.labels, minlength=len(sets)) @ sets).astype(np.int64)
     return np.bincount(store.labels, minlength=len(label_names))
 
 

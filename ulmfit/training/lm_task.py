@@ -317,6 +317,10 @@ class LanguageModelTask:
         """{}: a language model has no temperature of its own."""
         return {}
 
+    def model_entries(self) -> dict[str, Any]:
+        """Empty: nothing of a language model's config.json is found in training."""
+        return {}
+
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """The negative loss: a lower loss is better."""
         return [-metrics["loss"]]

@@ -284,6 +284,7 @@ def _guarded(
                         f"{calibrated['ece_before']:.4f} before and {calibrated['ece']:.4f} after"
                     )
                     saved = saved | {"temperature": calibrated["temperature"]}
+                saved = saved | loop.task.model_entries()
                 if runtime.is_main:
                     save_model(directory.path / MODEL, loop.task.net, tokenizer, saved)
                 if test is not None:

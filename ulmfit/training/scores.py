@@ -22,6 +22,7 @@ from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
 from ulmfit.training.calibration import BINS, bin_sums, calibration_error
 from ulmfit.training.class_scores import class_scores
+from ulmfit.training.label_scores import label_metrics
 
 
 @torch.inference_mode()
@@ -128,11 +129,14 @@ def _logits(
 
 
 @torch.inference_mode()
-def score_bundle(bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime) -> dict[str, Any]:
-    """As `score_classifier`, of the mean of several classifiers' probabilities.
+def score_bundle(
+    bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime, matrix: np.ndarray | None = None
+) -> dict[str, Any]:
+    """As `score_classifier` or `score_labels`, of the mean of several classifiers' probabilities.
 
     Args:
         stores: by member, the same labelled split under the member's tokenizer.
+        matrix: where a text may have several labels, as of `score_labels`.
     """
     classes, labels = len(bundle.label_names), stores[0].labels
     assert labels is not None, "a store with labels"
@@ -141,6 +145,12 @@ def score_bundle(bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime)
     for member, place, store in zip(bundle.members, bundle.places, stores, strict=True):
         assert np.array_equal(store.rows, stores[0].rows), "the stores hold the same documents"
         total += _probabilities(member, store, own, runtime)[:, torch.from_numpy(place)]
+    if bundle.thresholds is not None:
+        assert matrix is not None
+        whole = torch.zeros(len(labels), classes, dtype=torch.float64)
+        whole[torch.from_numpy(own)] = total / len(bundle.members)
+        probabilities = runtime.sum(whole.to(runtime.device)).cpu().numpy()
+        return label_metrics(probabilities, matrix[labels], bundle.label_names, bundle.thresholds)
     mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels)[own].astype(np.int64))
     sums = _no_sums(classes, torch.device("cpu"))
     sums[: classes * classes] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
@@ -162,7 +172,7 @@ def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, r
                        backwards=bool(member.config.get("backwards")))  # fmt: skip
         with runtime.accelerator.autocast():
             logits = net(to_device(part.tokens, device), part.lengths).logits
-        return part.positions.numpy(), (logits.double() / temperature).softmax(1).cpu()
+        return part.positions.numpy(), net.probabilities(logits.double() / temperature).cpu()
 
     for places, rows in read_side_by_side(read, batches, device):
         runtime.progress.now("evaluating")
