@@ -140,8 +140,16 @@ def test_lines_of_fasttext():
         ("", None),
         ("", "n"),
     ]
-    with pytest.raises(UserError, match="rows with several labels .2 in one., which is not supported"):
-        rows(source(content + "__label__n __label__p both\n", "a.txt"))
+    with pytest.raises(UserError, match="has a line with 2 labels, and its first 1,000 lines have one each"):
+        rows(source(content * 40 + "__label__n __label__p both\n", "a.txt"))
+
+
+def test_lines_of_fasttext_with_several_labels():
+    found = source("__label__n __label__p both\n__label__p one\nnone\n" * 5, "a.txt")
+    assert rows(found)[:3] == [("both", ["n", "p"]), ("one", ["p"]), ("none", None)]
+    corpus = open_corpus("a.txt", task="clf", valid="0.4")
+    assert corpus.label_names == ["n", "p"] and corpus.label_sets.sets == ('["n", "p"]', '["p"]')
+    assert corpus.splits["train"].count_labels().keys() == set(corpus.label_sets.sets)
 
 
 # Labels

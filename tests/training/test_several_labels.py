@@ -17,6 +17,7 @@ from tests.training import runs
 from ulmfit import cli
 from ulmfit.data.corpus import open_corpus
 from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.label_loss import SeveralLabels, balanced_weights
 from ulmfit.training.label_scores import FEW, best_threshold, choose_thresholds, label_metrics
@@ -228,3 +229,19 @@ def test_models_of_one_and_of_several_labels_do_not_mix(trained, tmp_path, revie
         train_classifier(runs.clf_config(tmp_path / "a", data=str(reviews), preset="tiny", metric="micro_f1"))
     with pytest.raises(UserError, match="label-separator: None -> ,"):
         train_classifier(runs.clf_config(folder / "run", data=str(folder / "*.jsonl"), label_separator=",", **OPTIONS))
+
+
+def test_the_whole_job_compares_with_a_regression_for_each_label(trained, tmp_path):
+    pytest.importorskip("sklearn")
+    folder, data, _ = trained
+    (tmp_path / "train.jsonl").write_bytes(data.read_bytes())
+    write(tmp_path / "test.jsonl", rows(300)[240:])
+    tiny = {"max_steps": 4, "batch_size": 16, "threads": 1}
+    config = FitConfig(data=str(tmp_path / "*.jsonl"), output_dir=str(tmp_path / "fit"), init="none", preset="tiny",
+                       samples=False, lm=tiny, clf=tiny)  # fmt: skip
+    summary = ulmfit.fit(config).summary
+    systems = summary["systems"]
+    rival = systems["TF-IDF + logistic regression"]
+    assert rival["test"]["micro_f1"] > 0.9 > systems["majority class"]["test"]["micro_f1"]
+    assert summary["beats_baseline"] is False and "(micro F1 on 59 test rows)" in summary["verdict"]
+    assert "test micro F1" in (tmp_path / "fit" / "summary.md").read_text()

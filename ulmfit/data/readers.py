@@ -26,6 +26,7 @@ from ulmfit.errors import UserError
 
 _FIRST_ROWS = 10_000  # rows of JSON in which the columns are looked for
 _FEW_FILES = 100  # whose footers are read to count the rows
+_HEAD = 1000  # lines that tell how a text file is read
 _LABEL = re.compile(r"__label__(\S+)[ \t]+")  # before a line of fastText
 
 
@@ -144,11 +145,12 @@ def _encodings(access: Access) -> Callable[[str], str]:
 def _text(files: list[str], what: str, access: Access) -> Source:
     """Text files with a document a line, and those of fastText, where the label precedes the text."""
     read = _lines(files, access)
-    head, _ = next(read(1000, None), ([], None))
+    head, _ = next(read(_HEAD, None), ([], None))
     notes = _encoding_notes(files[0], _encodings(access)(files[0]), access)
     labelled = any(line.startswith("__label__") for line in head) and access.scheme == SCHEME
+    several = labelled and any(len(_fasttext(line)[1]) > 1 for line in head)
     if labelled:
-        notes.append(f"{files[0]}: lines of fastText; __label__... is the label")
+        notes.append(f"{files[0]}: lines of fastText; __label__... {'are the labels' if several else 'is the label'}")
     hint = ""
     if not labelled and access.scheme == SCHEME:
         hint = _table_in(head)
@@ -159,25 +161,33 @@ def _text(files: list[str], what: str, access: Access) -> Source:
             if not labelled:
                 yield {name: lines for name in wanted}, after
                 continue
-            pairs = [_fasttext(line, what) for line in lines]
-            yield {name: [pair[name == "label"] for pair in pairs] for name in wanted}, after
+            pairs = [_fasttext(line) for line in lines]
+            columns: Columns = {"text": [text for text, _ in pairs]}
+            columns["label"] = [(labels or None) if several else _single(labels, what) for _, labels in pairs]
+            yield {name: columns[name] for name in wanted}, after
 
     names = ["text", "label"] if labelled else ["text"]
     found = fingerprint("text", files, None, access, (labelled, access.encoding and known_encoding(access.encoding)))
-    return Source(what, names, found, files, types={"text": "string"}, kind="text", notes=notes, hint=hint,
-                  blank_lines=True, _batches=batches)  # fmt: skip
+    return Source(what, names, found, files, kind="text", notes=notes, hint=hint,
+                  types={"text": "string", "label": "list" if several else "string"}, blank_lines=True,
+                  _batches=batches)  # fmt: skip
 
 
-def _fasttext(line: str, what: str) -> tuple[str, str | None]:
-    """(text, label) of a line."""
+def _fasttext(line: str) -> tuple[str, list[str]]:
+    """(text, labels) of a line."""
     labels = []
     while match := _LABEL.match(line) or re.fullmatch(r"__label__(\S+)", line):
         labels.append(match[1])
         line = line[match.end() :]
+    return line, labels
+
+
+def _single(labels: list[str], what: str) -> str | None:
+    """The label of a line, where the first lines have one each."""
     if len(labels) > 1:
-        raise UserError(f"{what} has rows with several labels ({len(labels)} in one), which is not supported; keep one "
-                        "__label__ in each line")  # fmt: skip
-    return line, labels[0] if labels else None
+        raise UserError(f"{what} has a line with {len(labels)} labels, and its first {_HEAD:,} lines have one each; move "
+                        "such a line to its beginning to read several labels a line")  # fmt: skip
+    return labels[0] if labels else None
 
 
 def _table_in(head: list[str]) -> str:

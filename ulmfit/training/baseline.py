@@ -20,6 +20,8 @@ from ulmfit.batches.order import permutation
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.splits import Split
 from ulmfit.training.clf_task import balanced_draw
+from ulmfit.training.label_baseline import fit as fit_labels
+from ulmfit.training.label_baseline import scores_of_set
 from ulmfit.training.scores import macro_f1
 
 MOST_ROWS = 100_000  # labelled texts that are held in memory
@@ -77,6 +79,8 @@ def run_baselines(
     begun = time.monotonic()
     texts, truth, num_rows = _training_rows(corpus.splits["train"], labels, seed)
     scored = {name: split for name, split in corpus.splits.items() if name != "train"}
+    if corpus.label_sets is not None:
+        return _several_labels(corpus, texts, truth, num_rows, wanted=wanted, begun=begun, stopped=stopped)
     majority = int(np.bincount(truth, minlength=num_classes).argmax())
     guesses = {name: _confusion(lambda texts: np.full(len(texts), majority), split, num_classes)
                for name, split in scored.items()}  # fmt: skip
@@ -101,6 +105,65 @@ def run_baselines(
     scores = {name: _scores(_confusion(model.predict, split, num_classes)) for name, split in scored.items()}
     minutes = (time.monotonic() - begun) / 60
     return found | {"tfidf": {"C": model.strength, "rows": len(texts), "minutes": minutes} | scores, "reason": None}
+
+
+def _several_labels(
+    corpus: Corpus,
+    texts: list[str],
+    truth: np.ndarray,
+    num_rows: int,
+    *,
+    wanted: bool,
+    begun: float,
+    stopped: Callable[[], bool],
+) -> dict[str, Any]:
+    """As `run_baselines`, where a class number is one of a set of labels. There is a micro F1 too."""
+    assert corpus.label_sets is not None
+    sets, names = corpus.label_sets.matrix(), corpus.label_sets.names
+    scored = {name: _held_in_memory(split) for name, split in corpus.splits.items() if name != "train"}
+    majority = int(np.bincount(truth).argmax())
+    found: dict[str, Any] = {
+        "rows": {"train": num_rows} | {name: len(labels) for name, (_, labels) in scored.items()},
+        "classes": list(names),
+        "majority": {"class": corpus.label_sets.sets[majority], "minutes": 0.0}
+        | {name: scores_of_set(sets[majority], sets[labels], names) for name, (_, labels) in scored.items()},
+        "tfidf": None,
+        "reason": "--no-baseline",
+    }
+    if not wanted:
+        return found
+    if not is_installed():
+        return found | {"reason": NOT_INSTALLED}
+    if "valid" not in scored:
+        return found | {"reason": "no row is held out for validation"}
+
+    def before_each() -> None:
+        if stopped():
+            raise Stopped
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_FEATURES)
+    valid = (scored["valid"][0], sets[scored["valid"][1]])
+    try:
+        model = fit_labels(vectorizer, texts, sets[truth], valid, STRENGTHS, before_each)
+    except ValueError:  # no text has a word of two letters or more
+        return found | {"reason": "the texts have no words that it can count"}
+    scores = {name: model.scores(texts, sets[labels], names) for name, (texts, labels) in scored.items()}
+    minutes = (time.monotonic() - begun) / 60
+    return found | {"tfidf": {"C": model.strength, "rows": len(texts), "minutes": minutes} | scores, "reason": None}
+
+
+def _held_in_memory(split: Split) -> tuple[list[str], np.ndarray]:
+    """At most `MOST_ROWS` texts of a split and their class numbers."""
+    texts: list[str] = []
+    classes: list[int] = []
+    for batch in split.batches():
+        texts += batch.texts
+        classes += batch.labels or []
+        if len(texts) >= MOST_ROWS:
+            break
+    return texts[:MOST_ROWS], np.array(classes[:MOST_ROWS], dtype=np.int64)
 
 
 def _labels(batch: Any) -> np.ndarray:

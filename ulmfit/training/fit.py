@@ -45,7 +45,7 @@ from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.setup import probability_columns
 from ulmfit.training.stages import recipe_for
-from ulmfit.training.summary import BOARD, RIVAL, as_markdown, summarize, write_board
+from ulmfit.training.summary import BOARD, RIVAL, as_markdown, measure_of, summarize, write_board
 
 RIVALS, SUMMARY, PAGE = "baseline.json", "summary.json", "summary.md"
 _SHORTEST = 1e-3  # minutes left to a training whose time is up: it saves a checkpoint and stops
@@ -214,6 +214,7 @@ class _Job:
                     task="clf",
                     text_column=config.text_column,
                     label_column=config.label_column,
+                    label_separator=config.label_separator,
                     valid=path_text(config.valid),
                     group_column=config.group_column,
                     seed=config.seed,
@@ -243,9 +244,10 @@ class _Job:
         on = "test" if "test" in rivals["rows"] else "valid"
         tfidf = rivals["tfidf"]
         if tfidf is not None and on in rivals["rows"]:
+            measure = measure_of(tfidf[on])
             print(
-                f"to beat on the {on} rows: majority class {rivals['majority'][on]['accuracy']:.3f}, {RIVAL} "
-                f"{tfidf[on]['accuracy']:.3f}",
+                f"to beat on the {on} rows{', micro F1' * (measure == 'micro_f1')}: majority class "
+                f"{rivals['majority'][on][measure]:.3f}, {RIVAL} {tfidf[on][measure]:.3f}",
                 flush=True,
             )
 

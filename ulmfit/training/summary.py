@@ -51,7 +51,11 @@ def summarize(
         return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
                         "advice": ["label some texts (a column label) and run ulmfit fit again"]}  # fmt: skip
     ours = {
-        split: {name: scores.get(name) for name in ("accuracy", "f1", "loss")}
+        split: {
+            name: scores.get(name)
+            for name in ("accuracy", "f1", "micro_f1", "loss")
+            if name in scores or name != "micro_f1"
+        }
         for split, scores in classifier.metrics.items()
         if split in rivals["rows"] and all(isinstance(scores.get(name), int | float) for name in ("accuracy", "f1"))
     }
@@ -69,14 +73,17 @@ def summarize(
 
 
 def _judge(systems: dict[str, Any], on: str, rivals: dict[str, Any], used: dict[str, Any]) -> dict[str, Any]:
-    ours = systems["ulmfit"][on]["accuracy"]
+    measure = measure_of(systems["ulmfit"][on])
+    ours = systems["ulmfit"][on][measure]
     name = RIVAL if systems[RIVAL] is not None else "majority class"
-    theirs = systems[name][on]["accuracy"]
+    theirs = systems[name][on][measure]
     beats = ours > theirs
     number = rivals["rows"][on]
     error = math.sqrt(max(ours * (1 - ours), theirs * (1 - theirs)) / number)
     rows = f"{number:,} {'test' if on == 'test' else 'validation'} rows"
     chance = f"one standard error of an accuracy on {rows} is {error:.3f}"
+    if measure == "micro_f1":
+        chance = f"micro F1 on {rows}"
     if beats:
         verdict = f"ulmfit beats {name}: {ours:.3f} against {theirs:.3f} ({chance})"
     elif ours == theirs:
@@ -91,6 +98,11 @@ def _judge(systems: dict[str, Any], on: str, rivals: dict[str, Any], used: dict[
             verdict += " (pip install scikit-learn, or 'ulmfit[sklearn]', then the same command adds it)"
     return {"beats_baseline": beats if systems[RIVAL] is not None else None, "verdict": verdict,
             "advice": [] if beats else _advice(name, rivals, used)}  # fmt: skip
+
+
+def measure_of(scores: dict[str, float]) -> str:
+    """The score that systems are compared by: the micro F1 where a text may have several labels, else the accuracy."""
+    return "micro_f1" if "micro_f1" in scores else "accuracy"
 
 
 def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str]:
@@ -123,13 +135,15 @@ def as_markdown(summary: dict[str, Any]) -> str:
     shown = summary["minutes"]
     if summary["systems"]:
         splits = [split for split in ("test", "valid") if split in summary["rows"]]
-        names = {"test": "test accuracy", "valid": "validation accuracy"}
+        measure = measure_of(summary["systems"]["ulmfit"][splits[0]])
+        shown_as = "micro F1" if measure == "micro_f1" else "accuracy"
+        names = {"test": f"test {shown_as}", "valid": f"validation {shown_as}"}
         rows = [["", *(names[split] for split in splits), "macro F1", "minutes"]]
         for name, scores in summary["systems"].items():
             if scores is None:
                 rows.append([name, *("-" for _ in splits), "-", "-"])
                 continue
-            accuracies = [f"{scores[split]['accuracy']:.3f}" for split in splits]
+            accuracies = [f"{scores[split][measure]:.3f}" for split in splits]
             rows.append([name, *accuracies, f"{scores[splits[0]]['f1']:.3f}", f"{scores['minutes']:.1f}"])
         lines += [*_table(rows), ""]
         number = summary["rows"]
