@@ -1,6 +1,6 @@
 """Several labels a text: `ulmfit fit` beside a one-vs-rest TF-IDF, on a set that a small grammar makes.
 
-    python -m benchmarks.multilabel OUTPUT_DIR [--train 1000]
+    python -m benchmarks.multilabel OUTPUT_DIR [--train 1000] [--lm-epochs N] [--clf-epochs N]
 
 A text is a hotel review of 20 to 70 words. It speaks of one to five aspects, praises some and blames others; a label is
 an aspect with its opinion (`staff+`, `food-`). Words of praise and blame occur for every aspect, and a third of the
@@ -76,12 +76,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--lm-epochs", type=float, help="of the language model (default: the recipe's)")
+    parser.add_argument("--clf-epochs", type=float, help="of the classifier (default: the recipe's)")
     given = parser.parse_args()
     data = given.output_dir / "data"
     data.mkdir(parents=True, exist_ok=True)
     for name, number in (("train", given.train), ("valid", 200), ("test", 500)):
         write(data / f"{name}.csv", number, name)
-    config = FitConfig(data=str(data), label_separator=";", output_dir=str(given.output_dir / "fit"))
+    own = {name: {} if epochs is None else {"epochs": epochs}
+           for name, epochs in (("lm", given.lm_epochs), ("clf", given.clf_epochs))}  # fmt: skip
+    config = FitConfig(data=str(data), label_separator=";", output_dir=str(given.output_dir / "fit"), **own)
     result = ulmfit.fit(config)
     systems = result.summary["systems"]
     print("| | micro F1 | macro F1 | all labels right | minutes |\n|---|---|---|---|---|")

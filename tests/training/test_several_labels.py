@@ -227,6 +227,8 @@ def test_models_of_one_and_of_several_labels_do_not_mix(trained, tmp_path, revie
     folder, data, _ = trained
     with pytest.raises(UserError, match="--metric micro_f1 is for several labels a row"):
         train_classifier(runs.clf_config(tmp_path / "a", data=str(reviews), preset="tiny", metric="micro_f1"))
+    with pytest.raises(UserError, match="--calibrate is for one label a text"):
+        train_classifier(runs.clf_config(tmp_path / "a", data=str(data), calibrate=True, **OPTIONS))
     with pytest.raises(UserError, match="label-separator: None -> ,"):
         train_classifier(runs.clf_config(folder / "run", data=str(folder / "*.jsonl"), label_separator=",", **OPTIONS))
 

@@ -72,8 +72,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
-    from ulmfit.training.label_scores import score_labels
-    from ulmfit.training.scores import score_classifier, score_language_model
+    from ulmfit.training.scores import score_classifier, score_labels, score_language_model
     from ulmfit.training.setup import tokenised
 
     path = options.model[0]

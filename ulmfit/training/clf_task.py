@@ -27,12 +27,12 @@ from ulmfit.training.default_encoder import chosen_encoder, default_encoder, giv
 from ulmfit.training.description import description, warnings_about_classes
 from ulmfit.training.engine import Passes
 from ulmfit.training.label_loss import LabelLoss, OneLabel, SeveralLabels, balanced_weights
-from ulmfit.training.label_scores import DEFAULT, score_labels
+from ulmfit.training.label_scores import DEFAULT
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
-from ulmfit.training.scores import all_logits, score_classifier
+from ulmfit.training.scores import all_logits, score_classifier, score_labels
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
@@ -92,6 +92,8 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     label_names = corpus.label_names
     if config.calibrate and "valid" not in corpus.splits:
         raise UserError("--calibrate needs validation texts and there are none; name some with --valid")
+    if config.calibrate and corpus.label_sets:
+        raise UserError("--calibrate is for one label a text; with several, a threshold by label is chosen anyway")
     assert tokenizer is not None and label_names is not None
     check_vocabulary(session, corpus.judged, tokenizer)
     stores = {

@@ -6,67 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.documents import collate
-from ulmfit.device import to_device
-from ulmfit.distributed.runtime import Runtime
-from ulmfit.model.classifier import ClassifierNet
-from ulmfit.parallel_inference import read_side_by_side, reading_batches
 from ulmfit.training.class_scores import class_scores
 
 FEW = 10  # documents with a label in validation, below which it has the threshold that all share
 DEFAULT = 0.5
-
-
-@torch.inference_mode()
-def score_labels(
-    net: ClassifierNet,
-    store: TokenStore,
-    runtime: Runtime,
-    *,
-    label_names: Sequence[str],
-    matrix: np.ndarray,
-    thresholds: Sequence[float] | None,
-    pad_id: int,
-    backwards: bool = False,
-) -> dict[str, Any]:
-    """The scores of `label_metrics` over a labelled store (a collective).
-
-    Args:
-        matrix: float32 [sets, labels], the labels of each class number of the store.
-        thresholds: by label; None to choose them on this store.
-    """
-    assert store.labels is not None, "a store with labels"
-    logits = _logits(net, store, runtime, pad_id=pad_id, backwards=backwards)
-    return label_metrics(_sigmoid(logits), matrix[store.labels], label_names, thresholds)
-
-
-def _logits(net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool) -> np.ndarray:
-    """float64 [n, C] of all documents, on every rank. Each rank reads its share."""
-    device, training = runtime.device, net.training
-    net.eval()
-    own = np.argsort(-store.lengths, kind="stable")[runtime.rank :: runtime.world_size]
-    batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
-
-    def read(indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
-        with runtime.accelerator.autocast():
-            logits = net(to_device(part.tokens, device), part.lengths).logits
-        return part.indices, logits.double()
-
-    whole = torch.zeros(len(store.lengths), net.num_classes, dtype=torch.float64, device=device)
-    for indices, logits in read_side_by_side(read, batches, device):
-        runtime.progress.now("evaluating")
-        whole[to_device(indices, device)] = logits
-    net.train(training)
-    return runtime.sum(whole).cpu().numpy()  # the other ranks' rows are zero, so the sum is exact
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(logits).sigmoid().numpy()
 
 
 def label_metrics(

@@ -103,6 +103,28 @@ def all_logits(
     return runtime.sum(result).cpu()  # each row is 0 on all ranks but one
 
 
+def score_labels(
+    net: ClassifierNet,
+    store: TokenStore,
+    runtime: Runtime,
+    *,
+    label_names: Sequence[str],
+    matrix: np.ndarray,
+    thresholds: Sequence[float] | None,
+    pad_id: int,
+    backwards: bool = False,
+) -> dict[str, Any]:
+    """The scores of `label_metrics` over a labelled store (a collective).
+
+    Args:
+        matrix: float32 [sets, labels], the labels of each class number of the store.
+        thresholds: by label; None to choose them on this store.
+    """
+    assert store.labels is not None, "a store with labels"
+    logits = all_logits(net, store, runtime, pad_id=pad_id, backwards=backwards)
+    return label_metrics(logits.sigmoid().numpy(), matrix[store.labels], label_names, thresholds)
+
+
 def _logits(
     net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
