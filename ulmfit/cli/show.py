@@ -26,7 +26,9 @@ class ShowOptions(ReadingOptions):
     text_column: str | None = None
     """Column with the text, or several joined by commas (default: text, else the only one)."""
     label_column: str | None = None
-    """Column with the label (default: label)."""
+    """Column with the label, or with lists of labels; several, comma-separated, of 0 and 1 (default: label)."""
+    label_separator: str | None = None
+    """Between the labels of a cell, of which a row may have any number (default: one label a row)."""
     unlabelled: str | None = None
     """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
     task: Literal["lm", "clf"] = "lm"
@@ -47,6 +49,7 @@ def show(options: ShowOptions) -> None:
     """Print the first batches of a trainer as words."""
     from ulmfit.cache_folder import cache_folder
     from ulmfit.data.corpus import open_corpus
+    from ulmfit.data.label_sets import labels_of
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.setup import tokenised
 
@@ -56,6 +59,7 @@ def show(options: ShowOptions) -> None:
         task=options.task,
         text_column=options.text_column,
         label_column=options.label_column,
+        label_separator=options.label_separator,
         seed=options.seed,
         unlabelled=options.unlabelled,
         access=options.access(),
@@ -66,7 +70,9 @@ def show(options: ShowOptions) -> None:
     tell_skipped(store.skipped)
     if is_clf:
         assert corpus.label_names is not None, "a corpus with labels"
-        _show_documents(options, store, tokenizer, corpus.label_names)
+        several = corpus.label_sets
+        names = [", ".join(labels_of(name)) for name in several.sets] if several else corpus.label_names
+        _show_documents(options, store, tokenizer, names)
     else:
         _show_rows(options, store, tokenizer)
 
