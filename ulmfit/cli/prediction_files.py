@@ -83,7 +83,7 @@ class Layout:
         if row.probabilities is None:
             return np.empty(0, dtype=np.int64)
         if self.thresholds is None:
-            return row.probabilities.argmax(keepdims=True)
+            return np.array([row.probabilities.argmax()])
         return np.flatnonzero(row.probabilities >= self.thresholds)
 
     def labels(self, row: PredictedRow) -> list[str] | None:

@@ -172,7 +172,7 @@ def score_bundle(
         whole = torch.zeros(len(labels), classes, dtype=torch.float64)
         whole[torch.from_numpy(own)] = total / len(bundle.members)
         probabilities = runtime.sum(whole.to(runtime.device)).cpu().numpy()
-        return label_metrics(probabilities, matrix[labels], bundle.label_names, bundle.thresholds)
+        return label_metrics(probabilities, matrix[labels], bundle.label_names, bundle.thresholds.tolist())
     mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels)[own].astype(np.int64))
     sums = _no_sums(classes, torch.device("cpu"))
     sums[: classes * classes] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
