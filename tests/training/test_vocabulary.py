@@ -51,10 +51,14 @@ def test_advice(text, source, pattern):
 def test_more_than_60_percent_are_refused():
     for source, cure in ((None, "--subword bpe"), ("--encoder runs/lm", "--encoder runs/lm knows too few")):
         with pytest.raises(UserError, match=f"^75% of .* are unknown; .*{cure}"):
-            judged(["film a b c"], KNOWN, source)
+            judged(["film a b c"] * 50, KNOWN, source)
     pieces = Tokenizer.train(["aaa"], min_freq=1, subword="bpe", vocab_size=20)
     with pytest.raises(UserError, match="language of the training texts"):
-        judged(["xyz"], pieces, None)
+        judged(["xyz"] * 200, pieces, None)
+
+
+def test_a_few_unknown_words_tell_nothing_of_a_corpus():
+    assert re.search(r"^75\.0% .*--subword bpe", judged(["film a b c"] * 49, KNOWN, None))
 
 
 @pytest.mark.parametrize("language", sorted(UNSPACED))

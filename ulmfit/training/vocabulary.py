@@ -17,6 +17,7 @@ from ulmfit.training.setup import Session
 
 MANY = 0.1  # above: advice, and in a script without spaces the end
 TOO_MANY = 0.6
+FEW_WORDS = 200  # fewer tell nothing of a corpus: in one of a few rows nearly every word occurs once
 TEXTS_LOOKED_AT = 2000
 CHARACTERS_LOOKED_AT = 1_000_000
 
@@ -125,7 +126,7 @@ def judged(texts: list[str], tokenizer: Tokenizer, source: str | None) -> str:
             f"{share:.0%} of the tokens of the validation texts are unknown, as {script} is written without spaces "
             f"between words; {cure}"
         )
-    if share > TOO_MANY:
+    if share > TOO_MANY and sum(len(ids) - 1 for ids in tokenizer.encode(texts)) >= FEW_WORDS:
         cure = "check the data and its columns, or split words into known pieces by --subword bpe"
         if source is not None:
             cure = f"{source} knows too few of their words, so give another or leave it out"
