@@ -148,7 +148,7 @@ def test_the_best_step_is_known_also_when_the_run_was_finished_before(splits, tm
     from ulmfit.training.clf_task import ClassifierTask
 
     qualities = iter([2.0, 1.0])
-    monkeypatch.setattr(ClassifierTask, "quality", lambda task, metrics: next(qualities))
+    monkeypatch.setattr(ClassifierTask, "quality", lambda task, metrics: [next(qualities)])
     config = short.clf_config(tmp_path / "clf", data=splits, encoder=runs.lm, max_steps=4, eval_every=2, keep_best=True)
     done = ulmfit.train_classifier(config)
     assert done.best_step == 2 and done.metrics["valid"]["step"] == 2

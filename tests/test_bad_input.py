@@ -113,7 +113,7 @@ CASES = {
                               r"copy_lm holds another run .*seed: 0 -> 7.*--resume never"),
     "output of the other script": (f"clf --data reviews.csv {TINY} --output-dir copy_lm", r"copy_lm holds another run"),
     "output's config damaged": (f"lm --data reviews.csv {TINY} --output-dir damaged_run",
-                                r"config\.json is damaged.*--resume never"),
+                                r"damaged_run holds another run .*--resume never"),  # as its checkpoint knows
     # Options
     "unknown option": ("lm --batchsize 4", r"no option --batchsize.*mean --batch-size"),
     "option of the other script": ("clf --init x", r"no option --init"),
@@ -153,7 +153,7 @@ CASES = {
     "config of the other script": ("clf --config {lm}/config.json", r"init.*does not know.*script that wrote it"),
     "config without a name": ("lm --config", r"--config needs a value.*config\.json"),
     # Models and tokenizers
-    "no model": ("clf --data reviews.csv --encoder nowhere", r"nowhere does not exist.*train_lm\.py"),
+    "no model": ("clf --data reviews.csv --encoder nowhere", r"nowhere does not exist; give the output directory of a finished training"),
     "model not finished": ("clf --data reviews.csv --encoder unfinished", r"unfinished holds no model\.safetensors"),
     "classifier as encoder": ("clf --data reviews.csv --encoder {clf}", r"is a classifier.*language model"),
     "classifier to start from": ("lm --data reviews.csv --init {clf}", r"is a classifier.*language model"),

@@ -76,6 +76,9 @@ def test_a_few_texts_are_read_by_one_thread(two_threads, monkeypatch):
             seen.append(torch.get_num_threads())
             return SimpleNamespace(logits=torch.zeros(len(tokens), 2))
 
+        def probabilities(self, logits):
+            return logits.softmax(1)
+
     reader = TorchReader(Net(), pad_id=1, backwards=False)
     for number, threads in ((1, 1), (7, 1), (8, 2)):
         reader.probabilities([np.ones(3, np.int32)] * number)

@@ -178,7 +178,6 @@ CASES = [
     ("a.csv", {"label_column": "y"}, "a.csv has no column y; its columns are label, text"),
     ("lines.txt", {}, "lines.txt has no column label; give a table with a column of labels, or lines of fastText"),
     ("numbers.parquet", {}, "column text of numbers.parquet holds int64, no text"),
-    ("lists.parquet", {}, "column label of lists.parquet holds lists"),
     ("one_class.csv", {}, "all training rows of one_class.csv have the label 1; a classifier needs two"),
     ("svm.csv", {}, "column label of svm.csv has the labels -1, 1; add --unlabelled -1 if"),
     ("svm.csv", {"unlabelled": "-1"}, r"all training rows of svm.csv have the label 1 \(-1 means unlabelled\)"),
@@ -208,7 +207,6 @@ def write_mistakes() -> None:
         write(name, content)
     Path("nothing").mkdir()
     pq.write_table(pa.table({"text": [1, 2], "label": [0, 1]}), "numbers.parquet")
-    pq.write_table(pa.table({"text": ["a", "b"], "label": [[0], [1]]}), "lists.parquet")
 
 
 @pytest.mark.parametrize("data, options, message", CASES)

@@ -7,7 +7,8 @@ import pytest
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.limits import MOST_STEPS
-from ulmfit.training.stages import DISCRIMINATIVE, Stage, lengthen_quick, recipe_for, share_steps
+from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.stages import DISCRIMINATIVE, Stage, lengthen_quick, narrow_quick, recipe_for, share_steps
 
 
 def test_blog_recipe_has_the_posts_numbers():
@@ -90,3 +91,20 @@ def test_shared_steps_add_up_and_leave_no_stage_out():
 
 def test_the_head_of_the_ulmfit_recipe_gets_a_step_of_five():
     assert share_steps(recipe_for(LMConfig(recipe="ulmfit"), pretrained=True).stages, 5) == [1, 4]
+
+
+def test_a_corpus_of_a_few_rows_gets_fewer_rows_a_step_unless_their_number_is_given():
+    config = LMConfig()
+    recipe = recipe_for(config, pretrained=False)
+    assert [narrow_quick(recipe, config, pairs).batch_size for pairs in (1, 6, 63, 64, 10_000)] == [1, 4, 32, 64, 64]
+    for told in (LMConfig(batch_size=64), LMConfig(recipe="blog")):
+        recipe = recipe_for(told, pretrained=False)
+        assert narrow_quick(recipe, told, 6) == recipe
+
+
+def test_two_short_texts_train_a_language_model(tmp_path):
+    config = LMConfig(
+        data=["a good film", "a bad one"], output_dir=tmp_path / "run", preset="tiny", threads=1, epochs=1
+    )
+    assert train_language_model(config).state == "done"
+    assert train_language_model(config).state == "done"  # the stored number of rows is that of the run

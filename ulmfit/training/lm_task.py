@@ -31,7 +31,7 @@ from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import score_language_model
 from ulmfit.training.setup import Session
-from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
+from ulmfit.training.stages import Recipe, lengthen_quick, narrow_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 
 SAMPLE_WORDS = 40
@@ -74,11 +74,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
     config = replace(config, subword=kind)
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
-    if recipe.batch_size % (runtime.world_size * micro_batches):
-        raise UserError(
-            f"--batch-size {recipe.batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
-            f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}"
-        )
+    _check_dealt(recipe.batch_size, runtime, micro_batches)
 
     base = None
     if config.tokenizer:
@@ -112,6 +108,9 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         )
     else:
         store = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=False)
+        recipe = narrow_quick(recipe, config, store.num_tokens - 1)
+        _check_dealt(recipe.batch_size, runtime, micro_batches)
+        rows = runtime.own_rows(recipe.batch_size)
         source = cached = CachedRows(
             store,
             batch_size=recipe.batch_size,
@@ -168,6 +167,14 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
             "init": pretrained.fingerprint if pretrained else None,
         },
     )
+
+
+def _check_dealt(batch_size: int, runtime: Runtime, micro_batches: int) -> None:
+    if batch_size % (runtime.world_size * micro_batches):
+        raise UserError(
+            f"--batch-size {batch_size} rows cannot be dealt evenly to {runtime.world_size} processes x "
+            f"{micro_batches} micro-batches; give a multiple of {runtime.world_size * micro_batches}"
+        )
 
 
 def _sampled_words(config: LMConfig, vocab_size: int, pretrained: bool, runtime: Runtime) -> int | None:

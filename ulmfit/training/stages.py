@@ -173,6 +173,19 @@ def lengthen_quick(recipe: Recipe, config: TrainConfig, steps_per_epoch: int) ->
     return replace(recipe, stages=(*recipe.stages[:-1], replace(last, epochs=epochs)))
 
 
+def narrow_quick(recipe: Recipe, config: TrainConfig, pairs: int) -> Recipe:
+    """For `quick` on a corpus of less than a step, fewer rows, unless the user has set their number.
+
+    The number is a power of two, which most numbers of processes divide. It does not depend on theirs.
+
+    Args:
+        pairs: neighbouring tokens in the corpus. A row needs one or more.
+    """
+    if config.recipe != "quick" or config.batch_size is not None or pairs >= recipe.batch_size or pairs < 1:
+        return recipe
+    return replace(recipe, batch_size=1 << (pairs.bit_length() - 1))
+
+
 def share_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
     """Divide `max_steps` between the stages, in proportion to their epochs.
 
