@@ -90,21 +90,37 @@ def run_baselines(
         "majority": {"class": corpus.label_names[majority], "minutes": 0.0}
         | {name: _scores(confusion) for name, confusion in guesses.items()},
         "tfidf": None,
-        "reason": "--no-baseline",
+        "reason": _obstacle(corpus, wanted),
     }
-    if not wanted:
+    if found["reason"] is not None:
         return found
-    if not is_installed():
-        return found | {"reason": NOT_INSTALLED}
-    if "valid" not in corpus.splits:
-        return found | {"reason": "no row is held out for validation"}
     try:
-        model = _fit(texts, truth, corpus.splits.get("valid"), stopped)
+        model = _fit(texts, truth, corpus.splits["valid"], stopped)
     except _Impossible as error:
         return found | {"reason": str(error)}
     scores = {name: _scores(_confusion(model.predict, split, num_classes)) for name, split in scored.items()}
+    return found | _trained(model.strength, len(texts), begun, scores)
+
+
+def _obstacle(corpus: Corpus, wanted: bool) -> str | None:
+    """Why the logistic regression is not trained; None if it is."""
+    if not wanted:
+        return "--no-baseline"
+    if not is_installed():
+        return NOT_INSTALLED
+    return None if "valid" in corpus.splits else "no row is held out for validation"
+
+
+def _trained(strength: float, num_rows: int, begun: float, scores: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a logistic regression in the result of `run_baselines`."""
     minutes = (time.monotonic() - begun) / 60
-    return found | {"tfidf": {"C": model.strength, "rows": len(texts), "minutes": minutes} | scores, "reason": None}
+    return {"tfidf": {"C": strength, "rows": num_rows, "minutes": minutes} | scores, "reason": None}
+
+
+def _vectorizer() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_FEATURES)
 
 
 def _several_labels(
@@ -128,30 +144,22 @@ def _several_labels(
         "majority": {"class": corpus.label_sets.sets[majority], "minutes": 0.0}
         | {name: scores_of_set(sets[majority], sets[labels], names) for name, (_, labels) in scored.items()},
         "tfidf": None,
-        "reason": "--no-baseline",
+        "reason": _obstacle(corpus, wanted),
     }
-    if not wanted:
+    if found["reason"] is not None:
         return found
-    if not is_installed():
-        return found | {"reason": NOT_INSTALLED}
-    if "valid" not in scored:
-        return found | {"reason": "no row is held out for validation"}
 
     def before_each() -> None:
         if stopped():
             raise Stopped
 
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_FEATURES)
     valid = (scored["valid"][0], sets[scored["valid"][1]])
     try:
-        model = fit_labels(vectorizer, texts, sets[truth], valid, STRENGTHS, before_each)
+        model = fit_labels(_vectorizer(), texts, sets[truth], valid, STRENGTHS, before_each)
     except ValueError:  # no text has a word of two letters or more
         return found | {"reason": "the texts have no words that it can count"}
     scores = {name: model.scores(texts, sets[labels], names) for name, (texts, labels) in scored.items()}
-    minutes = (time.monotonic() - begun) / 60
-    return found | {"tfidf": {"C": model.strength, "rows": len(texts), "minutes": minutes} | scores, "reason": None}
+    return found | _trained(model.strength, len(texts), begun, scores)
 
 
 def _held_in_memory(split: Split) -> tuple[list[str], np.ndarray]:
@@ -191,29 +199,25 @@ def _training_rows(split: Split, labels: int | None, seed: int) -> tuple[list[st
     return texts, truth[chosen], num_rows
 
 
-def _fit(texts: list[str], truth: np.ndarray, valid: Split | None, stopped: Callable[[], bool]) -> _Model:
-    """The model of the regularisation that is best on the validation rows; of equals, the strongest one.
-
-    Without validation rows, scikit-learn's default of the regularisation.
-    """
+def _fit(texts: list[str], truth: np.ndarray, valid: Split, stopped: Callable[[], bool]) -> _Model:
+    """The model of the regularisation that is best on the validation rows; of equals, the strongest one."""
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(truth)) < 2:
         raise _Impossible("all the rows drawn for training have one class")
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=MOST_FEATURES)
+    vectorizer = _vectorizer()
     try:
         features = vectorizer.fit_transform(texts)
     except ValueError:  # no text has a word of two letters or more
         raise _Impossible("the texts have no words that it can count") from None
     held_out = []
-    for batch in valid.batches() if valid else ():
+    for batch in valid.batches():
         held_out.append((vectorizer.transform(batch.texts), _labels(batch)))
         if sum(len(labels) for _, labels in held_out) >= MOST_ROWS:
             break
     best, most = None, -1
-    for strength in STRENGTHS if valid else (1.0,):
+    for strength in STRENGTHS:
         if stopped():
             raise Stopped
         classifier = LogisticRegression(C=strength, max_iter=1000)
