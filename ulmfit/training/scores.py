@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.documents import collate
+from ulmfit.batches.documents import DocumentBatch, collate
 from ulmfit.batches.lm import CachedRows
 from ulmfit.bundle import Bundle
 from ulmfit.device import to_device
@@ -129,25 +129,31 @@ def _logits(
     net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """This rank's documents in batches: their indices in the store (int64, on the CPU), classes, and logits [n, C]."""
-    device, all_labels = runtime.device, store.labels
-    assert all_labels is not None, "a store with labels"
+    assert store.labels is not None, "a store with labels"
     training = net.training
     net.eval()
     # Documents are assigned to ranks first, because the batch size may differ: it depends on the rank's threads.
     own = np.argsort(-store.lengths, kind="stable")[runtime.rank :: runtime.world_size]
-    batches = [own[places] for places in reading_batches(store.lengths[own], net, device)]
+    for part, logits in _read(net, store, own, runtime, pad_id=pad_id, backwards=backwards):
+        labels = torch.from_numpy(store.labels[part.indices.numpy()].astype(np.int64))
+        yield part.indices, to_device(labels, runtime.device), logits
+    net.train(training)
 
-    def read(indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        part = collate(store, indices, np.arange(len(indices)), pad_id=pad_id, backwards=backwards)
-        labels = to_device(torch.from_numpy(all_labels[part.indices.numpy()].astype(np.int64)), device)
+
+def _read(
+    net: ClassifierNet, store: TokenStore, own: np.ndarray, runtime: Runtime, *, pad_id: int, backwards: bool
+) -> Iterator[tuple[DocumentBatch, Tensor]]:
+    """The documents `own` in batches, with their logits [n, C] in fp32 or fp64. Positions are places in `own`."""
+
+    def read(places: np.ndarray) -> tuple[DocumentBatch, Tensor]:
+        part = collate(store, own[places], places, pad_id=pad_id, backwards=backwards)
         with runtime.accelerator.autocast():
-            logits = net(to_device(part.tokens, device), part.lengths).logits
-        return part.indices, labels, logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = net(to_device(part.tokens, runtime.device), part.lengths).logits
+        return part, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    for found in read_side_by_side(read, batches, device):
+    for found in read_side_by_side(read, reading_batches(store.lengths[own], net, runtime.device), runtime.device):
         runtime.progress.now("evaluating")
         yield found
-    net.train(training)
 
 
 @torch.inference_mode()
@@ -183,22 +189,13 @@ def score_bundle(
 
 def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, runtime: Runtime) -> Tensor:
     """Class probabilities of the documents `own`, float64 [n, C], on the CPU."""
-    net, device = member.net, runtime.device
+    net, config = member.net, member.config
     assert net is not None, "not an exported model"
-    temperature = float(member.config.get("temperature", 1.0))
+    temperature = float(config.get("temperature", 1.0))
     result = torch.zeros(len(own), net.num_classes, dtype=torch.float64)
-    batches = reading_batches(store.lengths[own], net, device)
-
-    def read(places: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        part = collate(store, own[places], places, pad_id=member.tokenizer.pad_id,
-                       backwards=bool(member.config.get("backwards")))  # fmt: skip
-        with runtime.accelerator.autocast():
-            logits = net(to_device(part.tokens, device), part.lengths).logits
-        return part.positions.numpy(), net.probabilities(logits.double() / temperature).cpu()
-
-    for places, rows in read_side_by_side(read, batches, device):
-        runtime.progress.now("evaluating")
-        result[places] = rows
+    pad_id, backwards = member.tokenizer.pad_id, bool(config.get("backwards"))
+    for part, logits in _read(net, store, own, runtime, pad_id=pad_id, backwards=backwards):
+        result[part.positions] = net.probabilities(logits.double() / temperature).cpu()
     return result
 
 
