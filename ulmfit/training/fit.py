@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ulmfit import files
-from ulmfit.cache_folder import cache_folder
 from ulmfit.config import ClassifierConfig, LMConfig, check
-from ulmfit.data.corpus import open_corpus
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
 from ulmfit.data.sources import find
@@ -38,12 +36,12 @@ from ulmfit.run.directory import MODEL, check_output
 from ulmfit.run.stored import read_stored
 from ulmfit.run.tracking import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
-from ulmfit.training.begun import read_begun, scheme_of
+from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.job_files import begun_options, holds_training, minutes_of, read_json, sound_rivals
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.result import TrainingResult
-from ulmfit.training.setup import probability_columns
+from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import BOARD, RIVAL, as_markdown, measure_of, summarize, write_board
 
@@ -195,33 +193,14 @@ class _Job:
         stored = None if self._given.resume == "never" else sound_rivals(read_json(self._path / RIVALS))
         if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
             stored = None  # it can be added now
-        access = Access(
-            cache_dir=cache_folder(path_text(config.cache_dir)),
-            scheme=scheme_of(read_begun(config)),  # as the trainings of this job read it
-            beat=runtime.progress.beat,
-            separator=config.separator,
-            encoding=config.encoding,
-            header=config.header,
-        )
+        access = access_of(config, read_begun(config), runtime)  # as the trainings of this job read it
         labelled, corpus, unlabelled = True, None, False
         if stored is None:
             labelled = bool(config.probability_columns) or _has_labels(self._config, access)
             unlabelled = config.labels is not None or "unsup" in find(self._config.data, access)
         if stored is None and labelled:
             with self._stop.interruptible():
-                corpus = open_corpus(
-                    config.data,
-                    task="clf",
-                    text_column=config.text_column,
-                    label_column=config.label_column,
-                    label_separator=config.label_separator,
-                    valid=path_text(config.valid),
-                    group_column=config.group_column,
-                    seed=config.seed,
-                    unlabelled=config.unlabelled,
-                    probability_columns=probability_columns(config),
-                    access=access,
-                )
+                corpus = opened_corpus(config, access)
         self._open()
         if not labelled:
             print("the corpus has no labels: fit trains the language model alone", flush=True)

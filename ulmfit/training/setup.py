@@ -205,6 +205,41 @@ def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> N
         raise UserError(f"{flag} reads {direction}; {cure} --backwards")
 
 
+def access_of(config: TrainConfig, begun: Begun | None, runtime: Runtime) -> Access:
+    """How a training reads its sources; `begun` is the earlier run in its directory."""
+    return Access(
+        cache_dir=cache_folder(config.cache_dir),
+        revision=begun.revision(config) if begun else None,
+        scheme=scheme_of(begun),
+        beat=runtime.progress.beat,
+        separator=config.separator,
+        encoding=config.encoding,
+        header=config.header,
+    )
+
+
+def opened_corpus(
+    config: TrainConfig, access: Access, *, include_test: bool = False, label_names: list[str] | None = None
+) -> Corpus:
+    """The corpus that the options of a training name. Raises as `open_corpus`."""
+    return open_corpus(
+        config.data,
+        task=config.task,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        label_separator=config.label_separator,
+        valid=path_text(config.valid),
+        group_column=config.group_column,
+        seed=config.seed,
+        streaming=config.streaming,
+        include_test=include_test,
+        label_names=label_names,
+        unlabelled=getattr(config, "unlabelled", None),
+        probability_columns=probability_columns(config),
+        access=access,
+    )
+
+
 def corpus_of(session: Session, *, include_test: bool = False, label_names: list[str] | None = None) -> Corpus:
     """Open the corpus on every rank. Rank 0 is first, so that it fills the caches and reports a mistake once.
 
@@ -212,15 +247,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
         UserError: the corpus cannot be read, or a rank has different data.
     """
     config, runtime = session.config, session.runtime
-    access = Access(
-        cache_dir=cache_folder(config.cache_dir),
-        revision=session.begun.revision(config) if session.begun else None,
-        scheme=scheme_of(session.begun),
-        beat=runtime.progress.beat,
-        separator=config.separator,
-        encoding=config.encoding,
-        header=config.header,
-    )
+    access = access_of(config, session.begun, runtime)
 
     def read(access: Access) -> Corpus:
         try:
@@ -230,22 +257,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             raise session.begun.refused(error.reason) from None
 
     def opened_by(access: Access) -> Corpus:
-        return open_corpus(
-            config.data,
-            task=config.task,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            label_separator=config.label_separator,
-            valid=path_text(config.valid),
-            group_column=config.group_column,
-            seed=config.seed,
-            streaming=config.streaming,
-            include_test=include_test,
-            label_names=label_names,
-            unlabelled=getattr(config, "unlabelled", None),
-            probability_columns=probability_columns(config),
-            access=access,
-        )
+        return opened_corpus(config, access, include_test=include_test, label_names=label_names)
 
     opened: list[Corpus] = []
 
