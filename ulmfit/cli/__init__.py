@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     # torch reads it once. Its C++ code remarks at the first step that no parameter is unused, which is as intended.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop = StopRequest.install()
-    prepare_threads()
     with standard_streams(), values_shown(), _threads_in_a_sentence():
         try:
             check_launch()
@@ -118,6 +117,8 @@ def _run(argv: list[str], prog: str | None, stop: StopRequest) -> None:
 
     name, words = (argv[0], argv[1:]) if argv else ("--help", [])
     command = COMMANDS.get(name)
+    if command is not None and not wants_help(words):
+        prepare_threads()  # takes a tenth of a second, and must come before torch is imported
     if command is None or not (command.trains or command.keeps) or wants_help(words):
         stop.release()  # Ctrl-C ends at once what has nothing to save
     if name in ("-h", "--help"):
