@@ -77,7 +77,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
     session, kind = resolve_subword(session, corpus.splits["train"])
     keep_best = setup.keeps_best(config, corpus)
     decides = keep_best or config.stop_after > 0
-    metric = config.metric or ("micro_f1" if corpus.label_sets else "accuracy")
+    metric = metric_of(config, several=corpus.label_sets is not None)
     if metric == "micro_f1" and not corpus.label_sets:
         raise UserError("--metric micro_f1 is for several labels a row; with one it is the accuracy")
     if config.metric is not None and not decides:
@@ -159,6 +159,11 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
             "encoder": pretrained.fingerprint if pretrained else None,
         },
     )
+
+
+def metric_of(config: ClassifierConfig, *, several: bool) -> str:
+    """The score that decides which evaluation is the best. `several`: a row may have several labels."""
+    return config.metric or ("micro_f1" if several else "accuracy")
 
 
 def balanced_draw(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
@@ -446,7 +451,7 @@ class ClassifierTask:
 
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """By --metric: a higher score is better, and at equal scores a lower loss."""
-        name = self._config.metric or ("accuracy" if self._sets is None else "micro_f1")
+        name = metric_of(self._config, several=self._sets is not None)
         return [-metrics["loss"]] if name == "loss" else [metrics[name], -metrics["loss"]]
 
     def sample(self) -> None:

@@ -24,9 +24,14 @@ CHARACTERS_LOOKED_AT = 1_000_000
 
 def unknown_share(texts: list[str], tokenizer: Tokenizer) -> float:
     """Share of unknown tokens in these texts, in [0, 1]; xxbos is not counted. 0 for texts without words."""
+    return _unknown(texts, tokenizer)[0]
+
+
+def _unknown(texts: list[str], tokenizer: Tokenizer) -> tuple[float, int]:
+    """(`unknown_share`, number of tokens without xxbos)."""
     ids, lengths = tokenizer.encode_flat(texts)
     words = len(ids) - len(lengths)
-    return float(np.count_nonzero(ids == tokenizer.unk_id)) / words if words else 0.0
+    return float(np.count_nonzero(ids == tokenizer.unk_id)) / words if words else 0.0, words
 
 
 def first_texts(split: Split) -> list[str]:
@@ -113,7 +118,7 @@ def judged(texts: list[str], tokenizer: Tokenizer, source: str | None) -> str:
     Raises:
         UserError: see `check_vocabulary`.
     """
-    share = unknown_share(texts, tokenizer)
+    share, words = _unknown(texts, tokenizer)
     line = f"{share:.1%} of the tokens of the validation texts are unknown (xxunk)"
     if share <= MANY:
         return line
@@ -126,7 +131,7 @@ def judged(texts: list[str], tokenizer: Tokenizer, source: str | None) -> str:
             f"{share:.0%} of the tokens of the validation texts are unknown, as {script} is written without spaces "
             f"between words; {cure}"
         )
-    if share > TOO_MANY and sum(len(ids) - 1 for ids in tokenizer.encode(texts)) >= FEW_WORDS:
+    if share > TOO_MANY and words >= FEW_WORDS:
         cure = "check the data and its columns, or split words into known pieces by --subword bpe"
         if source is not None:
             cure = f"{source} knows too few of their words, so give another or leave it out"
