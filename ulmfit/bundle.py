@@ -82,11 +82,19 @@ def load_bundle(
     Raises:
         UserError: a model is missing, damaged or a language model, or they do not fit together.
     """
-    found = [member for path in paths for member in members_of(path) or [Path(path)]]
+    found = each_model(paths)
     if not found:
         raise UserError("no model was given; name at least one")
     return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8, backend=backend) for path in found],
                   [str(path) for path in found])  # fmt: skip
+
+
+def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
+    """The models that paths name, with the members of a bundle in its place."""
+    found: list[str | Path] = []
+    for path in paths:
+        found += members_of(path) or [path]
+    return found
 
 
 def members_of(path: str | Path) -> list[Path] | None:
@@ -119,7 +127,7 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
     from ulmfit.model.pretrained import load_model, save_model
 
     bundle = load_bundle(paths, backend="torch")
-    found = [member for path in paths for member in members_of(path) or [Path(path)]]
+    found = each_model(paths)
     for number, path in enumerate(found, 1):
         net, tokenizer, config = load_model(path)
         save_model(folder / str(number), net, tokenizer, config, bits=bits)

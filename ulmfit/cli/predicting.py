@@ -70,13 +70,10 @@ def backend_for(models: Sequence[str], *, int8: bool) -> Backend:
 
 def identity_of(models: Sequence[str]) -> str:
     """A hash of the files of models, 16 hex digits. It determines their probabilities, but for rounding."""
-    from ulmfit.bundle import members_of
+    from ulmfit.bundle import each_model
 
     digest = hashlib.sha256()
-    folders: list[str | Path] = []
-    for model in models:
-        folders += members_of(model) or [model]
-    for path in folders:
+    for path in each_model(models):
         if is_export(path):
             folder = Path(as_path(path))
         else:

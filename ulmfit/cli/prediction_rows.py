@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ulmfit.cli.prediction_files import Layout, PredictedRow, layout_of
+from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.given_rows import given_rows
 from ulmfit.data.locations import is_url
 from ulmfit.resumable import Kept
@@ -50,7 +50,7 @@ class GivenRows:
         self._texts, reasons = given_rows(texts)
         self._rows = [PredictedRow(number, None, reasons[number], None, [text]) for number, text in enumerate(texts)]
         self.layout = layout_of(model, {"text": "string"}, numbered=False)
-        self.identity = hashlib.sha256(repr(list(texts)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        self.identity = hash_of(list(texts))
         self.place = 0
 
     def read(self, start: Any) -> Iterator[tuple[str, PredictedRow]]:
@@ -77,9 +77,7 @@ class FileRows:
         with_file = len(split.parts) > 1 or split.parts[0].documents
         self.layout = layout_of(model, types, with_file=with_file)
         names = [self._name(file) for part in split.parts for file in part.files] if with_file else []
-        self.identity = hashlib.sha256(
-            repr((split.fingerprint, names)).encode("utf-8", "backslashreplace")
-        ).hexdigest()[:16]
+        self.identity = hash_of((split.fingerprint, names))
 
     def read(self, start: Any) -> Iterator[tuple[str, PredictedRow]]:
         skip = start["done"] if start else 0

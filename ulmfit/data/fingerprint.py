@@ -71,6 +71,11 @@ class Access:
     by_content: bool = True
 
 
+def hash_of(value: object) -> str:
+    """A hash of a value that `repr` tells apart, 16 hex digits."""
+    return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
 def fingerprint(
     kind: str, files: Sequence[str], labels: Sequence[str] | None, access: Access, form: object = None
 ) -> str:

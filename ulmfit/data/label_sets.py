@@ -9,7 +9,6 @@ columns that are all empty mean unlabelled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.data.splits import MARKS, Split, is_integer, label_name, unseen_label
@@ -148,9 +148,7 @@ class LabelSetSplit(Split):
     @property
     def fingerprint(self) -> str:
         how = (self.labels.columns, self.labels.separator, self.labels.unlabelled, self.labels.names)
-        return hashlib.sha256(repr(("sets", super().fingerprint, how)).encode("utf-8", "backslashreplace")).hexdigest()[
-            :16
-        ]
+        return hash_of(("sets", super().fingerprint, how))
 
     def strata(self, names: Sequence[str], codes: np.ndarray) -> np.ndarray:
         """Strata of a draw, int32 [rows]: the sets, but those of fewer than `FEW` rows by their rarest label.

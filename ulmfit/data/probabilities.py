@@ -7,7 +7,6 @@ the columns of its .csv files.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Batches, Source
 from ulmfit.data.splits import MARKS, Split
@@ -45,7 +45,7 @@ class SoftSplit(Split):
     @property
     def fingerprint(self) -> str:
         identity = ("soft", super().fingerprint, self.probability_columns)
-        return hashlib.sha256(repr(identity).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        return hash_of(identity)
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """The probabilities of rows, float32 [n, C], each row with the sum 1. It is another pass over the columns.

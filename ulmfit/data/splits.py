@@ -19,6 +19,7 @@ import numpy as np
 
 from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
+from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.holdout import HeldOut
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
@@ -109,7 +110,7 @@ class Split:
                     self.label_names, self.choice, self.keep_unlabelled)  # fmt: skip
         if self.skip_unseen:
             identity += ("skip unseen",)
-        return hashlib.sha256(repr(identity).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        return hash_of(identity)
 
     def batches(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[TextBatch]:
         """Yield the rows in batches of at most `batch_size` (fewer if texts are long or rows are skipped).
@@ -130,8 +131,8 @@ class Split:
         if self.unlabelled is not None:
             index.setdefault(self.unlabelled, -1)
         for part, columns, first_row, after in self._read(self.text_columns, batch_size, start):
-            joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
-            taken = self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
+            joined = self._joined(columns)
+            taken = self._taken(columns, joined)
             labels = columns.get(str(self.label_column), [None] * len(joined))
             batch = TextBatch([], [] if self.label_column else None, [], after)
             for place, ((text, fault), take, value) in enumerate(zip(joined, taken, labels, strict=True)):
@@ -172,7 +173,7 @@ class Split:
         for number, part in enumerate(self.parts[begun:], begun):
             first, place = (start["first"], start["place"]) if start and number == begun else (0, None)
             for columns, after in part.read_from(place, list(part.columns), batch_size):
-                joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
+                joined = self._joined(columns)
                 if joined:
                     here = {"part": number, "first": first, "place": place}
                     texts, reasons = [text for text, _ in joined], [why for _, why in joined]
@@ -193,8 +194,8 @@ class Split:
         for part, columns, _, _ in self._read(
             [*self.text_columns, *([group_column] if group_column else [])], batch_size
         ):
-            joined = [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
-            taken = self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
+            joined = self._joined(columns)
+            taken = self._taken(columns, joined)
             good = [
                 place for place, ((_, fault), take) in enumerate(zip(joined, taken, strict=True)) if take and not fault
             ]
@@ -202,6 +203,14 @@ class Split:
             groups = columns.get(str(group_column), [])
             names = [self._name(part, labels[place], strict=strict) if labels else None for place in good]
             yield [joined[place][0] for place in good], names, [groups[place] for place in good if groups]
+
+    def _joined(self, columns: Columns) -> list[tuple[str, str]]:
+        """By row: (text, reason why there is none; "" if there is one)."""
+        return [_join(values) for values in zip(*(columns[name] for name in self.text_columns), strict=True)]
+
+    def _taken(self, columns: Columns, joined: list[tuple[str, str]]) -> list[bool]:
+        """By row, whether it belongs to this split."""
+        return self.choice.takes(columns, [text for text, _ in joined]) if self.choice else [True] * len(joined)
 
     def _name(self, part: Source, value: Any, *, strict: bool) -> str | None:
         try:
