@@ -404,7 +404,7 @@ def expand_paths(config: Options) -> Options:
     return expanded
 
 
-def options(config: TrainConfig) -> dict[str, Any]:
+def options(config: Dataclass) -> dict[str, Any]:
     """Every option by its field name, JSON-able; data in memory by its description."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if values["data"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,15 @@ def say(line: str, stream: TextIO | None = None) -> None:
         return
     tqdm.write(line, file=stream)
     stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as 1:02:03, or ? if not known."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 @contextmanager

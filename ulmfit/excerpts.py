@@ -41,8 +41,8 @@ def excerpt(value: Any) -> str:
     if not _values_shown:
         return _HIDDEN
     if isinstance(value, str):
-        return repr(_cut(value))
-    return _cut(repr(value))
+        return repr(cut(value))
+    return cut(repr(value))
 
 
 def listed(names: Iterable[Any]) -> str:
@@ -51,7 +51,7 @@ def listed(names: Iterable[Any]) -> str:
     Under --no-samples a name that looks like a text is hidden: a table without a header has texts as column names.
     """
     names = [str(name) for name in names]
-    shown = [_HIDDEN if not _values_shown and _is_text(name) else one_line(_cut(name)) for name in names[:MOST_NAMES]]
+    shown = [_HIDDEN if not _values_shown and _is_text(name) else one_line(cut(name)) for name in names[:MOST_NAMES]]
     more = [f"... ({len(names):,} in all)"] if len(names) > MOST_NAMES else []
     return ", ".join([*shown, *more])
 
@@ -78,7 +78,8 @@ def are_shown() -> bool:
     return _values_shown
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A text, or its beginning of `LONGEST` characters in all."""
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 

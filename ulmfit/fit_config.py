@@ -181,19 +181,11 @@ def _config(kind: type[Any], options: dict[str, Any]) -> Any:
     return config
 
 
-def stored_options(config: FitConfig) -> dict[str, Any]:
-    """Every option by its field name, JSON-able; data in memory by its description."""
-    values = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
-    if values["data"] is not None:
-        values["data"] = str(values["data"])
-    return values
-
-
 def filled(config: FitConfig, stored: Mapping[str, Any]) -> FitConfig:
     """A copy in which options that are not given have the values that the job began with.
 
     Args:
-        stored: options of the job, as of `stored_options`.
+        stored: options of the job, as of `config.options`.
     """
     told = given(config)
     values = {

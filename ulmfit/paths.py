@@ -9,13 +9,13 @@ import os
 import sys
 
 from ulmfit.errors import UserError
+from ulmfit.excerpts import cut
 
 # Options of any command that name a file or a folder (--data and --valid may name other things too).
 PATHS = frozenset(
     {"data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir", "model", "output"}
 )
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, in the usual file systems
-_SHOWN = 40  # characters of a long name in a message
 
 
 def as_path(given: str | os.PathLike[str] | os.PathLike[bytes], option: str = "") -> str:
@@ -33,26 +33,26 @@ def as_path(given: str | os.PathLike[str] | os.PathLike[bytes], option: str = ""
         encoded = os.fsencode(path)
     except UnicodeEncodeError:
         raise UserError(
-            f"{what} {_cut(path)} has characters that names of files cannot have here ({sys.getfilesystemencoding()}); "
+            f"{what} {cut(path)} has characters that names of files cannot have here ({sys.getfilesystemencoding()}); "
             "set PYTHONUTF8=1, or rename it"
         ) from None
     if option == "--output-dir" and not _is_utf_8(path):
-        raise UserError(f"{what} {_cut(path)} is not UTF-8, which the writers of TensorBoard and of weights need; give "
+        raise UserError(f"{what} {cut(path)} is not UTF-8, which the writers of TensorBoard and of weights need; give "
                         "another name")  # fmt: skip
     if b"\0" in encoded:
-        raise UserError(f"{what} {_cut(path)} holds a null character, which no name has; remove it")
+        raise UserError(f"{what} {cut(path)} holds a null character, which no name has; remove it")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and option != "--valid" and not os.path.lexists(expanded):
         user = expanded.partition("/")[0]
-        raise UserError(f"{what} {_cut(path)} begins with {_cut(user)}, whose home directory is not known; write "
-                        f"./{_cut(user)} for a file of that name")  # fmt: skip
+        raise UserError(f"{what} {cut(path)} begins with {cut(user)}, whose home directory is not known; write "
+                        f"./{cut(user)} for a file of that name")  # fmt: skip
     for name in expanded.split(os.sep):
         size = len(os.fsencode(name))
         if size > LONGEST_NAME and not set(name) & set("*?["):
-            raise UserError(f"{what} holds a name of {size:,} bytes ({_cut(name)}) and a file system takes "
+            raise UserError(f"{what} holds a name of {size:,} bytes ({cut(name)}) and a file system takes "
                             f"{LONGEST_NAME}; give a shorter one")  # fmt: skip
     if len(os.fsencode(expanded)) > LONGEST_PATH:
-        raise UserError(f"{what} {_cut(expanded)} is longer than {LONGEST_PATH:,} bytes; give a shorter one")
+        raise UserError(f"{what} {cut(expanded)} is longer than {LONGEST_PATH:,} bytes; give a shorter one")
     return expanded
 
 
@@ -62,7 +62,3 @@ def _is_utf_8(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ulmfit.console import duration
+
 EVERY = 10.0  # seconds between two lines
 
 
@@ -46,15 +48,9 @@ class Speed:
         speed = (self._done - self._first) / seconds
         total = self._total if self._total is not None and self._total >= self._done else None
         of = f" of {total:,}" if total is not None else ""
-        left = f", {_duration((total - self._done) / speed)} left" if total is not None and speed else ""
+        left = f", {duration((total - self._done) / speed)} left" if total is not None and speed else ""
         return f"{self._done:,}{of} rows, {speed:,.0f} a second{left}"
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -14,8 +14,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ulmfit.console import say
-from ulmfit.run.tracking import duration
+from ulmfit.console import duration, say
 
 EVERY = 10.0  # seconds between lines
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, TextIO
 import torch
 from tqdm import tqdm
 
+from ulmfit.console import duration
 from ulmfit.files import parse_json, replacing, write_text
 
 METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
@@ -410,12 +411,3 @@ def _number(value: Any) -> str:
 
 def _short(epoch: float) -> str:
     return str(epoch) if isinstance(epoch, int) else f"{epoch:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as 1:02:03, or ? if not known."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

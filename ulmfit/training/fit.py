@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ulmfit import files
-from ulmfit.config import ClassifierConfig, LMConfig, check
+from ulmfit.config import ClassifierConfig, LMConfig, check, options
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
 from ulmfit.data.sources import find
@@ -27,7 +27,7 @@ from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure, values_shown
-from ulmfit.fit_config import CLF, LM, FitConfig, filled, stage_configs, stored_options
+from ulmfit.fit_config import CLF, LM, FitConfig, filled, stage_configs
 from ulmfit.inference import LanguageModel, TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
@@ -248,7 +248,7 @@ class _Job:
             self._before = {name: _bytes(self._path / name) for name in ("config.json", STATUS, RIVALS)}
             self._minutes = minutes_of(status)
             if not self._was_done:
-                content = {"task": "fit", "options": stored_options(self._config)} | environment()
+                content = {"task": "fit", "options": options(self._config)} | environment()
                 files.write_text(self._path / "config.json", json.dumps(content, indent=2) + "\n")
                 self._status("running")
         except OSError as error:
