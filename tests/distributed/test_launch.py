@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -63,6 +64,40 @@ def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("precision", "deterministic", "in_cudnn", "expected"),
+    [
+        ("fp32", False, True, (True, True)),
+        ("fp32", False, False, (False, False)),  # somebody has switched it off: the products follow the LSTM
+        ("fp32", True, True, (False, False)),
+        ("fp64", True, True, (False, False)),
+        ("fp16", True, True, (True, False)),
+        ("bf16", False, True, (True, False)),
+        ("bf16", True, True, (True, False)),
+        ("bf16", True, False, (True, False)),  # off, torch asks cuDNN for bf16 without tensor cores
+    ],
+)
+def test_tf32_is_alike_in_lstm_and_loss_and_never_off_for_half_precision(precision, deterministic, in_cudnn, expected):
+    assert runtime.allowed_tf32(precision, deterministic=deterministic, in_cudnn=in_cudnn) == expected
+
+
+def test_a_deterministic_run_in_bf16_leaves_cudnn_its_switch():
+    with runtime.open_runtime(LMConfig(deterministic=True, precision="bf16")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_versions_are_told_where_a_package_is_missing(monkeypatch):
+    def version(name):
+        if name == "datasets":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(runtime, "version", version)
+    found = runtime.environment()["versions"]
+    assert "datasets" not in found and found["torch"] == found["tokenizers"] == "1"
 
 
 def test_the_end_of_a_command_imports_no_compiler(monkeypatch):

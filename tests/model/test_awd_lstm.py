@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ulmfit.errors import UserError
-from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig, recurrence_dtype
+from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig, fp32_in_bf16, recurrence_dtype
 from ulmfit.training.masks import Masks
 
 SMALL = AWDLSTMConfig(vocab_size=30, embedding_size=6, hidden_size=10, num_layers=3)
@@ -262,7 +262,33 @@ def test_settings_out_of_range_are_refused():
     ],
 )
 def test_the_dtype_of_the_recurrence(device, weights, autocast, bf16_in_cudnn, expected):
-    assert recurrence_dtype(device, weights, autocast, bf16_in_cudnn=bf16_in_cudnn) == expected
+    found = recurrence_dtype(device, weights, autocast, hidden_size=400, bf16_in_cudnn=bf16_in_cudnn)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "expected"), [(64, torch.float32), (192, torch.float32), (193, torch.bfloat16)]
+)
+def test_small_layers_are_not_run_in_bf16_by_cudnn(hidden_size, expected):
+    """There it has a kernel of its own, which torch chooses up to 192 units; fp16 is not concerned."""
+    options = {"hidden_size": hidden_size, "bf16_in_cudnn": True}
+    assert recurrence_dtype("cuda", torch.float32, torch.bfloat16, **options) == expected
+    assert recurrence_dtype("cuda", torch.float32, torch.float16, **options) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("preset", "device", "bf16_in_cudnn", "told"),
+    [
+        ("base", "cpu", None, "on a CPU"),
+        ("base", "cuda", False, "this version of cuDNN"),
+        ("tiny", "cuda", True, "at most 192 units"),
+        ("small", "cuda", True, None),
+        ("base", "cuda", True, None),
+    ],
+)
+def test_what_bf16_computes_in_fp32_is_told(preset, device, bf16_in_cudnn, told):
+    found = fp32_in_bf16(AWDLSTMConfig(30, **PRESETS[preset]), device, bf16_in_cudnn=bf16_in_cudnn)
+    assert found is None if told is None else told in found
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

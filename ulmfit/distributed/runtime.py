@@ -9,7 +9,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,8 +68,10 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-            # torch allows TF32 in cuDNN by default.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        if on_gpu or config.deterministic:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = allowed_tf32(
+                config.precision, deterministic=config.deterministic, in_cudnn=torch.backends.cudnn.allow_tf32
+            )
         # find_unused_parameters, because parameters may have no gradient in a step (frozen layers, a rank without
         # documents) and the reduction must not wait for them. It also prevents DDP from rebuilding buckets, so that a
         # resumed run sums in the same order as an uninterrupted one. Buffers (BatchNorm statistics) need no broadcast,
@@ -191,6 +193,23 @@ class Runtime:
         return True
 
 
+def allowed_tf32(precision: str, *, deterministic: bool, in_cudnn: bool) -> tuple[bool, bool]:
+    """Whether a run on a GPU rounds the operands of float32 products to TF32: (in cuDNN's LSTM, in matrix products).
+
+    In fp32 both are alike, because the slower of the two would decide how fast a step is. With `deterministic` neither
+    rounds. In half precision cuDNN's switch must stay on: without it torch asks cuDNN for FMA arithmetic in bfloat16
+    too (aten/src/ATen/cudnn/Descriptors.h), that is without tensor cores. Half-precision products do not use TF32.
+
+    Args:
+        precision: fp32, fp64, fp16 or bf16.
+        in_cudnn: the present setting of cuDNN, on by default in torch.
+    """
+    if precision in ("fp16", "bf16"):
+        return True, False
+    allowed = in_cudnn and not deterministic
+    return allowed, allowed
+
+
 class _Settings:
     """Global settings of torch that a run may change."""
 
@@ -265,6 +284,14 @@ def environment() -> dict[str, Any]:
         commit = None
     return {
         "versions": {"ulmfit": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in packages},
+        | {name: found for name in packages if (found := _version(name)) is not None},
         "git_commit": commit,
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of a package; None if it is not installed, as `datasets` on a machine that has prepared tokens."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -97,8 +97,13 @@ class AWDLSTMConfig:
         return replace(self, **dropouts)
 
 
+#: LSTM layers of at most this many units run in a kernel of their own in cuDNN, which torch chooses for every dtype but
+#: float64 (use_rnn_persist_small_h of aten/src/ATen/native/cudnn/RNN.cpp). cuDNN does not promise bfloat16 there.
+SMALL_IN_CUDNN = 192
+
+
 def recurrence_dtype(
-    device: str, weights: torch.dtype, autocast: torch.dtype | None, *, bf16_in_cudnn: bool
+    device: str, weights: torch.dtype, autocast: torch.dtype | None, *, hidden_size: int, bf16_in_cudnn: bool
 ) -> torch.dtype:
     """The dtype in which the LSTM runs: autocast's on CUDA, else that of the parameters.
 
@@ -106,13 +111,17 @@ def recurrence_dtype(
         device: type of the device: cuda, cpu.
         weights: dtype of the parameters.
         autocast: the dtype of autocast on that device; None without autocast.
+        hidden_size: units of the layer.
         bf16_in_cudnn: whether cuDNN has a bfloat16 LSTM.
 
     The choice is not left to torch, whose autocast always runs cuDNN's LSTM in float16
     (aten/src/ATen/cudnn/AutocastRNN.cpp); with bfloat16 there is no loss scale, which float16 needs. The parameters'
-    dtype is used where cuDNN has no bfloat16 LSTM, and on the CPU, because oneDNN has one on few machines only.
+    dtype is used where cuDNN has no bfloat16 LSTM, in small layers too (SMALL_IN_CUDNN), and on the CPU, because
+    oneDNN has one on few machines only.
     """
-    if device != "cuda" or autocast is None or (autocast == torch.bfloat16 and not bf16_in_cudnn):
+    if device != "cuda" or autocast is None:
+        return weights
+    if autocast == torch.bfloat16 and not (bf16_in_cudnn and hidden_size > SMALL_IN_CUDNN):
         return weights
     return autocast
 
@@ -124,6 +133,22 @@ def _bf16_in_cudnn() -> bool:
     If not, torch would use its own slow kernels, one time step at a time (aten/src/ATen/native/RNN.cpp, use_cudnn).
     """
     return (torch.backends.cudnn.version() or 0) >= 91300 and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def fp32_in_bf16(config: AWDLSTMConfig, device: str, *, bf16_in_cudnn: bool | None = None) -> str | None:
+    """A sentence on what --precision bf16 computes in fp32 on this device; None if nothing.
+
+    Args:
+        device: type of the device: cuda, cpu.
+        bf16_in_cudnn: whether cuDNN has a bfloat16 LSTM; None: look.
+    """
+    if device != "cuda":
+        return "on a CPU the model computes in fp32, with the bits of --precision fp32"
+    if not (_bf16_in_cudnn() if bf16_in_cudnn is None else bf16_in_cudnn):
+        return "the LSTM computes in fp32, because this GPU or this version of cuDNN has none in bf16"
+    if min(config.embedding_size, config.hidden_size) <= SMALL_IN_CUDNN:  # the sizes of the last and the other layers
+        return f"LSTM layers of at most {SMALL_IN_CUDNN} units compute in fp32, because cuDNN may have none in bf16"
+    return None
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -182,7 +207,11 @@ class WeightDropLSTM(nn.Module):
         device = x.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return recurrence_dtype(
-            device, self.weight_hh.dtype, autocast, bf16_in_cudnn=device == "cuda" and _bf16_in_cudnn()
+            device,
+            self.weight_hh.dtype,
+            autocast,
+            hidden_size=self.weight_hh.shape[1],
+            bf16_in_cudnn=device == "cuda" and _bf16_in_cudnn(),
         )
 
 
@@ -229,7 +258,8 @@ class AWDLSTM(nn.Module):
         Returns the last layer's output [B, T, E], before output dropout, and the new state. The state is detached, so
         back-propagation does not cross calls. `window` numbers the calls of one step, each with other masks.
 
-        Under autocast the output has the dtype of `recurrence_dtype`. The state always has the parameters' dtype.
+        Under autocast the output has the dtype of `recurrence_dtype`, of the last layer. The state always has the
+        parameters' dtype.
         """
         assert len(state) == len(self.layers) and state[0][0].shape[0] == tokens.shape[0]
         x = self._embed(tokens, masks, window)

@@ -19,6 +19,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure
+from ulmfit.model.awd_lstm import fp32_in_bf16
 from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
@@ -100,8 +101,8 @@ def run(
         f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
         f"steps of {recipe.batch_size} rows, {processes}, {config.precision}"
     )
-    if config.precision == "bf16" and runtime.device.type == "cpu":
-        session.say("--precision bf16: on a CPU the model computes in fp32, with the bits of --precision fp32")
+    if config.precision == "bf16" and (exception := fp32_in_bf16(task.net.config, runtime.device.type)):
+        session.say(f"--precision bf16: {exception}")
     if config.lr_find:
         session.end_set_up()
         found = run_finder(task, recipe, config=config, runtime=runtime)
