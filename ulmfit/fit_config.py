@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -151,6 +153,18 @@ def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
     if config.calibrate:
         classifier["calibrate"] = True
     return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
+
+
+@contextmanager
+def naming(config: FitConfig, training: str) -> Iterator[None]:
+    """Context in which a UserError names an option as `ulmfit fit` takes it: --lm.max-steps in place of --max-steps."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        for name in getattr(config, training):
+            told = re.sub(rf"(?<![\w-])--{re.escape(flag(name))}(?![\w.-])", f"--{training}.{flag(name)}", told)
+        raise UserError(told, rank=error.rank) from None
 
 
 def _options(config: FitConfig, training: str) -> dict[str, Any]:

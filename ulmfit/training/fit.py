@@ -27,7 +27,7 @@ from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure, values_shown
-from ulmfit.fit_config import CLF, LM, FitConfig, filled, stage_configs
+from ulmfit.fit_config import CLF, LM, FitConfig, filled, naming, stage_configs
 from ulmfit.inference import LanguageModel, TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
@@ -176,9 +176,10 @@ class _Job:
             if begun is not None:
                 self._config = filled(self._given, begun)
             resolved.append(stage_configs(self._config))
-            for training in resolved[0]:
-                check(training)
-                recipe_for(training, pretrained=True)  # refuses a recipe without its options now, not hours later
+            for name, training in zip((LM, CLF), resolved[0], strict=True):
+                with naming(self._config, name):
+                    check(training)
+                    recipe_for(training, pretrained=True)  # refuses a recipe without its options now, not hours later
             return resolved[0][1]
 
         with open_runtime(ClassifierConfig(), prepare) as (runtime, clf_config):
@@ -268,7 +269,8 @@ class _Job:
         begun = time.monotonic()
         if not self._was_done:
             self._status("running")
-        yield
+        with naming(self._config, name):
+            yield
         if self._is_main and not (before and before.get("state") == "done"):
             self._has_trained = True
             self._minutes[name] = self._minutes.get(name, 0.0) + (time.monotonic() - begun) / 60
