@@ -3,11 +3,15 @@
 #
 #     bash launch/pretrain.sh DATA OUTPUT [options of train_lm.py]
 #
-# DATA is what --data takes: files, a folder or the name of a hub data set. OUTPUT is the run directory; the encoder is
-# OUTPUT/encoder. Killed or stopped, the same command goes on. The English model of the package was made so, with
+# DATA is what --data takes: files, a folder, URLs of an object store, the name of a hub data set, or several of these with
+# weights (docs/data.md). OUTPUT is the run directory; the encoder is OUTPUT/encoder. Killed or stopped, the same command
+# goes on. The English model of the package was made so, with the first of
 #
 #     bash launch/pretrain.sh "wikipedia/*.parquet" runs/english --text-column text --max-steps 6700
+#     bash launch/pretrain.sh wikimedia/wikipedia:20231101.cy runs/welsh
+#     bash launch/pretrain.sh "wiki=0.6:wikimedia/wikipedia:20231101.de,notes=0.4:s3://bucket/notes/*.jsonl.zst" runs/german
 #
+# A corpus too large for a token cache is streamed: add --streaming --max-steps N --valid PATH.
 # On GPUs or under SLURM start train_lm.py with the same options by a launcher and export its run afterwards:
 #
 #     sbatch launch/slurm.sbatch train_lm.py --data DATA --output-dir OUTPUT --preset base --batch-size 256 ...

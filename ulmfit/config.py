@@ -140,7 +140,8 @@ class TrainConfig:
     on_command_line: ClassVar[frozenset[str]] = frozenset()
 
     data: OrElse[DataOption] = None
-    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
+    """Corpus: file, glob, folder, URL or hub data set name; for train-lm also several with shares of the tokens, as
+    a=0.7:PATH,b=0.3:PATH or a .toml file (default: the embedded sample)."""
     text_column: OrElse[str] = None
     """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
     label_column: OrElse[str] = None

@@ -35,7 +35,8 @@ def test_a_model_is_exported_whole_and_in_8_bits(tmp_path):
 
 @pytest.mark.slow
 def test_pretrain_makes_an_encoder_and_goes_on_after_a_stop(tmp_path):
-    data = runs.write_reviews(tmp_path / "reviews.csv", 400)
+    most = runs.write_reviews(tmp_path / "reviews.csv", 300)
+    data = f"most=0.8:{most},some=0.2:{runs.write_reviews(tmp_path / 'others.csv', 60, first=300)}"
     venv = Path(sys.executable).parents[1]
     if not (ROOT / ".venv").is_dir() or venv != ROOT / ".venv":
         pytest.skip("the script takes the environment of the checkout")

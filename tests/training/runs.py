@@ -24,12 +24,12 @@ CLF = {"max_steps": 12, "batch_size": 8, "bptt": 24, "log_every": 1, "save_every
 TIMINGS = {"tokens_per_second", "data_wait", "memory", "time"}
 
 
-def write_reviews(path: Path, number: int) -> Path:
-    """The first reviews of the embedded sample as a CSV file: columns text and label (neg, pos)."""
+def write_reviews(path: Path, number: int, *, first: int = 0) -> Path:
+    """Reviews of the embedded sample, from the first one on, as a CSV file: columns text and label (neg, pos)."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["text", "label"])
-        for row in islice(sample.generate("train"), number):
+        for row in islice(sample.generate("train"), first, first + number):
             table.writerow([row["text"], sample.LABELS[row["label"]]])
     return path
 
@@ -62,7 +62,8 @@ def arguments(config: TrainConfig) -> list[str]:
 def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **options) -> tuple[str, dict]:
     """A run with all that could depend on the number of processes: (trainer, its options).
 
-    `task` is lm, sampled, stream, clf, or labels: a classifier of several labels a row. The whole blog recipe with its stages and every dropout at full strength,
+    `task` is lm, sampled, stream, clf, mixture and mixed stream (of `data` and others.csv beside it), or labels: a
+    classifier of several labels a row. The whole blog recipe with its stages and every dropout at full strength,
     fine-tuned from `pretrained`; AR and TAR; clipping that acts at nearly every step; an epoch that ends inside a
     stage; bptt jitter; for the classifier documents longer than what is pooled, label smoothing, class weights and
     steps smaller than 4 ranks x 4 micro-batches.
@@ -88,7 +89,11 @@ def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **op
         "label_smoothing": 0.1,
         "class_weights": "balanced",
     }
+    if task in ("mixture", "mixed stream"):
+        shared["data"] = f"most=0.7:{data},some=0.3:{data.with_name('others.csv')}"
     own = {
+        "mixture": ("lm", lm | {"bptt_jitter": True, "max_steps": 24}),
+        "mixed stream": ("lm", lm | {"streaming": True, "max_steps": 24}),
         "lm": ("lm", lm | {"bptt_jitter": True}),
         "sampled": ("lm", lm | {"sampled_softmax": 100}),
         "stream": ("lm", lm | {"streaming": True}),

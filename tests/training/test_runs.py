@@ -2,12 +2,15 @@
 
 import errno
 import json
+import math
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import cli
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
@@ -50,6 +53,15 @@ def train(task, path, encoder, stop=None, **options):
     return train_classifier(runs.clf_config(path, encoder=str(encoder), **options), stop)
 
 
+def mixture(folder):
+    for name, number, first in (("most", 60, 0), ("some", 20, 100)):
+        runs.write_reviews(folder / f"{name}.csv", number, first=first)
+    (folder / "mixture.toml").write_text(
+        '[most]\ndata = "most.csv"\nweight = 0.7\n[some]\ndata = "some.csv"\nweight = 0.3\nvalid = 0.4\n'
+    )
+    return {"data": str(folder / "mixture.toml"), "preset": "tiny", "init": "none"}
+
+
 @pytest.mark.parametrize("task", ["lm", "sampled", "clf"])
 def test_micro_batches_change_nothing(task, tmp_path, encoder):
     train(task, tmp_path / "whole", encoder, precision="fp64")
@@ -58,10 +70,12 @@ def test_micro_batches_change_nothing(task, tmp_path, encoder):
     assert runs.distance(runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")) < 1e-10
 
 
-@pytest.mark.parametrize("task", ["lm", "sampled", "clf", "stream"])
+@pytest.mark.parametrize("task", ["lm", "sampled", "clf", "stream", "mixture", "mixed stream"])
 def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
-    options = {"streaming": True} if task == "stream" else {}
-    task = "lm" if task == "stream" else task
+    options = {"streaming": True} if "stream" in task else {}
+    if "mix" in task:
+        options |= mixture(tmp_path)
+    task = task if task in ("sampled", "clf") else "lm"
     assert train(task, tmp_path / "straight", encoder, **options).state == "done"
     # Two stops: with the blog's four stages in 12 steps, in the middle of a stage and near its edge.
     assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(5), **options).state == "preempted"
@@ -71,6 +85,31 @@ def test_an_interrupted_run_ends_with_the_same_bits(task, tmp_path, encoder):
     straight, stopped = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+
+
+def test_a_mixture_tells_its_shares_and_the_losses_of_its_sources(tmp_path, encoder, capsys):
+    given = mixture(tmp_path)
+    train("lm", tmp_path / "run", encoder, max_steps=30, **given)
+    told = capsys.readouterr().out
+    assert "mixture, by tokens: most 70.0% (" in told and ", some 30.0% (" in told and " times an epoch)" in told
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]
+    (event,) = runs.events(tmp_path / "run", "mixture")
+    assert event["sources"] == stored["mixture"] and event["step"] == 0
+    most, some = event["sources"]["most"], event["sources"]["some"]
+    assert most["tokens"] + some["tokens"] == most["tokens_per_epoch"] + some["tokens_per_epoch"]
+    assert most["passes_per_epoch"] < 1 < some["passes_per_epoch"]
+    steps = runs.events(tmp_path / "run", "train")
+    assert all(line["share/most"] + line["share/some"] == pytest.approx(1) for line in steps)
+    assert 0.6 < sum(line["share/most"] for line in steps) / len(steps) < 0.8
+    scores = runs.events(tmp_path / "run", "eval")[-1]
+    assert scores["loss"] == pytest.approx(0.7 * scores["loss/most"] + 0.3 * scores["loss/some"])
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert cli.main(["evaluate", "--model", str(tmp_path / "run")]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["loss"] == pytest.approx(scores["loss"], rel=1e-5) and again["loss/some"] > 0
+    Path(given["data"]).write_text(Path(given["data"]).read_text().replace("0.7", "0.6"))
+    with pytest.raises(UserError, match="holds another run .*corpus"):
+        train("lm", tmp_path / "run", encoder, max_steps=30, **given)
 
 
 @pytest.mark.parametrize("task", ["lm", "clf"])

@@ -107,6 +107,10 @@ class TokenStore:
     def __len__(self) -> int:
         return self.num_documents
 
+    def of_epoch(self, seed: int, epoch: int) -> Any:
+        """What training reads in an epoch: all documents. A mixture of sources reads others in each (see `mixture`)."""
+        return self
+
     def subset(self, indices: np.ndarray) -> TokenStore:
         """A store of the given documents, in the given order. It reads from the same files."""
         part = copy.copy(self)

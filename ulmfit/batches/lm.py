@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.mixture import EpochTexts
 from ulmfit.batches.order import generator, permutation
 from ulmfit.batches.position import LMBatch, check_identity, merge_states
 from ulmfit.batches.stream import StreamedRows
@@ -105,7 +106,7 @@ class CachedRows:
             begin = int(ends[step - 1]) if step else 0
             length = int(ends[step]) - begin
             counts = np.clip(self._sizes - begin, 0, length)
-            grid, counts_here = text.read(self._starts[mine] + begin, counts[mine], length)
+            grid, counts_here, sources = text.read(self._starts[mine] + begin, counts[mine], length)
             tokens, targets = grid[:, :-1].copy(), grid[:, 1:].copy()
             if counts_here.min() < length:
                 masked = np.arange(length) >= counts_here[:, None]
@@ -118,6 +119,7 @@ class CachedRows:
                 epoch=epoch,
                 step_in_epoch=step,
                 lr_scale=length / self.bptt if self.jitter else 1.0,
+                sources=sources,
             )
 
     def _step_ends(self, epoch: int) -> np.ndarray:
@@ -144,14 +146,17 @@ class _JoinedText:
     """The concatenated documents of one epoch, limited to those that the rows of one rank need."""
 
     def __init__(self, source: CachedRows, epoch: int) -> None:
-        self.store, self.backwards = source.store, source.backwards
-        num_documents, self.total = self.store.num_documents, self.store.num_tokens
+        self.backwards = source.backwards
+        texts = source.store.of_epoch(source.seed, epoch) if source.shuffle else source.store
+        self._gather = texts.gather
+        self._sources = (texts.source_of, texts.num_sources) if isinstance(texts, EpochTexts) else None
+        num_documents, self.total = texts.num_documents, texts.num_tokens
         if source.shuffle:
             order = permutation(num_documents, source.seed, epoch)
         else:
             order = np.arange(num_documents)
         bounds = np.zeros(num_documents + 1, dtype=np.int64)
-        np.cumsum(self.store.lengths[order], out=bounds[1:])
+        np.cumsum(texts.lengths[order], out=bounds[1:])
         # Keep only what this rank reads, because the order of all documents of a large corpus takes much memory.
         begin = int(source._starts[source.rows.start])
         end = int(source._starts[source.rows[-1]] + source._sizes[source.rows[-1]]) + 1
@@ -160,23 +165,34 @@ class _JoinedText:
         first = int(np.searchsorted(bounds, begin, side="right")) - 1
         last = int(np.searchsorted(bounds, end, side="left"))
         self._bounds = bounds[first : last + 1].copy()
-        self._offsets = np.asarray(self.store.offsets[order[first:last]])
+        self._offsets = np.asarray(texts.offsets[order[first:last]])
 
-    def read(self, begins: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """counts[k] + 1 tokens from position begins[k] on, for all k: int64 [rows, length + 1], padded with 0."""
+    def read(
+        self, begins: np.ndarray, counts: np.ndarray, length: int
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor | None]:
+        """counts[k] + 1 tokens from position begins[k] on, for all k: int64 [rows, length + 1], padded with 0.
+
+        Also counts, and how many of the tokens are of each source of a mixture (None for one corpus).
+        """
         if self.backwards:
             # Mirror the positions, read the rows from last to first, and reverse the result: this reverses each row.
-            ids = self._gather((self.total - begins - counts - 1)[::-1], (self.total - begins)[::-1])[::-1]
+            starts, sizes = self._pieces((self.total - begins - counts - 1)[::-1], (self.total - begins)[::-1])
+            ids = self._gather(starts, sizes)[::-1]
         else:
-            ids = self._gather(begins, begins + counts + 1)
+            starts, sizes = self._pieces(begins, begins + counts + 1)
+            ids = self._gather(starts, sizes)
+        sources = None
+        if self._sources is not None:
+            source_of, num_sources = self._sources
+            sources = torch.from_numpy(np.bincount(source_of(starts), sizes, num_sources).astype(np.int64))
         if counts.min() == length:
-            return ids.reshape(len(begins), length + 1).astype(np.int64), counts
+            return ids.reshape(len(begins), length + 1).astype(np.int64), counts, sources
         grid = np.zeros((len(begins), length + 1), dtype=np.int64)
         grid[np.arange(length + 1) <= counts[:, None]] = ids
-        return grid, counts
+        return grid, counts, sources
 
-    def _gather(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The tokens from begins[k] to ends[k] - 1, for all k, concatenated."""
+    def _pieces(self, begins: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(starts, lengths) in the store of the tokens from begins[k] to ends[k] - 1, for all k, in order."""
         first = np.searchsorted(self._bounds, begins, side="right") - 1
         num_pieces = np.searchsorted(self._bounds, ends, side="left") - first
         row = np.repeat(np.arange(len(begins)), num_pieces)
@@ -185,4 +201,4 @@ class _JoinedText:
         piece_begins = np.maximum(self._bounds[document], begins[row])
         piece_ends = np.minimum(self._bounds[document + 1], ends[row])
         starts = self._offsets[document] + piece_begins - self._bounds[document]
-        return self.store.gather(starts, piece_ends - piece_begins)
+        return starts, piece_ends - piece_begins

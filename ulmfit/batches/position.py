@@ -25,6 +25,8 @@ class LMBatch:
         reset: the hidden state is set to zero (at the first step of an epoch of `CachedRows`, or of a stream).
         epoch, step_in_epoch: from 0. A stream has no common epoch: here epoch is 0, and steps count from its start.
         lr_scale: factor for the learning rate: T / bptt with jitter, else 1.
+        sources: int64 [S], how many tokens were read from each source of a mixture, in this rank's rows; None for one
+            corpus.
     """
 
     tokens: Tensor
@@ -34,6 +36,7 @@ class LMBatch:
     epoch: int
     step_in_epoch: int
     lr_scale: float = 1.0
+    sources: Tensor | None = None
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -51,9 +54,19 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         assert state["step"] == merged["step"] and state["rows"][0] == merged["rows"][1]
         merged["rows"] = [merged["rows"][0], state["rows"][1]]
         merged["positions"] = merged["positions"] + state["positions"]
-        merged["num_documents"] = merged["num_documents"] or state["num_documents"]
-        merged["place"] = min(merged["place"], state["place"], key=lambda place: place["number"])
+        for name, merge in (("num_documents", _known), ("place", _earlier)):
+            both = merged[name], state[name]
+            several = isinstance(both[0], list)  # of the sources of a mixture
+            merged[name] = [merge(*pair) for pair in zip(*both, strict=True)] if several else merge(*both)
     return merged
+
+
+def _known(first: int | None, second: int | None) -> int | None:
+    return first or second
+
+
+def _earlier(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    return min(first, second, key=lambda place: place["number"])
 
 
 def check_identity(state: dict[str, Any] | None, expected: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class StreamedRows:
         self.num_passes = 0  # opened so far, to measure the cost of a stream
         self._dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
         source = hashlib.sha256(f"{split.fingerprint}/{tokenizer.fingerprint}/{window}".encode()).hexdigest()
-        self._identity = {
+        self.identity = {
             "source": source[:32],
             "batch_size": batch_size,
             "bptt": bptt,
@@ -90,19 +90,19 @@ class StreamedRows:
         Raises:
             UserError: the state belongs to another stream.
         """
-        check_identity(state, self._identity)
-        step, rows, place = 0, [_Row(number, 0) for number in self.rows], _START
+        check_identity(state, self.identity)
+        step, rows, place = 0, [Row(number, 0) for number in self.rows], START
         if state is not None:
             first, last = state["rows"]
             assert first <= self.rows.start and self.rows.stop <= last, "merge the states of all ranks first"
             mine = state["positions"][self.rows.start - first : self.rows.stop - first]
-            step, rows = state["step"], [_Row(document, offset) for document, offset in mine]
+            step, rows = state["step"], [Row(document, offset) for document, offset in mine]
             place = state["place"]
             self.num_documents = self.num_documents or state["num_documents"]
-        readers = [_Reader(self, self.split, rows, place)]
+        readers = [Reader(self, self.split, rows, place)]
         grid = np.empty((len(rows), self.bptt + 1), dtype=np.int64)
         while True:
-            self._fill(readers)
+            self.fill(readers, self.bptt)  # and the target of the last token
             for values, row in zip(grid, rows, strict=True):
                 row.read_into(values)
             batch = LMBatch(
@@ -116,26 +116,26 @@ class StreamedRows:
             step += 1
             yield (
                 batch,
-                self._identity
+                self.identity
                 | {
                     "step": step,
                     "num_documents": self.num_documents,
                     "rows": [self.rows.start, self.rows.stop],
                     "positions": [[row.document, row.offset] for row in rows],
-                    "place": min((reader.oldest_place() for reader in readers), key=_number),
+                    "place": min((reader.oldest_place() for reader in readers), key=number_of),
                 },
             )
 
-    def _fill(self, readers: list[_Reader]) -> None:
-        """Read until every row has the tokens of a step and the target of the last one."""
+    def fill(self, readers: list[Reader], least: int, wanted: Row | None = None) -> None:
+        """Read until every row, or the wanted one, has more than `least` tokens. It may append to `readers`."""
         for reader in readers:  # the list may grow during the loop
-            while any(row.available <= self.bptt for row in reader.rows):
+            while any(row.available <= least for row in reader.rows if wanted is None or row is wanted):
                 reader.read_window()
                 if len(reader.rows) > 1 and sum(row.weight for row in reader.rows) > self.max_waiting:
                     readers.append(reader.split_off_slower_half())
 
 
-class _Row:
+class Row:
     """The waiting documents of one row; `offset` tokens of the first one are already read."""
 
     def __init__(self, document: int, offset: int) -> None:
@@ -152,6 +152,16 @@ class _Row:
     def append(self, document: int, ids: np.ndarray) -> None:
         self.waiting.append((document, ids))
         self.available += len(ids)
+
+    def skip(self, count: int, batch_size: int) -> bool:
+        """Advance by `count` tokens of the first document. Returns whether it is finished."""
+        self.offset += count
+        self.available -= count
+        if self.offset < len(self.waiting[0][1]):
+            return False
+        self.waiting.popleft()
+        self.document, self.offset = self.document + batch_size, 0
+        return True
 
     def drop(self) -> None:
         """Discard the waiting documents. They will be read again."""
@@ -178,15 +188,16 @@ class _Row:
 # A place is the start of a window. `number`: number of its first document, over all epochs. `first`: number of the
 # first document of its pass. `epoch`, `window`: numbers of epoch and window. `skip`: texts to skip from the position
 # `split` of the split on.
-_START: dict[str, Any] = {"number": 0, "first": 0, "epoch": 0, "window": 0, "split": None, "skip": 0}
-_number = itemgetter("number")
+START: dict[str, Any] = {"number": 0, "first": 0, "epoch": 0, "window": 0, "split": None, "skip": 0}
+number_of = itemgetter("number")
 
 
-class _Reader:
+class Reader:
     """Reads the corpus pass after pass, from `place` on, for some of the rows."""
 
-    def __init__(self, source: StreamedRows, split: Any, rows: list[_Row], place: dict[str, Any]) -> None:
+    def __init__(self, source: StreamedRows, split: Any, rows: list[Row], place: dict[str, Any]) -> None:
         self.source, self.split, self.rows = source, split, rows
+        self._start = place
         self._windows = self._read(place)
         self._places: deque[dict[str, Any]] = deque()  # places of windows already read, from the oldest needed one on
         self._row_of = {row.next % source.batch_size: row for row in rows}
@@ -194,16 +205,16 @@ class _Reader:
     def oldest_place(self) -> dict[str, Any]:
         """The place of the window with the first document that a row still needs."""
         oldest = min(row.document for row in self.rows)
-        while len(self._places) > 1 and _number(self._places[1]) <= oldest:
+        while len(self._places) > 1 and number_of(self._places[1]) <= oldest:
             self._places.popleft()
-        return self._places[0]
+        return self._places[0] if self._places else self._start
 
     def read_window(self) -> None:
         """Tokenise the documents of the next window that belong to these rows, and append them to the rows."""
         source = self.source
         place, texts = next(self._windows)
         self._places.append(place)
-        first = _number(place)
+        first = number_of(place)
         chosen = [
             number
             for number in range(first, first + len(texts))
@@ -221,7 +232,7 @@ class _Reader:
             row.append(number, document.astype(source._dtype))
             row.next = number + source.batch_size
 
-    def split_off_slower_half(self) -> _Reader:
+    def split_off_slower_half(self) -> Reader:
         place = self.oldest_place()
         ordered = sorted(self.rows, key=lambda row: row.available)
         half = len(ordered) // 2
@@ -230,18 +241,18 @@ class _Reader:
         self.rows = ordered[:half]
         self._row_of = {row.next % self.source.batch_size: row for row in self.rows}
         # A copy, because a split counts its skipped rows, and two passes must not share the counts.
-        return _Reader(self.source, copy.copy(self.split), ordered[half:], place)
+        return Reader(self.source, copy.copy(self.split), ordered[half:], place)
 
     def _read(self, place: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str]]]:
         """Yield (place, shuffled texts) of each window, from the one at `place` on."""
         source, split = self.source, self.split
         while True:
             source.num_passes += 1
-            end = _number(place)
+            end = number_of(place)
             for window, texts in self._cut(place):
                 order = permutation(len(texts), source.seed, window["epoch"], window["window"])
                 yield window, [texts[i] for i in order]
-                end = _number(window) + len(texts)
+                end = number_of(window) + len(texts)
             split.check()
             length = end - place["first"]
             if length == 0:
@@ -252,7 +263,7 @@ class _Reader:
                     "start afresh by --resume never, on data that stays"
                 )
             source.num_documents = length
-            place = _START | {"number": end, "first": end, "epoch": place["epoch"] + 1}
+            place = START | {"number": end, "first": end, "epoch": place["epoch"] + 1}
 
     def _cut(self, place: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str]]]:
         """Yield (place, texts in the order of the corpus) of each window of a pass, from `place` on."""
@@ -269,7 +280,7 @@ class _Reader:
                 taken += len(part)
                 if len(window) == size:
                     yield place, window
-                    place = place | {"number": _number(place) + size, "window": place["window"] + 1}
+                    place = place | {"number": number_of(place) + size, "window": place["window"] + 1}
                     window = []
             before = batch.after
         if window:

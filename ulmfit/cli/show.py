@@ -48,13 +48,13 @@ class ShowOptions(ReadingOptions):
 def show(options: ShowOptions) -> None:
     """Print the first batches of a trainer as words."""
     from ulmfit.cache_folder import cache_folder
-    from ulmfit.data.corpus import open_corpus
     from ulmfit.data.label_sets import labels_of
+    from ulmfit.data.mixed_corpus import open_any_corpus
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.setup import tokenised
 
     tokenizer = Tokenizer.from_file(options.tokenizer)
-    corpus = open_corpus(
+    corpus = open_any_corpus(
         options.data,
         task=options.task,
         text_column=options.text_column,

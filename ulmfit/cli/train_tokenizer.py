@@ -33,14 +33,14 @@ class TokenizerOptions(ReadingOptions):
 
 def train_tokenizer(options: TokenizerOptions) -> None:
     """Train and save a tokenizer."""
-    from ulmfit.data.corpus import open_corpus
+    from ulmfit.data.mixed_corpus import open_any_corpus
     from ulmfit.run.meter import metered_texts
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.vocabulary import chosen_subword, first_texts
 
     output = Path(options.output)
     check_output(output)
-    corpus = open_corpus(options.data, task="lm", text_column=options.text_column, access=options.access())
+    corpus = open_any_corpus(options.data, task="lm", text_column=options.text_column, access=options.access())
     tell_notes(corpus.notes)
     split = corpus.splits["train"]
     subword, sentence = chosen_subword(options.subword, lambda: first_texts(split))

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from ulmfit.data import label_sets
 from ulmfit.data.faults import Tally
-from ulmfit.data.fingerprint import SCHEME, Access
+from ulmfit.data.fingerprint import SCHEME, Access, Revision
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.label_sets import LabelSets, LabelSetSplit
 from ulmfit.data.labels import resolve_labels
+from ulmfit.data.locations import is_url
 from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
@@ -43,7 +44,7 @@ class Corpus:
     label_sets: LabelSets | None = None  # where a row may have several labels; a class number is that of a set then
     valid_split: str | None = None  # the split of the data used for validation, if it is a whole split
     valid: str = ""  # description of the validation rows
-    revision: str | None = None  # the commit of a data set of the hub
+    revision: Revision = None  # the commit of a data set of the hub
     notes: list[str] = field(default_factory=list)  # sentences for the user about how the files are read
 
     def __post_init__(self) -> None:
@@ -52,6 +53,12 @@ class Corpus:
         tally = Tally(self.splits, sum(known) if len(known) == len(parts) else None)
         for split in self.splits.values():
             split.tally = tally
+
+    @property
+    def fraction(self) -> str | None:
+        """The fraction of training that is held out for validation, as text; None if the data say what is."""
+        choice = self.splits["train"].choice
+        return self.valid if choice is not None and choice.column is None else None
 
     @property
     def judged(self) -> Split:
@@ -344,7 +351,7 @@ def _validation(found: dict[str, Source], valid: str | float | None, train: Sour
     valid = str(valid)
     split = valid if valid in found else SPLIT_NAMES.get(valid)
     matches = {
-        "a path": os.path.exists(valid),
+        "a path": is_url(valid) or os.path.exists(valid),
         "a column": valid in train.columns,
         "a split": split is not None and split in found,
     }

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +36,8 @@ _THREADS = min(4, os.cpu_count() or 1)
 _TICK = 2 * 10**9  # nanoseconds
 _SMALL, _MANY = 256 * 2**20, 10_000  # up to so many bytes and files, scheme 1 uses the content
 
+Revision = str | Mapping[str, str] | None  # of a hub data set, or by name of those in a mixture
+
 
 def _nothing(*_: object) -> None:
     """The default callback: does nothing."""
@@ -48,7 +50,8 @@ class Access:
     Attributes:
         streaming: read data sets of the hub without the Arrow cache of `datasets`. Files are never copied.
         cache_dir: directory for the cache of file hashes; None: no cache.
-        revision: of a hub data set, as resolved by the run's first start; None: the newest.
+        revision: of a hub data set, as resolved by the run's first start, or of those of a mixture by name; None: the
+            newest.
         scheme: method of fingerprints: `SCHEME`, or that of the run's first start.
         beat: heartbeat, called repeatedly while rows are read or skipped.
         hashed: called with (bytes read, bytes in all) while files are hashed.
@@ -61,7 +64,7 @@ class Access:
 
     streaming: bool = False
     cache_dir: Path | None = None
-    revision: str | None = None
+    revision: Revision = None
     scheme: int = SCHEME
     beat: Callable[[], None] = field(default=_nothing, repr=False)
     hashed: Callable[[int, int], None] = field(default=_nothing, repr=False)

@@ -16,6 +16,8 @@ from typing import IO, Any
 from ulmfit.errors import UserError
 
 STDIN = "standard input"  # its name, in place of a path, within `standard_input`
+_EXTRAS = {"s3fs": "ulmfit[s3]"}  # packages of fsspec that are an extra of this one
+_TAGS = ("ETag", "etag", "md5Hash", "content_md5", "generation")  # of S3 and its like, Google's and Azure's stores
 HEAD = 2**16  # bytes of standard input that are looked at before it is read, or a line if it is longer
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _stream: _StandardInput | None = None
@@ -42,7 +44,12 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UserError(f"{url} needs another package ({str(error).rstrip('.')}); install it") from None
+        said = str(error).rstrip(".")
+        package = re.search(r"\binstall ([\w-]+)", said, re.IGNORECASE)
+        if package is None:
+            raise UserError(f"{url} needs another package ({said}); install it") from None
+        name = _EXTRAS.get(package[1], package[1])
+        raise UserError(f"{url} needs the package {package[1]}; pip install '{name}'") from None
     except ValueError as error:
         raise UserError(f"{url} cannot be opened ({str(error).rstrip('.')}); give a URL that fsspec knows") from None
 
@@ -73,9 +80,15 @@ def size_of(path: str) -> int:
 
 
 def version_of(url: str) -> list[Any]:
-    """What changes when the object is written again: its size and its tag or time, as the store tells them."""
+    """What changes when the object is written again: its size and its tag or time, as the store tells them.
+
+    Not `ukey` of fsspec where there is a tag: that is a hash of all that the store tells, which the next version of its
+    package may tell in other words.
+    """
     system, inside = file_system(url)
-    return [int(system.size(inside) or 0), str(system.ukey(inside))]
+    info = system.info(inside)
+    tag = next((str(info[name]) for name in _TAGS if info.get(name)), None) or str(system.ukey(inside))
+    return [int(info.get("size") or 0), tag]
 
 
 def files_at(url: str) -> list[str]:

@@ -11,6 +11,7 @@
   one document per file, also in folders below a class. The classes are the names of the folders, and the columns are
   `text` and `label`. What is left out of a folder, and how folders are told apart, is described in `folders`;
 * a URL that fsspec opens, such as s3://bucket/reviews.csv: a file, a glob, or the files directly in a folder;
+* for the training of a language model, several of these with weights (see `mixture_options`);
 * data in memory (see `ulmfit.data.in_memory`);
 * owner/name or owner/name:configuration: a data set of the Hugging Face hub (the only case that uses the network).
 """
@@ -33,6 +34,7 @@ from ulmfit.data.hub_sets import load, of_dataset
 from ulmfit.data.in_memory import SPLIT_NAMES, InMemory, refuse_description
 from ulmfit.data.locations import files_at, is_url
 from ulmfit.data.magic import HEAD, refuse_binary
+from ulmfit.data.mixture_options import is_mixture
 from ulmfit.data.readers import open_documents, open_files, open_sample
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
@@ -56,6 +58,10 @@ def find(data: str | InMemory | Source | None, access: Access | None = None) -> 
     if isinstance(data, Source):
         return {"train": data}
     refuse_description(data)
+    if is_mixture(data):
+        raise UserError(
+            f"{data} names several sources, which only the training of a language model mixes; give one of them"
+        )
     if is_url(data):
         return _remote(data, access)
     if os.path.isdir(data):
@@ -261,7 +267,8 @@ def _hub(data: str, access: Access) -> dict[str, Source]:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     name, _, configuration = data.partition(":")
-    revision, offline = access.revision, bool(constants.HF_HUB_OFFLINE)
+    revision = access.revision if isinstance(access.revision, str) else None
+    offline = bool(constants.HF_HUB_OFFLINE)
     try:
         if not offline:
             revision = str(HfApi().dataset_info(name, revision=revision, timeout=5).sha)

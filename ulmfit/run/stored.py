@@ -36,7 +36,7 @@ _RESOLVED: dict[str, tuple[type, ...]] = {
     "metric": (str, type(None)),
     "stages": (list,),
     "micro_batches": (int, str),
-    "revision": (str, type(None)),
+    "revision": (str, dict, type(None)),
     "valid_rows": (str, type(None)),
     "text_column": (str, type(None)),
     "label_column": (str, type(None)),

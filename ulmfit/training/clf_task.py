@@ -237,6 +237,7 @@ class ClassifierTask:
     """
 
     name = "classifier"
+    source_names = ()
 
     def __init__(
         self,

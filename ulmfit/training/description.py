@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.mixed_stream import MixedStreamedRows
+from ulmfit.batches.mixture import MixedStore
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.faults import reasons
 from ulmfit.excerpts import are_shown, listed
@@ -27,7 +29,8 @@ def description(
     """
     splits = [f"{name} {_rows(stores.get(name), label_names, sets)}" for name in corpus.splits]
     columns = [*corpus.text_columns, *([corpus.label_column] if corpus.label_column else [])]
-    lines = [f"data: {', '.join(splits)}; column{'s' * (len(columns) > 1)} {listed(columns)}"]
+    of_each = f"; column{'s' * (len(columns) > 1)} {listed(columns)}" if columns else ""
+    lines = [f"data: {', '.join(splits)}{of_each}"]
     shown = stores.get("train", next(iter(stores.values()), None))
     if shown is not None:
         lines.append(
@@ -35,6 +38,31 @@ def description(
             f"{_left_out(stores)}"
         )
     return lines
+
+
+def mixture_of(texts: object) -> dict[str, dict[str, float]]:
+    """The sources of a mixture by name: share of the tokens; for cached ones also tokens, tokens an epoch, passes an epoch.
+
+    Empty for one corpus.
+    """
+    if isinstance(texts, MixedStreamedRows):
+        return {name: {"share": weight} for name, weight in zip(texts.names, texts.weights, strict=True)}
+    if not isinstance(texts, MixedStore):
+        return {}
+    return {
+        name: {"share": share, "tokens": store.num_tokens, "tokens_per_epoch": quota, "passes_per_epoch": passes}
+        for (name, share, store), quota, passes in zip(texts.parts(), texts.quotas, texts.passes, strict=True)
+    }
+
+
+def mixture_line(sources: Mapping[str, Mapping[str, float]]) -> str:
+    """What `mixture_of` found, in a line."""
+    told = []
+    for name, source in sources.items():
+        passes = source.get("passes_per_epoch")
+        more = f" ({source['tokens']:,} tokens, read {passes:.3g} times an epoch)" if passes is not None else ""
+        told.append(f"{name} {source['share']:.1%}{more}")
+    return f"mixture, by tokens: {', '.join(told)}"
 
 
 def warnings_about_classes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,11 @@ from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.lm import MOST_JITTER, CachedRows, LMBatch, StreamedRows, merge_states
+from ulmfit.batches.mixed_stream import MixedStreamedRows
+from ulmfit.batches.mixture import MixedStore
 from ulmfit.config import LMConfig
+from ulmfit.data.mixed_corpus import MixedSplit
+from ulmfit.data.splits import Split
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
@@ -23,7 +27,7 @@ from ulmfit.option_types import path_text
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
-from ulmfit.training.description import description
+from ulmfit.training.description import description, mixture_line, mixture_of
 from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import Masks, derive_seed, draw_words
@@ -33,6 +37,8 @@ from ulmfit.training.scores import score_language_model
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, narrow_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
+
+Rows = CachedRows | StreamedRows | MixedStreamedRows
 
 SAMPLE_WORDS = 40
 PROMPT_WORDS = 6
@@ -95,17 +101,9 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         )
 
     rows = runtime.own_rows(recipe.batch_size)
-    source: CachedRows | StreamedRows
+    source: Rows
     if config.streaming:
-        source = StreamedRows(
-            corpus.splits["train"],
-            tokenizer,
-            batch_size=recipe.batch_size,
-            bptt=recipe.bptt,
-            seed=config.seed,
-            rows=rows,
-            backwards=config.backwards,
-        )
+        source = _streamed(corpus.splits["train"], tokenizer, config, recipe, rows)
     else:
         store = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=False)
         recipe = narrow_quick(recipe, config, store.num_tokens - 1)
@@ -127,9 +125,12 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
         if name != "train"
     }
 
-    stores = held_out if isinstance(source, StreamedRows) else {"train": source.store} | held_out
+    stores = {"train": source.store} | held_out if isinstance(source, CachedRows) else held_out
     for line in description(corpus, stores):
         session.say(line)
+    mixture = mixture_of(source.store if isinstance(source, CachedRows) else source)
+    if mixture:
+        session.say(mixture_line(mixture))
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)
     sizes = sizes.with_dropouts("lm", recipe.drop_mult)
@@ -160,6 +161,7 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
             init=config.init or chosen_encoder(pretrained),
             sampled_softmax=config.sampled_softmax or 0,
             subword=asked_subword and (kind or "none"),
+            mixture=mixture or None,
         ),
         fingerprints={
             "corpus": corpus.fingerprint,
@@ -167,6 +169,23 @@ def _train(config: LMConfig, session: Session) -> TrainingResult:
             "init": pretrained.fingerprint if pretrained else None,
         },
     )
+
+
+def _streamed(
+    split: Split | MixedSplit, tokenizer: Tokenizer, config: LMConfig, recipe: Recipe, rows: range
+) -> StreamedRows | MixedStreamedRows:
+    """The rows of a corpus, or of several with weights, that is tokenised while it is read."""
+    options: dict[str, Any] = {
+        "batch_size": recipe.batch_size,
+        "bptt": recipe.bptt,
+        "seed": config.seed,
+        "rows": rows,
+        "backwards": config.backwards,
+    }
+    if not isinstance(split, MixedSplit):
+        return StreamedRows(split, tokenizer, **options)
+    sources = [(part.name, part.weight, part.split) for part in split.members if part.weight is not None]
+    return MixedStreamedRows(sources, tokenizer, **options)
 
 
 def _check_dealt(batch_size: int, runtime: Runtime, micro_batches: int) -> None:
@@ -212,7 +231,7 @@ class LanguageModelTask:
     def __init__(
         self,
         net: LanguageModelNet,
-        source: CachedRows | StreamedRows,
+        source: Rows,
         valid: TokenStore | None,
         tokenizer: Tokenizer,
         *,
@@ -230,6 +249,12 @@ class LanguageModelTask:
             self._inclusion = inclusion_probabilities(net.config.vocab_size, config.sampled_softmax)
             self._log_inclusion = self._inclusion.log().to(runtime.device, dtype=net.decoder_bias.dtype)
         self.reset_hidden()
+
+    @property
+    def source_names(self) -> Sequence[str]:
+        """The sources of a mixture; empty for one corpus."""
+        texts = self._source.store if isinstance(self._source, CachedRows) else self._source
+        return texts.names if isinstance(texts, MixedStore | MixedStreamedRows) else ()
 
     @property
     def most_micro_batches(self) -> int:
@@ -304,6 +329,8 @@ class LanguageModelTask:
         self._state = [
             (torch.cat([h for h, _ in layer]), torch.cat([c for _, c in layer])) for layer in zip(*states, strict=True)
         ]
+        if batch.sources is not None:
+            sums = torch.cat([sums, to_device(batch.sources, device).double()])
         return StepResult(sums, batch.num_targets, batch.num_targets)
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:

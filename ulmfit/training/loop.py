@@ -43,7 +43,8 @@ class StepResult(NamedTuple):
     """Numbers of one step for the log. The tensor stays on the device, so that the host does not wait.
 
     Attributes:
-        sums: float64 [2], this rank's part of the summed cross-entropy (nats) and of the number of correct predictions.
+        sums: float64 [2 + S], this rank's part of the summed cross-entropy (nats), of the number of correct predictions,
+            and of the tokens read from each of the S sources of a mixture (`Task.source_names`).
         num_predictions: number of predictions in the global step.
         tokens: number of tokens read in the global step.
     """
@@ -62,6 +63,8 @@ class Task(Protocol):
 
     @property
     def net(self) -> LanguageModelNet | ClassifierNet: ...
+    @property
+    def source_names(self) -> Sequence[str]: ...
     @property
     def most_micro_batches(self) -> int: ...
     def steps_in_epoch(self, epoch: int) -> int | None: ...
@@ -331,7 +334,8 @@ class Loop:
             self._evaluate()
 
     def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
-        loss, correct = (self.runtime.sum(result.sums) / result.num_predictions).tolist()
+        loss, correct, *read = (self.runtime.sum(result.sums) / result.num_predictions).tolist()
+        shares = {f"share/{name}": part / sum(read) for name, part in zip(self.task.source_names, read, strict=True)}
         skipped = int(self._skipped.item())
         pace = self._pace()
         in_epoch = self.task.steps_in_epoch(batch.epoch)
@@ -350,6 +354,7 @@ class Loop:
             momentum=momentum,
             lrs=rates,
             skipped=skipped,
+            **shares,
             **pace,
         )
         if skipped >= MAX_SKIPPED:

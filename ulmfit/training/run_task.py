@@ -140,6 +140,8 @@ def run(
             sampled=sampled is not None,
             stages=[planned.stage.name for planned in plan],
         )
+        if start is None and "mixture" in resolved:
+            tracker.log_event("mixture", step=0, sources=resolved["mixture"])
         tracker.log_hparams({"options": options(config), "resolved": resolved})
         if runtime.device.type == "cpu" and start is None:
             needs = estimate(task, plan, config=config, runtime=runtime)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, collate
 from ulmfit.batches.lm import CachedRows
+from ulmfit.batches.mixture import MixedStore
 from ulmfit.bundle import Bundle
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
@@ -32,8 +33,21 @@ def score_language_model(
     """Loss (nats per token), perplexity and next-token accuracy over a store, read in order.
 
     The store is divided into `num_rows` rows (fewer if it is short), independently of the world size, so that the
-    scores do not depend on it.
+    scores do not depend on it. Of a mixture each source is scored by itself; the result is the mean by the weights (see
+    `batches.mixture`), with the loss of each source as loss/NAME.
     """
+    if isinstance(store, MixedStore):
+        parts = [(name, weight, part) for name, weight, part in store.parts() if part.num_tokens > 1]
+        scored = [
+            (name, weight, score_language_model(net, part, runtime, num_rows=num_rows, bptt=bptt, backwards=backwards))
+            for name, weight, part in parts
+        ]
+        total = sum(weight for _, weight, _ in scored)
+        loss, correct = (
+            sum(weight / total * scores[value] for _, weight, scores in scored) for value in ("loss", "accuracy")
+        )
+        losses = {f"loss/{name}": scores["loss"] for name, _, scores in scored}
+        return {"loss": loss, "perplexity": _exp(loss), "accuracy": correct} | losses
     num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
     rows = runtime.own_rows(num_rows)
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
@@ -53,9 +67,12 @@ def score_language_model(
             sums += torch.stack([out.ce_sum.double(), out.num_correct.double(), (targets >= 0).sum().double()])
     net.train(training)
     loss, correct, count = runtime.sum(sums).tolist()
+    return {"loss": loss / count, "perplexity": _exp(loss / count), "accuracy": correct / count}
+
+
+def _exp(loss: float) -> float:
     with np.errstate(over="ignore"):  # infinite, where training diverges
-        perplexity = float(np.exp(loss / count))
-    return {"loss": loss / count, "perplexity": perplexity, "accuracy": correct / count}
+        return float(np.exp(loss))
 
 
 @torch.inference_mode()

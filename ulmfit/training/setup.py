@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
+from ulmfit.batches.mixture import MixedStore
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.console import say
 from ulmfit.cores import machine_cores
-from ulmfit.data.corpus import Corpus, Split, open_corpus
+from ulmfit.data.corpus import Corpus, Split
 from ulmfit.data.duplicates import duplicate_notes
-from ulmfit.data.fingerprint import Access
+from ulmfit.data.fingerprint import Access, Revision
 from ulmfit.data.in_memory import in_memory
+from ulmfit.data.mixed_corpus import MixedSplit, open_any_corpus
 from ulmfit.data.tables import ReadOtherwise
 from ulmfit.distributed.early_stop import EarlyStop
 from ulmfit.distributed.group import Group
@@ -215,14 +217,15 @@ def access_of(config: TrainConfig, begun: Begun | None, runtime: Runtime) -> Acc
         separator=config.separator,
         encoding=config.encoding,
         header=config.header,
+        by_content=not config.streaming,  # what is streamed may be too large to be read for its fingerprint
     )
 
 
 def opened_corpus(
     config: TrainConfig, access: Access, *, include_test: bool = False, label_names: list[str] | None = None
 ) -> Corpus:
-    """The corpus that the options of a training name. Raises as `open_corpus`."""
-    return open_corpus(
+    """The corpus that the options of a training name. Raises as `open_any_corpus`."""
+    return open_any_corpus(
         config.data,
         task=config.task,
         text_column=config.text_column,
@@ -261,7 +264,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
 
     opened: list[Corpus] = []
 
-    def read_first() -> str | None:
+    def read_first() -> Revision:
         assert access.cache_dir is not None
         tidy(access.cache_dir)
         with session.stop.interruptible(), Meter("reading the files of the corpus") as meter:
@@ -382,21 +385,21 @@ def largest_vocabulary(base: Tokenizer | None) -> int:
 
 def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, Any]:
     """For config.json: the values used for the corpus options, and the entries of `more` that are not None."""
-    choice = corpus.splits["train"].choice
-    by_fraction = choice is not None and choice.column is None
     found = {
         "scheme": scheme_of(session.begun),
-        "text_column": ",".join(corpus.text_columns),
+        "text_column": ",".join(corpus.text_columns) or None,  # the sources of a mixture may have different ones
         "label_column": corpus.label_column,
-        "valid": corpus.valid if by_fraction else None,
+        "valid": corpus.fraction,
         "valid_rows": corpus.valid,
         "revision": corpus.revision,
     }
     return {name: value for name, value in (found | more).items() if value is not None}
 
 
-def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
+def store_of(session: Session, split: Split | MixedSplit, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
     """The split as token ids. The first rank of a machine tokenises it, the others open the cache."""
+    if isinstance(split, MixedSplit):
+        return _mixed(split, lambda part: store_of(session, part, tokenizer, with_labels=with_labels))
     cache_dir, waiting = cache_folder(session.config.cache_dir), session.stop.interruptible
     store = tokenised(split, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
     session.runtime.barrier()
@@ -405,11 +408,24 @@ def store_of(session: Session, split: Split, tokenizer: Tokenizer, *, with_label
 
 
 def tokenised(
-    split: Split, tokenizer: Tokenizer, cache_dir: Path, *, with_labels: bool, waiting: Waiting = nullcontext
+    split: Split | MixedSplit,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    *,
+    with_labels: bool,
+    waiting: Waiting = nullcontext,
 ) -> TokenStore:
     """The token cache of a split (see `build_or_open`). A progress meter is shown while it is built."""
+    if isinstance(split, MixedSplit):
+        return _mixed(
+            split, lambda part: tokenised(part, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
+        )
     with Meter(f"tokenising the {split.name} split", total=split.expected_rows()) as meter:
         return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add, waiting=waiting)
+
+
+def _mixed(split: MixedSplit, store: Callable[[Split], TokenStore]) -> MixedStore:
+    return MixedStore([(part.name, part.weight, store(part.split)) for part in split.members])
 
 
 def keeps_best(config: TrainConfig, corpus: Corpus) -> bool:
