@@ -1,4 +1,4 @@
-"""Copies from the host to the device that do not make the host wait.
+"""Copies between host and device that do not make the host wait.
 
 A copy from page-locked (pinned) memory to a GPU returns at once. For a copy from other memory the host waits until the
 device has reached it, and cannot submit the rest of the step meanwhile. torch does not reuse a pinned buffer before
@@ -20,6 +20,23 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda":
         values = values.pin_memory()  # no copy if it is pinned already
     return values.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A copy of a tensor to the CPU that may still be under way."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)  # from a GPU to pinned memory
+        self._done: Any = None
+        if values.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> Tensor:
+        """The values; waits until the device has made the copy."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._values
 
 
 def pinned(items: Iterator[Any], device: torch.device | str) -> Iterator[Any]:

@@ -24,6 +24,7 @@ class Progress:
         self.step, self.doing, self.count = 0, "starting", 0
         self._began: Any = None
         self._works: list[tuple[Any, Any]] = []
+        self._own_work = 0.0
 
     def now(self, doing: str) -> None:
         """Set the current activity."""
@@ -48,15 +49,20 @@ class Progress:
         self.now(WAITING)
 
     def own_work(self) -> float:
-        """Seconds of this process's own work in the steps since the last call.
+        """Mean seconds of this process's own work in a step, over the steps since the last call.
 
         This is the time before a step's first collective: reading and forward pass (the backward pass overlaps with the
-        reduction). On a GPU it is time of the GPU, which must have finished these steps.
+        reduction). On a GPU it is time of the GPU, and of the steps that it has finished: the host does not wait for
+        the others, which count in the next call. If there is none, the last mean holds.
         """
-        works, self._works = self._works, []
+        finished = len(self._works)
         if self._on_gpu:
-            return sum(began.elapsed_time(ended) for began, ended in works) / 1000
-        return sum(ended - began for began, ended in works)
+            finished = next((i for i, (_, ended) in enumerate(self._works) if not ended.query()), finished)
+        works, self._works = self._works[:finished], self._works[finished:]
+        if works:
+            times = [began.elapsed_time(ended) / 1000 if self._on_gpu else ended - began for began, ended in works]
+            self._own_work = sum(times) / len(times)
+        return self._own_work
 
     def _mark(self) -> Any:
         if not self._on_gpu:

@@ -27,10 +27,11 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.run.directory import RunDirectory
 from ulmfit.run.saver import Saver
-from ulmfit.run.tracking import Tracker, memory_mib
+from ulmfit.run.tracking import Tracker
 from ulmfit.training import optim
 from ulmfit.training.engine import Passes, build_engine
 from ulmfit.training.stages import Recipe, Stage, share_steps
+from ulmfit.training.step_log import StepLog
 
 MAX_SKIPPED = 50  # consecutive steps without a finite gradient after which the run fails
 
@@ -204,7 +205,7 @@ class Loop:
         self._stale = Stale() if start is None else Stale(**start.get("stale", {}))  # 0.2.0 had none
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
-        self._reset_clock()
+        self.log = StepLog(runtime)
         if start is not None:
             self.position = Position(**start["position"])
             task.net.load_state_dict(start["model"])
@@ -233,6 +234,7 @@ class Loop:
 
     def _run_stage(self, planned: PlannedStage, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
         position, stage, task = self.position, planned.stage, self.task
+        self.log.write()  # of the stage before
         trained = optim.freeze(task.net, task.groups, stage.freeze_to)
         rates = optim.discriminative_rates(stage.lr, stage.lr_divisor, len(task.groups))
         inner = optim.build_optimizer(
@@ -266,11 +268,11 @@ class Loop:
         self.engine.model.train()
         self._check_every = 1  # measured again in each stage: steps are slower where more layers are trained
         while position.step_in_stage < planned.num_steps and not self._stopped_early():
-            waited = time.perf_counter()
+            asked = time.perf_counter()
             self.runtime.progress.begin_step(position.step)
             batch, data_state = next(batches)
             self.runtime.progress.now("computing")
-            self._waited += time.perf_counter() - waited
+            waited = time.perf_counter() - asked
             factor, momentum = optim.schedule(stage, position.step_in_stage, planned.num_steps)
             factor *= batch.lr_scale
             optim.set_hyperparameters(inner, factor, momentum)
@@ -280,9 +282,8 @@ class Loop:
             position.step_in_stage += 1
             position.tokens += result.tokens
             position.data = data_state
-            self._tokens += result.tokens
-            self._steps += 1
-            self._after_step(planned, batch, result, norm, momentum)
+            self.log.count(result.tokens, waited)
+            self._after_step(batch, result, norm, momentum)
             if self._stop_agreed():
                 return False
         if self._stopped_early():
@@ -317,11 +318,12 @@ class Loop:
                 f"{advice(self.task.micro_batches, self.task.most_micro_batches)}"
             ) from error
 
-    def _after_step(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
+    def _after_step(self, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
         position, config = self.position, self.config
         last = position.step == self.total_steps
+        self.log.write()  # of the step before, which the device has done or is doing
         if self.tracker.due(position.step):
-            self._log(planned, batch, result, norm, momentum)
+            self._record(batch, result, norm, momentum)
         self.tracker.advance(position.step)
         in_epoch = self.task.steps_in_epoch(batch.epoch)
         ends_epoch = in_epoch is not None and batch.step_in_epoch + 1 == in_epoch
@@ -333,64 +335,40 @@ class Loop:
         if self._evaluation_due:
             self._evaluate()
 
-    def _log(self, planned: PlannedStage, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
-        loss, correct, *read = (self.runtime.sum(result.sums) / result.num_predictions).tolist()
-        shares = {f"share/{name}": part / sum(read) for name, part in zip(self.task.source_names, read, strict=True)}
-        skipped = int(self._skipped.item())
-        pace = self._pace()
-        in_epoch = self.task.steps_in_epoch(batch.epoch)
+    def _record(self, batch: Any, result: StepResult, norm: Tensor, momentum: float) -> None:
+        """Let the step just submitted be logged (a collective)."""
+        position, in_epoch = self.position, self.task.steps_in_epoch(batch.epoch)
         epoch = batch.epoch + (batch.step_in_epoch + 1) / in_epoch if in_epoch else float(batch.epoch)
         torch_groups = self.engine.optimizer.param_groups
-        rates = {f"group {group['layer_group']}": group["lr"] for group in torch_groups}
-        self.tracker.log_train(
-            self.position.step,
-            stage=self.position.stage,
-            epoch=round(epoch, 4),
-            tokens=self.position.tokens,
-            loss=loss,
-            accuracy=correct,
-            lr=torch_groups[-1]["lr"],
-            grad_norm=norm.item(),
-            momentum=momentum,
-            lrs=rates,
-            skipped=skipped,
-            **shares,
-            **pace,
-        )
-        if skipped >= MAX_SKIPPED:
-            raise TrainingFailed(
-                f"no finite gradient in the last {skipped} steps, up to step {self.position.step} (stage "
-                f"'{planned.stage.name}', data position {self.position.data}); lower --lr or set --clip 0.25"
-            )
-        self._reset_clock()
-
-    def _pace(self) -> dict[str, Any]:
-        """Throughput, data wait, memory and step times since the last logged step, over all ranks (a collective)."""
-        elapsed = max(1e-9, time.perf_counter() - self._clock)
-        own = torch.tensor(
-            [self.runtime.progress.own_work() / self._steps, self._waited / elapsed, memory_mib()],
-            dtype=torch.float64,
-            device=self.runtime.device,
-        )
-        work, waited, memory = self.runtime.gather(own).unbind(1)
-        timing = {"step": elapsed / self._steps}
-        if len(work) > 1:
-            timing |= {
-                "work": work.max().item(),
-                "spread": (work.max() - work.min()).item(),
-                "slowest_rank": int(work.argmax()),
-            }
-        return {
-            "tokens_per_second": self._tokens / elapsed,
-            "data_wait": waited.max().item(),
-            "memory": memory.max().item(),
-            "timing": timing,
+        fields = {
+            "step": position.step,
+            "stage": position.stage,
+            "epoch": round(epoch, 4),
+            "tokens": position.tokens,
+            "lr": torch_groups[-1]["lr"],
+            "momentum": momentum,
+            "lrs": {f"group {group['layer_group']}": group["lr"] for group in torch_groups},
         }
+        at = f"stage '{self.plan[position.stage].stage.name}', data position {position.data}"
+        self.log.record(
+            result.sums,
+            result.num_predictions,
+            skipped=self._skipped,
+            norm=norm,
+            log=lambda numbers, read: self._write_line(fields | numbers, read, at),
+        )
 
-    def _reset_clock(self) -> None:
-        self._clock, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
+    def _write_line(self, line: dict[str, Any], read: list[float], at: str) -> None:
+        shares = {f"share/{name}": part / sum(read) for name, part in zip(self.task.source_names, read, strict=True)}
+        self.tracker.log_train(**line, **shares)
+        if line["skipped"] >= MAX_SKIPPED:
+            raise TrainingFailed(
+                f"no finite gradient in the last {line['skipped']} steps, up to step {line['step']} ({at}); lower --lr "
+                "or set --clip 0.25"
+            )
 
     def _evaluate(self) -> None:
+        self.log.write()
         begun = time.perf_counter()
         self.task.net.eval()
         with self.engine.full_weights():
@@ -402,7 +380,7 @@ class Loop:
                 self._compare(metrics)
         self.task.net.train()
         self._evaluation_due = False
-        self._clock += time.perf_counter() - begun  # throughput does not include the time of evaluations
+        self.log.exclude(time.perf_counter() - begun)
 
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None:
         """`Task.evaluate`, in which running out of memory is told with a remedy (a collective).
@@ -470,6 +448,7 @@ class Loop:
         Raises:
             OSError: the previous checkpoint could not be written.
         """
+        self.log.write()  # a resumed run does not log this step again
         now = (self.position.step, self._evaluation_due)
         if self._saved == now:
             return
@@ -490,7 +469,7 @@ class Loop:
             if self.config.stop_after:
                 state["stale"] = vars(self._stale)
             self.directory.guard(lambda: self.saver.start(self.position.step, state))
-        self._clock += time.perf_counter() - begun
+        self.log.exclude(time.perf_counter() - begun)
 
     def finish_saving(self) -> None:
         """Wait on all ranks until the last checkpoint is completely written.
