@@ -94,6 +94,7 @@ def tests(s: Settings) -> Iterator[Row]:
             "-m",
             "pytest",
             "tests/training/test_cuda.py",
+            "tests/training/test_cuda_loss.py",
             "-v",
             "--timeout",
             "100",

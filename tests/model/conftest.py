@@ -27,16 +27,22 @@ def golden():
 
 
 class _Recorder(TorchDispatchMode):
-    """The shapes of all tensors that operations return."""
+    """The shapes of all tensors that operations return; `made`: of those that are no views of earlier ones."""
 
     def __init__(self):
         super().__init__()
-        self.shapes = []
+        self.shapes, self.made, self._memory = [], [], {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         outputs = result if isinstance(result, (tuple, list)) else (result,)
-        self.shapes += [tuple(output.shape) for output in outputs if isinstance(output, torch.Tensor)]
+        for output in outputs:
+            if isinstance(output, torch.Tensor):
+                self.shapes.append(tuple(output.shape))
+                storage = output.untyped_storage()
+                if storage.data_ptr() not in self._memory:
+                    self.made.append(tuple(output.shape))
+                    self._memory[storage.data_ptr()] = storage  # kept, so that no other tensor gets its address
         return result
 
     @property

@@ -16,7 +16,14 @@ from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import init_language_model, load_model, read_weights, save_model, transfer_vocabulary
+from ulmfit.model.pretrained import (
+    find_model,
+    init_language_model,
+    load_model,
+    read_weights,
+    save_model,
+    transfer_vocabulary,
+)
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.masks import Masks
 
@@ -314,3 +321,14 @@ def test_a_classifier_in_8_bits_keeps_its_counts(tmp_path, tokenizer):
     save_model(tmp_path, net, tokenizer, {"label_names": LABELS}, bits=8)
     found = load_model(tmp_path)[0].state_dict()["head.norm1.num_batches_tracked"]
     assert torch.equal(found, net.state_dict()["head.norm1.num_batches_tracked"])
+
+
+@pytest.mark.parametrize("state", ["preempted", "running", "failed"])
+def test_a_run_that_is_not_done_is_told_as_such(state, tmp_path):
+    """A chained job that did not ask status.json for `done` learns what its predecessor has left."""
+    (tmp_path / "status.json").write_text(json.dumps({"state": state, "step": 12}))
+    with pytest.raises(UserError, match=f"has no model yet.*{state}.*; give the command that began it again"):
+        find_model(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps({"state": "done", "step": 12}))
+    with pytest.raises(UserError, match="neither there nor in a folder model"):
+        find_model(tmp_path)

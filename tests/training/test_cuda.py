@@ -12,6 +12,7 @@ import gc
 import os
 import warnings
 from dataclasses import replace
+from functools import cache
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic; read when cuBLAS starts
 
@@ -20,11 +21,13 @@ import torch
 
 from tests.training import steps
 from ulmfit.distributed import memory
+from ulmfit.distributed.runtime import allowed_tf32
 from ulmfit.model import awd_lstm
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.run import checkpoint
+from ulmfit.training import step_log
 from ulmfit.training.masks import Masks
 
 DEVICE = os.environ.get("ULMFIT_TEST_DEVICE", "cuda")
@@ -33,11 +36,24 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(ON_GPU and not torch.
 only_gpu = pytest.mark.skipif(not ON_GPU, reason="of a GPU alone")
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = ["fp32", "fp16", "bf16"] if ON_GPU else ["fp32", "bf16"]
-# ||ours - fp64's|| / ||fp64's|| over all gradients. A unit in the last place: 6e-8, 5e-4, 4e-3. The classifier's
-# BatchNorm magnifies it, and the maximum of its pooling picks other time steps.
-NEAR = {"lm": {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}, "clf": {"fp32": 1e-4, "fp16": 1e-1, "bf16": 0.4}}
-FEW_WORDS = replace(steps.SIZES, vocab_size=110)
-SIZES = AWDLSTMConfig(500, embedding_size=40, hidden_size=72, num_layers=3)
+# ||ours - fp64's|| / ||fp64's|| over all gradients. A unit in the last place: 6e-8, 5e-4 (TF32 too), 4e-3. The
+# classifier's BatchNorm magnifies it, and the maximum of its pooling picks other time steps.
+NEAR = {
+    "lm": {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 5e-2},
+    "clf": {"fp32": 1e-4, "tf32": 1e-1, "fp16": 1e-1, "bf16": 0.4},
+}
+# By name: the model, rows and tokens a row. `small` runs cuDNN's kernel for up to 192 units. `large` runs the kernels
+# of `base`: more than 192 units in every layer, and more than 3,072 tokens, from where the gradient of an embedding is
+# another kernel.
+CASES = {
+    "small": (AWDLSTMConfig(500, embedding_size=40, hidden_size=72, num_layers=3), 24, 30),
+    "large": (AWDLSTMConfig(6007, embedding_size=200, hidden_size=264, num_layers=3), 60 if ON_GPU else 8, 64),
+}
+# The same for the trainers' steps: at least as many tokens in each call of the encoder.
+LARGE_STEPS = {"rows": 64, "bptt": 60, "sizes": AWDLSTMConfig(steps.VOCAB, 200, 264, 3)}
+FEW_WORDS = {"sizes": replace(steps.SIZES, vocab_size=110)}
+if ON_GPU:
+    FEW_WORDS = {"sizes": replace(LARGE_STEPS["sizes"], vocab_size=110), "rows": 160}
 
 
 @pytest.fixture(autouse=True)
@@ -69,13 +85,24 @@ class MasksOfTheCPU:
         return self._masks.per_row(*place).to(self._device)
 
 
-def loss_and_gradients(name: str, device: str, dtype: torch.dtype, autocast: torch.dtype | None):
+@cache
+def exact(name: str, case: str):
+    """`loss_and_gradients` on the CPU in fp64."""
+    return loss_and_gradients(name, case, "cpu", torch.float64, None)
+
+
+def loss_and_gradients(name: str, case: str, device: str, dtype: torch.dtype, autocast: torch.dtype | None):
     """Of the nets themselves, all dropouts at full strength: a float, and one fp64 vector on the CPU."""
     torch.manual_seed(0)
     scale = 2.0**10 if autocast == torch.float16 else 1.0  # a scaler's business
-    rows, length, sizes = 24, 30, SIZES.with_dropouts(name, 1.0)
-    text = torch.randint(0, SIZES.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(1))
-    net = LanguageModelNet(sizes) if name == "lm" else ClassifierNet(sizes, 2, bptt=12, max_len=24)
+    sizes, rows, length = CASES[case]
+    sizes = sizes.with_dropouts(name, 1.0)
+    text = torch.randint(0, sizes.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(1))
+    net = (
+        LanguageModelNet(sizes)
+        if name == "lm"
+        else ClassifierNet(sizes, 2, bptt=12 if case == "small" else length, max_len=24)
+    )
     with torch.no_grad():  # words as far apart as trained ones: BatchNorm would magnify the rounding of near ones
         net.encoder.embedding.weight.mul_(20)
     net, text, masks = net.to(device, dtype), text.to(device), MasksOfTheCPU(device, rows)
@@ -92,12 +119,14 @@ def loss_and_gradients(name: str, device: str, dtype: torch.dtype, autocast: tor
     return loss.item(), torch.cat([p.grad.flatten().cpu().double() / scale for p in net.parameters()])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, *(["tf32"] if ON_GPU else [])])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["lm", "clf"])
-def test_loss_and_gradients_are_those_of_the_cpu_in_fp64(name, precision, record_property):
-    torch.backends.cudnn.allow_tf32 = False
-    expected_loss, expected = loss_and_gradients(name, "cpu", torch.float64, None)
-    loss, gradients = loss_and_gradients(name, DEVICE, torch.float32, HALF.get(precision))
+def test_loss_and_gradients_are_those_of_the_cpu_in_fp64(name, case, precision, record_property):
+    tf32 = allowed_tf32(precision.replace("tf", "fp"), deterministic=precision == "fp32", in_cudnn=True)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+    expected_loss, expected = exact(name, case)
+    loss, gradients = loss_and_gradients(name, case, DEVICE, torch.float32, HALF.get(precision))
     far = ((gradients - expected).norm() / expected.norm()).item()
     record_property("gradients", f"{far:.1e}")
     record_property("loss", f"{abs(loss - expected_loss) / expected_loss:.1e}")
@@ -106,14 +135,17 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_fp64(name, precision, record
 
 @only_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_recurrence_runs_in_the_precision_asked_for_on_weights_as_cudnn_wants_them(precision, record_property):
+@pytest.mark.parametrize("size", [128, 192, 193, 1152])
+def test_the_recurrence_runs_in_the_precision_asked_for_on_weights_as_cudnn_wants_them(
+    size, precision, record_property
+):
     wanted = HALF.get(precision, torch.float32)
     has_bf16 = awd_lstm._bf16_in_cudnn()
     record_property("cuDNN", f"{torch.backends.cudnn.version()}, bf16 {has_bf16}")
-    if precision == "bf16" and not has_bf16:
+    if precision == "bf16" and not (has_bf16 and size > awd_lstm.SMALL_IN_CUDNN):
         wanted = torch.float32
-    layer = awd_lstm.WeightDropLSTM(400, 1152).cuda()
-    x, state = torch.randn(64, 72, 400, device="cuda"), (torch.zeros(64, 1152, device="cuda"),) * 2
+    layer = awd_lstm.WeightDropLSTM(400, size).cuda()
+    x, state = torch.randn(64, 72, 400, device="cuda"), (torch.zeros(64, size, device="cuda"),) * 2
     with warnings.catch_warnings(), torch.autocast("cuda", dtype=HALF.get(precision), enabled=precision != "fp32"):
         warnings.simplefilter("error")  # torch's, that the weights are copied into one piece at every call
         output, (h, c) = layer(x, state, torch.ones_like(layer.weight_hh))
@@ -127,11 +159,22 @@ def test_the_recurrence_runs_in_the_precision_asked_for_on_weights_as_cudnn_want
     assert "aten::_cudnn_rnn" in {event.name for event in profile.events()}, "not cuDNN's LSTM"
 
 
+@only_gpu
+@pytest.mark.parametrize("size", [128, 264])
+def test_a_deterministic_recurrence_in_bf16_keeps_the_tensor_cores(size):
+    """With TF32 switched off torch asks cuDNN for another arithmetic in bf16: it may refuse. Here the trainer's steps
+    with --deterministic, at the sizes of both kernels."""
+    sizes = AWDLSTMConfig(steps.VOCAB, size, size, 2)
+    trainer = steps.Trainer("lm", "bf16", deterministic=True, sizes=sizes)
+    assert torch.backends.cudnn.allow_tf32
+    assert all(torch.isfinite(trainer.step()).item() for _ in range(3))
+
+
 def test_all_precisions_learn_alike(record_property):
     """Loss by loss over many steps of the trainer, and to the end of them: the same data and masks."""
     curves = {}
     for precision in PRECISIONS:
-        trainer = steps.Trainer("lm", precision, rate=1e-2, sizes=FEW_WORDS)
+        trainer = steps.Trainer("lm", precision, rate=1e-2, **FEW_WORDS)
         curves[precision] = torch.stack([trainer.step() for _ in range(200 if ON_GPU else 100)]).tolist()
     ends = {precision: sum(curve[-20:]) / 20 for precision, curve in curves.items()}
     record_property("mean of the last 20", ", ".join(f"{name} {end:.4f}" for name, end in ends.items()))
@@ -145,10 +188,11 @@ def test_all_precisions_learn_alike(record_property):
 
 @only_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize(("name", "micro_batches"), [("lm", 1), ("lm", 2), ("clf", 1), ("clf", 2)])
-def test_the_host_never_waits_within_a_step(name, micro_batches, precision):
-    trainer = steps.Trainer(name, precision, micro_batches=micro_batches)
-    for _ in range(3):  # libraries set themselves up, the optimizer makes its moments
+def test_the_host_never_waits_within_a_step(name, micro_batches, large, precision):
+    trainer = steps.Trainer(name, precision, micro_batches=micro_batches, **(LARGE_STEPS if large else {}))
+    for _ in range(3):  # libraries set themselves up, the optimizer makes its moments, the loss checks its kernel
         trainer.step()
     torch.cuda.set_sync_debug_mode("error")
     for _ in range(5):
@@ -157,16 +201,36 @@ def test_the_host_never_waits_within_a_step(name, micro_batches, precision):
     assert torch.isfinite(loss).item()
 
 
+@only_gpu
+def test_the_host_does_not_wait_for_a_logged_step(record_property):
+    trainer = steps.Trainer("lm", "bf16", **LARGE_STEPS)
+    log, lines = step_log.StepLog(trainer.runtime), []
+    one = torch.ones((), device="cuda")
+    losses = [trainer.step() for _ in range(3)]
+    torch.cuda.set_sync_debug_mode("error")
+    for _ in range(6):  # each step is logged
+        losses.append(trainer.step())
+        log.count(1, 0.0)
+        log.write()
+        log.record(torch.stack([losses[-1], one]).double(), 1, skipped=one, norm=one, log=lines.append)
+    torch.cuda.set_sync_debug_mode("default")
+    assert len(lines) == 5, "the last one is not read yet"
+    log.write()
+    assert [line["loss"] for line in lines] == torch.stack(losses[3:]).tolist()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("large", [False, *([True] if ON_GPU else [])])
 @pytest.mark.parametrize("name", ["lm", "clf"])
-def test_a_resumed_deterministic_run_has_the_same_bits(name, precision, tmp_path):
-    straight = steps.Trainer(name, precision, deterministic=True)
+def test_a_resumed_deterministic_run_has_the_same_bits(name, large, precision, tmp_path):
+    options = {"deterministic": True} | (LARGE_STEPS if large else {})
+    straight = steps.Trainer(name, precision, **options)
     losses = [straight.step() for _ in range(12)]
-    stopped = steps.Trainer(name, precision, deterministic=True)
+    stopped = steps.Trainer(name, precision, **options)
     for _ in range(5):
         stopped.step()
     path = checkpoint.write(tmp_path, 5, checkpoint.snapshot(stopped.state()), keep=1)
-    resumed = steps.Trainer(name, precision, deterministic=True)
+    resumed = steps.Trainer(name, precision, **options)
     resumed.load(checkpoint.load(path))
     assert torch.equal(torch.stack(losses[5:]), torch.stack([resumed.step() for _ in range(7)]))
     weights = straight.net.state_dict(), resumed.net.state_dict()
@@ -176,7 +240,7 @@ def test_a_resumed_deterministic_run_has_the_same_bits(name, precision, tmp_path
 @only_gpu
 @pytest.mark.parametrize("name", ["lm", "clf"])
 def test_auto_finds_micro_batches_that_fit_and_train_the_same_model(name, record_property):
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 of the steps below: equal to 1e-4
     sizes = AWDLSTMConfig(steps.VOCAB, embedding_size=400, hidden_size=1152, num_layers=3)
     whole = steps.Trainer(name, "fp32", rows=256, sizes=sizes)
     held = torch.cuda.memory_allocated()

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, AWDLSTMConfig, DropoutMasks, State, apply_mask
-from ulmfit.model.loss import IGNORE, activation_regularization, linear_cross_entropy
+from ulmfit.model.chunks import IGNORE
+from ulmfit.model.loss import activation_regularization, linear_cross_entropy
 from ulmfit.model.sampled_softmax import Candidates, sampled_cross_entropy
 
 

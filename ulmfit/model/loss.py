@@ -1,34 +1,30 @@
 """The language model's loss: cross-entropy of a linear output layer in chunks of rows, and the sums for AR and TAR.
 
 With 60,000 words the output layer takes half of the arithmetic and its logits nearly all of the memory. Here the
-gradient of the softmax cross-entropy is computed in the forward pass, in chunks of a few hundred rows that share one
-buffer. A tensor [rows x vocabulary] never exists, in training or in evaluation.
+gradient of the softmax cross-entropy is computed in the forward pass, in chunks of rows that share one buffer. A tensor
+[rows x vocabulary] never exists, in training or in evaluation.
+
+This file is the reference, and the path on a CPU. On a GPU fused_loss.py computes the same in fewer passes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-#: A target that is not counted.
-IGNORE = -100
-
-#: Rows of logits in memory at a time. On the CPU 128 to 512 are equally fast (measured); a GPU needs more rows.
-CHUNK_CPU, CHUNK_CUDA = 512, 2048
-
-#: Half-precision gradients are multiplied by this power of two before the matrix products and divided by it after.
-#: Otherwise probabilities of rare words would underflow in float16, whose smallest number is 2^-24.
-HALF_SCALE = 2.0**15
-
-
-class _Result(NamedTuple):
-    loss: Tensor
-    num_correct: Tensor
-    grad_hidden: Tensor | None
-    grad_weight: Tensor | None
-    grad_bias: Tensor | None
+from ulmfit.model import fused_loss
+from ulmfit.model.chunks import (
+    HALF_SCALE,
+    IGNORE,
+    LossAndGradients,
+    add_product,
+    product,
+    product_dtype,
+    product_into,
+    rows_of_a_chunk,
+)
 
 
 def linear_cross_entropy(
@@ -45,7 +41,7 @@ def linear_cross_entropy(
     Args:
         hidden: [N, E]; weight: [V, E]; bias: [V] or None.
         targets: [N] int64; -100 marks rows that are not counted.
-        chunk_size: rows of logits in memory at a time; default 512 on CPU, 2048 on CUDA.
+        chunk_size: rows of logits in memory at a time; default 512 on CPU, more on CUDA (`chunks.chunk_rows`).
         compute_dtype: of the operands of the matrix products. Default: autocast's dtype under CUDA autocast,
             else the weight's. Softmax, sums and the stored gradients are always float32 or float64.
 
@@ -56,26 +52,14 @@ def linear_cross_entropy(
     The backward pass multiplies the stored gradients by the incoming one, so a loss scaler's scale acts on
     float32 numbers. Gradients that are not required, and all under no_grad, are not computed.
     """
-    chunk_size, compute_dtype = chunks_and_dtype(weight, chunk_size, compute_dtype)
+    chunk_size = chunk_size or rows_of_a_chunk(len(targets), weight.shape[0], weight)
+    compute_dtype = compute_dtype or product_dtype(weight)
     assert hidden.shape[0] == targets.shape[0]
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
         return _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk_size, compute_dtype)
     with torch.no_grad():
         result = _compute(hidden, weight, bias, targets, chunk_size, compute_dtype, (False, False, False))
     return result.loss, result.num_correct
-
-
-def chunks_and_dtype(
-    weight: Tensor, chunk_size: int | None, compute_dtype: torch.dtype | None
-) -> tuple[int, torch.dtype]:
-    """Replace None by the defaults of `linear_cross_entropy`."""
-    if compute_dtype is None:
-        autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
-        compute_dtype = torch.get_autocast_dtype("cuda") if autocast else weight.dtype
-    if chunk_size is None:
-        chunk_size = CHUNK_CUDA if weight.is_cuda else CHUNK_CPU
-    assert chunk_size > 0
-    return chunk_size, compute_dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -103,7 +87,7 @@ def _compute(
     chunk_size: int,
     compute_dtype: torch.dtype,
     needs: tuple[bool, bool, bool],
-) -> _Result:
+) -> LossAndGradients:
     """Loss and gradients. Runs without autograd and autocast; dtypes are explicit."""
     num_rows, kept = hidden.shape[0], None
     if not targets.is_cuda:
@@ -115,11 +99,22 @@ def _compute(
         else:
             hidden, targets = hidden[kept], targets[kept]
     with torch.autocast(weight.device.type, enabled=False):
-        result = _compute_chunks(hidden, weight, bias, targets, chunk_size, compute_dtype, needs)
+        result = _fused_or_plain(hidden, weight, bias, targets, chunk_size, compute_dtype, needs)
     if kept is not None and result.grad_hidden is not None:
         grad_hidden = result.grad_hidden.new_zeros(num_rows, hidden.shape[1])
         result = result._replace(grad_hidden=grad_hidden.index_copy_(0, kept, result.grad_hidden))
     return result
+
+
+def _fused_or_plain(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *how: Any
+) -> LossAndGradients:
+    if fused_loss.in_use(weight.device):
+        try:
+            return fused_loss.compute_chunks(hidden, weight, bias, targets, *how)
+        except fused_loss.KernelFailed as error:
+            fused_loss.give_up(error)
+    return _compute_chunks(hidden, weight, bias, targets, *how)
 
 
 def _compute_chunks(
@@ -130,7 +125,7 @@ def _compute_chunks(
     chunk_size: int,
     compute_dtype: torch.dtype,
     needs: tuple[bool, bool, bool],
-) -> _Result:
+) -> LossAndGradients:
     num_rows, vocab_size = len(targets), weight.shape[0]
     full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 for a float64 model
     half = compute_dtype.itemsize < 4
@@ -172,30 +167,20 @@ def _compute_chunks(
             if grad_hidden is not None:
                 grad_hidden[rows] = product(scaled, operand, full).div_(HALF_SCALE)
             if grad_weight is not None:
-                grad_weight.add_(product(scaled.t(), h, full), alpha=1 / HALF_SCALE)
+                add_product(grad_weight, scaled.t(), h, 1 / HALF_SCALE)
         else:
             if grad_hidden is not None:
                 torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
             if grad_weight is not None:
                 grad_weight.addmm_(exp.t(), h * factor)
-    return _Result(losses.sum(), correct.sum(), grad_hidden, grad_weight, grad_bias)
+    return LossAndGradients(losses.sum(), correct.sum(), grad_hidden, grad_weight, grad_bias)
 
 
 def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """out = hidden @ weight.T + bias, in the dtype of out, which may be wider than that of the operands."""
-    if hidden.dtype == out.dtype:
-        torch.mm(hidden, weight.t(), out=out)
-    elif out.is_cuda:
-        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
-    else:
-        out.copy_(product(hidden, weight.t(), out.dtype))
+    product_into(out, hidden, weight.t())
     if bias is not None:
         out.add_(bias)  # on CPU much cheaper than addmm, which first expands the bias to [chunk, V]
-
-
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix product of half-precision operands in a wider dtype, without rounding the accumulator."""
-    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
 
 
 def activation_regularization(dropped: Tensor, raw: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

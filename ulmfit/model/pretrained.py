@@ -169,7 +169,21 @@ def find_model(path: str | os.PathLike, *, language_model: bool = False) -> Path
             f"{path} holds an exported classifier, which only ulmfit predict and TextClassifier can use; "
             "give the run that it was exported from"
         )
+    if (state := _state_of_run(path)) not in (None, "done"):
+        raise UserError(
+            f"the run in {path} has no model yet, because it is not done (status.json: {excerpt(state)}); give the "
+            "command that began it again until it is done"
+        )
     raise UserError(f"{path} holds no {WEIGHTS}, neither there nor in a folder model; {_CURE}")
+
+
+def _state_of_run(path: Path) -> Any:
+    """The state of the run in a directory, as its status.json tells: running, done, preempted, failed; None if none."""
+    try:
+        status = files.parse_json((path / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return status.get("state") if isinstance(status, dict) else None
 
 
 def shipped_encoders() -> list[str]:

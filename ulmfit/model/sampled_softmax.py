@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ulmfit.model.loss import HALF_SCALE, IGNORE, chunks_and_dtype, logits_into, product
+from ulmfit.model.chunks import HALF_SCALE, IGNORE, add_product, product, product_dtype, rows_of_a_chunk
+from ulmfit.model.loss import logits_into
 
 
 class Candidates(NamedTuple):
@@ -73,7 +74,8 @@ def sampled_cross_entropy(
         The sum, 0-d, float32 (float64 for a float64 weight), and the number of rows whose target has the largest
         corrected logit, 0-d int64. Neither is comparable with that of the full softmax.
     """
-    chunk_size, compute_dtype = chunks_and_dtype(weight, chunk_size, compute_dtype)
+    chunk_size = chunk_size or rows_of_a_chunk(len(targets), len(candidates.words), weight)
+    compute_dtype = compute_dtype or product_dtype(weight)
     assert hidden.shape[0] == targets.shape[0]
     return _SampledCrossEntropy.apply(hidden, weight, bias, targets, *candidates, chunk_size, compute_dtype)
 
@@ -164,7 +166,7 @@ def _compute(
         if half:
             exp = torch.mul(exp, factor * scale, out=torch.empty_like(exp, dtype=compute_dtype))
             grad_hidden[rows] = product(exp, operand, full).div_(scale)
-            of_words.add_(product(exp.t(), h, full), alpha=1 / scale)
+            add_product(of_words, exp.t(), h, 1 / scale)
         else:
             torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
             of_words.addmm_(exp.t(), h * factor)
