@@ -174,9 +174,9 @@ def check(device: torch.device, dtype: torch.dtype, gradient_dtype: torch.dtype)
     Raises:
         KernelFailed: it does not run, or the results differ.
     """
-    shape = (4, 20_000)  # a row is more than the kernel reads at a time
-    logits = (torch.arange(80_000, device=device, dtype=dtype) * 0.37).sin().mul_(8).view(shape)
-    targets = torch.tensor([0, 19_999, IGNORE, 12_345], device=device)
+    shape = (4, 40_000)  # a row is more than the kernel reads at a time
+    logits = (torch.arange(160_000, device=device, dtype=dtype) * 0.37).sin().mul_(8).view(shape)
+    targets = torch.tensor([0, 39_999, IGNORE, 22_345], device=device)
     counted = (targets != IGNORE).unsqueeze(1)
     one_hot = torch.arange(shape[1], device=device) == targets.unsqueeze(1)
     expected = (logits.softmax(1) - one_hot.to(dtype)) * counted
