@@ -212,7 +212,7 @@ def test_the_host_does_not_wait_for_a_logged_step(record_property):
         losses.append(trainer.step())
         log.count(1, 0.0)
         log.write()
-        log.record(torch.stack([losses[-1], one]).double(), 1, skipped=one, norm=one, log=lines.append)
+        log.record(torch.stack([losses[-1], one]).double(), 1, skipped=one, norm=one, log=lambda n, _: lines.append(n))
     torch.cuda.set_sync_debug_mode("default")
     assert len(lines) == 5, "the last one is not read yet"
     log.write()

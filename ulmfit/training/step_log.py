@@ -70,15 +70,7 @@ class StepLog:
         self._read += seconds
         self._recorded += seconds
 
-    def record(
-        self,
-        sums: Tensor,
-        num_predictions: float,
-        *,
-        skipped: Tensor,
-        norm: Tensor,
-        log: Log,
-    ) -> None:
+    def record(self, sums: Tensor, num_predictions: float, *, skipped: Tensor, norm: Tensor, log: Log) -> None:
         """Take the numbers of the step just submitted (a collective). On a CPU they are read and logged at once.
 
         Args:
