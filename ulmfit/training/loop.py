@@ -359,8 +359,9 @@ class Loop:
         )
 
     def _write_line(self, line: dict[str, Any], read: list[float], at: str) -> None:
-        shares = {f"share/{name}": part / sum(read) for name, part in zip(self.task.source_names, read, strict=True)}
-        self.tracker.log_train(**line, **shares)
+        for name, part in zip(self.task.source_names, read, strict=True):
+            line[f"share/{name}"] = part / sum(read)
+        self.tracker.log_train(**line)
         if line["skipped"] >= MAX_SKIPPED:
             raise TrainingFailed(
                 f"no finite gradient in the last {line['skipped']} steps, up to step {line['step']} ({at}); lower --lr "
