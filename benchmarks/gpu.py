@@ -1,393 +1,114 @@
-"""What a GPU adds: correct first, then measured, each part on its own. Called by gpu.sh, which says how.
+"""The probe: what a GPU adds, right first and then fast, in one command of at most 200 seconds (gpu.sh says how).
 
-A part that fails or runs out of its time is reported with what it had, and the next one begins. Shares of the peak
-count the arithmetic of the matrix products alone, over that of a large product of random numbers in the same
-precision, measured here (for fp32 without TF32, which cuDNN's LSTM uses by default). Memory is the peak that torch's
-allocator held, weights and moments included.
+Each part runs within its time, and whatever becomes of one, the others follow. Every row is written to OUT/gpu.jsonl as
+soon as it is known, tables to OUT/gpu.md after each part, and what the reproduction goes by to OUT/probe.json: the best
+precision and loss that were right, and their tokens a second. Without a GPU, parts and cells that need one say so.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
 import json
-import math
 import os
-import re
-import signal
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import traceback
-import xml.etree.ElementTree as xml
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fastai_style
-import numpy as np
-import side_by_side as sides
-import torch
-from lm_step import SIZES, batch_of, build_ours, flops_per_token
-from torch.nn import functional as F
+import gpu_plan
+from gpu_workers import Outcome, Row, run_parts, work
 
-ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-Row = dict[str, Any]
-
-
-class Settings:
-    """What is measured, smaller where asked."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.device, self.tiny = options.device, options.tiny
-        self.preset, self.vocab, self.bptt = ("tiny", 500, 12) if self.tiny else ("base", 60_000, 72)
-        self.batches = [4, 8] if self.tiny else [64, 256] if options.quick else [64, 128, 256, 512, 1024]
-        # On the CPU the language model computes in fp32 whatever is asked for.
-        self.precisions = ["fp32", "bf16"] if self.device == "cpu" else ["fp32", "fp16", "bf16"]
-        self.seconds = 0.05 if self.tiny else 0.3 if options.quick else 0.8  # of one timing
-        self.peaks: dict[str, float] = {}
+#: The most seconds of each part. Those of the first line are the default and come to less than 200.
+PARTS = {
+    "correctness": 35, "step": 60, "resume": 20, "ddp": 20, "zero2": 25, "fsdp2": 20, "compressed": 20, "peer": 35, "profile": 20,
+    "peak": 15, "loss": 35, "lstm": 20, "classifier": 50, "tests": 180,
+}  # fmt: skip
+DEFAULT = ("correctness", "step", "resume", "ddp", "zero2", "fsdp2", "compressed", "peer", "profile")
+TOTAL = 195.0
 
 
-def timed(work: Callable[[], Any], seconds: float, repeats: int = 3) -> float:
-    """Seconds of one call: the median of timings that are about `seconds` long."""
-    for _ in range(2):
-        work()
-    calls = max(1, min(200, int(seconds / sides.seconds(work))))
-    return statistics.median(sides.seconds(lambda: [work() for _ in range(calls)]) / calls for _ in range(repeats))
+def worker(options: argparse.Namespace) -> None:
+    """Do the parts that stdin names. torch is imported here alone."""
+    import gpu_checks
+    import gpu_parts
 
-
-def gibibytes(work: Callable[[], Any]) -> float:
-    """The allocator's peak during `work` (0 on the CPU)."""
-    if not torch.cuda.is_available():
-        work()
-        return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / 2**30
-
-
-def fresh() -> None:
-    """Before another trainer: let go of the last one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def trainer(s: Settings, rows: int, precision: str) -> Callable[[], torch.Tensor]:
-    fresh()
-    return build_ours(s.preset, s.vocab, rows, s.bptt, precision)[0]
-
-
-def tests(s: Settings) -> Iterator[Row]:
-    """The repository's tests of a GPU, with the figures they record."""
-    fastai_style.check()
-    with tempfile.TemporaryDirectory() as folder:
-        report, log = Path(folder, "report.xml"), Path(os.environ.get("OUT") or folder, "gpu_tests.txt")
-        chosen = ["-k", "loss_and_gradients or bits"] if s.tiny else []
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests/training/test_cuda.py",
-            "tests/training/test_cuda_loss.py",
-            "-v",
-            "--timeout",
-            "100",
-            *chosen,
-            "-o",
-            "junit_family=xunit1",
-            f"--junitxml={report}",
-        ]
-        try:
-            with open(log, "w") as file:
-                done = subprocess.run(
-                    command,
-                    cwd=ROOT,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | {"ULMFIT_TEST_DEVICE": s.device, "OMP_NUM_THREADS": "2"},
-                )
-        except TimeoutError:
-            for test, outcome in re.findall(r"::test_(\S+) (PASSED|FAILED|ERROR|SKIPPED)", log.read_text()):
-                yield {"test": test, "outcome": outcome.lower()}
-            raise
-        if not report.exists():
-            raise RuntimeError(f"pytest ended with {done.returncode}: {log.read_text()[-300:]}")
-        for case in xml.parse(report).iter("testcase"):
-            outcome, told = "passed", ""
-            for kind in ("failure", "error", "skipped"):
-                if (found := case.find(kind)) is not None:
-                    outcome, told = kind, " ".join(found.get("message", "").split())[:160].replace("|", "/")
-            figures = [f"{p.get('name')} {p.get('value')}" for p in case.iter("property")]
-            yield {
-                "test": case.get("name").removeprefix("test_"),
-                "outcome": outcome,
-                "figures": "; ".join([*figures, *([told] if told else [])]),
-            }
-
-
-def peak(s: Settings) -> Iterator[Row]:
-    """A large matrix product of random numbers, and a copy within the device's memory."""
-    n = 256 if s.tiny else 8192
-    for name in ("fp32", "tf32", "fp16", "bf16"):
-        dtype = DTYPES.get(name, torch.float32)
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        a, b = (torch.randn(n, n, device=s.device).to(dtype) for _ in range(2))
-        s.peaks[name] = 2 * n**3 / timed(lambda a=a, b=b: torch.mm(a, b), s.seconds)
-        yield {"what": f"{name} product of {n} x {n}", "TFLOP/s": round(s.peaks[name] / 1e12, 2)}
-    torch.backends.cuda.matmul.allow_tf32 = False
-    source = torch.randn((1 if s.tiny else 1024) * 2**20, device=s.device)
-    wall = timed(lambda: source.clone(), s.seconds)
-    yield {"what": "copy, bytes read and written", "TB/s": round(2 * source.nbytes / wall / 1e12, 3)}
-
-
-def step(s: Settings) -> Iterator[Row]:
-    """The trainer's step of the language model by global batch and precision."""
-    for rows in s.batches:
-        row: Row = {"batch": rows}
-        for precision in s.precisions:
-            ours, wall = trainer(s, rows, precision), 0.0
-
-            def measure(ours=ours) -> None:
-                nonlocal wall
-                wall = timed(ours, s.seconds)
-
-            memory, tokens = gibibytes(measure), rows * s.bptt
-            share = tokens * flops_per_token(s.preset, s.vocab) / wall / s.peaks.get(precision, math.nan)
-            row |= {
-                f"{precision} tokens/s": round(tokens / wall),
-                f"{precision} ms": round(1e3 * wall, 2),
-                f"{precision} peak": f"{share:.1%}",
-                f"{precision} GiB": round(memory, 2),
-            }
-            del ours, measure
-        yield row
-
-
-def peer(s: Settings) -> Iterator[Row]:
-    """A step as fastai does it (fastai_style.py) beside ours, A B B A A B, at equal batch."""
-    for precision in ["fp32"] if s.device == "cpu" else ["fp16", "fp32", "bf16"]:
-        for rows in s.batches[::2][:2]:
-            ours = trainer(s, rows, precision)
-            step_of_theirs = fastai_style.build(SIZES[s.preset], s.vocab, precision, s.device)
-            batch = batch_of(rows, s.bptt, s.vocab)
-            both = {"ours": ours, "theirs": lambda step=step_of_theirs, batch=batch: step(*batch)}
-            times: dict[str, list[float]] = {"ours": [], "theirs": []}
-            for turn in range(4):
-                for name in list(both)[:: 1 if turn % 2 == 0 else -1]:
-                    times[name].append(timed(both[name], s.seconds / 2, 1))
-            # Both hold weights and moments meanwhile (0.5 GiB each), so the difference is what a step needs.
-            memory = {name: gibibytes(work) for name, work in both.items()}
-            yield {
-                "precision": precision,
-                "batch": rows,
-                **{f"{name} tokens/s": round(rows * s.bptt / statistics.median(times[name])) for name in both},
-                "ours / theirs": sides.ratio(times["theirs"], times["ours"]),
-                **{f"{name} GiB": round(memory[name], 2) for name in both},
-            }
-            del ours, step_of_theirs, both
-
-
-def loss(s: Settings) -> Iterator[Row]:
-    """Chunks of the loss: time and memory of cross-entropy and its gradients alone, beside whole logits."""
-    from ulmfit.model.loss import linear_cross_entropy
-
-    width = SIZES[s.preset][0]
-    for precision in s.precisions[::2]:
-        for rows in s.batches[::2][:2]:
-            count, dtype = rows * s.bptt, DTYPES[precision]
-            hidden = torch.randn(count, width, device=s.device, requires_grad=True)
-            weight = (0.1 * torch.randn(s.vocab, width, device=s.device)).requires_grad_()
-            bias = torch.zeros(s.vocab, device=s.device, requires_grad=True)
-            targets = torch.randint(0, s.vocab, (count,), device=s.device)
-
-            def run(chunk: int | None, args=(hidden, weight, bias, targets), dtype=dtype) -> torch.Tensor:
-                if chunk is None:
-                    h, w, b, t = args
-                    found = F.cross_entropy(F.linear(h.to(dtype), w.to(dtype), b.to(dtype)).float(), t, reduction="sum")
-                else:
-                    found, _ = linear_cross_entropy(*args, chunk_size=chunk, compute_dtype=dtype)
-                for given, gradient in zip(args, torch.autograd.grad(found, args[:3]), strict=False):
-                    assert given.shape == gradient.shape
-                return found.detach()
-
-            held = gibibytes(lambda: None)
-            for chunk in [32, 64, None] if s.tiny else [512, 1024, 2048, 4096, 8192, None]:
-                memory = gibibytes(lambda chunk=chunk: run(chunk)) - held
-                wall = timed(lambda chunk=chunk: run(chunk), s.seconds / 4)
-                yield {
-                    "precision": precision,
-                    "rows of logits": count,
-                    "chunk": chunk or "whole logits",
-                    "ms": round(1e3 * wall, 3),
-                    "GiB": round(memory, 2),
-                    "loss": round((run(chunk) / count).item(), 4),
-                }
-
-
-def lstm(s: Settings) -> Iterator[Row]:
-    """One inner layer with weight-drop, forward and backward, and the masks of a step's recurrent weights."""
-    from ulmfit.model.awd_lstm import WeightDropLSTM
-    from ulmfit.training.masks import Masks
-
-    _, width, layers = SIZES[s.preset]
-    for rows in s.batches[::2][:2]:
-        row: Row = {"batch": rows}
-        for precision in s.precisions:
-            layer = WeightDropLSTM(width, width).to(s.device)
-            x = torch.randn(rows, s.bptt, width, device=s.device, requires_grad=True)
-            state = (torch.zeros(rows, width, device=s.device),) * 2
-            mask = torch.ones_like(layer.weight_hh)
-
-            def run(layer=layer, x=x, state=state, mask=mask, precision=precision) -> None:
-                with torch.autocast(s.device, dtype=DTYPES[precision], enabled=precision != "fp32"):
-                    output, _ = layer(x, state, mask)
-                torch.autograd.grad(output, [x, *layer.parameters()], torch.ones_like(output))
-
-            row[f"{precision} ms"] = round(1e3 * timed(run, s.seconds / 2), 3)
-        yield row
-    masks = Masks(0, 0, num_rows=1, rows=range(1), device=s.device)
-    wall = timed(lambda: [masks.shared(0.2, (4 * width, width), i) for i in range(layers)], s.seconds / 2)
-    yield {"batch": f"masks of {layers} layers", "fp32 ms": round(1e3 * wall, 3)}
-
-
-def classifier(s: Settings) -> Iterator[Row]:
-    """Training and inference in documents a second; lengths like those of film reviews."""
-    import classifier as documents
-
-    rng = np.random.default_rng(0)
-    size, number = (4, 24) if s.tiny else (128, 1024)
-    lengths = rng.lognormal(np.log(20 if s.tiny else 230), 0.68, 20 * number).astype(np.int64).clip(10, 3000)
-    train = documents.spread_steps(lengths, size, number // size)
-    for precision in s.precisions:
-        fresh()
-        options = argparse.Namespace(batch_size=size, precision=precision, preset=s.preset, vocab_size=s.vocab)
-        test = [rng.integers(2, s.vocab, length).tolist() for length in lengths[:number]]
-        with documents.ours(options, train, test) as (train_epoch, predict, alone, _):
-            far = (predict("predict")[: documents.ALONE] - alone("predict")).abs().max().item()
-            found = [timed(work, s.seconds, 1) for work in (train_epoch, lambda: predict("predict"))]
-        yield {
-            "precision": precision,
-            "train documents/s": round(len(train) / found[0], 1),
-            "train tokens/s": round(train.sum() / found[0]),
-            "predict documents/s": round(number / found[1], 1),
-            "alone and in a batch differ by": f"{far:.1e}",
-        }
-
-
-def profile(s: Settings) -> Iterator[Row]:
-    """Where a bf16 step's time goes on the device, and how busy that is."""
-    from torch.profiler import ProfilerActivity
-
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if s.device == "cuda" else [])]
-    for rows in s.batches[::2][:2]:
-        ours = trainer(s, rows, "bf16")
-        wall = timed(ours, s.seconds / 2)
-        with torch.profiler.profile(activities=activities) as found:
-            sides.seconds(lambda ours=ours: [ours() for _ in range(3)])
-        spent = {}
-        for event in found.key_averages():
-            if s.device == "cpu":
-                spent[event.key] = (event.self_cpu_time_total, event.count)
-            elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
-                spent[event.key] = (event.self_device_time_total, event.count)
-        whole = sum(time for time, _ in spent.values()) / 3e6
-        yield {
-            "batch": rows,
-            "kernel": "all",
-            "share": f"{whole / wall:.0%} of a step's {1e3 * wall:.2f} ms",
-            "calls": sum(count for _, count in spent.values()) // 3,
-        }
-        for key, (time_, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:14]:
-            yield {
-                "batch": rows,
-                "kernel": key[:70].replace("|", "/"),
-                "share": f"{time_ / 3e6 / whole:.1%}",
-                "calls": count // 3,
-            }
-        del ours
-
-
-#: Seconds that a part may take. The whole is less than 8 minutes.
-PARTS: dict[Callable[[Settings], Iterator[Row]], int] = {
-    tests: 180,
-    peak: 20,
-    step: 110,
-    peer: 70,
-    loss: 35,
-    lstm: 20,
-    classifier: 50,
-    profile: 40,
-}
-TOTAL = 470
+    s = gpu_parts.Settings(device=options.device, tiny=options.tiny)
+    parts = {name: partial(getattr(gpu_parts, name), s) for name in PARTS if hasattr(gpu_parts, name)}
+    parts |= {name: partial(getattr(gpu_checks, name), s) for name in ("correctness", "resume")}
+    parts |= {name: partial(gpu_checks.engine, s, name) for name in gpu_checks.ENGINES}
+    work(parts)
 
 
 def table(rows: list[Row]) -> str:
+    """In Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
+    lines = [names, ["---"] * len(names), *([_cell(row.get(name, "")) for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-@contextlib.contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"cut off after {seconds:.0f} s")
+def _cell(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, float) and 0 < abs(value) < 1e-2 else str(value)
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+
+class Report:
+    """The files of the probe. Without a folder all is printed alone."""
+
+    def __init__(self, folder: str | None, title: str) -> None:
+        self._folder, self._text = folder and Path(folder), [title]
+        self.rows: dict[str, list[Row]] = {}
+        if self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "gpu.jsonl").write_text("")
+
+    def tell(self, part: str, row: Row) -> None:
+        """A row, as soon as it is known."""
+        print(part, json.dumps(row), flush=True)
+        self.rows.setdefault(part, []).append(row)
+        if self._folder:
+            with open(self._folder / "gpu.jsonl", "a") as file:
+                file.write(json.dumps({"part": part} | row) + "\n")
+            (self._folder / "probe.json").write_text(json.dumps(gpu_plan.choose(self.rows), indent=1) + "\n")
+            if "seconds" in row:
+                self._text.append(self._section(part, row))
+                (self._folder / "gpu.md").write_text("\n".join(self._text))
+
+    def _section(self, part: str, last: Row) -> str:
+        rows = [row for row in self.rows[part] if "seconds" not in row]
+        fault = f"**{last['fault']}**\n" if "fault" in last else ""
+        return f"\n## {part}, {last['seconds']:.0f} s\n\n{table(rows) if rows else ''}\n{fault}"
+
+
+def wrong(outcome: Outcome) -> bool:
+    return bool(outcome.fault) or any(
+        row.get("right") is False or row.get("outcome") in ("failure", "error") for row in outcome.rows
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = {part.__name__: part for part in PARTS}
-    parser.add_argument("--parts", nargs="+", choices=names, default=list(names), help="default: all")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(DEFAULT), help="in this order (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="of the whole (default: %(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor of the seconds of each part, for a busy machine"
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: rehearses the script, measures nothing")
-    parser.add_argument("--quick", action="store_true", help="two batch sizes and shorter timings")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: rehearses the probe, measures nothing")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU; --device cpu --tiny rehearses the script")
-    begun, s = time.monotonic(), Settings(options)
-    # Shares of the peak need it.
-    chosen = [part for part in PARTS if part.__name__ in options.parts or (part is peak and "step" in options.parts)]
-    results: dict[str, Any] = {}
-    text = [f"{sides.machine()}, cuDNN {torch.backends.cudnn.version()}; {s.preset}, V = {s.vocab}, bptt {s.bptt}"]
-    print(text[0], flush=True)
-    for part in chosen:
-        rows: list[Row] = []
-        started, fault = time.monotonic(), ""
-        try:
-            with limit(max(1.0, min(PARTS[part], TOTAL - (started - begun)))):
-                for row in part(s):
-                    rows.append(row)
-        except Exception as error:  # of one part: the others still tell
-            traceback.print_exc()
-            fault = f"**{type(error).__name__}: {str(error)[:300]}**"
-        wall = time.monotonic() - started
-        results[part.__name__] = {"rows": rows, "fault": fault, "seconds": round(wall, 1)}
-        section = f"\n## {part.__name__} ({wall:.0f} s)\n{part.__doc__}\n\n{table(rows) if rows else ''}\n{fault}"
-        text.append(section)
-        print(section, flush=True)
-        if folder := os.environ.get("OUT"):
-            Path(folder, "gpu.md").write_text("\n".join(text) + "\n")
-            Path(folder, "gpu.json").write_text(json.dumps({"machine": text[0], "parts": results}, indent=1) + "\n")
-    failed = [
-        name
-        for name, result in results.items()
-        if result["fault"] or any(row.get("outcome") in ("failure", "error") for row in result["rows"])
-    ]
-    print(f"\n{time.monotonic() - begun:.0f} s; " + (f"at fault: {', '.join(failed)}" if failed else "no fault"))
-    sys.exit(bool(failed))
+    if options.worker:
+        return worker(options)
+    begun = time.monotonic()
+    report = Report(os.environ.get("OUT"), f"{time.strftime('%Y-%m-%d')}, {options.device}{', tiny' * options.tiny}")
+    limits = {name: PARTS[name] * options.scale for name in options.parts}
+    command = [sys.executable, __file__, "--worker", "--device", options.device, *(["--tiny"] if options.tiny else [])]
+    outcomes = run_parts(limits, command, total=options.seconds * options.scale, tell=report.tell)
+    at_fault = [name for name, outcome in outcomes.items() if wrong(outcome)]
+    print(json.dumps(gpu_plan.choose(report.rows)))
+    print(f"{time.monotonic() - begun:.0f} s; " + (f"at fault: {', '.join(at_fault)}" if at_fault else "no fault"))
+    sys.exit(bool(at_fault))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All that a GPU adds, in less than 8 minutes: correct first, then fast. Prints tables; with OUT set they are also in
-# $OUT/gpu.md and $OUT/gpu.json, rewritten after each part, and the tests' output in $OUT/gpu_tests.txt.
+# The probe: all that a GPU adds, in at most 200 seconds, correct first, then fast. Prints rows as they are known; with OUT
+# set they are in $OUT/gpu.jsonl too, tables in $OUT/gpu.md, and what gpu_reproduce.py goes by in $OUT/probe.json.
 #
-#   bash benchmarks/gpu.sh                         # all parts
-#   bash benchmarks/gpu.sh --quick                 # smaller and fewer, about 3 minutes
-#   bash benchmarks/gpu.sh --parts tests step      # some of them: see --help
-#   bash benchmarks/gpu.sh --device cpu --tiny     # rehearsal of the script itself, under 2 minutes
+#   bash benchmarks/gpu.sh                               # the parts of the plan (gpu_plan.md)
+#   bash benchmarks/gpu.sh --parts correctness step      # some of them, or others: see --help
+#   bash benchmarks/gpu.sh --device cpu --tiny           # rehearsal of the script itself
 #
 # It needs torch 2.11 or newer with CUDA, accelerate, tokenizers, tensorboard, safetensors, numpy, psutil, pytest with
-# pytest-timeout, and tyro; not fastai, datasets or deepspeed (one test of whole runs is skipped without datasets).
+# pytest-timeout, and tyro; not fastai or datasets. Without deepspeed the part zero2 is skipped (its wheel is made here by
+# DS_BUILD_OPS=0 pip wheel --no-deps deepspeed hjson, and it needs pydantic and py-cpuinfo too).
 # On a machine without a package index carry the working tree and, as wheels made elsewhere, what is missing there:
 #
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \

@@ -53,8 +53,19 @@ def batch_of(rows: int, bptt: int, vocab_size: int) -> tuple[torch.Tensor, torch
     return text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
 
-def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: str, sampled: int | None = None):
-    """The trainer's task and engine for `rows` global rows, and step(): one step on this process's rows."""
+def build_ours(
+    preset: str,
+    vocab_size: int,
+    rows: int,
+    bptt: int,
+    precision: str,
+    sampled: int | None = None,
+    engine: Callable | None = None,
+):
+    """The trainer's task and engine for `rows` global rows, and step(): one step on this process's rows.
+
+    `engine` makes another one than the plain one of a runtime.
+    """
     from ulmfit.batches.lm import LMBatch
     from ulmfit.config import LMConfig
     from ulmfit.distributed.runtime import Runtime
@@ -77,7 +88,7 @@ def build_ours(preset: str, vocab_size: int, rows: int, bptt: int, precision: st
     optimizer = optim.build_optimizer(
         net, task.groups, trained, rates, weight_decay=recipe.weight_decay, eps=config.adam_eps, decay_bias_norm=True
     )
-    engine = PlainEngine(runtime)
+    engine = (engine or PlainEngine)(runtime)
     engine.begin_stage(net, optimizer)
     tokens, targets = (part[own.start : own.stop] for part in batch_of(rows, bptt, vocab_size))
     if runtime.device.type == "cuda":  # as the loop's prefetching thread does

@@ -1,0 +1,56 @@
+"""Which loss of the language model a measurement uses: the fused one of CUDA, or the plain one.
+
+Training takes the fused one by itself and falls back to the plain one where it fails, in a line on stderr. A
+measurement has to know which it was.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+KINDS = ("fused", "plain")
+SWITCH = "ULMFIT_LOSS"  # of ulmfit/model/fused_loss.py
+WHY = "no fused loss here"
+
+
+def has(kind: str) -> bool:
+    """Whether this process has it. A fused loss that has failed is not had any more."""
+    if kind == "plain":
+        return True
+    if not torch.cuda.is_available() or importlib.util.find_spec("ulmfit.model.fused_loss") is None:
+        return False
+    from ulmfit.model import fused_loss
+
+    switch = os.environ.pop(SWITCH, None)
+    try:
+        return bool(fused_loss.in_use(torch.device("cuda")))
+    finally:
+        if switch is not None:
+            os.environ[SWITCH] = switch
+
+
+def best() -> str:
+    """The one that training takes by itself."""
+    return "fused" if has("fused") else "plain"
+
+
+def choose(kind: str) -> None:
+    """Use this loss from now on in this process and in those that it starts."""
+    assert has(kind), WHY
+    if kind == "plain":
+        os.environ[SWITCH] = "plain"
+    else:
+        os.environ.pop(SWITCH, None)
+
+
+def check_used(kind: str) -> None:
+    """After a measurement: that it was this one.
+
+    Raises:
+        RuntimeError: the fused loss has failed meanwhile, and the plain one was taken.
+    """
+    if not has(kind):
+        raise RuntimeError("the fused loss failed and the plain one was taken; its reason is on stderr")
