@@ -6,13 +6,14 @@ measurement has to know which it was.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
+import side_by_side  # noqa: F401  (finds ulmfit where it is not installed)
 import torch
 
+from ulmfit.model.fused_loss import SWITCH, in_use
+
 KINDS = ("fused", "plain")
-SWITCH = "ULMFIT_LOSS"  # of ulmfit/model/fused_loss.py
 WHY = "no fused loss here"
 
 
@@ -20,13 +21,11 @@ def has(kind: str) -> bool:
     """Whether this process has it. A fused loss that has failed is not had any more."""
     if kind == "plain":
         return True
-    if not torch.cuda.is_available() or importlib.util.find_spec("ulmfit.model.fused_loss") is None:
+    if not torch.cuda.is_available():
         return False
-    from ulmfit.model import fused_loss
-
     switch = os.environ.pop(SWITCH, None)
     try:
-        return bool(fused_loss.in_use(torch.device("cuda")))
+        return in_use(torch.device("cuda"))
     finally:
         if switch is not None:
             os.environ[SWITCH] = switch

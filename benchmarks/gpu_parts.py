@@ -178,6 +178,8 @@ def loss(s: Settings) -> Iterator[Row]:
     """Chunks of the loss: time and memory of cross-entropy and its gradients alone, beside whole logits."""
     from ulmfit.model.loss import linear_cross_entropy
 
+    gpu_loss.choose(gpu_loss.best())
+
     width = SIZES[s.preset][0]
     for precision in ["fp32"] if s.device == "cpu" else ["fp32", "bf16"]:
         for rows in s.batches:

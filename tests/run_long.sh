@@ -15,5 +15,6 @@ ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
 ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/test_estimator.py
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
+ULMFIT_LONG=1 python -m pytest -q tests/one_gpu
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
     tests/faults/test_fuzz.py
