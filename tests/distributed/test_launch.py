@@ -12,8 +12,10 @@ import torch
 
 from tests.training import runs, world
 from ulmfit import cli
+from ulmfit.cli.options import parse
 from ulmfit.config import LMConfig
 from ulmfit.distributed import group, runtime
+from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.errors import UserError
 from ulmfit.training.lm_task import train_language_model
 
@@ -56,6 +58,60 @@ def test_a_variable_of_the_launcher_that_is_no_number_is_told(name, value, monke
     monkeypatch.setenv(name, value)
     assert cli.main(["--version"]) == cli.USER_ERROR
     assert f"the environment variable {name} is {value[:40]!r} and no whole number; unset it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "launcher", "taken"),
+    [
+        ([], {}, [], ("fp32", 1)),
+        ([], {"ACCELERATE_MIXED_PRECISION": "no"}, [], ("fp32", 1)),
+        ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, [], ("bf16", 1)),
+        (["--precision", "bf16"], {"ACCELERATE_MIXED_PRECISION": "bf16"}, [], ("bf16", 1)),
+        (["--precision", "fp64"], {"ACCELERATE_MIXED_PRECISION": "no"}, [], ("fp64", 1)),
+        (["--precision", "fp32"], {"ACCELERATE_MIXED_PRECISION": "bf16"}, [], "--precision fp32 differ"),
+        ([], {"ACCELERATE_MIXED_PRECISION": "fp8"}, [], "fp8 cannot be had"),
+        ([], {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, [], ("fp32", 4)),
+        ([], {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, [], ("fp32", 1)),
+        ([], {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "-1"}, [], "-1 is no whole number"),
+        ([], {}, ["accelerate", "launch", "--gradient_accumulation_steps", "4", "train_lm.py"], ("fp32", 4)),
+        ([], {}, ["accelerate", "launch", "--gradient-accumulation-steps=4", "train_lm.py"], ("fp32", 4)),
+        (["--micro-batches", "4"], {}, ["--gradient_accumulation_steps=4"], ("fp32", 4)),
+        (["--micro-batches", "1"], {}, ["--gradient_accumulation_steps=4"], "--micro-batches 1 differ"),
+        (["--micro-batches", "auto"], {}, ["--gradient_accumulation_steps=4"], "--micro-batches auto differ"),
+        ([], "{'gradient_accumulation_steps': 2, 'bf16': {'enabled': true}}", [], ("bf16", 2)),
+        ([], "{'gradient_accumulation_steps': 'auto', 'bf16': {'enabled': 'auto'}}", [], ("fp32", 1)),
+        ([], "damaged", [], ("fp32", 1)),
+    ],
+)
+def test_options_of_the_launcher_become_those_of_the_training(words, environment, launcher, taken, tmp_path):
+    if isinstance(environment, str):
+        (tmp_path / "deepspeed.json").write_text(environment.replace("'", '"'))
+        environment = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "deepspeed.json")}
+    config = parse(LMConfig, words)
+    if isinstance(taken, str):
+        with pytest.raises(UserError, match=taken):
+            with_launcher_options(config, environment, lambda: launcher)
+        return
+    found, sentences = with_launcher_options(config, environment, lambda: launcher)
+    assert (found.precision, found.micro_batches) == taken
+    assert found.on_command_line == config.on_command_line
+    assert len(sentences) == (found.precision != config.precision) + (found.micro_batches != config.micro_batches)
+
+
+def test_what_the_launcher_asks_for_reaches_the_run_and_divides_no_gradient(tmp_path, monkeypatch, capsys):
+    """accelerate would divide every loss by the number of steps to accumulate, beside our own micro-batches."""
+    plain = train_language_model(runs.lm_config(tmp_path / "plain", max_steps=3, precision="fp64"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    asked = train_language_model(runs.lm_config(tmp_path / "asked", max_steps=3, precision="fp64"))
+    assert "--gradient_accumulation_steps 2 is taken as --micro-batches 2; --batch-size" in capsys.readouterr().out
+    assert runs.losses(asked.run_dir) == pytest.approx(runs.losses(plain.run_dir), rel=1e-10)
+    norms = [
+        [line["grad_norm"] for line in runs.metrics(run.run_dir) if line["event"] == "train"] for run in (plain, asked)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-9)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="mixed_precision bf16 and --precision fp64 differ"):
+        train_language_model(runs.lm_config(tmp_path / "other", precision="fp64"))
 
 
 def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():

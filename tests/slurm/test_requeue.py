@@ -1,4 +1,4 @@
-"""Whether launch/slurm.sbatch goes back into the queue after a run's end, with stand-ins for SLURM's commands."""
+"""What launch/slurm.sbatch and launch/slurm_chain.sh ask SLURM for, with stand-ins for its commands."""
 
 from __future__ import annotations
 
@@ -11,22 +11,70 @@ from pathlib import Path
 import pytest
 
 from tests.training.runs import ROOT
+from ulmfit.cli.job import Job, job_of
+from ulmfit.errors import UserError
 
 COMMANDS = {
-    "scontrol": 'case "$2" in hostnames) echo n1;; node) echo "NodeAddr=127.0.0.1 x";; *) : >"$REQUEUED";; esac',
-    "squeue": "echo RUNNING",
-    "srun": 'cp -r "$AFTER/." "$RUN"; exit "$CODE"',
+    "scontrol": """case "$1 $2" in "show hostnames") echo n1;; "show node") echo "NodeAddr=127.0.0.1 x";;
+        requeue*) [ -z "$FORBIDDEN" ] || exit 1; : >"$LOGS/requeued";; *) echo "$*" >>"$LOGS/scontrol";; esac""",
+    "squeue": """case "$*" in *%E*) printf '8 afterok:7(unfulfilled)\\n9 afterok:70(unfulfilled)\\n';;
+        *) echo RUNNING;; esac""",
+    "srun": 'echo "$*" >>"$LOGS/srun"; cp -r "$AFTER/." "$RUN"; exit "$CODE"',
+    "sbatch": """echo "$ULMFIT_STARTS/$ULMFIT_AFTER/${SLURM_JOB_ID-}/$*" >>"$LOGS/sbatch"
+        echo $((100 + $(wc -l <"$LOGS/sbatch")))""",
 }
-
-
 TRAINER, JOB = ["train_lm.py"], ["-m", "ulmfit", "fit", "--lm.lr", "1"]
 
 
-def write(run: Path, state: str, step: int, *checkpoints: int) -> None:
+def write(run: Path, state: str, step: int, *checkpoints: int, **more) -> None:
     """A run with a checkpoint; or with two of them, a job with a run a training."""
     for folder, checkpoint in zip(("",) if len(checkpoints) == 1 else ("lm", "clf"), checkpoints, strict=True):
         (run / folder / "checkpoints" / f"step-{checkpoint:08d}").mkdir(parents=True)
-    (run / "status.json").write_text(json.dumps({"state": state, "step": step}))
+    (run / "status.json").write_text(json.dumps({"state": state, "step": step} | more))
+
+
+class Slurm:
+    """The stand-ins, and what they were asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, folder / "run"
+        for name in ("bin", "logs", "after"):
+            (folder / name).mkdir()
+        for name, text in COMMANDS.items():
+            self.put(name, text)
+
+    def put(self, name: str, text: str) -> None:
+        (self.folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (self.folder / "bin" / name).chmod(0o755)
+
+    def asked(self, command: str) -> list[str]:
+        file = self.folder / "logs" / command
+        return file.read_text().splitlines() if file.exists() else []
+
+    def start(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "ULMFIT_PYTHON": sys.executable,
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_NODELIST": "n1",
+            "SLURM_JOB_ID": "7",
+            "LOGS": str(self.folder / "logs"),
+            "AFTER": str(self.folder / "after"),
+            "RUN": str(self.run),
+            "CODE": "0",
+            "FORBIDDEN": "",
+        }
+        return subprocess.run(
+            ["bash", *words], cwd=ROOT, env=environment | more, capture_output=True, text=True, timeout=120
+        )
+
+    def job(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return self.start("launch/slurm.sbatch", *words, **more)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return Slurm(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -46,34 +94,136 @@ def write(run: Path, state: str, step: int, *checkpoints: int) -> None:
         (("preempted", 50, 40, 10), ("done", 80, 40, 40), 0, [], False, JOB),
     ],
 )
-def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, options, requeued, trainer, tmp_path):
-    bin, run = tmp_path / "bin", tmp_path / "run"
-    bin.mkdir()
-    for name, text in COMMANDS.items():
-        (bin / name).write_text(f"#!/bin/bash\n{text}\n")
-        (bin / name).chmod(0o755)
+def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, options, requeued, trainer, slurm):
     if options:
-        (bin / "srun").write_text('#!/bin/bash\nrm -r "$RUN"; cp -r "$AFTER" "$RUN"; exit "$CODE"\n')
-    write(run, *before)
-    write(tmp_path / "after", *after)
-    environment = os.environ | {
-        "PATH": f"{bin}:{os.environ['PATH']}",
-        "ULMFIT_PYTHON": sys.executable,
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_JOB_ID": "7",
-        "REQUEUED": str(tmp_path / "requeued"),
-        "AFTER": str(tmp_path / "after"),
-        "RUN": str(run),
-        "CODE": str(code),
-    }
-    done = subprocess.run(
-        ["bash", "launch/slurm.sbatch", *trainer, "--output-dir", str(run), *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+        slurm.put("srun", 'rm -r "$RUN"; cp -r "$AFTER" "$RUN"; exit "$CODE"')
+    write(slurm.run, *before)
+    write(slurm.folder / "after", *after)
+    done = slurm.job(*trainer, "--output-dir", str(slurm.run), *options, CODE=str(code))
     assert done.returncode == (0 if requeued or after[0] == "done" else 1), done.stderr
-    assert (tmp_path / "requeued").exists() == requeued
+    assert (slurm.folder / "logs" / "requeued").exists() == requeued
+
+
+def test_where_requeueing_is_forbidden_a_job_submits_itself_again(slurm):
+    write(slurm.folder / "after", "preempted", 40, 40)
+    words = [*TRAINER, "--resume", "never", "--output-dir", str(slurm.run)]
+    chained = {"FORBIDDEN": "1", "ULMFIT_SBATCH": "--no-requeue --comment=a\\ b "}
+    done = slurm.job(*words, **chained)
+    assert done.returncode == 0, done.stderr
+    line = f"1///--parsable --no-requeue --comment=a b {ROOT}/launch/slurm.sbatch {' '.join(words)}"
+    assert slurm.asked("sbatch") == [line]
+    assert slurm.asked("scontrol") == ["update JobId=8 Dependency=afterok:101"]
+    assert "submitted again as job 101, to go on from step 40" in done.stdout
+
+    # The second job goes on, though the first one was to start afresh, and a third is its successor.
+    write(slurm.folder / "after", "preempted", 80, 80)
+    assert slurm.job(*words, **chained, ULMFIT_STARTS="1").returncode == 0
+    assert slurm.asked("srun")[-1].endswith("--resume auto")
+    assert slurm.asked("sbatch")[-1] == "2" + line[1:]
+    assert slurm.job(*words, FORBIDDEN="1").returncode == 1  # nobody has told it how to submit itself
+
+
+def test_an_array_of_equal_tasks_is_a_chain(slurm):
+    write(slurm.folder / "after", "preempted", 40, 40)
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), FORBIDDEN="1", SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 0 and "the next task of the array goes on from step 40" in done.stdout, done.stderr
+
+
+def test_a_task_of_an_array_trains_a_run_of_its_own(slurm):
+    slurm.run = slurm.folder / "run-3"
+    write(slurm.folder / "after", "done", 40, 40)
+    words = [*TRAINER, "--seed", "%a", f"--output-dir={slurm.folder}/run-%a"]
+    done = slurm.job(*words, SLURM_ARRAY_TASK_ID="3", ULMFIT_HEAD_ADDRESS="%h-ib")
+    assert done.returncode == 0, done.stderr
+    (trained,) = slurm.asked("srun")
+    assert trained.endswith(f"train_lm.py --seed 3 --output-dir={slurm.run}")
+    assert "head n1-ib:" in done.stdout
+    assert f"ssh -L 6006:localhost:6006 LOGIN_NODE {sys.executable} -m tensorboard.main" in done.stdout
+
+    shared = slurm.job(*TRAINER, "--seed", "%a", "--output-dir", "runs/lm", SLURM_ARRAY_TASK_ID="3")
+    assert shared.returncode == 2 and "would share --output-dir runs/lm" in shared.stderr
+    assert len(slurm.asked("srun")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "task", "expected"),
+    [
+        (["train_clf.py", "--encoder", "a", "--resume", "never"], None, Job("never", "runs/clf", "a")),
+        (["-m", "ulmfit", "fit", "--init", "a-%a", "--output_dir", "b %a"], "7", Job("auto", "b 7", "a-7")),
+        (["x.py", "--output-dir", "a", "--output-dir=b%a"], "0", Job("auto", "b0", "")),
+        (["train_lm.py"], "1", Job("auto", "runs/lm", "")),
+        (["train_lm.py", "--output-dir=a%a", "--output-dir", "b"], "1", "would share"),
+        (["train_lm.py", "--output-dir", "a%a"], None, "--array"),
+        (["train_lm.py", "--seed", "%a"], None, "does not fit"),
+        (["-m", "ulmfit", "predict", "--model", "a"], None, "trains nothing"),
+    ],
+)
+def test_what_a_command_line_says_of_its_job(words, task, expected):
+    environment = {} if task is None else {"SLURM_ARRAY_TASK_ID": task}
+    if isinstance(expected, Job):
+        assert job_of(words, environment) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            job_of(words, environment)
+
+
+@pytest.mark.parametrize("state", ["preempted", "running", "failed", None, "done"])
+def test_a_job_starts_only_from_a_run_that_is_done(state, slurm):
+    first = slurm.folder / "lm-2"
+    first.mkdir()
+    if state:
+        write(first, state, 40, 40)
+    write(slurm.folder / "after", "done", 40, 40)
+    after = {"ULMFIT_AFTER": f"{slurm.folder}/lm-%a", "SLURM_ARRAY_TASK_ID": "2"}
+    done = slurm.job("train_clf.py", "--encoder", str(first), "--output-dir", str(slurm.run), **after)
+    assert (done.returncode, len(slurm.asked("srun"))) == ((0, 1) if state == "done" else (1, 0)), done.stderr
+    if state != "done":
+        assert f"{first} is not done but {state or 'none'}" in done.stderr
+
+
+def test_the_host_that_hung_is_told_with_the_cure(slurm):
+    error = (
+        "no step has ended for 15 minutes (--watchdog); nothing is heard of rank 1 (host n2, process 8) at step 3, x"
+    )
+    write(slurm.folder / "after", "failed", 40, 40, error=error)
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), CODE="1")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "to leave out who hung: sbatch --exclude=n2 ..."
+
+
+def test_trainings_in_a_chain_wait_for_each_other(slurm):
+    lm, fine, clf = (["--output-dir", f"{slurm.folder}/{name}"] for name in ("lm", "fine", "clf"))
+    stages = [
+        ["train_lm.py", *lm],
+        ["train_lm.py", "--init", lm[1], *fine],
+        ["train_clf.py", "--encoder", f"{fine[1]}/", *clf],
+    ]
+
+    def chain(options: list[str], stages: list[list[str]]) -> subprocess.CompletedProcess[str]:
+        words = [word for stage in stages for word in ("--", *stage)]
+        return slurm.start("launch/slurm_chain.sh", *options, *words)
+
+    for wrong, sentence in [
+        ([stages[0], ["train_clf.py", *clf]], "starts from no model and from no training before it"),
+        ([stages[0], ["train_clf.py", *clf, "--encoder", "elsewhere"]], "starts from elsewhere and from no"),
+        ([*stages[:2], ["train_clf.py", "--epoch", "3"]], "did you mean --epochs?"),
+        ([stages[0], ["train_lm.py", "--init", *lm[1:], *lm]], "two trainings of the chain have the --output-dir"),
+        ([stages[0], []], "has no training behind it"),
+    ]:
+        done = chain(["--nodes=2"], wrong)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert not slurm.asked("sbatch")
+
+    done = chain(["--nodes=2", "-A", "us all"], stages)
+    assert done.returncode == 0, done.stderr
+    options = "--parsable --nodes=2 -A us all"
+    waits = [f"--dependency=afterok:10{number} --kill-on-invalid-dep=yes " for number in (1, 2)]
+    assert [line.split("/--parsable")[0] for line in slurm.asked("sbatch")] == ["//7", f"/{lm[1]}/7", f"/{fine[1]}/7"]
+    assert [line[line.index("--parsable") :] for line in slurm.asked("sbatch")] == [
+        f"{options} {wait}launch/slurm.sbatch {' '.join(stage)}"
+        for wait, stage in zip(("", *waits), stages, strict=True)
+    ]
+
+    tasks = [["train_lm.py", "--output-dir", "a-%a"], ["train_clf.py", "--encoder", "a-%a", "--output-dir", "b-%a"]]
+    done = chain(["--array=1-4"], tasks)
+    assert done.returncode == 0, done.stderr
+    assert slurm.asked("sbatch")[-1].startswith("/a-%a/7/--parsable --array=1-4 --dependency=aftercorr:104 --kill")

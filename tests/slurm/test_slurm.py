@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,12 +64,19 @@ class Cluster:
         output = self.folder / "slurm-%j.out"
         return self.run("sbatch", "--parsable", f"--nodes={nodes}", f"--output={output}", *words, show=True).strip()
 
+    def submit_chain(self, *words: str) -> list[str]:
+        """The numbers of the jobs."""
+        output = self.folder / "slurm-%j.out"
+        said = self.run("launch/slurm_chain.sh", f"--output={output}", *words, show=True)
+        return [line.removeprefix("job ").partition(":")[0] for line in said.splitlines()]
+
     def job(self, job: str) -> dict[str, str]:
         words = self.run("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def log(self, job: str) -> str:
-        return (self.folder / f"slurm-{job}.out").read_text()
+        number = self.job(job)["JobId"]  # of a task of an array: its own
+        return (self.folder / f"slurm-{number}.out").read_text()
 
     def wait(self, job: str, reached: Callable[[dict[str, str]], bool], seconds: float) -> dict[str, str]:
         deadline = time.monotonic() + seconds
@@ -151,7 +159,7 @@ def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
     ended = cluster.finish(job, 900 if REAL_LIMIT else 120)
     assert ended["JobState"] == "COMPLETED" and ended["ExitCode"] == "0:0" and ended["Restarts"] == "2"
     assert status(run) == {"state": "done", "step": steps["max_steps"]}
-    assert cluster.log(job).count("requeued, to go on from step") == 2
+    assert cluster.log(job).count("requeueing, to go on from step") == 2
     assert json.loads((run / "config.json").read_text())["world_size"] == 2
     a, b = runs.weights(straight), runs.weights(run)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -183,6 +191,50 @@ def test_a_killed_launcher_is_requeued_and_a_cancelled_job_is_not(cluster):
     left = status(run)
     assert left["state"] == "preempted" and left["step"] > begun
     assert (run / "checkpoints" / f"step-{left['step']:08d}").is_dir()
+
+
+@pytest.mark.slow
+def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster):
+    lm, fine, clf = (cluster.folder / f"chain-{name}" for name in ("lm", "fine", "clf"))
+    first, second, third = cluster.submit_chain(
+        "--no-requeue",
+        "--nodes=1",
+        *("--", "train_lm.py", *arguments(runs.lm_config(lm, max_steps=300))),
+        *("--", "train_lm.py", *arguments(runs.lm_config(fine, init=str(lm), max_steps=4))),
+        *("--", "train_clf.py", *arguments(runs.clf_config(clf, encoder=str(fine), max_steps=4))),
+    )
+    cluster.wait(first, lambda now: step_of(lm) > 10, 120)
+    cluster.run("squeue", "-o", "%.5i %.9T %E", show=True)
+    cluster.run("scancel", "--batch", "--signal=USR1", first, show=True)
+    ended = cluster.finish(first, 120)
+    assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "0" and status(lm)["state"] == "preempted"
+    (again,) = re.findall(r"submitted again as job (\d+), to go on from step", cluster.log(first))
+    assert f"job {second} now waits for job {again}" in cluster.log(first)
+    cluster.run("squeue", "-o", "%.5i %.9T %E", show=True)
+    for job in (again, second, third):
+        assert cluster.finish(job, 240)["JobState"] == "COMPLETED"
+    for run, steps in ((lm, 300), (fine, 4), (clf, 4)):
+        assert status(run)["state"] == "done" and status(run)["step"] == steps
+    assert "start 2 of job" in cluster.log(again) and "going on from" in cluster.log(again)
+
+    # A predecessor that is not done: as after a cancelled job, which may have been submitted without the chain's options.
+    (lm / "status.json").write_text(json.dumps({"state": "preempted", "step": 200}))
+    cluster.environment["ULMFIT_AFTER"] = str(lm)
+    refused = cluster.submit("launch/slurm.sbatch", "train_lm.py", "--init", str(lm), nodes=1)
+    del cluster.environment["ULMFIT_AFTER"]
+    assert cluster.finish(refused, 90)["JobState"] == "FAILED"
+    assert f"{lm} is not done but preempted" in cluster.log(refused)
+
+
+@pytest.mark.slow
+def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
+    run = f"{cluster.folder}/sweep-%a"
+    job = cluster.submit("--array=3-4", "launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=3, seed=5))
+                         , "--seed", "%a", nodes=1)  # fmt: skip
+    for task in (3, 4):
+        assert cluster.finish(f"{job}_{task}", 180)["JobState"] == "COMPLETED"
+        stored = json.loads((cluster.folder / f"sweep-{task}" / "config.json").read_text())
+        assert stored["options"]["seed"] == task and status(cluster.folder / f"sweep-{task}")["state"] == "done"
 
 
 def is_launcher(pid: int, job: str, *, node: int) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit.config import TrainConfig
+from ulmfit.distributed.launcher_options import ACCUMULATION, DEEPSPEED_FILE
 from ulmfit.errors import UserError
 
 USE_DEEPSPEED, USE_FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
@@ -73,7 +74,7 @@ def zero_settings() -> dict[str, Any]:
             "the launcher asks for DeepSpeed, which is not installed; pip install -c constraints.txt -e "
             "'.[deepspeed]' brings it"
         )
-    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    file = os.environ.get(DEEPSPEED_FILE, "none")
     if file == "none":
         settings: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))}
         offload = {
@@ -102,8 +103,9 @@ def zero_settings() -> dict[str, Any]:
 
 @contextmanager
 def processes_only() -> Iterator[None]:
-    """Context in which the requests for DeepSpeed and FSDP are hidden from accelerate."""
-    hidden = {name: os.environ.pop(name) for name in (USE_DEEPSPEED, USE_FSDP) if name in os.environ}
+    """Context in which the requests for DeepSpeed and FSDP are hidden from accelerate, and that to accumulate gradients: it
+    would divide them."""
+    hidden = {name: os.environ.pop(name) for name in (USE_DEEPSPEED, USE_FSDP, ACCUMULATION) if name in os.environ}
     try:
         yield
     finally:

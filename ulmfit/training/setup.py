@@ -28,6 +28,7 @@ from ulmfit.data.mixed_corpus import MixedSplit, open_any_corpus
 from ulmfit.data.tables import ReadOtherwise
 from ulmfit.distributed.early_stop import EarlyStop
 from ulmfit.distributed.group import Group
+from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
@@ -92,10 +93,11 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
     """
     started = time.monotonic()
     begun, given = None, config
+    taken: list[str] = []
 
     def prepare(group: Group) -> TrainConfig:
-        nonlocal begun, given
-        given = normalized(config)
+        nonlocal begun, given, taken
+        given, taken = with_launcher_options(normalized(config))
         given.data = in_memory(given.data)
         check_output(given.output_dir, resume=given.resume)
         begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
@@ -112,6 +114,8 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         )
         after.callback(early.close)  # when the ranks have exchanged why they stop
         session = Session(resolved, runtime, request, started, begun, early)
+        for sentence in taken:
+            session.say(sentence)
         if begun is not None and (sentence := begun.taken(given, resolved)):
             session.say(sentence)
         if runtime.threads > machine_cores():
