@@ -43,6 +43,7 @@ OPERATION = frozenset(
         "watchdog",
         "config",
         "cache_dir",
+        "local_cache",
         "threads",
         "lr_find",
         "data",
@@ -78,6 +79,7 @@ GROUPS = {
         "streaming",
         "backwards",
         "cache_dir",
+        "local_cache",
     ),
     "model": (
         "init",
@@ -241,6 +243,8 @@ class TrainConfig:
     """Take all options from the config.json of a run; options given beside it win (default: none)."""
     cache_dir: OrElse[PathOption] = None
     """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
+    local_cache: OrElse[PathOption] = None
+    """Read the tokens from a copy in this folder of each node, as in '$TMPDIR' (default: where the cache is)."""
     threads: OrElse[int] = None
     """CPU threads of each process, at most one a core (default: the physical cores that it may use; restored on
     resume)."""

@@ -19,7 +19,7 @@ from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_t
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
 _COMMON = ("data", "text_column", "label_column", "label_separator", "valid", "group_column", "separator", "encoding", "header", "recipe",
-           "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "samples")  # fmt: skip
+           "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "local_cache", "samples")  # fmt: skip
 _OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples"})
 # Options of a training that the whole job sets itself, with what to do instead.
 _SET = {
@@ -31,7 +31,7 @@ _SET = {
     "lr_find": "use ulmfit train-lm --lr-find or ulmfit train-clf --lr-find",
 }
 # What a later start does not take from the first one. The trainings check whether the rest is the same.
-_OPERATION = frozenset({"output_dir", "resume", "max_time", "config", "cache_dir"})
+_OPERATION = frozenset({"output_dir", "resume", "max_time", "config", "cache_dir", "local_cache"})
 
 
 @dataclass
@@ -69,6 +69,8 @@ class FitConfig:
     """Read every text from its end (for the backward half of an ensemble)."""
     cache_dir: OrElse[PathOption] = None
     """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
+    local_cache: OrElse[PathOption] = None
+    """Read the tokens from a copy in this folder of each node, as in '$TMPDIR' (default: where the cache is)."""
     init: OrElse[PathOption] = None
     """Language model to start from: a run directory or its model/, fastai weights (.pth) beside their vocabulary,
     english (comes with the package), or none (default: english for English texts with the recipe quick, else none)."""
@@ -126,6 +128,7 @@ class FitConfig:
             "lm_on_test",
             "backwards",
             "cache_dir",
+            "local_cache",
         ),
         "model": ("init", "preset"),
         "training": ("recipe", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),

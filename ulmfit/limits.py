@@ -67,6 +67,11 @@ LIMITS = {
     "temperature": Limit(0, 10**6),
     "top_k": Limit(1, 10**7),
     "min_p": Limit(0, 1),
+    # of `ulmfit preflight`
+    "node": Limit(0, 10**6),
+    "processes": Limit(1, 1024),
+    "free": Limit(0, 10**7),
+    "timeout": Limit(0.1, 10**6),
 }
 
 

@@ -13,7 +13,19 @@ from ulmfit.excerpts import cut
 
 # Options of any command that name a file or a folder (--data and --valid may name other things too).
 PATHS = frozenset(
-    {"data", "valid", "output_dir", "init", "encoder", "tokenizer", "config", "cache_dir", "model", "output"}
+    {
+        "data",
+        "valid",
+        "output_dir",
+        "init",
+        "encoder",
+        "tokenizer",
+        "config",
+        "cache_dir",
+        "local_cache",
+        "model",
+        "output",
+    }
 )
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, in the usual file systems
 

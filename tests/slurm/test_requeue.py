@@ -190,6 +190,36 @@ def test_the_host_that_hung_is_told_with_the_cure(slurm):
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == "to leave out who hung: sbatch --exclude=n2 ..."
 
 
+def test_python_may_be_one_in_a_container(slurm):
+    write(slurm.folder / "after", "done", 40, 40)
+    image = slurm.folder / "ulmfit.sif"
+    image.touch()
+    slurm.put(
+        "apptainer",
+        f'echo "$*" >>"$LOGS/apptainer"; while [ "$1" != python ]; do shift; done; shift; exec {sys.executable} "$@"',
+    )
+    words = [*TRAINER, "--output-dir", str(slurm.run)]
+    container = {"ULMFIT_PYTHON": str(ROOT / "launch" / "container_python.sh"), "ULMFIT_BINDS": "/data"}
+    done = slurm.job(*words, **container)
+    assert done.returncode == 2 and "there is no image in ULMFIT_IMAGE; build it by launch/apptainer.def" in done.stderr
+    done = slurm.job(*words, **container, ULMFIT_IMAGE=str(image))
+    assert done.returncode == 0, done.stderr
+    assert slurm.asked("apptainer")[0].startswith(
+        f"exec --bind {ROOT},/data {image} python -m ulmfit.cli.job train_lm.py"
+    )
+    recipe = (ROOT / "launch" / "apptainer.def").read_text().partition("%files")[2].partition("%post")[0]
+    assert all((ROOT / line.split()[0]).exists() for line in recipe.strip().splitlines())
+
+
+def test_unfit_nodes_start_no_training(slurm):
+    slurm.put("srun", 'echo "$*" >>"$LOGS/srun"; case "$*" in *preflight*) exit 1;; esac; cp -r "$AFTER/." "$RUN"')
+    write(slurm.folder / "after", "done", 40, 40)
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), ULMFIT_PREFLIGHT="1")
+    assert done.returncode == 1 and "the nodes are not fit to train on" in done.stderr
+    (line,) = slurm.asked("srun")
+    assert "-m ulmfit preflight --nodes n1 --head 127.0.0.1:20070 --processes 1" in line
+
+
 def test_trainings_in_a_chain_wait_for_each_other(slurm):
     lm, fine, clf = (["--output-dir", f"{slurm.folder}/{name}"] for name in ("lm", "fine", "clf"))
     stages = [

@@ -237,6 +237,35 @@ def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
         assert stored["options"]["seed"] == task and status(cluster.folder / f"sweep-{task}")["state"] == "done"
 
 
+@pytest.mark.slow
+def test_a_node_that_is_not_fit_is_named_before_the_training(cluster, tmp_path):
+    run = cluster.folder / "checked"
+    words = ["launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=3))]
+    cluster.environment["ULMFIT_PREFLIGHT"] = "1"
+    python = cluster.environment["ULMFIT_PYTHON"]
+    try:
+        job = cluster.submit(*words)
+        assert cluster.finish(job, 240)["JobState"] == "COMPLETED"
+        assert "preflight: 2 nodes with 1 process(es) each, all-reduce of 64 MiB in" in cluster.log(job)
+        # The second node's Python is broken.
+        broken = tmp_path / "python"
+        broken.write_text(f'#!/bin/bash\n[ "${{SLURM_NODEID:-0}}" = 0 ] || exit 127\nexec {python} "$@"\n')
+        broken.chmod(0o755)
+        cluster.environment["ULMFIT_PYTHON"] = str(broken)
+        job = cluster.submit(*words)
+        assert cluster.finish(job, 240)["ExitCode"] == "1:0"
+        assert "n2: nothing was heard of it" in cluster.log(job)
+        assert "leave out the bad by: sbatch --exclude=n2 ..." in cluster.log(job)
+        # GPUs that SLURM gives and torch does not see.
+        cluster.environment["ULMFIT_PYTHON"] = python
+        job = cluster.submit("--gpus-per-node=2", *words, nodes=1)
+        assert cluster.finish(job, 240)["ExitCode"] == "1:0"
+        assert "n1: SLURM gave 2 GPU(s) and torch sees 0" in cluster.log(job)
+    finally:
+        del cluster.environment["ULMFIT_PREFLIGHT"]
+        cluster.environment["ULMFIT_PYTHON"] = python
+
+
 def is_launcher(pid: int, job: str, *, node: int) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

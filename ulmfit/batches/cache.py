@@ -55,6 +55,7 @@ class TokenStore:
         labels: int32 [num_documents], or None for a corpus without labels.
         fingerprint: str, unique for a split and a tokenizer.
         skipped: reason -> number of source rows that were skipped.
+        token_files: the files of the entry.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -73,7 +74,8 @@ class TokenStore:
         self._chosen: np.ndarray | None = None  # of a subset: its documents in the entry
         blocks = read_column(path / CHECKSUMS, "<u4", sums[CHECKSUMS]) if sums else None
         shards = {name: manifest["sizes"][name] for name in manifest["shards"]}
-        self._tokens = TokenFiles(path, shards, self.dtype, blocks)
+        self.token_files = TokenFiles(path, shards, self.dtype, blocks)
+        self._tokens: Any = self.token_files
 
     @property
     def rows(self) -> np.ndarray:
@@ -120,6 +122,12 @@ class TokenStore:
         part.labels = None if self.labels is None else self.labels[indices]
         part.num_tokens = int(part.lengths.sum())
         return part
+
+    def reading(self, tokens: Any) -> TokenStore:
+        """The same store, whose tokens are gathered by `tokens.gather`."""
+        other = copy.copy(self)
+        other._tokens = tokens
+        return other
 
     def document(self, index: int) -> np.ndarray:
         """Ids of one document (uint16 or int32). Raises as `gather`."""

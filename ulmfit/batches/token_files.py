@@ -48,6 +48,16 @@ class TokenFiles:
         self._num_unread = 0 if checksums is None else sum(blocks)
         self._counting = threading.Lock()
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """File name -> bytes of each shard, in order."""
+        return dict(zip(self._names, self._sizes, strict=True))
+
+    @property
+    def checksums(self) -> np.ndarray | None:
+        """uint32, of the blocks of all shards in order; None: not known."""
+        return self._checksums
+
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Read `lengths[k]` tokens from position `starts[k]` on, for all k, concatenated. A piece is within one shard.
 

@@ -15,6 +15,7 @@ from ulmfit.cli.evaluate import EvaluateOptions, evaluate
 from ulmfit.cli.export import ExportOptions, export
 from ulmfit.cli.generate import GenerateOptions, generate
 from ulmfit.cli.predict import PredictOptions, predict
+from ulmfit.cli.preflight import PreflightOptions, preflight
 from ulmfit.cli.show import ShowOptions, show
 from ulmfit.cli.train import fit, train_clf, train_lm
 from ulmfit.cli.train_tokenizer import TokenizerOptions, train_tokenizer
@@ -53,5 +54,6 @@ COMMANDS = {
     "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
     "export": Command(ExportOptions, export, "--model runs/lm --output encoder --bits 8"),
     "show": Command(ShowOptions, show, "--data reviews.csv --tokenizer runs/lm --task clf"),
+    "preflight": Command(PreflightOptions, preflight, "--output-dir runs/lm --free 20"),
     "tokenizer": Command(TokenizerOptions, train_tokenizer, "--data reviews.csv --output tokenizer.json"),
 }

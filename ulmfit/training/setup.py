@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
+from ulmfit.batches.local_copy import copied_to_node, local_folder
 from ulmfit.batches.mixture import MixedStore
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
@@ -408,6 +409,9 @@ def store_of(session: Session, split: Split | MixedSplit, tokenizer: Tokenizer, 
     store = tokenised(split, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
     session.runtime.barrier()
     split.report(store.num_documents + sum(store.skipped.values()), store.skipped)
+    if session.config.local_cache is not None:
+        folder = local_folder(path_text(session.config.local_cache))
+        store = copied_to_node(store, folder, notice=say, waiting=waiting)
     return store
 
 
