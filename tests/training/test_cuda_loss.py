@@ -47,7 +47,7 @@ def test_the_kernel_is_in_use_and_has_not_failed():
     ("dtype", "gradient_dtype", "near"),
     [(F64, F64, 1e-13), (F32, F32, 1e-6), (F32, F16, 1e-3), (F32, BF16, 8e-3), (F16, F16, 1e-3), (BF16, BF16, 8e-3)],
 )
-@pytest.mark.parametrize("v", [1, 2, 129, 8191, 16_385, 60_000, 60_001, 100_000])
+@pytest.mark.parametrize("v", [1, 129, 16_385, 60_000, 100_000])
 def test_the_kernel_is_the_cross_entropy_of_float64(v, dtype, gradient_dtype, near, record_property):
     n = 700  # several rows for each multiprocessor
     logits = (4 * torch.randn(n, v, device="cuda")).to(dtype)

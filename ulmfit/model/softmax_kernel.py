@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-#: Most logits that a program reads at a time, and its warps then; a thread has 16 logits, and 58 registers on an H100.
+#: Most logits that a program reads at a time, and its warps then; a thread has 16 logits, and 51 registers on an H100.
 #: So one program fills a multiprocessor, and the rows that are read a second time may still be in the L2 cache: 132
 #: rows of 60,000 float32 logits are 32 MB. Not measured: benchmarks/loss_kernel.py tries others.
 BLOCK, WARPS = 16_384, 32
