@@ -36,8 +36,8 @@ STOPS = {
     "lm": [21, 22, 23, 50],
     "stream": [22, 40, 66],
     "clf": [12, 13, 14, 30],
-    "mixture": [9, 17],
-    "mixed stream": [9, 17],
+    "mixture": [5],
+    "mixed stream": [5],
 }
 # Processes of a run, and the step at which it is stopped there: in a stage, between stages, after an epoch's end.
 MOVES = {

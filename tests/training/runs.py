@@ -92,8 +92,8 @@ def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **op
     if task in ("mixture", "mixed stream"):
         shared["data"] = f"most=0.7:{data},some=0.3:{data.with_name('others.csv')}"
     own = {
-        "mixture": ("lm", lm | {"bptt_jitter": True, "max_steps": 24}),
-        "mixed stream": ("lm", lm | {"streaming": True, "max_steps": 24}),
+        "mixture": ("lm", lm | {"bptt_jitter": True, "max_steps": 12}),
+        "mixed stream": ("lm", lm | {"streaming": True, "max_steps": 12}),
         "lm": ("lm", lm | {"bptt_jitter": True}),
         "sampled": ("lm", lm | {"sampled_softmax": 100}),
         "stream": ("lm", lm | {"streaming": True}),
