@@ -16,5 +16,9 @@ ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/test_estimato
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
 ULMFIT_LONG=1 python -m pytest -q tests/one_gpu
+# Parity with an installed fastai, both ways.
+peer=${ULMFIT_PEER:-$root/.peer/bin/python}
+[ -x "$peer" ] || bash benchmarks/setup_peer.sh "$root/.peer"
+ULMFIT_PEER=$peer python -m pytest -q -s tests/model/test_fastai_peer.py
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
     tests/faults/test_fuzz.py

@@ -18,9 +18,10 @@ from ulmfit.errors import UserError
 from ulmfit.model import vocabulary_file
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.fastai_format import fastai_state_dict, load_fastai, read_vocabulary
+from ulmfit.model.fastai_format import fastai_state_dict, load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
+from ulmfit.model.vocabulary_file import read_vocabulary
 from ulmfit.training.lm_task import train_language_model
 
 V, E, H, LAYERS, CLASSES = 50, 12, 20, 3, 3

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ulmfit.cli.evaluate import EvaluateOptions, evaluate
 from ulmfit.cli.export import ExportOptions, export
 from ulmfit.cli.generate import GenerateOptions, generate
+from ulmfit.cli.import_fastai import ImportOptions, import_fastai
 from ulmfit.cli.predict import PredictOptions, predict
 from ulmfit.cli.preflight import PreflightOptions, preflight
 from ulmfit.cli.show import ShowOptions, show
@@ -53,6 +54,7 @@ COMMANDS = {
     "evaluate": Command(EvaluateOptions, evaluate, "--model runs/clf --data labelled.csv --split all"),
     "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
     "export": Command(ExportOptions, export, "--model runs/lm --output encoder --bits 8"),
+    "import-fastai": Command(ImportOptions, import_fastai, "wt103.pth itos_wt103.pkl wt103"),
     "show": Command(ShowOptions, show, "--data reviews.csv --tokenizer runs/lm --task clf"),
     "preflight": Command(PreflightOptions, preflight, "--output-dir runs/lm --free 20"),
     "tokenizer": Command(TokenizerOptions, train_tokenizer, "--data reviews.csv --output tokenizer.json"),

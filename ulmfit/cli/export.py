@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import UseAppendAction
 
 from ulmfit.cli.common import check_output
 from ulmfit.errors import UserError
 
+if TYPE_CHECKING:
+    from ulmfit.tokenizer.tokenizer import Tokenizer
+
 
 @dataclass(kw_only=True)
 class ExportOptions:
-    """Write a model as a folder of its own, for this package or for ONNX Runtime.
+    """Write a model as a folder of its own, for this package, ONNX Runtime or fastai.
 
     Several classifiers become a bundle, whose probabilities are the mean of theirs.
     """
@@ -25,8 +28,9 @@ class ExportOptions:
     """Folder to write, which must not exist."""
     bits: Literal[8, 32] = 32
     """Bits of a weight: 8 stores matrices with a scale a row, a quarter of the size."""
-    to: Literal["ulmfit", "onnx"] = "ulmfit"
-    """Format: onnx is a classifier for ONNX Runtime, without torch; examples/predict_onnx.py uses it."""
+    to: Literal["ulmfit", "onnx", "fastai"] = "ulmfit"
+    """Format: onnx is a classifier for ONNX Runtime, without torch, which examples/predict_onnx.py uses; fastai the .pth
+    and itos.pkl that fastai 2.8 loads."""
     int8: bool = False
     """With --to onnx, matrix products in 8 bits: faster, probabilities move by some 0.004."""
 
@@ -35,32 +39,48 @@ def export(options: ExportOptions) -> None:
     """Write the folder and print its size."""
     output = Path(options.output)
     check_output(output)
-    if options.to == "onnx" and options.bits == 8:
-        raise UserError("--bits 8 is for --to ulmfit; give --int8 for 8 bits in ONNX")
+    if options.to != "ulmfit" and options.bits == 8:
+        cure = "give --int8 for 8 bits in ONNX" if options.to == "onnx" else "leave it out"
+        raise UserError(f"--bits 8 is for --to ulmfit; {cure}")
     if options.to != "onnx" and options.int8:
-        raise UserError("--int8 is for --to onnx; give --bits 8 for weights in 8 bits")
+        cure = "give --bits 8 for weights in 8 bits" if options.to == "ulmfit" else "leave it out"
+        raise UserError(f"--int8 is for --to onnx; {cure}")
     from ulmfit.bundle import members_of, save_bundle
-    from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.pretrained import load_model, save_model
 
     if len(options.model) > 1 or members_of(options.model[0]):
-        if options.to == "onnx":
-            raise UserError("--to onnx exports one classifier; export each of the bundle and give all to --model")
+        if options.to != "ulmfit":
+            raise UserError(
+                f"--to {options.to} exports one model; export each of the bundle"
+                + ", and give all to --model" * (options.to == "onnx")
+            )
         save_bundle(output, options.model, bits=options.bits)
         size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
         print(f"{output}: a bundle in {size / 2**20:.1f} MiB")
         return
     net, tokenizer, config = load_model(options.model[0])
-    if options.to == "onnx":
-        if not isinstance(net, ClassifierNet):
-            raise UserError(f"--to onnx is for classifiers and {options.model[0]} is a language model; leave it out")
-        from ulmfit.exported.folder import write_export
-        from ulmfit.exported.graph import Weights, build
+    if options.to == "fastai":
+        from ulmfit.model.fastai_export import write_fastai
 
-        tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-        bits: Literal[8, 32] = 8 if options.int8 else 32
-        write_export(output, build(Weights.of(tensors, config), bits), tokenizer, config, bits=bits)
-    else:
+        write_fastai(output, net, tokenizer, config)
+    elif options.to == "ulmfit":
         save_model(output, net, tokenizer, config, bits=options.bits)
-    size = sum(file.stat().st_size for file in output.iterdir())
+    else:
+        _write_classifier(options, output, net, tokenizer, config)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {sum(p.numel() for p in net.parameters()):,} parameters in {size / 2**20:.1f} MiB")
+
+
+def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer: Tokenizer, config: dict) -> None:
+    from ulmfit.model.classifier import ClassifierNet
+
+    if not isinstance(net, ClassifierNet):
+        raise UserError(
+            f"--to {options.to} is for classifiers and {options.model[0]} is a language model; leave it out"
+        )
+    from ulmfit.exported.folder import write_export
+    from ulmfit.exported.graph import Weights, build
+
+    tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    bits: Literal[8, 32] = 8 if options.int8 else 32
+    write_export(output, build(Weights.of(tensors, config), bits), tokenizer, config, bits=bits)

@@ -53,7 +53,8 @@ def command_help(command: Command, prog: str, default: Any) -> str:
     hints, docs, needed = fields_of(kind), field_docs(kind), required(kind)
     texts = [name for name, hint in hints.items() if is_texts(hint)]
     usage = [_head(name, hints[name], False) for name in needed if name not in texts]
-    usage += [f"{name.upper()} ..." if name in needed else f"[{name.upper()} ...]" for name in texts]
+    words = {name: getattr(kind, "metavars", {}).get(name, f"{name.upper()} ...") for name in texts}
+    usage += [words[name] if name in needed else f"[{words[name]}]" for name in texts]
     lines = [" ".join(["usage:", prog, *usage, "[OPTIONS]"]), "", *_wrapped(" ".join(_doc(kind).split()), 0)]
     groups = GROUPS if issubclass(kind, TrainConfig) else getattr(kind, "groups", {"options": _own_first(kind)})
     for group, names in groups.items():
@@ -64,7 +65,7 @@ def command_help(command: Command, prog: str, default: Any) -> str:
             if name not in hints:
                 continue
             shown = kind if default is None else default  # fields have their defaults on the class
-            head = f"{name.upper()} ..." if name in texts else _head(name, hints[name], getattr(shown, name, None))
+            head = words[name] if name in texts else _head(name, hints[name], getattr(shown, name, None))
             lines += _entry(head, _explained(kind, name, docs[name], default))
     lines += _entry("--help", "Show this")
     return "\n".join([*lines, "", "example", f"  {prog} {command.example}"])

@@ -223,7 +223,7 @@ def _sort(kind: type, words: Sequence[str]) -> tuple[list[str], list[str]]:
         raise UserError(f"{texts[0]} belongs to no option; {cure}")
     for name in required(kind):
         if name == texts_field and not texts:
-            raise UserError(f"{name.upper()} is missing; see --help")
+            raise UserError(f"{getattr(kind, 'metavars', {}).get(name, name.upper())} is missing; see --help")
         if name != texts_field and flag_of(name) not in given:
             raise UserError(f"{flag_of(name)} is missing; see --help")
     return options, texts

@@ -21,18 +21,29 @@ from torch import Tensor
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
-from ulmfit.model.vocabulary_file import read_vocabulary
+from ulmfit.model.vocabulary_file import read_words_and_labels
 from ulmfit.model.weights_check import check_weights
 
 
 @dataclass(frozen=True)
 class FastaiModel:
-    """Content of a fastai file: `state` with this package's names, the sizes, and the vocabulary in id order."""
+    """Content of a fastai file.
+
+    Attributes:
+        state: the tensors, with this package's names.
+        config: the sizes.
+        vocab: the words in id order, one for each row of the embedding.
+        kind: what the file holds.
+        version: of fastai, by the layout.
+        labels: the classes of a classifier, where the vocabulary file tells them.
+    """
 
     state: dict[str, Tensor]
     config: AWDLSTMConfig
     vocab: list[str]
     kind: Literal["language_model", "encoder", "classifier"]
+    version: Literal[1, 2]
+    labels: list[str] | None = None
 
 
 def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> FastaiModel:
@@ -42,12 +53,14 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
         UserError: a file is missing or not fastai's, the architecture is not AWD-LSTM, or the two files do not fit
             together.
     """
-    state = fastai_state_dict(_read_torch(Path(weights)))
-    vocab = read_vocabulary(vocabulary)
+    content = _read_torch(Path(weights))
+    state = fastai_state_dict(content)
+    vocab, labels = read_words_and_labels(vocabulary)
     check_weights(state, str(weights), "save the model in fastai again")
     embedding = state["encoder.embedding.weight"]
     if any(tensor.dim() != _dimensions(name) for name, tensor in state.items()):
         raise UserError(f"{weights} has tensors of other dimensions than an AWD-LSTM; give one saved by fastai")
+    vocab = _padded(vocab, len(embedding))
     if len(vocab) != len(embedding):
         raise UserError(
             f"{vocabulary} has {len(vocab)} words but {weights} {len(embedding)}; give the "
@@ -60,7 +73,25 @@ def load_fastai(weights: str | os.PathLike, vocabulary: str | os.PathLike) -> Fa
     kind = "language_model" if "decoder_bias" in state else "encoder"
     if any(name.startswith("head.") for name in state):
         kind = "classifier"
-    return FastaiModel(state, config, vocab, kind)
+    return FastaiModel(state, config, vocab, kind, _version(content), labels)
+
+
+def _padded(vocab: list[str], rows: int) -> list[str]:
+    """A vocabulary with the filler words that fastai adds to reach a multiple of 8, where the list was saved without.
+
+    Fillers stand at the end. The first words must be fastai's, or the list may lack others.
+    """
+    missing = rows - len(vocab)
+    if rows % 8 == 0 and 0 < missing <= 8 and vocab[:3] == ["xxunk", "xxpad", "xxbos"]:
+        return vocab + ["xxfake"] * missing
+    return vocab
+
+
+def _version(content: Mapping[str, Any]) -> Literal[1, 2]:
+    """The version of fastai that saved a state dict: 1 stores the dropped weight too, and its head is flat."""
+    state = content["model"] if isinstance(content.get("model"), Mapping) else content
+    first = any(re.search(r"rnns\.\d+\.module\.weight_hh_l0$|^1\.layers\.\d+\.weight$", name) for name in state)
+    return 1 if first else 2
 
 
 def _dimensions(name: str) -> int:

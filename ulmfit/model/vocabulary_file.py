@@ -2,7 +2,8 @@
 
 A pickle is a program for a stack machine. Python's reader executes calls in it, and a file of a few bytes can make it
 allocate gigabytes (an entry of the memo with the number 2**30; many empty sets of one byte each). So this module
-interprets pickles itself. It knows the few instructions that write one list of strings, and no others.
+interprets pickles itself. It knows the few instructions that write lists of strings, and fastai's two types of lists,
+which it reads as lists without importing them. It knows no others.
 """
 
 from __future__ import annotations
@@ -22,12 +23,25 @@ _CURE = "save the vocabulary as a list of strings, in .pkl, .json or .txt"
 
 _IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
 _STRINGS = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"})
+_NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "INT", "NEWTRUE", "NEWFALSE", "NONE"})
 _REMEMBER = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _RECALL = frozenset({"GET", "BINGET", "LONG_BINGET"})
+#: The types of `learn.dls.vocab` in fastai 2. An object of them is its attributes; `items` holds the list.
+_LISTS = frozenset({"fastcore.foundation L", "fastai.data.transforms CategoryMap"})
+_MOST_PARTS = 16  # lists, dicts and open marks: a file of empty ones would take fifty times its size
 
 
 def read_vocabulary(path: str | os.PathLike) -> list[str]:
     """Read words in id order from .pkl (fastai's itos), .json (a list, or word -> id) or text (one per line).
+
+    Raises:
+        UserError: the file is missing, too large, or no list of words.
+    """
+    return read_words_and_labels(path)[0]
+
+
+def read_words_and_labels(path: str | os.PathLike) -> tuple[list[str], list[str] | None]:
+    """As `read_vocabulary`, and the names of the classes where a classifier's `dls.vocab` was saved: [words, classes].
 
     Raises:
         UserError: the file is missing, too large, or no list of words.
@@ -44,9 +58,15 @@ def read_vocabulary(path: str | os.PathLike) -> list[str]:
         words = _words(content, path.suffix)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise UserError(f"{path} is no list of words ({str(error)[:80]}); {_CURE}") from error
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{path} is no list of words; {_CURE}")
-    return words
+    if _is_texts(words):
+        return words, None
+    if isinstance(words, list) and len(words) == 2 and all(map(_is_texts, words)):
+        return words[0], words[1]
+    raise UserError(f"{path} is no list of words; {_CURE}")
+
+
+def _is_texts(words: Any) -> bool:
+    return isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
 
 
 def _words(content: bytes, suffix: str) -> Any:
@@ -61,55 +81,135 @@ def _words(content: bytes, suffix: str) -> Any:
     return words
 
 
-def unpickle_words(content: bytes) -> list[str]:
-    """The list of strings in a pickle.
+class _Type:
+    """A type that a pickle names. It is not imported."""
+
+
+class _Object:
+    """An object of fastai's list types. Its attributes but for the items are forgotten."""
+
+    def __init__(self) -> None:
+        self.items: Any = None
+
+
+def unpickle_words(content: bytes) -> list[Any]:
+    """The list in a pickle: of strings, or of such lists.
 
     Raises:
         ValueError: it is damaged, or holds anything else.
     """
-    mark = object()
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    made = False  # one list only, because a file of empty lists would take fifty times its size
-    for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
-        name = opcode.name
-        if name in _STRINGS:
+    return _list(_Machine().run(content))
+
+
+class _Machine:
+    """The stack machine of pickles, without calls."""
+
+    def __init__(self) -> None:
+        self._mark = object()
+        self._stack: list[Any] = []
+        self._memo: dict[Any, Any] = {}
+        self._parts = self._marks = 0
+
+    def run(self, content: bytes) -> Any:
+        for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
+            self._step(opcode.name, argument)
+        (result,) = self._stack
+        return _plain(result)
+
+    def _step(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name in _STRINGS or name in _NUMBERS:
             stack.append(argument)
         elif name == "APPEND":
             word = stack.pop()
             _list(stack[-1]).append(word)
         elif name == "MARK":
-            stack.append(mark)
-        elif name in ("APPENDS", "LIST"):
-            place = len(stack) - 1 - stack[::-1].index(mark)
-            words = stack[place + 1 :]
-            del stack[place:]
-            if name == "APPENDS":
-                _list(stack[-1]).extend(words)
-            elif made:
+            self._marks += 1
+            if self._marks > _MOST_PARTS:
                 raise ValueError("it holds several lists")
-            else:
-                stack.append(words)
-                made = True
+            stack.append(self._mark)
+        elif name == "APPENDS":
+            words = self._popped()
+            _list(stack[-1]).extend(words)
+        elif name == "LIST":
+            words = self._popped()
+            stack.append(self._part(words))
         elif name == "EMPTY_LIST":
-            if made:
-                raise ValueError("it holds several lists")
-            stack.append([])
-            made = True
+            stack.append(self._part([]))
+        elif name == "EMPTY_DICT":
+            stack.append(self._part({}))
+        elif name == "DICT":
+            stack.append(self._part(_attributes(self._popped())))
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            _dict(stack[-1]).update(_attributes([key, value]))
+        elif name == "SETITEMS":
+            pairs = self._popped()
+            _dict(stack[-1]).update(_attributes(pairs))
+        elif name == "EMPTY_TUPLE":
+            stack.append(())
+        elif name == "NEWOBJ":
+            arguments, kind = stack.pop(), stack.pop()
+            if arguments != () or not isinstance(kind, _Type):
+                raise ValueError("it calls a type")
+            stack.append(self._part(_Object()))
+        elif name == "BUILD":
+            state = _dict(stack.pop())
+            if not isinstance(stack[-1], _Object):
+                raise ValueError("it sets attributes of another type")
+            stack[-1].items = state.get("items")
         elif name in _REMEMBER:
-            memo[len(memo) if argument is None else argument] = stack[-1]
+            self._memo[len(self._memo) if argument is None else argument] = stack[-1]
         elif name in _RECALL:
-            stack.append(memo[argument])
+            stack.append(self._memo[argument])
         elif name in ("GLOBAL", "STACK_GLOBAL", "INST"):
-            called = " ".join(map(str, stack[-2:])) if name == "STACK_GLOBAL" else argument
-            raise ValueError(f"it asks for {str(called)[:60].replace(' ', '.')}")
+            called = " ".join(map(str, stack[-2:])) if name == "STACK_GLOBAL" else str(argument)
+            if name == "INST" or called not in _LISTS:
+                raise ValueError(f"it asks for {called[:60].replace(' ', '.')}")
+            if name == "STACK_GLOBAL":
+                del stack[-2:]
+            stack.append(_Type())
         elif name not in _IGNORED:
             raise ValueError(f"it holds more than strings: {name}")
-    (words,) = stack
-    return _list(words)
+
+    def _popped(self) -> list[Any]:
+        """What stands above the mark, which is removed too."""
+        place = len(self._stack) - 1 - self._stack[::-1].index(self._mark)
+        values = self._stack[place + 1 :]
+        del self._stack[place:]
+        self._marks -= 1
+        return values
+
+    def _part(self, part: Any) -> Any:
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise ValueError("it holds several lists")
+        return part
+
+
+def _attributes(pairs: list[Any]) -> dict[str, Any]:
+    """The entry `items` of keys and values in turn."""
+    return {"items": value for key, value in zip(pairs[::2], pairs[1::2], strict=True) if key == "items"}
+
+
+def _plain(value: Any, depth: int = 4) -> Any:
+    """`value` with the objects in it as the lists that they hold. A list of lists is followed `depth` levels down."""
+    while isinstance(value, _Object) and depth:
+        value, depth = value.items, depth - 1
+    if isinstance(value, list) and any(isinstance(part, list | _Object) for part in value):
+        if not depth or len(value) > _MOST_PARTS:
+            raise ValueError("it holds several lists")
+        return [_plain(part, depth - 1) for part in value]
+    return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError("its parts are in no list")
+    return value
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("its attributes are in no dict")
     return value
