@@ -12,7 +12,7 @@ python -m tests.invariance
 python -m tests.soak_kill --kills "${KILLS:-100}"
 python -m tests.soak_faults --minutes "${SOAK_MINUTES:-60}"
 ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
-ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/test_estimator.py
+ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/test_estimator.py tests/training/test_from_fastai.py
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
 ULMFIT_LONG=1 python -m pytest -q tests/one_gpu
@@ -20,5 +20,13 @@ ULMFIT_LONG=1 python -m pytest -q tests/one_gpu
 peer=${ULMFIT_PEER:-$root/.peer/bin/python}
 [ -x "$peer" ] || bash benchmarks/setup_peer.sh "$root/.peer"
 ULMFIT_PEER=$peer python -m pytest -q -s tests/model/test_fastai_peer.py
+# Parity with an installed transformers, in an environment of its own, on the torch of this one.
+transformers=${ULMFIT_TRANSFORMERS:-$root/.transformers/bin/python}
+if [ ! -x "$transformers" ]; then
+    python -m venv "$root/.transformers"
+    python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >"$("$transformers" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+    "$transformers" -m pip install --quiet transformers
+fi
+ULMFIT_TRANSFORMERS=$transformers python -m pytest -q -s tests/model/test_transformers_export.py
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
     tests/faults/test_fuzz.py

@@ -20,12 +20,15 @@ GROUND = {
     "excerpts",
     "files",
     "fit_config",
+    "hub",
     "limits",
+    "model_card",
     "option_types",
     "paths",
     "private_api",
     "processes",
     "resumable",
+    "run_scores",
     "texts",
 }
 # From the ground up; a room imports what its line names, and the ground.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import ulmfit
+from tests.hub_stand_in import hub_stand_in
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
 
@@ -119,6 +121,7 @@ class Recorded:
         self.run_dir, self.model = run_dir, load
         self.metrics = {"valid": {"accuracy": 0.9}, "test": {"accuracy": 0.9}}
         self.summary = {"verdict": "ulmfit beats majority class"}
+        self.suggestions = {"valley": 1e-3}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
@@ -160,6 +163,16 @@ def test_python_of_a_page_runs(page, runs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(ulmfit.UlmfitClassifier, "fit", fit)
     texts = ["a wonderful film", "a dull film", "I liked it"]
+    hub = (
+        hub_stand_in(monkeypatch, tmp_path / "hub")
+        if "push_to_hub" in "".join(blocks(page, "python"))
+        else nullcontext()
+    )
+    with hub:
+        run_blocks(page, texts)
+
+
+def run_blocks(page, texts):
     for code in blocks(page, "python"):
         if "raise UserError" in code:  # an excerpt
             continue

@@ -40,6 +40,7 @@ class Bundle(TextClassifier):
     def __init__(self, members: Sequence[TextClassifier], names: Sequence[str]) -> None:
         first = members[0]
         super().__init__(first.net, first.tokenizer, first.config)
+        self.loaded_from = first.loaded_from
         self.members = list(members)
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):
@@ -63,6 +64,13 @@ class Bundle(TextClassifier):
         """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""
         rows = [member.probabilities(texts)[:, place] for member, place in zip(self.members, self.places, strict=True)]
         return mean_of(rows)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for number, member in enumerate(self.members, 1):
+            folder = save_directory / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            member._save_pretrained(folder)
+        _write_index(save_directory, self.label_names, len(self.members))
 
 
 def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,6 +139,10 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
     for number, path in enumerate(found, 1):
         net, tokenizer, config = load_model(path)
         save_model(folder / str(number), net, tokenizer, config, bits=bits)
-    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "label_names": bundle.label_names,
-                               "members": [str(number) for number in range(1, len(found) + 1)]}  # fmt: skip
+    _write_index(folder, bundle.label_names, len(found))
+
+
+def _write_index(folder: Path, label_names: Sequence[str], members: int) -> None:
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "label_names": list(label_names),
+                               "members": [str(number) for number in range(1, members + 1)]}  # fmt: skip
     files.write_text(folder / BUNDLE, json.dumps(content, indent=2) + "\n")

@@ -14,6 +14,7 @@ from ulmfit.data.given_rows import given_rows
 from ulmfit.errors import UserError
 from ulmfit.exported import folder as exported_folder
 from ulmfit.exported.reader import OnnxReader, is_installed
+from ulmfit.hub import HubModel, local_folder
 from ulmfit.texts import texts_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
@@ -90,19 +91,42 @@ def _load(
     return net.eval(), tokenizer, config
 
 
-class LanguageModel:
+class LanguageModel(HubModel, pipeline_tag="text-generation", tags=["language-model"]):
     """A trained language model with its tokenizer."""
 
     def __init__(self, net: LanguageModelNet, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
         self.net, self.tokenizer, self.config = net, tokenizer, config
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> LanguageModel:
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | Path, *, device: str | torch.device | None = None, **hub: Any
+    ) -> LanguageModel:
         """Load a run directory, its model/, the output directory of `ulmfit fit`, or "english", the package's model.
 
-        Raises UserError if it is missing, damaged, or a classifier.
+        Or the model of that name (OWNER/MODEL) on the hub.
+
+        Args:
+            device: of torch; by default the GPU if there is one.
+            hub: revision, token and the other options of `hub.local_folder`.
+
+        Raises:
+            UserError: it is missing, damaged, or a classifier, or the hub cannot be reached.
         """
-        return cls(*_load(path, "LanguageModel", device))
+        folder = local_folder(path, **hub)
+        model = cls(*_load(folder, "LanguageModel", device))
+        model.loaded_from = _found(folder, language_model=True)
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        _save(save_directory, self)
+
+    def _card(self, **kwargs: Any) -> str:
+        usage = """import ulmfit
+
+lm = ulmfit.LanguageModel.from_pretrained("NAME")
+lm.generate("I liked this movie because", max_new_tokens=40, temperature=0.75)
+"""
+        return _card_of(self, usage, self.config | {"task": "language_model"}, kwargs)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match is used
@@ -185,6 +209,31 @@ class LanguageModel:
         return whole[len(head) :] if whole.startswith(head) else " " + self.tokenizer.decode(new)
 
 
+def _found(path: str | Path, *, language_model: bool = False) -> Path:
+    from ulmfit.model.pretrained import find_model
+
+    return find_model(path, language_model=language_model)
+
+
+def _save(folder: Path, model: LanguageModel | TextClassifier) -> None:
+    from ulmfit.model.int8 import Int8AWDLSTM
+    from ulmfit.model.pretrained import save_model
+
+    net = model.net
+    assert net is not None, "not an exported model"
+    if isinstance(net.encoder, Int8AWDLSTM):
+        raise UserError("this model was loaded with int8 and its weights are rounded; load it without int8 to save it")
+    save_model(folder, net, model.tokenizer, model.config)
+
+
+def _card_of(model: LanguageModel | TextClassifier, usage: str, config: dict[str, Any], given: dict[str, Any]) -> str:
+    from ulmfit.model_card import model_card
+
+    net = model.net
+    size = sum(parameter.numel() for parameter in net.parameters()) if net is not None else 0
+    return model_card(model.card_data, model.loaded_from, config, size=size, usage=usage, **given)
+
+
 Backend = Literal["auto", "onnx", "torch"]
 FEW = 16  # fewer documents than this are faster by ONNX Runtime, in fp32
 _building = threading.Lock()
@@ -196,7 +245,7 @@ class _Reader(Protocol):
     def probabilities(self, documents: Sequence[np.ndarray]) -> np.ndarray: ...
 
 
-class TextClassifier:
+class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-classification"]):
     """A trained classifier with its tokenizer and label names.
 
     Attributes:
@@ -220,15 +269,16 @@ class TextClassifier:
         self._few: _Reader | None = None  # reads fewer than FEW, with backend auto in fp32
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         path: str | Path | Sequence[str | Path],
         *,
         device: str | torch.device | None = None,
         int8: bool = False,
         backend: Backend = "auto",
+        **hub: Any,
     ) -> TextClassifier:
-        """Load a run directory, its model/, or a folder of `ulmfit export --to onnx`.
+        """Load a run directory, its model/, a folder of `ulmfit export --to onnx`, or OWNER/MODEL from the hub.
 
         Or several classifiers as one whose probabilities are the mean of theirs.
 
@@ -241,22 +291,24 @@ class TextClassifier:
                 "auto": the faster one. That is ONNX Runtime, if the extra onnx is installed and the model is on the
                 CPU in fp32: for fewer than 16 texts at a time, and with int8 for any number. Else it is torch.
                 An exported model always uses ONNX Runtime, and does not import torch.
+            hub: revision, token and the other options of `hub.local_folder`.
 
         Raises:
-            UserError: the model is missing, damaged, or a language model; int8 or backend "onnx" with a device other
+            UserError: the model is missing, damaged, or a language model, or the hub cannot be reached; int8 or backend "onnx" with a device other
                 than the CPU; backend "onnx" without ONNX Runtime; several classifiers have other classes or columns.
         """
         from ulmfit.bundle import load_bundle, members_of
 
         if backend not in get_args(Backend):
             raise UserError(f"backend is {backend!r}; give one of {', '.join(get_args(Backend))}")
-        paths = [path] if isinstance(path, str | Path) else list(path)
+        paths = [local_folder(each, **hub) for each in ([path] if isinstance(path, str | Path) else path)]
         if len(paths) != 1 or members_of(paths[0]):
             return load_bundle(paths, device=device, int8=int8, backend=backend)
         path = paths[0]
         if exported_folder.is_export(path):
             return cls._load_export(path, device, int8, backend)
         self = cls(*_load(path, "TextClassifier", device or ("cpu" if backend == "onnx" else None)))
+        self.loaded_from = _found(path)
         self._bits = 8 if int8 else 32
         self._backend = _backend_of(self.net, backend)
         if int8 or self._backend == "onnx":
@@ -278,7 +330,24 @@ class TextClassifier:
             raise UserError(f"{path} holds a model exported in fp32; export it with --int8")
         self = cls(None, tokenizer, config)
         self._exported, self._backend, self._all = exported_folder.graph_of(path), "onnx", reader
+        self.loaded_from = self._exported.parent
         return self
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self._exported is None:
+            _save(save_directory, self)
+            return
+        graph = self._exported if isinstance(self._exported, bytes) else self._exported.read_bytes()
+        bits = self.config.get("exported", {}).get("bits", 32)
+        exported_folder.write_export(save_directory, graph, self.tokenizer, self.config, bits=bits)
+
+    def _card(self, **kwargs: Any) -> str:
+        usage = """import ulmfit
+
+classifier = ulmfit.TextClassifier.from_pretrained("NAME")
+classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label, index, probabilities)
+"""
+        return _card_of(self, usage, self.config | {"task": "classifier"}, kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without sessions, which cannot be copied. The graph of an exported model goes along."""

@@ -170,6 +170,16 @@ def count_no_downloads() -> None:
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
+def http_error() -> type[Exception]:
+    """What huggingface_hub's HTTP client raises where a host cannot be reached.
+
+    Which client that is has changed with its versions; its errors are the base of huggingface_hub's own.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__mro__[1]
+
+
 def features_of(dataset: Any) -> Any:
     """The columns of a Dataset or IterableDataset. If an IterableDataset does not know them, its first rows are read.
 

@@ -226,8 +226,14 @@ class Answer(Exception):
         self.response = type("Response", (), {"status_code": status})()
 
 
+class HubIsSlow(Exception):
+    """As the HTTP client of huggingface_hub 2.4 raises it, without a cause."""
+
+    __module__ = "httpx2"
+
+
 PASSING = [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"), TimeoutError("late"),
-           ConnectionError("reset"), Answer(503), Answer(429)]  # fmt: skip
+           ConnectionError("reset"), Answer(503), Answer(429), HubIsSlow("no answer")]  # fmt: skip
 LASTING = [OSError("Couldn't deserialize thrift"), FileNotFoundError(errno.ENOENT, "No such file"), ValueError("bad"),
            Answer(404), PermissionError(errno.EACCES, "Permission denied")]  # fmt: skip
 

@@ -18,8 +18,17 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.text.all import (
-    AWD_LSTM, BaseTokenizer, CategoryBlock, ColReader, DataBlock, TextBlock, awd_lstm_clas_config, awd_lstm_lm_config,
-    language_model_learner, load_pickle, text_classifier_learner,
+    AWD_LSTM,
+    BaseTokenizer,
+    CategoryBlock,
+    ColReader,
+    DataBlock,
+    TextBlock,
+    awd_lstm_clas_config,
+    awd_lstm_lm_config,
+    language_model_learner,
+    load_pickle,
+    text_classifier_learner,
 )  # fmt: skip
 
 folder = Path(sys.argv[1])

@@ -237,7 +237,7 @@ def test_a_round_trip_through_fastais_format(golden, tmp_path):
 
 
 def test_export_to_fastai_writes_weights_words_and_how_to_load_them(runs, tmp_path, capsys):
-    for run, name, kind in ((runs.lm, "language_model", "language model"), (runs.clf, "classifier", "classifier")):
+    for run, name in ((runs.lm, "language_model"), (runs.clf, "classifier")):
         out = tmp_path / name
         assert main(["export", "--model", str(run), "--output", str(out), "--to", "fastai"]) == DONE
         files = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}

@@ -32,7 +32,8 @@ class EvaluateOptions(ReadingOptions):
     """Print loss and accuracy of a model on a corpus, as JSON."""
 
     model: UseAppendAction[list[str]]
-    """Run directory, or its model/. Given several times, classifiers whose probabilities are averaged."""
+    """Run directory, its model/, or OWNER/MODEL on the hub. Given several times, classifiers whose probabilities are
+    averaged."""
     data: str | None = None
     """Corpus: file, glob, folder or hub data set name (default: that of the run which the model lies in, else the
     embedded sample)."""
@@ -69,12 +70,14 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.config import ClassifierConfig
     from ulmfit.data.corpus import notes_of
     from ulmfit.distributed.runtime import open_runtime
+    from ulmfit.hub import local_folder
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.scores import score_classifier, score_labels, score_language_model
     from ulmfit.training.setup import tokenised
 
+    options = replace(options, model=[local_folder(model) for model in options.model])
     path = options.model[0]
     with open_runtime(ClassifierConfig()) as (runtime, _):
         if len(options.model) > 1 or members_of(path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ExportOptions:
-    """Write a model as a folder of its own, for this package, ONNX Runtime or fastai.
+    """Write a model as a folder of its own, for this package, ONNX Runtime, transformers or fastai.
 
     Several classifiers become a bundle, whose probabilities are the mean of theirs.
     """
 
     model: UseAppendAction[list[str]]
-    """Run directory, or its model/. Given several times, classifiers to average, such as forward and backward."""
+    """Run directory, its model/, or OWNER/MODEL on the hub. Given several times, classifiers to average, such as forward and backward."""
     output: str
     """Folder to write, which must not exist."""
     bits: Literal[8, 32] = 32
     """Bits of a weight: 8 stores matrices with a scale a row, a quarter of the size."""
-    to: Literal["ulmfit", "onnx", "fastai"] = "ulmfit"
-    """Format: onnx is a classifier for ONNX Runtime, without torch, which examples/predict_onnx.py uses; fastai the .pth
-    and itos.pkl that fastai 2.8 loads."""
+    to: Literal["ulmfit", "onnx", "transformers", "fastai"] = "ulmfit"
+    """Format: onnx is a classifier for ONNX Runtime, without torch, which examples/predict_onnx.py uses; transformers one
+    for AutoModel and pipeline, with trust_remote_code; fastai the .pth and itos.pkl that fastai 2.8 loads."""
     int8: bool = False
     """With --to onnx, matrix products in 8 bits: faster, probabilities move by some 0.004."""
 
@@ -46,8 +46,10 @@ def export(options: ExportOptions) -> None:
         cure = "give --bits 8 for weights in 8 bits" if options.to == "ulmfit" else "leave it out"
         raise UserError(f"--int8 is for --to onnx; {cure}")
     from ulmfit.bundle import members_of, save_bundle
+    from ulmfit.hub import local_folder
     from ulmfit.model.pretrained import load_model, save_model
 
+    options = replace(options, model=[local_folder(model) for model in options.model])
     if len(options.model) > 1 or members_of(options.model[0]):
         if options.to != "ulmfit":
             raise UserError(
@@ -78,6 +80,12 @@ def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer:
         raise UserError(
             f"--to {options.to} is for classifiers and {options.model[0]} is a language model; leave it out"
         )
+    if options.to == "transformers":
+        from ulmfit.model.pretrained import find_model
+        from ulmfit.model.transformers_export import write_transformers
+
+        write_transformers(output, net, tokenizer, config, source=find_model(options.model[0]))
+        return
     from ulmfit.exported.folder import write_export
     from ulmfit.exported.graph import Weights, build
 

@@ -14,7 +14,8 @@ class GenerateOptions:
     prompt: Positional[tuple[str, ...]]
     """Beginnings of texts."""
     model: str
-    """Run directory of a language model, its model/, a job of fit, or english (comes with the package)."""
+    """Run directory of a language model, its model/, a job of fit, english (comes with the package), or OWNER/MODEL on
+    the hub."""
     max_new_tokens: int = 40
     """Tokens to add."""
     temperature: float = 0.75

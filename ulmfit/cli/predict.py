@@ -40,7 +40,8 @@ class PredictOptions(ReadingOptions):
     text: Positional[tuple[str, ...]] = ()
     """Texts to classify."""
     model: UseAppendAction[list[str]]
-    """Run directory of a classifier, its model/, or an export. Given several times, probabilities are averaged."""
+    """Run directory of a classifier, its model/, an export, or OWNER/MODEL on the hub. Given several times, probabilities
+    are averaged."""
     data: str | None = None
     """Corpus: file, glob, folder, URL, hub data set name, or - for standard input (default: the texts on the command
     line)."""
@@ -79,8 +80,10 @@ def _predict(options: PredictOptions, output: Output, stop: StopRequest) -> str 
     """Returns what to tell of a stop, on rank 0."""
     from ulmfit.cli.predicting import backend_for, identity_of, open_processes
     from ulmfit.cli.speed import Speed
+    from ulmfit.hub import local_folder
     from ulmfit.inference import TextClassifier
 
+    options = replace(options, model=[local_folder(model) for model in options.model])
     with open_processes(options.model) as runtime, ExitStack() as stack:
         runtime.on_main(output.check)
         backend = backend_for(options.model, int8=options.int8)

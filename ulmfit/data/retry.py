@@ -28,7 +28,7 @@ _TRANSIENT = frozenset(
         "EHOSTDOWN", "EHOSTUNREACH") if hasattr(errno, name))  # fmt: skip
 _OF_THE_MACHINE = frozenset({errno.EMFILE, errno.ENFILE})
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOLCK})
-_NETWORK_PACKAGES = frozenset({"aiohttp", "httpcore", "httpx", "requests", "urllib3"})
+_NETWORK_PACKAGES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"})
 
 
 def is_transient(error: BaseException) -> bool:

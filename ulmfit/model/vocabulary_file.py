@@ -189,7 +189,8 @@ class _Machine:
 
 def _attributes(pairs: list[Any]) -> dict[str, Any]:
     """The entry `items` of keys and values in turn."""
-    return {"items": value for key, value in zip(pairs[::2], pairs[1::2], strict=True) if key == "items"}
+    found = dict(zip(map(str, pairs[::2]), pairs[1::2], strict=True))
+    return {"items": found["items"]} if "items" in found else {}
 
 
 def _plain(value: Any, depth: int = 4) -> Any:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -14,6 +15,7 @@ from tokenizers import models, processors, trainers
 
 from ulmfit import files
 from ulmfit.errors import UserError
+from ulmfit.hub import HubModel, local_folder
 from ulmfit.paths import as_path
 from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
@@ -25,7 +27,7 @@ _SHORT = 10_000  # characters of a text that takes longer to hand to Rust's thre
 BATCH = 1000  # documents per call into Rust: enough to use all threads, few enough to limit memory
 
 
-class Tokenizer:
+class Tokenizer(HubModel):
     """fastai's text rules, word splitting and vocabulary.
 
     Source: fastai 1.0, text/transform.py; fastai 2, text/core.py. Every document starts with xxbos. Ids 0 to 8 are
@@ -172,6 +174,35 @@ class Tokenizer:
             return cls.from_str(json)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **hub: Any) -> Tokenizer:  # type: ignore[override]
+        """As `from_file`; or the tokenizer of that name (OWNER/MODEL) on the hub.
+
+        Args:
+            hub: revision, token and the other options of `hub.local_folder`.
+
+        Raises:
+            UserError: it is missing or not a tokenizer of this package, or the hub cannot be reached.
+        """
+        folder = local_folder(path, **hub)
+        tokenizer = cls.from_file(folder)
+        tokenizer.loaded_from = Path(folder)
+        return tokenizer
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory / "tokenizer.json")
+
+    def _card(self, **kwargs: Any) -> str:
+        from ulmfit.model_card import model_card
+
+        usage = """import ulmfit
+
+tokenizer = ulmfit.Tokenizer.from_pretrained("NAME")
+tokenizer.tokenize("An incredibly nice breath of fresh air")
+"""
+        folder = self.loaded_from if self.loaded_from and self.loaded_from.is_dir() else None
+        return model_card(self.card_data, folder, {"task": "tokenizer"}, size=len(self), usage=usage, **kwargs)
 
     def to_str(self) -> str:
         """The content of tokenizer.json: as it was read, also if an earlier version of the package made it."""

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
-from ulmfit.files import parse_json
-from ulmfit.run.tracking import METRICS, read_status
+from ulmfit.run.tracking import read_status
+from ulmfit.run_scores import scores_of
 
 if TYPE_CHECKING:
     from ulmfit.inference import LanguageModel, TextClassifier
-
-
-CALIBRATION = "calibration"  # the event of metrics.jsonl that follows the evaluations of a run with --calibrate
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,4 @@ def _read(run_dir: Path) -> tuple[int | None, int | None, dict[str, dict[str, An
     """The step of the best evaluation, the last step, and the scores by split."""
     status = read_status(run_dir) or {}
     best, ended = (status[name] if isinstance(status.get(name), int) else None for name in ("best_step", "step"))
-    metrics: dict[str, dict[str, Any]] = {}
-    # The user may have deleted or edited the files of a finished run.
-    with suppress(OSError), open(run_dir / METRICS, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            with suppress(ValueError, KeyError, TypeError):
-                line = parse_json(text)
-                if line["event"] == CALIBRATION:
-                    metrics[line["split"]] |= {
-                        name: value for name, value in line.items() if name not in ("event", "split", "step")
-                    }
-                if line["event"] == "eval" and not (line["split"] == "valid" and best and line["step"] > best):
-                    metrics[line["split"]] = {
-                        name: value for name, value in line.items() if name not in ("event", "split")
-                    }
-    return best, ended, metrics
+    return best, ended, scores_of(run_dir, best)

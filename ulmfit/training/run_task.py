@@ -23,12 +23,13 @@ from ulmfit.model.awd_lstm import fp32_in_bf16
 from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
+from ulmfit.run_scores import CALIBRATION
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, PlannedStage, Task, TrainingFailed, plan_stages
 from ulmfit.training.lr_finder import run_finder
-from ulmfit.training.result import CALIBRATION, TrainingResult, result_of
+from ulmfit.training.result import TrainingResult, result_of
 from ulmfit.training.setup import Session, open_session
 from ulmfit.training.stages import Recipe
 

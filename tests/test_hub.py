@@ -1,0 +1,218 @@
+"""Saving, the hub and model cards, against a stand-in of the hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelHubMixin, constants
+
+import ulmfit
+from tests.hub_stand_in import hub_stand_in
+from ulmfit.cli import DONE, main
+from ulmfit.hub import local_folder
+from ulmfit.model.pretrained import load_model
+
+TEXTS = ["a wonderful film", "a dull film " * 60, "I liked it"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_stand_in(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
+
+
+def metadata(card: str) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+
+
+def same_files(first: Path, second: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_models_are_saved_as_they_were(runs, tmp_path):
+    for kind, run in ((ulmfit.LanguageModel, runs.lm), (ulmfit.TextClassifier, runs.clf)):
+        model = kind.from_pretrained(run, device="cpu")
+        assert isinstance(model, ModelHubMixin)
+        assert model.save_pretrained(tmp_path / run.name) is None
+        same_files(run / "model", tmp_path / run.name)
+        kind.from_pretrained(tmp_path / run.name).save_pretrained(tmp_path / run.name)  # over itself
+        same_files(run / "model", tmp_path / run.name)
+    tokenizer = ulmfit.Tokenizer.from_pretrained(runs.lm)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert {file.name for file in (tmp_path / "tokenizer").iterdir()} == {"tokenizer.json", "README.md"}
+    assert ulmfit.Tokenizer.from_pretrained(tmp_path / "tokenizer").fingerprint == tokenizer.fingerprint
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ulmfit.UserError, match="is a file"):
+        tokenizer.save_pretrained(tmp_path / "file")
+
+
+def test_pushed_models_come_back_by_name_and_revision(runs, hub):
+    classifier = ulmfit.TextClassifier.from_pretrained(runs.clf, backend="torch")
+    url = classifier.push_to_hub("someone/films", commit_message="first")
+    repository = hub.repositories["someone/films"]
+    assert url.startswith(f"{hub.url}/someone/films/commit/") and repository.messages[-1] == "first"
+    files = repository.files()
+    assert set(files) == {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    assert files["model.safetensors"] == (runs.clf / "model" / "model.safetensors").read_bytes()
+    first = repository.names["main"]
+    with torch.no_grad():
+        classifier.net.head.linear2.bias += 3 * torch.arange(2)
+    classifier.push_to_hub("someone/films", branch="main")
+    repository.names["v1"] = first
+    expected = ulmfit.TextClassifier.from_pretrained(runs.clf, backend="torch").probabilities(TEXTS)
+    for revision in ("v1", first):
+        back = ulmfit.TextClassifier.from_pretrained("someone/films", revision=revision, backend="torch")
+        assert np.array_equal(back.probabilities(TEXTS), expected)
+    newest = ulmfit.TextClassifier.from_pretrained("someone/films", backend="torch").probabilities(TEXTS)
+    assert np.array_equal(newest, classifier.probabilities(TEXTS)) and not np.array_equal(newest, expected)
+    assert ulmfit.Tokenizer.from_pretrained("someone/films").fingerprint == classifier.tokenizer.fingerprint
+
+
+def test_a_language_model_and_a_tokenizer_are_pushed(runs, hub, capsys):
+    ulmfit.LanguageModel.from_pretrained(runs.lm).push_to_hub("someone/lm", private=True)
+    assert hub.repositories["someone/lm"].private
+    net, _, _ = load_model(runs.lm)
+    back = ulmfit.LanguageModel.from_pretrained("hf://someone/lm", device="cpu")
+    assert all(torch.equal(tensor, back.net.state_dict()[name]) for name, tensor in net.state_dict().items())
+    ulmfit.Tokenizer.from_pretrained(runs.lm).push_to_hub("someone/words")
+    assert ulmfit.Tokenizer.from_pretrained("someone/words").vocab == back.tokenizer.vocab
+    card = metadata(hub.repositories["someone/words"].files()["README.md"].decode())
+    assert card["library_name"] == "ulmfit" and "pipeline_tag" not in card
+    assert main(["generate", "--model", "someone/lm", "--seed", "0", "a film"]) == DONE
+    assert capsys.readouterr().out.startswith("a film")
+
+
+def test_a_model_from_the_hub_keeps_its_card(runs, hub, tmp_path):
+    ulmfit.TextClassifier.from_pretrained(runs.clf).push_to_hub("someone/films")
+    card = hub.repositories["someone/films"].files()["README.md"].decode()
+    again = ulmfit.TextClassifier.from_pretrained("someone/films")
+    again.save_pretrained(tmp_path / "copy", model_card_kwargs={"license": "mit"})
+    kept = (tmp_path / "copy" / "README.md").read_text()
+    assert kept.partition("\n# ")[2] == card.partition("\n# ")[2] and metadata(kept)["license"] == "mit"
+
+
+def test_bundles_and_exported_models_are_saved_too(runs, hub, tmp_path):
+    bundle = ulmfit.TextClassifier.from_pretrained([runs.clf, runs.clf], backend="torch")
+    bundle.push_to_hub("someone/both")
+    assert {"bundle.json", "1/config.json", "2/model.safetensors"} <= set(hub.repositories["someone/both"].files())
+    assert "config.json" not in hub.repositories["someone/both"].files()
+    back = ulmfit.TextClassifier.from_pretrained("someone/both", backend="torch")
+    assert np.array_equal(back.probabilities(TEXTS), bundle.probabilities(TEXTS))
+    pytest.importorskip("onnxruntime")
+    words = ["export", "--model", str(runs.clf), "--output", str(tmp_path / "onnx"), "--to", "onnx"]
+    assert main(words) == DONE
+    exported = ulmfit.TextClassifier.from_pretrained(tmp_path / "onnx")
+    exported.save_pretrained(tmp_path / "copy")
+    same = ulmfit.TextClassifier.from_pretrained(tmp_path / "copy")
+    assert np.array_equal(same.probabilities(TEXTS), exported.probabilities(TEXTS))
+    rounded = ulmfit.TextClassifier.from_pretrained(runs.clf, int8=True, backend="torch")
+    with pytest.raises(ulmfit.UserError, match="without int8"):
+        rounded.save_pretrained(tmp_path / "rounded")
+
+
+def test_names_that_lead_nowhere(runs, hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    load = ulmfit.TextClassifier.from_pretrained
+    ulmfit.TextClassifier.from_pretrained(runs.clf).push_to_hub("someone/films")
+    for name, options, sentence in (
+        ("someone/nothing", {}, "no model on the hub that you may read"),
+        ("someone/films", {"revision": "v9"}, "has no revision v9"),
+        ("films", {"revision": "v9"}, "is no name of a model on the hub"),
+        ("hf://a/b/c", {}, "is no name of a model on the hub"),
+    ):
+        with pytest.raises(ulmfit.UserError, match=sentence):
+            load(name, **options)
+    before = len(hub.seen)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ulmfit.UserError, match="does not exist"):
+        load("runs/clff")  # a mistyped path stays here
+    (tmp_path / "someone" / "films").mkdir(parents=True)
+    with pytest.raises(ulmfit.UserError, match="a folder here, which has no revisions; give hf://someone/films"):
+        load("someone/films", revision="main")
+    assert len(hub.seen) == before
+    assert (Path(local_folder("hf://someone/films")) / "model.safetensors").is_file()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert (Path(local_folder("hf://someone/films")) / "model.safetensors").is_file()  # from the cache
+    with pytest.raises(ulmfit.UserError, match="is not in the cache"):
+        load("other/films")
+
+
+def test_a_hub_that_refuses_or_is_gone(runs, hub, monkeypatch):
+    tokenizer = ulmfit.Tokenizer.from_pretrained(runs.lm)
+    with pytest.raises(ulmfit.UserError, match="the hub does not take someone/x"):
+        tokenizer.push_to_hub("someone/x", token="hf_of_a_reader")
+    with pytest.raises(ulmfit.UserError, match="is no name for the hub"):
+        tokenizer.push_to_hub("a/b/c")
+    assert not hub.repositories
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # nobody listens
+    with pytest.raises(ulmfit.UserError, match="cannot be got from the hub"):
+        local_folder("someone/films")
+
+
+def test_the_card_of_a_classifier_tells_its_run(runs, tmp_path):
+    ulmfit.TextClassifier.from_pretrained(runs.clf).save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    data = metadata(card)
+    assert data["library_name"] == "ulmfit" and data["pipeline_tag"] == "text-classification"
+    assert data["license"] and {"ulmfit", "awd-lstm", "text-classification", "model_hub_mixin"} <= set(data["tags"])
+    result = data["model-index"][0]["results"][0]
+    scores = [json.loads(line) for line in (runs.clf / "metrics.jsonl").read_text().splitlines()]
+    (valid,) = (line for line in scores if line["event"] == "eval")
+    assert {each["type"]: each["value"] for each in result["metrics"]}["accuracy"] == round(valid["accuracy"], 4)
+    assert ModelCard(card).data.library_name == "ulmfit"  # huggingface_hub reads it
+    for told in (
+        "reviews.csv; columns text, label", "10% of the rows, held out", "starts from | lm", "`neg`, `pos`", "seed, precision",
+        "ulmfit train-clf --data reviews.csv", "--encoder lm", "ulmfit train-lm --data reviews.csv", "## Intended use",
+        "| class | precision | recall | F1 | texts |", f"| accuracy | {valid['accuracy']:.3f} |", "## Licence",
+    ):  # fmt: skip
+        assert told in card, told
+    assert "More Information Needed" not in card and str(runs.clf.parent) not in card
+
+
+def test_cards_tell_no_texts_and_no_folders(runs, tmp_path):
+    """A run with --no-samples whose names are texts (a table without a header, a wrong column)."""
+    text = "the patient complained of a headache and of her neighbours"
+    run = tmp_path / "private ward" / "clf"
+    shutil.copytree(runs.clf, run)
+    for file in (run / "config.json", run / "model" / "config.json"):
+        content = json.loads(file.read_text())
+        if "options" in content:
+            content["options"] |= {"samples": False, "text_column": text, "encoder": str(runs.lm)}
+            content["resolved"] |= {"text_column": text}
+        else:
+            content["label_names"] = [text, "pos"]
+        file.write_text(json.dumps(content))
+    log = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(log.replace('"label": "neg"', f'"label": "{text}"'))
+    model = ulmfit.TextClassifier.from_pretrained(run)
+    card = str(model.generate_model_card())
+    assert (
+        "headache" not in card and "private ward" not in card and "hidden by --no-samples" in card and "`pos`" in card
+    )
+
+
+def test_cards_of_models_without_a_run_and_of_the_packages_own(tmp_path, runs):
+    shutil.copytree(runs.clf / "model", tmp_path / "alone")
+    card = str(ulmfit.TextClassifier.from_pretrained(tmp_path / "alone").generate_model_card(language="en"))
+    assert "is not beside it" in card and metadata(card)["language"] == "en" and "More Information" not in card
+    ulmfit.LanguageModel.from_pretrained("english", device="cpu").save_pretrained(tmp_path / "english")
+    card = (tmp_path / "english" / "README.md").read_text()
+    assert metadata(card)["license"] == "cc-by-sa-3.0" and "18,021 articles" in card
+    fields = {"license": "mit", "intended_use": "Sorting reviews.", "model_name": "films", "tags": ["films"]}
+    card = str(ulmfit.TextClassifier.from_pretrained(runs.clf).generate_model_card(**fields))
+    assert "# films\n" in card and "Sorting reviews." in card and metadata(card)["license"] == "mit"
+    with pytest.raises(TypeError):
+        ulmfit.TextClassifier.from_pretrained(runs.clf).generate_model_card(licence="mit")
+
+
+def test_a_hubs_options_are_known_by_name(runs):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'revison'"):
+        ulmfit.LanguageModel.from_pretrained(runs.lm, revison="v1")

@@ -1,0 +1,162 @@
+"""Models on the Hugging Face hub: where a name leads to, and what saving and pushing have in common."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, constants, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ulmfit import private_api
+from ulmfit.errors import UserError
+from ulmfit.excerpts import cut
+from ulmfit.paths import as_path
+
+PREFIX = "hf://"  # before a name that is also that of a folder here
+#: The files of a model: weights, JSON, the ONNX graph and the card. No code and no pickles are fetched.
+FILES = ["*.json", "*.safetensors", "*.onnx", "*.md"]
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def local_folder(
+    path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> str:
+    """`path` itself, or if it is the name of a model on the hub, the folder of the cache that it was downloaded to.
+
+    A name has the form OWNER/MODEL. It is one on the hub if nothing here has that path and no folder here is called
+    OWNER, so that a mistyped path is not sent over the network; `hf://OWNER/MODEL` always is.
+
+    Args:
+        revision: branch, tag or commit; by default the newest one of main.
+        token: of the hub; by default that of `hf auth login`.
+        cache_dir: by default that of huggingface_hub.
+        force_download: also what the cache holds.
+        local_files_only: only what the cache holds.
+
+    Raises:
+        UserError: the hub has no such model or revision, or cannot be reached; or there is a revision of a folder.
+    """
+    given = as_path(path)
+    name = given.removeprefix(PREFIX)
+    owner = name.partition("/")[0]
+    if not given.startswith(PREFIX):
+        here = os.path.lexists(given)
+        if here and revision is not None:
+            raise UserError(f"{cut(given)} is a folder here, which has no revisions; give {PREFIX}{cut(name)}")
+        if here or not _NAME.fullmatch(name) or (revision is None and os.path.isdir(owner)):
+            if revision is not None:
+                raise UserError(f"{cut(given)} is no name of a model on the hub; give OWNER/MODEL")
+            return given
+    try:
+        return snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=None if cache_dir is None else as_path(cache_dir),
+            force_download=force_download,
+            local_files_only=local_files_only,
+            allow_patterns=FILES,
+            library_name="ulmfit",
+        )
+    except RevisionNotFoundError:
+        raise UserError(
+            f"{name} on the hub has no revision {cut(str(revision))}; give a branch, tag or commit"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{cut(name)} is no folder here and no model on the hub that you may read; give a path, or log in by "
+            "hf auth login"
+        ) from None
+    except HFValidationError:
+        raise UserError(f"{cut(name)} is no name of a model on the hub; give OWNER/MODEL") from None
+    except LocalEntryNotFoundError:
+        why = "is not in the cache" if local_files_only or constants.HF_HUB_OFFLINE else "cannot be got from the hub"
+        raise UserError(f"{cut(name)} is no folder here and {why}; give a path, or see to the connection") from None
+    except (HfHubHTTPError, private_api.http_error(), OSError) as error:
+        raise UserError(f"{cut(name)} cannot be got from the hub ({_reason(error)}); try again") from None
+
+
+class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url="https://arxiv.org/abs/1801.06146"):
+    """What can be saved, pushed to the hub and loaded from there. README.md in the folder is a card of the model.
+
+    Subclasses have `_save_pretrained`, which writes the files, and `_card`.
+    """
+
+    loaded_from: Path | None = None  # the folder, beside which its run lies
+
+    @property
+    def card_data(self) -> ModelCardData:
+        """The metadata that all cards of this class have."""
+        return self._hub_mixin_info.model_card_data
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # The mixin's own would keep the arguments as a configuration and write them to a config.json of its form.
+        return object.__new__(cls)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, model_card_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> str | None:
+        """Write the folder that `from_pretrained` loads, with a model card. A README.md that is there is kept.
+
+        Args:
+            model_card_kwargs: of the card: `license` (a hub identifier such as "mit"), `language` ("en"), `tags`,
+                `model_name`, and `intended_use` (a text).
+            options: `push_to_hub=True` with `repo_id` and the options of `push_to_hub`, to do both.
+
+        Raises:
+            UserError: the folder cannot be written, or the hub refuses.
+        """
+        folder = as_path(save_directory)
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            raise UserError(f"{folder} is a file; name a folder")
+        return super().save_pretrained(Path(folder), model_card_kwargs=model_card_kwargs, **options)
+
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
+        """Upload to the hub in one commit; the repository is made if it is not there. Returns the commit's URL.
+
+        Args:
+            repo_id: OWNER/MODEL.
+            model_card_kwargs: as of `save_pretrained`.
+            options: private, token, branch, commit_message, create_pr and the others of huggingface_hub's mixin.
+
+        Raises:
+            UserError: the hub refuses or cannot be reached.
+        """
+        try:
+            return super().push_to_hub(
+                repo_id, model_card_kwargs={"repo_id": repo_id, **(model_card_kwargs or {})}, **options
+            )
+        except HFValidationError as error:
+            raise UserError(f"{cut(repo_id)} is no name for the hub ({_reason(error)}); give OWNER/MODEL") from None
+        except (HfHubHTTPError, private_api.http_error(), ConnectionError) as error:
+            raise UserError(
+                f"the hub does not take {cut(repo_id)} ({_reason(error)}); log in by hf auth login with a token that may "
+                "write, or name another"
+            ) from None
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card: metadata and text. The keyword arguments are those of `save_pretrained`'s `model_card_kwargs`."""
+        return ModelCard(self._card(**kwargs))
+
+    def _card(self, **kwargs: Any) -> str:
+        raise NotImplementedError
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:120].rstrip(" .")

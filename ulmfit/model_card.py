@@ -1,0 +1,419 @@
+"""Model cards, made from the run that a model lies in: data, recipe, scores by class, command, intended use.
+
+A card holds no text of the data. Names (of files, columns, classes) are cut, and under --no-samples those that look like
+texts are hidden, as in messages. Folders of paths are left out: they tell of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.excerpts import listed, values_shown
+from ulmfit.files import parse_json
+from ulmfit.fit_config import CLF, LM, FitConfig
+from ulmfit.option_types import flag
+from ulmfit.paths import PATHS
+from ulmfit.run_scores import scores_of
+
+CARD = "README.md"
+PAPER = "1801.06146"
+LICENCE_OF_ENGLISH = "cc-by-sa-3.0"  # of the language model in the package, which derived models take over
+_KINDS: dict[str, type] = {"lm": LMConfig, "clf": ClassifierConfig, "fit": FitConfig}
+_COMMANDS = {"lm": "train-lm", "clf": "train-clf", "fit": "fit"}
+_NOT_TOLD = {"output_dir", "cache_dir", "config", "resume", "max_time", "threads"}  # of the machine, not of the model
+_SHOWN = 50  # classes in a table
+_SPLITS = {"test": "test", "valid": "validation"}
+_SCORES = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "f1": "macro F1", "micro_f1": "micro F1",
+           "recall": "mean recall", "ece": "calibration error (ECE)"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory tells of a training.
+
+    Attributes:
+        stored: its config.json.
+        scores: by split, as of `scores_of`.
+    """
+
+    stored: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return _dict(self.stored.get("options"))
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        return _dict(self.stored.get("resolved"))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The runs that a model comes from.
+
+    Attributes:
+        runs: of its trainings, the last one first; empty if they are not at hand.
+        job: config.json of the job (`fit`) that they belong to.
+        summary: summary.json of the job.
+    """
+
+    runs: Sequence[Run] = ()
+    job: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shows_values(self) -> bool:
+        """Whether names of the data may be shown as they are: no run of it had --no-samples."""
+        given = [run.options for run in self.runs] + [_dict(self.job.get("options"))]
+        return all(options.get("samples", True) is not False for options in given)
+
+    @property
+    def is_english(self) -> bool:
+        """Whether the model derives from the English one of the package."""
+        names = [run.resolved.get(name) for run in self.runs for name in ("init", "encoder")]
+        names += [run.options.get(name) for run in self.runs for name in ("init", "encoder")]
+        return "english" in names
+
+
+def origin_of(folder: Path | None) -> Origin:
+    """The runs of the model in a folder. Files that users have edited or deleted are told less of."""
+    if folder is None:
+        return Origin()
+    place = folder.resolve().parent
+    stored = _read(place / "config.json")
+    if stored.get("task") == "fit":
+        runs = [_run(place / name) for name in (CLF, LM)]
+        return Origin([run for run in runs if run.stored], stored, _read(place / "summary.json"))
+    if stored.get("task") not in ("lm", "clf"):
+        return Origin()
+    runs, seen = [_run(place)], {place}
+    while start := runs[-1].options.get("encoder" if runs[-1].stored["task"] == "clf" else "init"):
+        before = Path(os.path.expanduser(str(start))).absolute()
+        before = before.parent if before.name == "model" else before
+        run = _run(before)
+        if before in seen or run.stored.get("task") not in ("lm", "clf"):
+            break
+        seen.add(before)
+        runs.append(run)
+    return Origin(runs)
+
+
+def _run(folder: Path) -> Run:
+    best = _read(folder / "status.json").get("best_step")
+    return Run(_read(folder / "config.json"), scores_of(folder, best if isinstance(best, int) else None))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return _dict(parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def model_card(
+    base: ModelCardData,
+    folder: Path | None,
+    config: Mapping[str, Any],
+    *,
+    size: int,
+    usage: str,
+    library: str | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+    tags: Sequence[str] = (),
+    model_name: str | None = None,
+    intended_use: str | None = None,
+    repo_id: str | None = None,
+) -> str:
+    """The text of a README.md with metadata.
+
+    Where no run is at hand, the card of the folder (of a model from the hub) is kept.
+
+    Args:
+        base: metadata of the class.
+        folder: where the model was loaded from.
+        config: its config.json; of a tokenizer {"task": "tokenizer"}.
+        size: parameters, or words of a tokenizer.
+        usage: Python; NAME in it becomes `repo_id`.
+        library: for metadata, where it is not ulmfit.
+        license: a hub identifier. By default that of the English model for its descendants, else "other".
+    """
+    origin = origin_of(folder)
+    name = model_name or (repo_id or "").rpartition("/")[2] or _TITLES[str(config["task"])]
+    old = folder / CARD if folder else None
+    if not origin.runs and old is not None and old.is_file() and library is None:
+        return _kept(old, base, license, language)
+    with values_shown(origin.shows_values):
+        data = ModelCardData(**base.to_dict())
+        data.library_name = library or base.library_name
+        data.tags = sorted({*(base.tags or []), "awd-lstm", *tags, f"arxiv:{PAPER}"})
+        data.language = language or ("en" if origin.is_english else None)
+        data.license = license or (LICENCE_OF_ENGLISH if origin.is_english else "other")
+        if data.license == "other":
+            data.license_name, data.license_link = "not-chosen", f"{CARD}#licence"
+        if origin.runs:
+            _add_results(data, origin, name)
+        lines = [f"# {name}", "", _what(config, size), "", "## Use", "", "```python"]
+        lines += [usage.replace("NAME", repo_id or "path/to/this/folder").rstrip(), "```"]
+        lines += [*_classes(config), *_training(origin), *_results(origin), *_use(config, intended_use)]
+        lines += ["", "## Licence", "", _licence(str(data.license), origin.is_english and license is None)]
+        return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+_TITLES = {
+    "classifier": "ULMFiT text classifier",
+    "language_model": "ULMFiT language model",
+    "tokenizer": "ULMFiT tokenizer",
+}
+
+
+def _kept(path: Path, base: ModelCardData, license: str | None, language: Any) -> str:
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("---"):
+        text = f"---\n{base.to_yaml()}\n---\n\n{text}"
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data["license"] = license or card.data.get("license") or _licence_beside(path)
+    card.data["language"] = language or card.data.get("language")
+    return str(card)
+
+
+def _licence_beside(path: Path) -> str:
+    return LICENCE_OF_ENGLISH if "CC BY-SA 3.0" in path.read_text(encoding="utf-8") else "other"
+
+
+def _what(config: Mapping[str, Any], size: int) -> str:
+    if config["task"] == "tokenizer":
+        return f"The text rules, word splitting and vocabulary of {size:,} words of a ULMFiT model, as one `tokenizer.json`."
+    sizes = _dict(config.get("architecture"))
+    shape = f"AWD-LSTM, embedding {sizes.get('embedding_size')}, hidden {sizes.get('hidden_size')}, " \
+            f"{sizes.get('num_layers')} layers, {sizes.get('vocab_size', 0):,} words, {size:,} parameters"  # fmt: skip
+    direction = ", reading texts from their end" if config.get("backwards") else ""
+    origin = _dict(config.get("imported"))
+    imported = f" Its weights were imported from {origin['from']} ({origin['kind']})." if origin else ""
+    if config["task"] == "language_model":
+        return f"A language model (ULMFiT: {shape}{direction}), to be fine-tuned on texts of a task.{imported}"
+    several = "any number of" if config.get("multi_label") else "one of"
+    return (
+        f"A text classifier (ULMFiT: {shape}{direction}) that gives a text {several} {len(config['label_names'])} "
+        f"labels. A text may have any length: the last {config.get('max_len', 0):,} tokens are pooled, those before are "
+        f"read too.{imported}"
+    )
+
+
+def _classes(config: Mapping[str, Any]) -> Iterator[str]:
+    if config["task"] != "classifier":
+        return
+    names = config["label_names"]
+    yield from ("", "## Labels", "")
+    more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    yield ", ".join(_code(name) for name in names[:_SHOWN]) + more
+    if config.get("temperature"):
+        yield f"\nProbabilities are calibrated: logits are divided by {config['temperature']:.3f} (temperature scaling)."
+
+
+def _training(origin: Origin) -> Iterator[str]:
+    yield from ("", "## Training", "")
+    if not origin.runs:
+        yield "The run that made this model is not beside it, so its data and scores are not told here."
+        return
+    for run in origin.runs:
+        options, resolved = run.options, run.resolved
+        what = "Classifier" if run.stored["task"] == "clf" else "Language model"
+        start = resolved.get("init") or resolved.get("encoder") or options.get("init") or options.get("encoder")
+        columns = [name for name in (resolved.get("text_column"), resolved.get("label_column")) if name]
+        rows = [
+            ("data", f"{_source(options.get('data'), resolved)}" + f"; columns {listed(columns)}" * bool(columns)),
+            ("validation", _valid(resolved.get("valid_rows") or options.get("valid"))),
+            ("starts from", "random weights" if start in (None, "none") else _name(start)),
+            ("recipe", str(options.get("recipe"))),
+            ("stages", "; ".join(_stages(resolved))),
+            (
+                "batch, bptt, drop-mult",
+                ", ".join(str(resolved.get(key)) for key in ("batch_size", "bptt", "drop_mult")),
+            ),
+            ("weight decay, clip", ", ".join(str(resolved.get(key)) for key in ("weight_decay", "clip"))),
+            ("seed, precision", f"{options.get('seed')}, {options.get('precision')}"),
+            (
+                "versions",
+                ", ".join(
+                    f"{key} {value}"
+                    for key, value in _dict(run.stored.get("versions")).items()
+                    if key in ("ulmfit", "torch", "python")
+                ),
+            ),  # fmt: skip
+        ]
+        yield from (f"{what}:", "", "| | |", "|---|---|")
+        yield from (f"| {key} | {_cell(value)} |" for key, value in rows if value)
+        yield ""
+    labelled = _dict(origin.summary.get("rows"))
+    told = {"train": "to train on", "valid": "of validation", "test": "of test"}
+    counts = [f"{labelled[name]:,} {what}" for name, what in told.items() if isinstance(labelled.get(name), int)]
+    if counts:
+        yield from (f"Labelled texts: {', '.join(counts)}.", "")
+    yield "The commands:" if len(origin.runs) > 1 and not origin.job else "The command:"
+    yield from ("", "```bash")
+    yield from [_command(origin.job)] if origin.job else [_command(run.stored) for run in reversed(origin.runs)]
+    yield "```"
+
+
+def _stages(resolved: Mapping[str, Any]) -> Iterator[str]:
+    stages = resolved.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
+        with_rate = f" at {stage['lr']:g}" if isinstance(stage.get("lr"), int | float) else ""
+        yield f"{stage.get('name', 'stage')}, {stage.get('steps')} steps{with_rate}"
+
+
+def _valid(value: Any) -> str:
+    try:
+        return f"{float(value):.0%} of the rows, held out"
+    except (TypeError, ValueError):
+        return _name(value) if value else ""
+
+
+def _source(data: Any, resolved: Mapping[str, Any]) -> str:
+    if data is None:
+        return "the embedded sample"
+    if resolved.get("revision"):
+        return f"{listed([data])} of the hub, revision {str(resolved['revision'])[:12]}"
+    return _name(data)
+
+
+def _name(value: Any) -> str:
+    """A path without its folders."""
+    text = str(value)
+    return listed([PurePath(text).name or text])
+
+
+def _command(stored: Mapping[str, Any]) -> str:
+    """The command of a run: the options that are not the defaults."""
+    kind = _KINDS[stored["task"]]
+    words = ["ulmfit", _COMMANDS[stored["task"]]]
+    options = _dict(stored.get("options"))
+    for each in fields(kind):
+        value = options.get(each.name, each.default)
+        if each.name in _NOT_TOLD or value is None or value in (each.default, MISSING, {}):
+            continue
+        words += _words(f"--{flag(each.name)}", each.name, value)
+    return shlex.join(words)
+
+
+def _words(option: str, name: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [word for key, part in value.items() for word in _words(f"{option}.{flag(key)}", key, part)]
+    if isinstance(value, bool):
+        return [option if value else option.replace("--", "--no-", 1)]
+    return [option, _name(value) if name in PATHS else listed([value])]
+
+
+def _results(origin: Origin) -> Iterator[str]:
+    run = next(iter(origin.runs), None)
+    if run is None or not run.scores:
+        return
+    splits = [split for split in _SPLITS if split in run.scores]
+    yield from ("", "## Scores", "", "| | " + " | ".join(_SPLITS[split] for split in splits) + " |")
+    yield "|---|" + "---|" * len(splits)
+    for key, title in _SCORES.items():
+        values = [_number(run.scores[split].get(key)) for split in splits]
+        if any(value != "-" for value in values):
+            yield f"| {title} | {' | '.join(values)} |"
+    yield from _simpler(origin.summary, splits)
+    by_class = run.scores[splits[0]].get("by_class")
+    if isinstance(by_class, list) and by_class:
+        yield from ("", f"By class, on the {_SPLITS[splits[0]]} texts:", "")
+        yield from ("| class | precision | recall | F1 | texts |", "|---|---|---|---|---|")
+        for row in by_class[:_SHOWN]:
+            numbers = [_number(row.get(key)) for key in ("precision", "recall", "f1")]
+            yield f"| {_code(row.get('label'))} | {' | '.join(numbers)} | {row.get('support', 0):,} |"
+        if len(by_class) > _SHOWN:
+            yield f"\n{len(by_class) - _SHOWN:,} more classes are in the run's metrics.jsonl."
+
+
+def _simpler(summary: Mapping[str, Any], splits: Sequence[str]) -> Iterator[str]:
+    """The systems that a job compares with."""
+    for name, scores in _dict(summary.get("systems")).items():
+        if name != "ulmfit" and isinstance(scores, dict):
+            values = [_number(_dict(scores.get(split)).get("accuracy")) for split in splits]
+            yield f"| accuracy of {name} | {' | '.join(values)} |"
+
+
+def _use(config: Mapping[str, Any], intended_use: str | None) -> Iterator[str]:
+    yield from ("", "## Intended use", "")
+    if intended_use:
+        yield f"{intended_use}\n"
+    if config["task"] == "classifier":
+        yield (
+            "To label texts like those that it was trained on: of the same kind, topic and language. Any other text gets a "
+            "label too, often with a high probability. Measure it on labelled texts of your own before you rely on it, and "
+            "let a person look where a mistake would harm someone."
+        )
+    elif config["task"] == "language_model":
+        yield (
+            "As the start of a classifier or of another language model (`ulmfit fit --init`). The texts that it writes "
+            "are fluent for a few words and are not facts."
+        )
+    else:
+        yield "With the model that it was made for: the ids of its words are those of the model's embedding."
+    yield (
+        "\nIt repeats the biases of its texts. Its vocabulary holds words of them, and a language model can repeat rare "
+        "sentences: it is as private as its texts."
+    )
+
+
+def _licence(license: str, is_english: bool) -> str:
+    if is_english:
+        return (
+            "CC BY-SA 3.0: the model starts from the English language model of ulmfit, which was made from Wikipedia. "
+            "The code that runs it is Apache-2.0."
+        )
+    if license == "other":
+        return (
+            "Whoever trained this model has not chosen a licence for it; ask them before you use it. The code that runs "
+            "it is Apache-2.0."
+        )
+    return f"`{license}`. The code that runs it is Apache-2.0."
+
+
+def _add_results(data: ModelCardData, origin: Origin, name: str) -> None:
+    run = origin.runs[0]
+    split = next((split for split in _SPLITS if split in run.scores), None)
+    source = run.options.get("data")
+    if run.resolved.get("revision") and source:
+        data.datasets = [str(source)]
+    if split is None:
+        return
+    scores = run.scores[split]
+    task = "text-classification" if run.stored["task"] == "clf" else "text-generation"
+    data.metrics = [key for key in ("accuracy", "f1", "perplexity") if isinstance(scores.get(key), int | float)]
+    results = [
+        EvalResult(task_type=task, dataset_type="custom", dataset_name=_source(source, run.resolved), dataset_split=_SPLITS[split],
+                   metric_type=key, metric_name=_SCORES[key], metric_value=round(scores[key], 4))
+        for key in data.metrics
+    ]  # fmt: skip
+    if results:
+        data.eval_results, data.model_name = results, name
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+
+
+def _code(name: Any) -> str:
+    """A name of the data in a line of Markdown."""
+    return f"`{_cell(listed([name]).replace('`', ' '))}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
