@@ -16,7 +16,7 @@ from ulmfit.errors import UserError
 
 COMMANDS = {
     "scontrol": """case "$1 $2" in "show hostnames") echo n1;; "show node") echo "NodeAddr=127.0.0.1 x";;
-        requeue*) [ -z "$FORBIDDEN" ] || exit 1; : >"$LOGS/requeued";; *) echo "$*" >>"$LOGS/scontrol";; esac""",
+        requeue*) [ -z "$FORBIDDEN" ] || exit 1; echo "$2" >"$LOGS/requeued";; *) echo "$*" >>"$LOGS/scontrol";; esac""",
     "squeue": """case "$*" in *%E*) printf '8 afterok:7(unfulfilled)\\n9 afterok:70(unfulfilled)\\n';;
         *) echo RUNNING;; esac""",
     "srun": 'echo "$*" >>"$LOGS/srun"; cp -r "$AFTER/." "$RUN"; exit "$CODE"',
@@ -125,7 +125,9 @@ def test_where_requeueing_is_forbidden_a_job_submits_itself_again(slurm):
 
 def test_an_array_of_equal_tasks_is_a_chain(slurm):
     write(slurm.folder / "after", "preempted", 40, 40)
-    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), FORBIDDEN="1", SLURM_ARRAY_TASK_ID="1")
+    done = slurm.job(
+        *TRAINER, "--output-dir", str(slurm.run), FORBIDDEN="1", SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="7"
+    )
     assert done.returncode == 0 and "the next task of the array goes on from step 40" in done.stdout, done.stderr
 
 
@@ -133,16 +135,22 @@ def test_a_task_of_an_array_trains_a_run_of_its_own(slurm):
     slurm.run = slurm.folder / "run-3"
     write(slurm.folder / "after", "done", 40, 40)
     words = [*TRAINER, "--seed", "%a", f"--output-dir={slurm.folder}/run-%a"]
-    done = slurm.job(*words, SLURM_ARRAY_TASK_ID="3", ULMFIT_HEAD_ADDRESS="%h-ib")
+    array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "7"}
+    done = slurm.job(*words, **array, ULMFIT_HEAD_ADDRESS="%h-ib")
     assert done.returncode == 0, done.stderr
     (trained,) = slurm.asked("srun")
     assert trained.endswith(f"train_lm.py --seed 3 --output-dir={slurm.run}")
     assert "head n1-ib:" in done.stdout
     assert f"ssh -L 6006:localhost:6006 LOGIN_NODE {sys.executable} -m tensorboard.main" in done.stdout
 
-    shared = slurm.job(*TRAINER, "--seed", "%a", "--output-dir", "runs/lm", SLURM_ARRAY_TASK_ID="3")
+    # Job 7 is the whole array: its other tasks must not be requeued.
+    write(slurm.folder / "after", "preempted", 80, 80)
+    assert slurm.job(*words, **array).returncode == 0
+    assert slurm.asked("requeued") == ["7_3"]
+
+    shared = slurm.job(*TRAINER, "--seed", "%a", "--output-dir", "runs/lm", **array)
     assert shared.returncode == 2 and "would share --output-dir runs/lm" in shared.stderr
-    assert len(slurm.asked("srun")) == 1
+    assert len(slurm.asked("srun")) == 2
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_a_job_starts_only_from_a_run_that_is_done(state, slurm):
     if state:
         write(first, state, 40, 40)
     write(slurm.folder / "after", "done", 40, 40)
-    after = {"ULMFIT_AFTER": f"{slurm.folder}/lm-%a", "SLURM_ARRAY_TASK_ID": "2"}
+    after = {"ULMFIT_AFTER": f"{slurm.folder}/lm-%a", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "7"}
     done = slurm.job("train_clf.py", "--encoder", str(first), "--output-dir", str(slurm.run), **after)
     assert (done.returncode, len(slurm.asked("srun"))) == ((0, 1) if state == "done" else (1, 0)), done.stderr
     if state != "done":
@@ -214,10 +222,10 @@ def test_python_may_be_one_in_a_container(slurm):
 def test_unfit_nodes_start_no_training(slurm):
     slurm.put("srun", 'echo "$*" >>"$LOGS/srun"; case "$*" in *preflight*) exit 1;; esac; cp -r "$AFTER/." "$RUN"')
     write(slurm.folder / "after", "done", 40, 40)
-    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), ULMFIT_PREFLIGHT="1")
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), ULMFIT_PREFLIGHT="--free 50")
     assert done.returncode == 1 and "the nodes are not fit to train on" in done.stderr
     (line,) = slurm.asked("srun")
-    assert "-m ulmfit preflight --nodes n1 --head 127.0.0.1:20070 --processes 1" in line
+    assert "-m ulmfit preflight --nodes n1 --head 127.0.0.1:20070 --processes 1" in line and line.endswith("--free 50")
 
 
 def test_trainings_in_a_chain_wait_for_each_other(slurm):

@@ -229,10 +229,16 @@ def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster):
 @pytest.mark.slow
 def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
     run = f"{cluster.folder}/sweep-%a"
-    job = cluster.submit("--array=3-4", "launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=3, seed=5))
-                         , "--seed", "%a", nodes=1)  # fmt: skip
+    options = [*arguments(runs.lm_config(run, max_steps=200, seed=5)), "--seed", "%a"]
+    job = cluster.submit("--array=3-4", "launch/slurm.sbatch", "train_lm.py", *options, nodes=1)
+    # The last task to start has the number of the whole array: the other one is not requeued with it.
+    last = f"{job}_{next(task for task in (3, 4) if cluster.job(f'{job}_{task}')['JobId'] == job)}"
+    cluster.wait(last, lambda now: step_of(cluster.folder / f"sweep-{last[-1]}") > 10, 240)
+    cluster.run("scancel", "--batch", "--signal=USR1", last, show=True)
+    cluster.wait(last, lambda now: now["Restarts"] == "1", 120)
     for task in (3, 4):
-        assert cluster.finish(f"{job}_{task}", 180)["JobState"] == "COMPLETED"
+        ended = cluster.finish(f"{job}_{task}", 360)
+        assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == str(int(last.endswith(str(task))))
         stored = json.loads((cluster.folder / f"sweep-{task}" / "config.json").read_text())
         assert stored["options"]["seed"] == task and status(cluster.folder / f"sweep-{task}")["state"] == "done"
 
@@ -241,11 +247,11 @@ def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
 def test_a_node_that_is_not_fit_is_named_before_the_training(cluster, tmp_path):
     run = cluster.folder / "checked"
     words = ["launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=3))]
-    cluster.environment["ULMFIT_PREFLIGHT"] = "1"
+    cluster.environment["ULMFIT_PREFLIGHT"] = "--timeout 100"  # a busy machine takes long to start Python
     python = cluster.environment["ULMFIT_PYTHON"]
     try:
         job = cluster.submit(*words)
-        assert cluster.finish(job, 240)["JobState"] == "COMPLETED"
+        assert cluster.finish(job, 600)["JobState"] == "COMPLETED"
         assert "preflight: 2 nodes with 1 process(es) each, all-reduce of 64 MiB in" in cluster.log(job)
         # The second node's Python is broken.
         broken = tmp_path / "python"
@@ -253,13 +259,13 @@ def test_a_node_that_is_not_fit_is_named_before_the_training(cluster, tmp_path):
         broken.chmod(0o755)
         cluster.environment["ULMFIT_PYTHON"] = str(broken)
         job = cluster.submit(*words)
-        assert cluster.finish(job, 240)["ExitCode"] == "1:0"
+        assert cluster.finish(job, 600)["ExitCode"] == "1:0"
         assert "n2: nothing was heard of it" in cluster.log(job)
         assert "leave out the bad by: sbatch --exclude=n2 ..." in cluster.log(job)
         # GPUs that SLURM gives and torch does not see.
         cluster.environment["ULMFIT_PYTHON"] = python
         job = cluster.submit("--gpus-per-node=2", *words, nodes=1)
-        assert cluster.finish(job, 240)["ExitCode"] == "1:0"
+        assert cluster.finish(job, 600)["ExitCode"] == "1:0"
         assert "n1: SLURM gave 2 GPU(s) and torch sees 0" in cluster.log(job)
     finally:
         del cluster.environment["ULMFIT_PREFLIGHT"]
