@@ -267,6 +267,7 @@ def test_a_node_that_is_not_fit_is_named_before_the_training(cluster, tmp_path):
         job = cluster.submit("--gpus-per-node=2", *words, nodes=1)
         assert cluster.finish(job, 600)["ExitCode"] == "1:0"
         assert "n1: SLURM gave 2 GPU(s) and torch sees 0" in cluster.log(job)
+        assert "--exclude=n1 ..." in cluster.log(job)
     finally:
         del cluster.environment["ULMFIT_PREFLIGHT"]
         cluster.environment["ULMFIT_PYTHON"] = python

@@ -65,7 +65,7 @@ def preflight(options: PreflightOptions) -> None:
             verdict = agent.lead()
             ok = verdict.ok
             print("\n".join(verdict.lines + (["all is well"] if ok else [])), flush=True)
-            if verdict.bad and len(names) > 1:
+            if verdict.bad and options.nodes is not None:
                 print(f"leave out the bad by: sbatch --exclude={','.join(verdict.bad)} ...", flush=True)
     except RuntimeError as error:  # of torch's store
         print(
