@@ -155,11 +155,11 @@ def test_the_best_step_is_known_also_when_the_run_was_finished_before(splits, tm
     assert ulmfit.train_classifier(config) == done
 
 
-def test_a_search_gives_suggestions_and_writes_nothing(splits, tmp_path):
+def test_a_search_gives_suggestions_and_no_run(splits, tmp_path):
     config = short.lm_config(tmp_path / "lm", data=splits, preset="tiny", lr_find=True)
     found = ulmfit.train_language_model(config)
-    assert found.state == "found" and found.suggestions["valley"] > 0 and not found.metrics
-    assert not found.run_dir.exists()
+    assert found.state == "found" and min(found.suggestions.values()) > 0 and not found.metrics
+    assert not (found.run_dir / "config.json").exists()
     with pytest.raises(ulmfit.UserError, match="without lr_find"):
         found.model()
 

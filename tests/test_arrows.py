@@ -27,6 +27,7 @@ GROUND = {
     "paths",
     "private_api",
     "processes",
+    "reports",
     "resumable",
     "run_scores",
     "texts",
@@ -49,6 +50,7 @@ ROOMS = {
     },  # inference.py, bundle.py, parallel_inference.py
     "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
     "estimator": {"training", "inference"},
+    "learner": {"training", "inference"},
     "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "exported", "inference", "training"},
 }
 # What a room must not know of besides: text is no tensors, a model no files of data and no ranks, a batch no model.

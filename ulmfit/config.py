@@ -19,6 +19,7 @@ from ulmfit.files import parse_json
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag, normalized
 from ulmfit.paths import PATHS, as_path
+from ulmfit.reports import check_reports
 
 Value = TypeVar("Value")
 Options = TypeVar("Options", bound=Dataclass)
@@ -46,6 +47,8 @@ OPERATION = frozenset(
         "local_cache",
         "threads",
         "lr_find",
+        "lr_find_stage",
+        "report_to",
         "data",
         "init",
         "encoder",
@@ -100,6 +103,7 @@ GROUPS = {
         "batch_size",
         "lr",
         "lr_find",
+        "lr_find_stage",
         "drop_mult",
         "bptt",
         "seed",
@@ -129,7 +133,7 @@ GROUPS = {
         "watchdog",
     ),
     "speed": ("precision", "micro_batches", "threads", "sampled_softmax", "compress_gradients", "deterministic"),
-    "logging": ("log_every", "eval_every", "samples"),
+    "logging": ("log_every", "eval_every", "samples", "report_to"),
 }
 
 
@@ -214,7 +218,9 @@ class TrainConfig:
     backwards: bool = False
     """Read every text from its end (for the backward half of an ensemble)."""
     lr_find: bool = False
-    """Run the learning-rate finder on the first stage, print suggestions, and stop."""
+    """Run the learning-rate finder, print suggestions for --lr, draw the curve into OUTPUT_DIR/lr_find, and stop."""
+    lr_find_stage: OrElse[str] = None
+    """Stage that --lr-find tests, by its name (default: the last, whose rate --lr sets)."""
     streaming: bool = False
     """Stream the corpus instead of keeping a local copy of it."""
     log_every: int = 10
@@ -238,7 +244,10 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, use only algorithms that give the same bits every time (slower; no TF32)."""
     samples: bool = True
-    """Write generated text to the log; --no-samples for private corpora."""
+    """Write generated text and the worst errors to TensorBoard; --no-samples for private corpora."""
+    report_to: OrElse[str] = None
+    """Send the numbers that TensorBoard gets, but no texts, also to wandb, mlflow or trackio, to several
+    (comma-separated), or to all that are installed (default: none)."""
     config: OrElse[PathOption] = None
     """Take all options from the config.json of a run; options given beside it win (default: none)."""
     cache_dir: OrElse[PathOption] = None
@@ -339,6 +348,11 @@ def check(config: TrainConfig) -> None:
             raise UserError(sentence)
 
     check_numbers(vars(config))
+    check_reports(config.report_to)
+    need(
+        config.lr_find_stage is None or config.lr_find,
+        "--lr-find-stage names what --lr-find tests; give that too, or leave it out",
+    )
     need(
         config.epochs is None or config.max_steps is None,
         "--epochs and --max-steps both set the length of training; give one of them",

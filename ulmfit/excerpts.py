@@ -78,9 +78,9 @@ def are_shown() -> bool:
     return _values_shown
 
 
-def cut(text: str) -> str:
-    """A text, or its beginning of `LONGEST` characters in all."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A text, or its beginning of `longest` characters in all."""
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _is_text(name: str) -> bool:

@@ -19,8 +19,8 @@ from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_t
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
 _COMMON = ("data", "text_column", "label_column", "label_separator", "valid", "group_column", "separator", "encoding", "header", "recipe",
-           "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "local_cache", "samples")  # fmt: skip
-_OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples"})
+           "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "local_cache", "samples", "report_to")  # fmt: skip
+_OWN = frozenset({"recipe", "epochs", "seed", "precision", "threads", "samples", "report_to"})
 # Options of a training that the whole job sets itself, with what to do instead.
 _SET = {
     "output_dir": "give --output-dir, in which each training has a folder",
@@ -29,6 +29,7 @@ _SET = {
     "max_time": "give --max-time",
     "encoder": "the classifier takes that of the language model; give --init",
     "lr_find": "use ulmfit train-lm --lr-find or ulmfit train-clf --lr-find",
+    "lr_find_stage": "use ulmfit train-lm --lr-find or ulmfit train-clf --lr-find",
 }
 # What a later start does not take from the first one. The trainings check whether the rest is the same.
 _OPERATION = frozenset({"output_dir", "resume", "max_time", "config", "cache_dir", "local_cache"})
@@ -106,7 +107,10 @@ class FitConfig:
     """CPU threads of each process, at most one a core (default: the physical cores that it may use; restored on
     resume)."""
     samples: bool = True
-    """Write generated text to the log; --no-samples for private corpora."""
+    """Write generated text and the worst errors to TensorBoard; --no-samples for private corpora."""
+    report_to: OrElse[str] = None
+    """Send the numbers that TensorBoard gets, but no texts, also to wandb, mlflow or trackio, to several
+    (comma-separated), or to all that are installed (default: none)."""
 
     on_command_line: ClassVar[frozenset[str]] = frozenset()
     #: By prefix, the options that `--PREFIX.OPTION` takes.
@@ -134,7 +138,7 @@ class FitConfig:
         "training": ("recipe", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),
         "saving": ("output_dir", "resume", "config", "max_time"),
         "speed": ("precision", "threads"),
-        "logging": ("samples",),
+        "logging": ("samples", "report_to"),
     }
 
 

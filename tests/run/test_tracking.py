@@ -94,20 +94,21 @@ def test_a_training_line_has_the_agreed_keys(tmp_path):
     assert list(line) == [*TRAIN_KEYS, "skipped"]
     assert line["event"] == "train" and line["step"] == 10 and line["loss"] == 0.1 and line["skipped"] == 2
     expected = {
-        "loss": 0.1,
-        "perplexity": math.exp(0.1),
-        "lr": 1e-3,
-        "momentum": 0.8,
-        "grad_norm": 0.25,
-        "tokens_per_second": 1234.5,
-        "data_wait": 0.01,
-        "memory": 99,
-        "tokens": 500,
-        "skipped": 2,
+        "language model/loss/train": 0.1,
+        "language model/perplexity/train": math.exp(0.1),
+        "optimizer/learning rate": 1e-3,
+        "optimizer/momentum": 0.8,
+        "optimizer/gradient norm": 0.25,
+        "optimizer/skipped steps in a row": 2,
+        "pace/tokens a second": 1234.5,
+        "pace/share of time waiting for data": 0.01,
+        "pace/memory in MiB": 99,
+        "rates by layer/1 embedding": 1e-4,
+        "rates by layer/2 head": 1e-3,
     }
+    assert set(board(tmp_path).Tags()["scalars"]) == expected.keys()
     for name, value in expected.items():
-        assert curve(tmp_path, f"train/{name}") == [(10, pytest.approx(value, abs=1e-5))]
-    assert curve(tmp_path, "lr/embedding") == [(10, 1e-4)] and curve(tmp_path, "lr/head") == [(10, 1e-3)]
+        assert curve(tmp_path, name) == [(10, pytest.approx(value, abs=1e-5))]
     assert not [entry for entry in (tmp_path / tracking.TENSORBOARD).iterdir() if entry.is_dir()]
 
 
@@ -120,8 +121,8 @@ def test_a_sampled_loss_is_called_so_and_has_no_perplexity(tmp_path):
     train, valid = lines(tmp_path)
     assert train["loss"] == 0.5 and train["sampled"] is True and "sampled" not in valid
     tags = board(tmp_path).Tags()["scalars"]
-    assert {"train/sampled_loss", "train/sampled_accuracy", "valid/loss", "valid/perplexity"} <= set(tags)
-    assert not {"train/loss", "train/accuracy", "train/perplexity"} & set(tags)
+    assert {f"language model/{name}" for name in ("sampled loss/train", "sampled accuracy/train", "loss/valid", "perplexity/valid")} <= set(tags)  # fmt: skip
+    assert not {f"language model/{name}/train" for name in ("loss", "accuracy", "perplexity")} & set(tags)
     first, second = console.getvalue().splitlines()
     assert "sampled loss 0.5000  lr" in first and "perplexity" not in first and "perplexity 20.1" in second
 
@@ -130,8 +131,8 @@ def test_a_classifier_has_no_perplexity(tmp_path):
     log = tracker(tmp_path, task="clf")
     log_step(log, 10)
     log.close()
-    assert "train/perplexity" not in board(tmp_path).Tags()["scalars"]
-    assert "train/loss" in board(tmp_path).Tags()["scalars"]
+    tags = board(tmp_path).Tags()["scalars"]
+    assert "classifier/loss/train" in tags and not [tag for tag in tags if "perplexity" in tag]
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
@@ -163,32 +164,8 @@ def test_an_evaluation_reaches_all_three(tmp_path):
         "confusion": [[3, 1], [0, 4]],
         "labels": ["neg|x", "pos"],
     }
-    assert curve(tmp_path, "valid/accuracy") == [(50, 0.873)]
-    table = text_of(tmp_path, "valid/confusion").splitlines()
-    assert table[2] == r"| neg\|x | 3 | 1 |" and table[3] == "| pos | 0 | 4 |"
+    assert curve(tmp_path, "language model/accuracy/valid") == [(50, 0.873)]
     assert "valid after step 50:  loss 0.5000  accuracy 0.8730  tokens 12,345" in console.getvalue()
-
-
-def test_the_confusion_figure_needs_matplotlib_only_where_it_is(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    for name in ("with", "without"):
-        if name == "without":
-            monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-        log = tracker(tmp_path / name)
-        log.log_eval(50, "valid", confusion=[[3, 1], [0, 4]])
-        log.close()
-        assert board(tmp_path / name).Tags()["images"] == (["valid/confusion"] if name == "with" else [])
-        assert "| 0 | 3 | 1 |" in text_of(tmp_path / name, "valid/confusion")
-
-
-def test_texts_are_shown_verbatim(tmp_path):
-    log = tracker(tmp_path)
-    log.log_text(5, "samples", "# no heading\n*none*")
-    log.log_hparams({"lr": 1e-3, "stages": [1, 2], "model": {"bptt": 70, "path": "a|b"}})
-    log.close()
-    assert text_of(tmp_path, "samples") == "    # no heading\n    *none*"
-    rows = text_of(tmp_path, "options").splitlines()
-    assert rows[2:] == ["| lr | 0.001 |", "| stages | [1, 2] |", "| model.bptt | 70 |", r"| model.path | a\|b |"]
 
 
 def run(directory: Path, *, start: int, end: int, checkpoint: int | None = None) -> None:
@@ -226,9 +203,9 @@ def test_an_interrupted_run_leaves_the_same_record(tmp_path, checkpoint, killed)
     time.sleep(1.1)  # TensorBoard orders the files of one process by whole seconds; a real restart takes longer
     run(tmp_path / "cut", start=checkpoint, end=80)
     assert without_timings(tmp_path / "cut") == without_timings(tmp_path / "whole")
-    for tag in ("train/loss", "valid/loss", "train/perplexity"):
+    for tag in ("language model/loss/train", "language model/loss/valid", "language model/perplexity/train"):
         assert curve(tmp_path / "cut", tag) == curve(tmp_path / "whole", tag)
-    assert [step for step, _ in curve(tmp_path / "cut", "train/loss")] == list(range(10, 90, 10))
+    assert [step for step, _ in curve(tmp_path / "cut", "language model/loss/train")] == list(range(10, 90, 10))
     assert not list((tmp_path / "cut").glob(".*"))
 
 
@@ -257,7 +234,7 @@ def test_torn_tensorboard_files_do_not_hide_the_rest(tmp_path):
     again = tracker(tmp_path, start_step=10)
     log_step(again, 20)
     again.close()
-    assert [step for step, _ in curve(tmp_path, "train/loss")] == [10, 20]
+    assert [step for step, _ in curve(tmp_path, "language model/loss/train")] == [10, 20]
 
 
 def test_what_was_flushed_is_there_without_a_close(tmp_path):
@@ -265,7 +242,7 @@ def test_what_was_flushed_is_there_without_a_close(tmp_path):
     log_step(log, 10)
     log_step(log, 20)
     log.flush()
-    assert curve(tmp_path, "train/loss") == [(10, 0.1), (20, 0.05)]
+    assert curve(tmp_path, "language model/loss/train") == [(10, 0.1), (20, 0.05)]
     assert len(lines(tmp_path)) == 2
     log.close()
 
@@ -276,7 +253,9 @@ def test_other_ranks_do_nothing(tmp_path, capfd):
     log.log_eval(1, "valid", loss=1.0)
     log.log_text(1, "t", "x")
     log.log_event("stage", step=1)
-    log.log_hparams({"a": 1})
+    log.log_hparams({"a": 1}, {"b": 2.0})
+    log.log_table("t", ["a"], [["b"]])
+    log.log_result(1, {"valid": {"loss": 1.0}})
     log.print("x")
     log.advance(1)
     log.flush()

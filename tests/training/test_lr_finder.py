@@ -6,10 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import golden
+from ulmfit.config import ClassifierConfig, check
 from ulmfit.errors import UserError
 from ulmfit.training.lr_finder import RangeTest, rate_at, suggest
+from ulmfit.training.lr_finder import tested_stage as stage_of
+from ulmfit.training.stages import recipe_for
 
 
 def test_the_schedule_is_fastais():
@@ -106,3 +110,63 @@ def test_the_report_names_the_default_rule_first():
     lines = test.report().splitlines()
     assert lines[1].split()[:2] == ["valley", f"{skipped['valley']:.2e}"]
     assert lines[-1] == f"try --lr {skipped['valley']:.1e}"
+
+
+def curve_of(losses):
+    """A test that has recorded a curve without smoothing."""
+    test = RangeTest(100)
+    test.rates, test.losses = [rate_at(k, 100) for k in range(len(losses))], list(losses)
+    return test
+
+
+def test_a_rule_that_takes_noise_for_a_descent_is_left_out():
+    """The loss falls between steps 50 and 80. A jump at the start, before it falls, draws two rules there."""
+    losses = [5.0] * 50 + [5 - 0.1 * k for k in range(30)] + [2.0 + 0.2 * k for k in range(15)]
+    noisy = list(losses)
+    noisy[20] += 0.3
+    found = suggest(curve_of(noisy).rates[10:-5], noisy[10:-5])
+    assert found["steep"] == rate_at(20, 100) and found["min_gradient"] < rate_at(25, 100)
+    marks = curve_of(noisy).marks
+    assert "valley" in marks and not {"steep", "min_gradient"} & marks.keys()
+    assert all(rate_at(50, 100) < rate <= rate_at(80, 100) for rate in marks.values())
+    assert marks == {rule: found[rule] for rule in marks}
+    assert {"steep", "min_gradient"} <= curve_of(losses).marks.keys()
+
+
+def test_a_loss_that_falls_at_no_rate_is_told():
+    with pytest.raises(UserError, match="no rate at which the loss falls"):
+        _ = curve_of([2.0 + 0.01 * k for k in range(95)]).marks
+
+
+def test_a_noisy_curve_has_the_default_rule_and_is_called_so():
+    losses = [2.0 + 0.5 * (k % 7 == 0) - 0.001 * k for k in range(95)]
+    test = curve_of(losses)
+    assert test.is_noisy and list(test.marks) == ["valley"] and "the curve is noisy" in test.report()
+    assert not curve_of([5.0] * 50 + [5 - 0.1 * k for k in range(45)]).is_noisy
+
+
+def test_the_stage_is_the_one_whose_rate_lr_sets_or_the_named_one():
+    recipe = recipe_for(ClassifierConfig(recipe="blog"), pretrained=True)
+    assert stage_of(recipe, None) is recipe.stages[-1]
+    assert stage_of(recipe, "head") is recipe.stages[0]
+    with pytest.raises(
+        UserError, match="--lr-find-stage 'neck' is no stage .*; give one of head, last 2 groups, last 3"
+    ):
+        stage_of(recipe, "neck")
+    with pytest.raises(UserError, match="give that too"):
+        check(ClassifierConfig(lr_find_stage="head"))
+
+
+def test_the_curve_is_drawn_once_for_each_stage(tmp_path):
+    pytest.importorskip("matplotlib")
+    for stage in ("head", "last 2 groups", "last 2 groups"):
+        test = RangeTest(100, stage=stage)
+        while test.record(3 / (1 + test.next_rate * 100) + test.next_rate):
+            pass
+        path = test.save(tmp_path / "lr_find")
+        assert path.read_bytes()[:4] == b"\x89PNG"
+    assert {path.name for path in (tmp_path / "lr_find").glob("*.png")} == {"head.png", "last-2-groups.png"}
+    events = EventAccumulator(str(tmp_path / "lr_find"))
+    events.Reload()
+    for stage in ("head", "last 2 groups"):
+        assert len(events.Images(f"learning-rate finder/{stage}")) == 1

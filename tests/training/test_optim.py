@@ -6,6 +6,9 @@ from torch import nn
 
 from tests import golden
 from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_state
+from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.training import optim
 from ulmfit.training.stages import DISCRIMINATIVE, Stage
 
@@ -99,3 +102,11 @@ def test_optimizer_state_goes_over_by_name_bit_for_bit():
     step(other, second)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_layer_groups_have_names():
+    sizes = AWDLSTMConfig(20, embedding_size=4, hidden_size=4, num_layers=3)
+    assert optim.group_names(LanguageModelNet(sizes).layer_groups()) == [
+        "lstm 1", "lstm 2", "lstm 3", "embedding and output"]  # fmt: skip
+    assert optim.group_names(ClassifierNet(sizes, 2).layer_groups()) == [
+        "embedding", "lstm 1", "lstm 2", "lstm 3", "head"]  # fmt: skip

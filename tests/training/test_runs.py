@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -233,10 +234,13 @@ def test_frozen_layers_stay_as_they_were(tmp_path, encoder):
 
 
 @pytest.mark.parametrize("task", ["lm", "clf"])
-def test_learning_rate_finder_suggests_and_writes_nothing(task, tmp_path, encoder):
+def test_learning_rate_finder_suggests_and_begins_no_run(task, tmp_path, encoder):
     found = train(task, tmp_path / "run", encoder, lr_find=True)
-    assert found.state == "found" and 1e-7 < found.suggestions["valley"] < 10
-    assert not (tmp_path / "run").exists()
+    assert found.state == "found" and all(1e-7 < rate < 10 for rate in found.suggestions.values())
+    drawn = find_spec("matplotlib") is not None
+    assert (found.picture is not None) == drawn
+    assert [path.name for path in tmp_path.glob("run/*")] == ["lr_find"] * drawn
+    assert train(task, tmp_path / "run", encoder, max_steps=1).state == "done"  # it is no run of another kind
 
 
 def test_backwards_and_jitter_train(tmp_path, encoder):

@@ -32,7 +32,7 @@ def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file; name a directory")
     # A start that was killed before config.json was complete leaves the lock and perhaps a part of this file.
-    left = {lock.LOCK_FILE, "config.json.tmp"}  # version 0.1.0 wrote the second one
+    left = {lock.LOCK_FILE, "config.json.tmp", "lr_find"}  # version 0.1.0 wrote the second one, --lr-find the third
     if (
         resume == "auto"
         and path.is_dir()

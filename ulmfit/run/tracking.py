@@ -13,20 +13,29 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 import torch
 from tqdm import tqdm
 
 from ulmfit.console import duration
 from ulmfit.files import parse_json, replacing, write_text
+from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
 
 METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
 _STATUS_TYPES: dict[str, type] = {"state": str, "step": int, "error": str, "best_step": int}
 State = Literal["running", "done", "preempted", "failed"]
+
+
+class Mirror(Protocol):
+    """Where a run's numbers go besides, as with --report-to. It is never given a text of the data."""
+
+    def begin(self, options: Mapping[str, str | float]) -> None: ...
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Tracker:
@@ -44,6 +53,7 @@ class Tracker:
         stages: names of the stages, for the console; metrics.jsonl has their numbers.
         console: the stream for lines, standard output by default. On a terminal there is also a progress bar, which
             then shows the time left instead of the lines.
+        mirror: gets the same numbers as TensorBoard.
     """
 
     def __init__(
@@ -58,6 +68,7 @@ class Tracker:
         sampled: bool = False,
         stages: Sequence[str] = (),
         console: TextIO | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.is_main, self.task, self.sampled = is_main, task, sampled
         self.total_steps, self.start_step, self.log_every = total_steps, start_step, log_every
@@ -65,14 +76,15 @@ class Tracker:
         self._began = time.monotonic()
         if not is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, which other ranks do not need
-
         output_dir.mkdir(parents=True, exist_ok=True)
         self._kept = cut_metrics(output_dir / METRICS, start_step)
+        # A run that begins with the checkpoint of another one (stages by hand) has no log yet.
+        self._is_new = start_step == 0 or not (output_dir / METRICS).exists()
+        self._curves = _begun_curves(output_dir / METRICS)
         self._metrics = open(output_dir / METRICS, "ab", buffering=0)
-        # Hide points after the checkpoint's step, because these steps are run again.
-        purge = start_step + 1 if start_step else 0
-        self._board = SummaryWriter(str(output_dir / TENSORBOARD), purge_step=purge)
+        self._board, self._mirror = Board(output_dir / TENSORBOARD, task=task, start_step=start_step), mirror
+        if self._is_new:
+            self._board.lay_out()
         self._console: TextIO | None = sys.stdout if console is None else console
         self._bar = tqdm(
             total=total_steps,
@@ -121,8 +133,8 @@ class Tracker:
             tokens: tokens read since the run's first step.
             loss: global cross-entropy in nats per token (or document), without AR and TAR. With `sampled` it is not
                 comparable with that of other runs.
-            lr: the highest learning rate. `lrs` (those of the layer groups by name) and `momentum` are logged to
-                TensorBoard only, because they are functions of the step.
+            lr: the highest learning rate. `lrs` (those of the layer groups by name, from the lowest group on) and
+                `momentum` are logged to TensorBoard only, because they are functions of the step.
             data_wait: share of the time since the last logged step spent waiting for data, 0 to 1, on the rank that
                 waited most.
             memory: MiB (`memory_mib`), on the rank that uses most.
@@ -145,25 +157,21 @@ class Tracker:
             "data_wait": data_wait,
             "memory": memory,
         } | extra
-        scalars = {name: value for name, value in line.items() if name not in ("event", "step", "stage")}
+        scalars: dict[str, Any] = {name: value for name, value in line.items() if _is_number(value)}
         if timing:
             line["time"] = timing
         if self.sampled:
             line["sampled"] = True
             scalars = {
-                f"sampled_{name}" if name in ("loss", "accuracy") else name: value for name, value in scalars.items()
+                f"sampled {name}" if name in ("loss", "accuracy") else name: value for name, value in scalars.items()
             }
         elif self.task == "lm":
             scalars["perplexity"] = _exp(loss)
         if momentum is not None:
             scalars["momentum"] = momentum
         if self._write(line):
-            for name, value in scalars.items():
-                self._board.add_scalar(f"train/{name}", value, step)
-            for name, value in (timing or {}).items():
-                self._board.add_scalar(f"time/{name}", value, step)
-            for name, value in (lrs or {}).items():
-                self._board.add_scalar(f"lr/{name}", value, step)
+            points = train_tags(self.task, scalars | (timing or {}))
+            self._add(step, "train", points | rate_tags(lrs or {}))
         perplexity = f"  perplexity {scalars['perplexity']:.1f}" if "perplexity" in scalars else ""
         width = len(str(self.total_steps))
         stage_name = self._stages[stage] if isinstance(stage, int) and stage < len(self._stages) else stage
@@ -182,19 +190,18 @@ class Tracker:
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
         """Log an evaluation after `step` steps.
 
-        Numbers become curves. `confusion` (a list of rows; row: true class, column: predicted class) becomes a table,
-        and a figure if matplotlib is installed, with the class names of `labels` if given. Other values (names, lists)
-        are written to metrics.jsonl only.
+        Numbers become curves, but for those of the test split, which is scored once. `confusion` (a list of rows; row:
+        true class, column: predicted class) with the class names of `labels`, and `bins` (of
+        `training.calibration.bin_table`) become figures. Other values (names, lists) are written to metrics.jsonl only.
         """
         if not self.is_main:
             return
         numbers = {name: value for name, value in metrics.items() if _is_number(value)}
         line = {"event": "eval", "split": split, "step": step} | metrics
         if not self._is_logged(line):
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
-            if metrics.get("confusion") is not None:
-                self._log_confusion(step, split, metrics["confusion"], metrics.get("labels"))
+            if split != "test":
+                self._add(step, split, {score_tag(self.task, name, split): value for name, value in numbers.items()})
+            self._board.evaluation(step, split, metrics)
             # The checkpoint of this step may be written already. A run that resumes there repeats the evaluation, and
             # logs it unless the line is in metrics.jsonl. So the line comes after the curves.
             self._board.flush()
@@ -202,24 +209,39 @@ class Tracker:
         shown = "  ".join(f"{name} {_number(value)}" for name, value in numbers.items())
         self.print(f"{split} after step {step}:  {shown}")
 
-    def log_text(self, step: int, tag: str, text: str) -> None:
-        """Log a text that belongs to the evaluation after `step`, before it, to TensorBoard.
+    def log_text(self, step: int, tag: str, markdown: str) -> None:
+        """Log a text that belongs to the evaluation after `step`, before it, to TensorBoard alone.
 
         It is not called with --no-samples, which keeps texts out of logs.
         """
         if self.is_main and not self._is_logged({"event": "eval", "split": "valid", "step": step}):
-            self._board.add_text(tag, _verbatim(text), step)
+            self._board.text(step, tag, markdown)
 
-    def log_hparams(self, options: dict[str, Any]) -> None:
-        """Log the options as a table in TensorBoard's text page, once per run.
+    def log_hparams(self, options: dict[str, Any], compared: Mapping[str, str | float]) -> None:
+        """Log what the run is, once per run: all options as a table, and those that runs are compared by.
 
-        `add_hparams` is not used, because it creates a sub-run with a time in its name at every start.
+        Args:
+            options: dicts in it are flattened.
+            compared: the columns of TensorBoard's page of hyperparameters.
         """
-        if self.is_main and self.start_step == 0:
-            rows = [f"| {name} | {_cell(value)} |" for name, value in _leaves(options)]
-            text = "\n".join(["| option | value |", "|---|---|", *rows])
-            # The name of a file may not be UTF-8.
-            self._board.add_text("options", text.encode("utf-8", "backslashreplace").decode(), 0)
+        if self.is_main:
+            if self._is_new:
+                self._board.text(0, "settings", table(["option", "value"], _leaves(options)))
+                self._board.begin_session(compared)
+            if self._mirror is not None:
+                self._mirror.begin(compared)
+
+    def log_table(self, tag: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table about the run to TensorBoard, once per run."""
+        if self.is_main and self._is_new:
+            self._board.text(0, tag, table(header, rows))
+
+    def log_result(self, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log the scores of the finished model, by split. A run that was killed at its end may do so again."""
+        if self.is_main:
+            self._board.end_session(step, metrics)
+            if self._mirror is not None:
+                self._mirror.log(step, final_tags(metrics))
 
     def log_event(self, event: str, *, step: int, **fields: Any) -> None:
         """Write an event to metrics.jsonl. It must not depend on interruptions, because the file must be the same for
@@ -247,6 +269,8 @@ class Tracker:
             self._metrics.close()
             with suppress(OSError):
                 self._board.close()
+            if self._mirror is not None:
+                self._mirror.close()
 
     def _show(self, action: Callable[[], Any]) -> None:
         if self._console is None:
@@ -271,28 +295,17 @@ class Tracker:
             text = text[self._metrics.write(text) :]
         return True
 
-    def _log_confusion(self, step: int, split: str, rows: list[list[int]], labels: list[str] | None) -> None:
-        names = [_cell(name) for name in labels or range(len(rows))]
-        table = ["| true \\ predicted | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for name, row in zip(names, rows, strict=True):
-            table.append(f"| {name} | " + " | ".join(map(str, row)) + " |")
-        self._board.add_text(f"{split}/confusion", "\n".join(table), step)
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
+    def _add(self, step: int, curve: str, points: Mapping[str, float]) -> None:
+        """Add points to the charts of training steps ("train") or of a split's evaluations.
+
+        Where the only point would be that of the last step, TensorBoard gets none: a chart of one dot tells nothing.
+        """
+        if self._mirror is not None:
+            self._mirror.log(step, points)
+        if step >= self.total_steps and curve not in self._curves:
             return
-        figure = Figure(figsize=(2 + 0.5 * len(rows), 2 + 0.5 * len(rows)), layout="tight")
-        axes = figure.add_subplot(xlabel="predicted", ylabel="true")
-        axes.imshow(rows, cmap="Blues")
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-        if len(rows) <= 20:  # more numbers would not be readable
-            middle = max(map(max, rows)) / 2
-            for i, row in enumerate(rows):
-                for j, count in enumerate(row):
-                    color = "white" if count > middle else "black"
-                    axes.text(j, i, count, ha="center", va="center", color=color)
-        self._board.add_figure(f"{split}/confusion", figure, step, close=False)
+        self._curves.add(curve)
+        self._board.points(step, points)
 
 
 def cut_metrics(path: Path, step: int) -> set[str]:
@@ -316,6 +329,17 @@ def cut_metrics(path: Path, step: int) -> set[str]:
                     if line["step"] == step:
                         kept.add(_key(line))
     return kept
+
+
+def _begun_curves(path: Path) -> set[str]:
+    """The curves that have a point by the lines of metrics.jsonl: "train", and splits."""
+    found: set[str] = set()
+    with suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        for text in file:
+            line = parse_json(text)
+            if line["event"] in ("train", "eval"):
+                found.add(line.get("split", "train"))
+    return found
 
 
 def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> None:
@@ -384,15 +408,6 @@ def _leaves(options: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in options.items():
         leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return leaves
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _verbatim(text: str) -> str:
-    """Markdown that shows the text unchanged: an indented block."""
-    return "\n".join("    " + line for line in text.splitlines())
 
 
 def _exp(loss: float) -> float:

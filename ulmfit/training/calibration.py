@@ -6,6 +6,7 @@ Both are those of Guo et al., "On Calibration of Modern Neural Networks", ICML 2
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,26 @@ def calibration_error(sums: Tensor) -> float:
     """
     number, confidence, right = sums.view(3, BINS)
     return ((right - confidence).abs().sum() / number.sum()).item()
+
+
+def bin_table(sums: Tensor) -> list[dict[str, Any]]:
+    """The bins of a calibration curve, from low to high confidence, JSON-able.
+
+    Args:
+        sums: of `bin_sums`, float64 [3 * BINS].
+
+    Returns:
+        For each of BINS bins `number` (documents), `confidence` (their mean) and `accuracy` (the share of right
+        predictions); these two are None in an empty bin.
+    """
+    return [
+        {
+            "number": int(number),
+            "confidence": confidence / number if number else None,
+            "accuracy": right / number if number else None,
+        }
+        for number, confidence, right in zip(*sums.view(3, BINS).tolist(), strict=True)
+    ]
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:

@@ -21,6 +21,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.option_types import path_text
+from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.calibration import calibration
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
@@ -36,7 +37,9 @@ from ulmfit.training.scores import all_logits, score_classifier, score_labels
 from ulmfit.training.setup import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
+from ulmfit.training.worst_errors import WorstErrors, WrongDocument, as_list
 
+SHOWN_TOKENS = 150  # of a document among the worst errors
 _LABELS = 2  # gives the draw of --labels another generator than the order of an epoch
 
 
@@ -57,10 +60,11 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
             processes of a launch, even if only one of them found it.
         TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
-    return run_session(_train, config, stop)
+    return run_session(train_with, config, stop)
 
 
-def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
+def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
+    """Train within an open session, as `run_session` calls it. `config` is the session\'s, with stored options filled in."""
     runtime = session.runtime
     pretrained = given_encoder(path_text(config.encoder))
     if pretrained is not None and pretrained.tokenizer is None:
@@ -135,6 +139,7 @@ def _train(config: ClassifierConfig, session: Session) -> TrainingResult:
         pad_id=tokenizer.pad_id,
         targets=targets,
         sets=sets,
+        tokenizer=tokenizer,
     )
     return run(
         task,
@@ -252,6 +257,7 @@ class ClassifierTask:
         pad_id: int,
         targets: np.ndarray | None = None,
         sets: np.ndarray | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.net, self.groups = net, net.layer_groups()
         if sets is not None:
@@ -263,6 +269,8 @@ class ClassifierTask:
         self._config, self._recipe, self._runtime, self._pad_id = config, recipe, runtime, pad_id
         self._batches = DocumentBatches(train.lengths, batch_size=recipe.batch_size, seed=config.seed)
         self._temperature: float | None = None
+        self._tokenizer = tokenizer
+        self._worst: list[WrongDocument] = []  # of the last evaluation of the validation split
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
         self.most_micro_batches = recipe.batch_size
         class_weights = None
@@ -405,6 +413,13 @@ class ClassifierTask:
         store = store or self._valid
         if store is None:
             return None
+        worst = WorstErrors() if store is self._valid else None
+        metrics = self._scores(store, worst)
+        if worst is not None:
+            self._worst = worst.merged(self._runtime)
+        return metrics
+
+    def _scores(self, store: TokenStore, worst: WorstErrors | None) -> dict[str, Any]:
         if self._sets is not None:
             return score_labels(
                 self.net,
@@ -415,6 +430,7 @@ class ClassifierTask:
                 thresholds=None if store is self._valid else self._thresholds,
                 pad_id=self._pad_id,
                 backwards=self._config.backwards,
+                worst=worst,
             )
         return score_classifier(
             self.net,
@@ -424,6 +440,7 @@ class ClassifierTask:
             pad_id=self._pad_id,
             backwards=self._config.backwards,
             temperature=self._temperature,
+            worst=worst,
         )
 
     def calibrate(self) -> dict[str, float]:
@@ -455,9 +472,20 @@ class ClassifierTask:
         name = metric_of(self._config, several=self._sets is not None)
         return [-metrics["loss"]] if name == "loss" else [metrics[name], -metrics["loss"]]
 
-    def sample(self) -> None:
-        """None: a classifier generates no text."""
-        return None
+    def samples(self) -> list[tuple[str, str]]:
+        """For TensorBoard, name and text in markdown: the worst errors of the last evaluation, with their texts. Not with
+        --no-samples."""
+        if not self._worst or self._tokenizer is None or self._valid is None:
+            return []
+        valid, decode = self._valid, self._tokenizer.decode
+        return [
+            (
+                "errors/worst",
+                as_list(
+                    self._worst, self._label_names, lambda index: decode(valid.document(index)[:SHOWN_TOKENS].tolist())
+                ),
+            )
+        ]
 
     def hidden_state(self) -> dict[str, Any]:
         """Empty: a classifier keeps no hidden state between steps."""

@@ -24,6 +24,7 @@ from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import init_language_model
 from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
 from ulmfit.option_types import path_text
+from ulmfit.run.board import verbatim
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
@@ -62,10 +63,11 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> T
             processes of a launch, even if only one of them found it.
         TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
-    return run_session(_train, config, stop)
+    return run_session(train_with, config, stop)
 
 
-def _train(config: LMConfig, session: Session) -> TrainingResult:
+def train_with(config: LMConfig, session: Session) -> TrainingResult:
+    """Train within an open session, as `run_session` calls it. `config` is the session\'s, with stored options filled in."""
     runtime = session.runtime
     asked_subword = config.subword
     pretrained = given_encoder(path_text(config.init))
@@ -359,11 +361,11 @@ class LanguageModelTask:
         """The negative loss: a lower loss is better."""
         return [-metrics["loss"]]
 
-    def sample(self) -> str | None:
-        """The beginning of a validation text with a generated continuation (rank 0). --no-samples turns it off, for
-        private data."""
+    def samples(self) -> list[tuple[str, str]]:
+        """For TensorBoard, name and text in markdown: the beginning of a validation text with a generated continuation
+        (rank 0). --no-samples turns it off, for private data."""
         if self._config.backwards:
-            return None  # a backward model writes text in reverse, which nobody can read
+            return []  # a backward model writes text in reverse, which nobody can read
         store = self._valid
         prompt = store.document(0)[: PROMPT_WORDS + 1].tolist() if store is not None else [self._tokenizer.bos_id]
         seed = derive_seed(self._config.seed, "sample")
@@ -373,8 +375,8 @@ class LanguageModelTask:
                 [prompt], max_new_tokens=SAMPLE_WORDS, banned=self._tokenizer.banned_ids, generator=generator
             )[0]
         except UserError:  # the training diverges, which the losses tell
-            return None
-        return self._tokenizer.decode(prompt + ids)
+            return []
+        return [("samples", verbatim(self._tokenizer.decode(prompt + ids)))]
 
     def hidden_state(self) -> dict[str, Any]:
         """The hidden state of all rows of the global batch (a collective)."""

@@ -80,7 +80,7 @@ class Task(Protocol):
     def calibrate(self) -> dict[str, float]: ...
     def model_entries(self) -> dict[str, Any]: ...
     def quality(self, metrics: dict[str, Any]) -> list[float]: ...
-    def sample(self) -> str | None: ...
+    def samples(self) -> list[tuple[str, str]]: ...
     def hidden_state(self) -> dict[str, Any]: ...
     def load_hidden_state(self, state: dict[str, Any]) -> None: ...
 
@@ -340,6 +340,7 @@ class Loop:
         position, in_epoch = self.position, self.task.steps_in_epoch(batch.epoch)
         epoch = batch.epoch + (batch.step_in_epoch + 1) / in_epoch if in_epoch else float(batch.epoch)
         torch_groups = self.engine.optimizer.param_groups
+        by_group = {group["layer_group"]: group["lr"] for group in torch_groups}
         fields = {
             "step": position.step,
             "stage": position.stage,
@@ -347,7 +348,7 @@ class Loop:
             "tokens": position.tokens,
             "lr": torch_groups[-1]["lr"],
             "momentum": momentum,
-            "lrs": {f"group {group['layer_group']}": group["lr"] for group in torch_groups},
+            "lrs": {name: by_group.get(i, 0.0) for i, name in enumerate(optim.group_names(self.task.groups))},
         }
         at = f"stage '{self.plan[position.stage].stage.name}', data position {position.data}"
         self.log.record(
@@ -374,8 +375,8 @@ class Loop:
         self.task.net.eval()
         with self.engine.full_weights():
             metrics = self.evaluate()
-            if self.config.samples and self.runtime.is_main and (text := self.task.sample()) is not None:
-                self.tracker.log_text(self.position.step, "samples", text)
+            for tag, text in self.task.samples() if self.config.samples and self.runtime.is_main else ():
+                self.tracker.log_text(self.position.step, tag, text)
             if metrics is not None:
                 self.tracker.log_eval(self.position.step, "valid", **metrics)
                 self._compare(metrics)

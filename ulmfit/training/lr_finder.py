@@ -7,8 +7,10 @@ from the curve. For the same curve, each rule gives the same rate as in fastai.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,14 +19,18 @@ from ulmfit.config import TrainConfig
 from ulmfit.device import pinned
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt, listed
+from ulmfit.files import replacing
+from ulmfit.run import figures
 from ulmfit.training import optim
 from ulmfit.training.engine import build_engine
 from ulmfit.training.loop import Task
-from ulmfit.training.stages import Recipe
+from ulmfit.training.stages import Recipe, Stage
 
 SMOOTHING = 0.98
 DIVERGED = 4.0  # the test ends when the smoothed loss is this many times its best value
 SLIDE_WIDTH, SLIDE_FLAT = 15, 0.005
+FOLDER = "lr_find"  # in the run directory
 
 
 def rate_at(k: int, num_it: int, *, start: float = 1e-7, end: float = 10.0) -> float:
@@ -36,7 +42,7 @@ class RangeTest:
     """The curve of one range test.
 
     Args:
-        stage: the stage that is tested, if the recipe has several.
+        stage: the name of the stage that is tested, if the recipe has several.
         last_stage: the recipe's rate in the last stage, which `--lr` sets, divided by that in the tested stage.
 
     Attributes:
@@ -73,19 +79,39 @@ class RangeTest:
 
     @property
     def suggestions(self) -> dict[str, float]:
-        """Values of `--lr`: `suggest` on the curve without its first tenth and its last five steps, for the last stage.
+        """Values of `--lr`, which is the rate of the last stage: see `marks`."""
+        return {rule: rate * self._last_stage for rule, rate in self.marks.items()}
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Rates of the tested stage: `suggest` on the curve without its first tenth and its last five steps.
+
+        A rule that took noise for a descent is left out: at its rate the loss has hardly begun to fall, or rises again. If
+        that is so of all rules, the default rule stays, and the report says that the curve is noisy.
 
         Raises:
-            UserError: too few points are left, because the loss diverged at once.
+            UserError: too few points are left, because the loss diverged at once; or the loss fell at no rate.
         """
-        skipped = self.num_it // 10
-        found = suggest(self.rates[skipped:-5], self.losses[skipped:-5])
+        shown = slice(self.num_it // 10, -5)
+        rates, losses = self.rates[shown], self.losses[shown]
+        found = suggest(rates, losses)
         if not found:
             raise UserError(
                 f"the learning-rate finder stopped after {len(self.rates)} steps, too early for a "
                 "curve, because the loss grew or was not finite; check the data, or use fp32"
             )
-        return {rule: rate * self._last_stage for rule, rate in found.items()}
+        if min(losses) == losses[0]:
+            raise UserError(
+                "the learning-rate finder found no rate at which the loss falls; check the labels and the texts (ulmfit show)"
+            )
+        kept = {rule: rate for rule, rate in found.items() if _is_descent(rates, losses, rate)}
+        return kept or dict(list(found.items())[:1])
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether no rule found a descent that is larger than the noise."""
+        shown = slice(self.num_it // 10, -5)
+        return not any(_is_descent(self.rates[shown], self.losses[shown], rate) for rate in self.marks.values())
 
     def report(self) -> str:
         """The suggestions in a sentence for the user, the default rule first."""
@@ -95,29 +121,75 @@ class RangeTest:
             "slide": "before the slope changes for good",
             "minimum": "a tenth of the rate at the minimum",
             "steep": "steepest descent",
-            "min_gradient": "steepest descent a step, as fastai v1",
+            "min_gradient": "steepest descent a step, as fastai v1 (and the blog post)",
         }
         lines = [f"  {name:13}{found[name]:.2e}  {text}" for name, text in rules.items() if name in found]
         return "\n".join(
             [
                 f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}{self._tested()}:",
                 *lines,
+                *["  the curve is noisy, so look at it before; a larger --batch-size makes it smoother"]
+                * self.is_noisy,
                 f"try --lr {next(iter(found.values())):.1e}",
             ]
         )
 
+    def save(self, folder: Path) -> Path:
+        """Draw the curve with the suggestions into FOLDER/STAGE.png, and into an event file of TensorBoard there.
+
+        Returns:
+            The path of the picture.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        stage = self._stage or "all groups"
+        title = f"{stage}: try --lr {next(iter(self.suggestions.values())):.1e}"
+        shown = slice(self.num_it // 10, -5)
+        figure = figures.finder_figure(self.rates, self.losses, self.marks, title=title, shown=shown)
+        name = re.sub(r"\W+", "-", stage)
+        path = folder / f"{name}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
+            aside.write_bytes(figures.png(figure))
+        for earlier in folder.glob(f"events.*.{name}"):
+            earlier.unlink()
+        with SummaryWriter(str(folder), filename_suffix=f".{name}") as board:
+            board.add_image(f"learning-rate finder/{stage}", figures.pixels(figure), 0, dataformats="HWC")
+        return path
+
     def _tested(self) -> str:
         if not self._stage:
             return ""
+        if self._last_stage == 1:
+            return f" in the stage {self._stage}, from the weights at the start"
         return (
             f" in the stage {self._stage}; --lr is the rate of the last stage, {self._last_stage:.3g} times this "
             "stage's, and these are its values"
         )
 
 
+def tested_stage(recipe: Recipe, name: str | None) -> Stage:
+    """The stage of this name; without a name the last one, whose rate --lr sets.
+
+    Raises:
+        UserError: the recipe has no such stage.
+    """
+    for stage in reversed(recipe.stages):
+        if name in (None, stage.name):
+            return stage
+    names = listed(stage.name for stage in recipe.stages)
+    raise UserError(f"--lr-find-stage {excerpt(name)} is no stage of this training; give one of {names}")
+
+
 def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runtime) -> RangeTest:
-    """Run the range test on the recipe's first stage. It changes the task's weights: train with a new task."""
-    stage, last = recipe.stages[0], recipe.stages[-1]
+    """Run the range test on a stage (`tested_stage`), from the task's present weights.
+
+    It changes these weights: train with a new task.
+    """
+    stage, last = tested_stage(recipe, config.lr_find_stage), recipe.stages[-1]
     test = RangeTest(stage=stage.name if len(recipe.stages) > 1 else "", last_stage=last.lr / stage.lr)
     trained = optim.freeze(task.net, task.groups, stage.freeze_to)
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
@@ -163,6 +235,20 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> dict[str, float]
     found["steep"] = float(x[(np.diff(y) / np.diff(np.log(x))).argmin()])
     found["min_gradient"] = float(x[slope.argmin()])
     return found
+
+
+def _is_descent(rates: Sequence[float], losses: Sequence[float], rate: float) -> bool:
+    """Whether the loss falls at this rate. By then it has fallen by more than the noise, and it falls further.
+
+    The noise is the highest that the curve rises above an earlier point before its lowest one.
+    """
+    y = np.asarray(losses, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(y))
+    y = y[: bad[0]] if len(bad) else y
+    place, lowest = int(np.searchsorted(rates[: len(y)], rate * (1 - 1e-9))), int(y.argmin())
+    before = y[: lowest + 1]
+    noise = float((before - np.minimum.accumulate(before)).max())
+    return place <= lowest and y[0] - y[place] > noise
 
 
 def _valley(y: np.ndarray) -> int:

@@ -67,6 +67,20 @@ def first_group(freeze_to: int, groups: Sequence[Sequence[str]]) -> int:
     return freeze_to if freeze_to >= 0 else max(0, len(groups) + freeze_to)
 
 
+def group_names(groups: Sequence[Sequence[str]]) -> list[str]:
+    """Names of the layer groups for the user: "embedding", "lstm 1", ..., "head"; in a language model "embedding and
+    output", which share their weights."""
+
+    def name(group: Sequence[str]) -> str:
+        if group[0].startswith("encoder.layers."):
+            return f"lstm {int(group[0].split('.')[2]) + 1}"
+        if group[0].startswith("head."):
+            return "head"
+        return "embedding and output" if len(group) > 1 else "embedding"
+
+    return [name(group) for group in groups]
+
+
 def freeze(net: nn.Module, groups: Sequence[Sequence[str]], freeze_to: int) -> list[int]:
     """Set requires_grad for the groups from `freeze_to` on, clear it for the others. Returns the trained indices."""
     first = first_group(freeze_to, groups)

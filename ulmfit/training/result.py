@@ -22,7 +22,8 @@ class TrainingResult:
     Attributes:
         task: "lm" or "clf".
         state: "done"; "preempted" by a time limit, a stop file or a signal to a script, with a checkpoint from which
-            the same call resumes, or at step 0 before the first step, without one; "found" after a learning-rate search, which writes nothing.
+            the same call resumes, or at step 0 before the first step, without one; "found" after a learning-rate search,
+            which begins no run.
         step: optimizer steps since the start of the run; with stop_after it may be fewer than were planned.
         run_dir: the run directory.
         model_dir: its model/, which exists if the state is "done".
@@ -30,7 +31,9 @@ class TrainingResult:
             preempted, to the last evaluation. `loss` is the mean cross-entropy in nats (per token or document), `step`
             the step of the evaluation, `by_class` precision, recall, F1 and support of each class. A number that is not finite is None, as in metrics.jsonl.
         best_step: step of the evaluation whose weights are in model_dir; None if these are the last weights.
-        suggestions: learning rates by rule (valley, slide, minimum, steep, min_gradient) after a search, else empty.
+        suggestions: after a search learning rates by rule, the default rule first (of valley, slide, minimum, steep and
+            min_gradient those that found a descent); else empty.
+        picture: the PNG file of a search's curve; else None.
     """
 
     task: Literal["lm", "clf"]
@@ -41,6 +44,7 @@ class TrainingResult:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     best_step: int | None = None
     suggestions: dict[str, float] = field(default_factory=dict)
+    picture: Path | None = None
 
     def model(self, **options: Any) -> LanguageModel | TextClassifier:
         """Load the trained model, a LanguageModel or a TextClassifier. Each call loads a new one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,19 +24,25 @@ from ulmfit.model.awd_lstm import fp32_in_bf16
 from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
-from ulmfit.run_scores import CALIBRATION
+from ulmfit.run_scores import CALIBRATION, scores_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training.by_hand import ByHand
 from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, PlannedStage, Task, TrainingFailed, plan_stages
-from ulmfit.training.lr_finder import run_finder
+from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stage
+from ulmfit.training.mirror import mirrors
 from ulmfit.training.result import TrainingResult, result_of
 from ulmfit.training.setup import Session, open_session
+from ulmfit.training.shown import hyperparameters, stage_table
 from ulmfit.training.stages import Recipe
 
 
 def run_session(
-    train: Callable[[Any, Session], TrainingResult], config: TrainConfig, stop: StopRequest | None
+    train: Callable[[Any, Session], TrainingResult],
+    config: TrainConfig,
+    stop: StopRequest | None,
+    by_hand: ByHand | None = None,
 ) -> TrainingResult:
     """Train within a session. Raise TrainingInterrupted after Ctrl-C, once the session is closed.
 
@@ -43,12 +50,14 @@ def run_session(
 
     Args:
         train: called with the session's configuration and the session.
+        by_hand: stages instead of the recipe's.
 
     Raises:
         TrainingInterrupted: stopped by Ctrl-C on some rank; raised on all ranks.
     """
     try:
         with open_session(config, stop) as session:
+            session.by_hand = by_hand
             result = train(session.config, session)
             interrupted = result.state == "preempted" and any(session.runtime.max([session.stop.interrupted]))
     except StoppedEarly:
@@ -80,8 +89,11 @@ def run(
         keep_best: save the weights of the best evaluation instead of the last.
         resolved: by option, the values of options that depend on the data.
     """
-    config, runtime = session.config, session.runtime
-    plan = session.begun.plan(config) if session.begun else None
+    config, runtime, by_hand = session.config, session.runtime, session.by_hand
+    plan = session.begun.plan(config) if session.begun and by_hand is None else None
+    if by_hand is not None:
+        recipe, test = replace(recipe, stages=by_hand.stages), None  # a test split is not scored after every stage
+        fingerprints = fingerprints | {"start": runtime.on_main(by_hand.fingerprint)}
     with session.stop.interruptible():  # with --bptt-jitter and many epochs it takes minutes
         plan = plan or plan_stages(task, recipe.stages, config.max_steps)
     total_steps = sum(planned.num_steps for planned in plan)
@@ -105,11 +117,11 @@ def run(
     if config.precision == "bf16" and (exception := fp32_in_bf16(task.net.config, runtime.device.type)):
         session.say(f"--precision bf16: {exception}")
     if config.lr_find:
+        tested_stage(recipe, config.lr_find_stage)  # refused on all ranks before the collectives of training begin
+        if by_hand is not None and by_hand.start is not None:
+            task.net.load_state_dict(runtime.on_main(by_hand.checkpoint)["model"])
         session.end_set_up()
-        found = run_finder(task, recipe, config=config, runtime=runtime)
-        session.say(found.report())
-        run_dir = Path(config.output_dir)
-        return TrainingResult(config.task, "found", 0, run_dir, run_dir / MODEL, suggestions=found.suggestions)
+        return _found(run_finder(task, recipe, config=config, runtime=runtime), session)
 
     run_identity = identity(config, _became(config, resolved, plan), **fingerprints)
     refuse_another_run(run_identity, config, runtime)
@@ -127,6 +139,8 @@ def run(
             _choose_micro_batches(task, session, directory)
             resolved["micro_batches"] = task.micro_batches
         start = directory.load_checkpoint()
+        if start is None and by_hand is not None and by_hand.start is not None:
+            start = runtime.on_main(by_hand.checkpoint)
         directory.write_config(config, run_identity, resolved)
         if runtime.is_main:
             tokenizer.save(directory.path / "tokenizer.json")
@@ -140,10 +154,12 @@ def run(
             task=config.task,
             sampled=sampled is not None,
             stages=[planned.stage.name for planned in plan],
+            mirror=mirrors(config.report_to, directory.path, session.say) if runtime.is_main else None,
         )
         if start is None and "mixture" in resolved:
             tracker.log_event("mixture", step=0, sources=resolved["mixture"])
-        tracker.log_hparams({"options": options(config), "resolved": resolved})
+        tracker.log_hparams({"options": options(config), "resolved": resolved}, hyperparameters(config, resolved))
+        tracker.log_table("stages", *stage_table(task, plan))
         if runtime.device.type == "cpu" and start is None:
             needs = estimate(task, plan, config=config, runtime=runtime)
             for sentence in sentences(needs, world_size=runtime.world_size, sampled=sampled):
@@ -171,6 +187,32 @@ def run(
         return result
     finally:
         directory.close()
+
+
+def _found(test: RangeTest, session: Session) -> TrainingResult:
+    """Tell the suggestions of the learning-rate finder and draw its curve. The run directory is not begun by it."""
+    run_dir = Path(session.config.output_dir)
+    session.say(test.report())
+
+    def save() -> Path | None:
+        try:
+            return test.save(run_dir / FOLDER)
+        except ImportError:
+            return None
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {run_dir} cannot be written ({error.strerror}), so there is no picture of the curve; name "
+                "a directory you may write to"
+            ) from None
+
+    picture = session.runtime.on_main(save)
+    if picture is None:
+        session.say("no picture of the curve, for matplotlib is not installed; pip install matplotlib")
+    else:
+        session.say(f"the curve is in {picture}, and in TensorBoard: tensorboard --logdir {run_dir}")
+    return TrainingResult(
+        session.config.task, "found", 0, run_dir, run_dir / MODEL, suggestions=test.suggestions, picture=picture
+    )
 
 
 def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedStage]) -> dict[str, Any]:
@@ -295,6 +337,8 @@ def _guarded(
                     scores = loop.evaluate(test)
                     assert scores is not None, "there is something to score"
                     tracker.log_eval(loop.position.step, "test", **scores)
+            if runtime.is_main:
+                tracker.log_result(loop.position.step, scores_of(directory.path, best.get("best_step")))
             tracker.flush()  # before status.json says that all is there
         tracker.close()
     except BaseException as error:

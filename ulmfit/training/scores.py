@@ -21,9 +21,10 @@ from ulmfit.inference import TextClassifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
-from ulmfit.training.calibration import BINS, bin_sums, calibration_error
+from ulmfit.training.calibration import BINS, bin_sums, bin_table, calibration_error
 from ulmfit.training.class_scores import class_scores
 from ulmfit.training.label_scores import label_metrics
+from ulmfit.training.worst_errors import WorstErrors
 
 
 @torch.inference_mode()
@@ -85,20 +86,24 @@ def score_classifier(
     pad_id: int,
     backwards: bool = False,
     temperature: float | None = None,
+    worst: WorstErrors | None = None,
 ) -> dict[str, Any]:
     """Loss (nats), accuracy, macro F1, calibration error, confusion matrix (rows: true classes) and scores by class over
     a labelled store.
 
     Args:
         temperature: divides the logits. Then `ece_before` is the calibration error without it.
+        worst: is given the documents of this rank.
     """
     classes = len(label_names)
     sums = _no_sums(classes, runtime.device)
     before = torch.zeros(3 * BINS, dtype=torch.float64, device=runtime.device)
-    for _, labels, logits in _logits(net, store, runtime, pad_id=pad_id, backwards=backwards):
+    for indices, labels, logits in _logits(net, store, runtime, pad_id=pad_id, backwards=backwards):
         if temperature is not None:
             before += bin_sums(logits.softmax(1), labels)
             logits = logits / temperature
+        if worst is not None:
+            worst.add(indices, labels, logits)
         cells = labels * classes + logits.argmax(1)
         sums[: classes * classes] += torch.bincount(cells, minlength=classes * classes)
         sums[classes * classes] += F.cross_entropy(logits, labels, reduction="sum").double()
@@ -130,16 +135,22 @@ def score_labels(
     thresholds: Sequence[float] | None,
     pad_id: int,
     backwards: bool = False,
+    worst: WorstErrors | None = None,
 ) -> dict[str, Any]:
     """The scores of `label_metrics` over a labelled store (a collective).
 
     Args:
         matrix: float32 [sets, labels], the labels of each class number of the store.
         thresholds: by label; None to choose them on this store.
+        worst: is given all documents, on rank 0.
     """
     assert store.labels is not None, "a store with labels"
     logits = all_logits(net, store, runtime, pad_id=pad_id, backwards=backwards)
-    return label_metrics(logits.sigmoid().numpy(), matrix[store.labels], label_names, thresholds)
+    probabilities, truth = logits.sigmoid().numpy(), matrix[store.labels]
+    metrics = label_metrics(probabilities, truth, label_names, thresholds)
+    if worst is not None and runtime.is_main:
+        worst.add_sets(probabilities, truth, metrics["thresholds"])
+    return metrics
 
 
 def _logits(
@@ -232,6 +243,7 @@ def _metrics(sums: Tensor, label_names: Sequence[str]) -> dict[str, Any]:
         "f1": macro_f1(confusion),
         "recall": (confusion.diag() / confusion.sum(1))[confusion.sum(1) > 0].mean().item(),
         "ece": calibration_error(sums[-3 * BINS :]),
+        "bins": bin_table(sums[-3 * BINS :]),
         "confusion": confusion.long().tolist(),
         "labels": list(label_names),
         "by_class": class_scores(

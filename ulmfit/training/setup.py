@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.begun import Begun, read_begun, scheme_of
 
+if TYPE_CHECKING:
+    from ulmfit.training.by_hand import ByHand
+
 VOCAB_SIZE = 60_000  # fastai's
 ROOM_FOR_WORDS = 10_000  # for new words of the task, if the pretrained vocabulary is as large as fastai's
 STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may be endless: the tokenizer is trained on its first documents
@@ -64,6 +67,7 @@ class Session:
     started: float
     begun: Begun | None = None  # the earlier run in the output directory
     early_stop: EarlyStop | None = None
+    by_hand: ByHand | None = None  # stages instead of the recipe's
 
     def end_set_up(self) -> None:
         """From now on the loop looks for requests to stop, and collectives do not exchange mistakes (a collective)."""

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ulmfit.run.board import FINAL, score_tag
 from ulmfit.run.tracking import METRICS
 from ulmfit.training.baseline import NOT_INSTALLED
 from ulmfit.training.result import TrainingResult
@@ -195,5 +196,7 @@ def write_board(folder: Path, summary: dict[str, Any], steps: int) -> None:
         with SummaryWriter(str(folder / ("tfidf" if name == RIVAL else "majority"))) as board:
             for split in ("valid", "test"):
                 for step in (0, steps) if split in scores else ():
-                    board.add_scalar(f"{split}/accuracy", scores[split]["accuracy"], step)
-                    board.add_scalar(f"{split}/f1", scores[split]["f1"], step)
+                    for score in ("accuracy", "f1"):
+                        board.add_scalar(f"{FINAL}/{score}/{split}", scores[split][score], step)
+                        if split == "valid":
+                            board.add_scalar(score_tag("clf", score, split), scores[split][score], step)

@@ -1,0 +1,146 @@
+"""--report-to, through accelerate's own trackers on stand-ins of the three packages: what they get, and what a failure does."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from accelerate import PartialState
+
+from tests.training import runs
+from ulmfit.config import LMConfig, check
+from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig, stage_configs
+from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.mirror import Mirrors
+
+# Each writes what it is given to a file of its own, as lines of JSON.
+COMMON = """
+import json, types
+def put(**line): open({file!r}, "a").write(json.dumps(line) + "\\n")
+"""
+INIT = """
+class Config(dict):
+    def update(self, values, allow_val_change): put(config=values)
+config = Config()
+class Run:
+    def log(self, values, step): {log}
+    def finish(self): put(finished=True)
+def init(**options):
+    put(init=options)
+    return Run()
+"""
+MLFLOW = """
+utils = types.SimpleNamespace(validation=types.SimpleNamespace(MAX_PARAM_VAL_LENGTH=500, MAX_PARAMS_TAGS_PER_BATCH=100))
+def search_experiments(filter_string): return [types.SimpleNamespace(experiment_id="7")]
+def start_run(**options):
+    put(init=options)
+    return types.SimpleNamespace(info=types.SimpleNamespace(run_id=options["run_id"] or "mine"))
+def log_params(values): put(config=values)
+def log_metrics(values, step): put(values=values, step=step)
+def end_run(): put(finished=True)
+"""
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Stand-ins of the three packages. Gives a function that reads what one of them was given."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for name in ("wandb", "trackio", "mlflow"):
+        common = COMMON.format(file=str(folder / f"{name}.jsonl"))
+        rest = MLFLOW if name == "mlflow" else INIT.format(log="put(values=values, step=step)")
+        (folder / f"{name}.py").write_text(common + rest)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    PartialState(cpu=True)
+
+    def given(name):
+        file = folder / f"{name}.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    given.folder = folder
+    yield given
+    for name in ("wandb", "trackio", "mlflow"):
+        sys.modules.pop(name, None)
+
+
+def lines(report, name, key):
+    return [line[key] for line in report(name) if key in line]
+
+
+def test_a_run_is_one_run_in_each_tracker_also_after_a_restart(packages, tmp_path):
+    run = tmp_path / "runs" / "reviews"
+    run.mkdir(parents=True)
+    said = []
+    for start in (0, 10):
+        mirror = Mirrors(["wandb", "mlflow", "trackio"], run, said.append)
+        mirror.begin({"lr": 0.001, "recipe": "quick"})
+        mirror.log(start + 5, {"language model/loss/train": 2.5})
+        mirror.close()
+    assert not said
+    for name in ("wandb", "mlflow", "trackio"):
+        first, second = lines(packages, name, "init")
+        assert [line["step"] for line in packages(name) if "step" in line] == [5, 15]
+        assert lines(packages, name, "values") == [{"language model/loss/train": 2.5}] * 2
+        assert lines(packages, name, "finished") == [True] * 2
+        assert lines(packages, name, "config")[0] == {"lr": 0.001, "recipe": "quick"}
+        if name == "mlflow":
+            assert (first["run_id"], second["run_id"], first["run_name"]) == (None, "mine", "runs-reviews")
+            assert len(lines(packages, name, "config")) == 1  # it refuses to change a parameter
+        else:
+            assert first == second and first["project"] == "ulmfit" and first["resume"] == "allow"
+
+
+def test_a_training_sends_what_tensorboard_gets_and_no_text(packages, tmp_path, monkeypatch):
+    monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
+    data = str(runs.write_reviews(tmp_path / "reviews.csv", 60))
+    config = runs.lm_config(tmp_path / "run", data=data, preset="tiny", max_steps=4, eval_every=2, log_every=2,
+                            samples=True, report_to="all")  # fmt: skip
+    train_language_model(config)
+    sent = [(line["step"], set(line["values"])) for line in packages("wandb") if "values" in line]
+    assert [step for step, _ in sent] == [2, 2, 4, 4, 4]
+    assert "language model/loss/train" in sent[0][1] and "rates by layer/1 lstm 1" in sent[0][1]
+    assert sent[1][1] >= {"language model/loss/valid", "language model/perplexity/valid"}
+    assert "final/perplexity/valid" in sent[4][1]
+    assert lines(packages, "wandb", "config")[0]["batch_size"] == 16
+    for name in ("wandb", "trackio", "mlflow"):
+        for line in packages(name):
+            assert all(isinstance(value, float) for value in line.get("values", {}).values())
+            assert all(len(str(value)) < 200 for value in line.get("config", {}).values())
+    train_language_model(config)  # finished: it reports nothing
+    assert len(lines(packages, "wandb", "init")) == 1
+
+
+def test_a_tracker_that_fails_is_told_once_and_costs_no_step(packages, tmp_path):
+    wandb = INIT.format(log="raise ConnectionError('no\\nnetwork')")
+    (packages.folder / "wandb.py").write_text("def put(**line): pass\n" + wandb)
+    (packages.folder / "mlflow.py").write_text("raise RuntimeError('not for this Python')")
+    said = []
+    mirror = Mirrors(["wandb", "mlflow", "trackio"], tmp_path, said.append)
+    mirror.begin({"lr": 0.001})
+    for step in (1, 2, 3):
+        mirror.log(step, {"loss": 1.0})
+    mirror.close()
+    assert said == [
+        "mlflow gets no more of this run (RuntimeError: not for this Python); the training goes on",
+        "wandb gets no more of this run (ConnectionError: no network); the training goes on",
+    ]
+    assert len(lines(packages, "trackio", "values")) == 3 and lines(packages, "trackio", "finished") == [True]
+
+
+def test_a_mistake_is_a_sentence(packages, monkeypatch):
+    check(LMConfig(report_to="trackio, wandb"))
+    with pytest.raises(UserError, match="--report-to tensorboard is not known; give wandb, mlflow, trackio or all"):
+        check(LMConfig(report_to="tensorboard"))
+    monkeypatch.setattr("ulmfit.reports.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--report-to wandb needs a package that is not installed; pip install wandb$"):
+        check(LMConfig(report_to="wandb"))
+    with pytest.raises(UserError, match="--report-to all finds none of"):
+        check(LMConfig(report_to="all"))
+
+
+def test_fit_gives_it_to_both_trainings():
+    both = stage_configs(FitConfig(report_to="wandb", clf={"report_to": "mlflow"}))
+    assert [config.report_to for config in both] == ["wandb", "mlflow"]
