@@ -16,6 +16,7 @@ import ulmfit
 from tests.hub_stand_in import hub_stand_in
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
+from ulmfit.learner import LanguageModelLearner
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]  # fmt: skip
@@ -118,7 +119,7 @@ class Recorded:
     """Stands in for the trainings in a page's Python: checks the arguments and gives what the runs fixture made."""
 
     def __init__(self, run_dir: Path, load):
-        self.run_dir, self.model = run_dir, load
+        self.run_dir, self.model, self.state = run_dir, load, "done"
         self.metrics = {"valid": {"accuracy": 0.9}, "test": {"accuracy": 0.9}}
         self.summary = {"verdict": "ulmfit beats majority class"}
         self.suggestions = {"valley": 1e-3}
@@ -162,6 +163,16 @@ def test_python_of_a_page_runs(page, runs, tmp_path, monkeypatch):
             return self
 
         monkeypatch.setattr(ulmfit.UlmfitClassifier, "fit", fit)
+
+    def train(learner, stage, *, lr_find=False):
+        run = runs.lm if isinstance(learner, LanguageModelLearner) else runs.clf
+        link = learner.path / run.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(run)
+        return Recorded(link, None)
+
+    monkeypatch.setattr("ulmfit.learner.Learner._train", train)
     texts = ["a wonderful film", "a dull film", "I liked it"]
     hub = (
         hub_stand_in(monkeypatch, tmp_path / "hub")

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from ulmfit.estimator import UlmfitClassifier as UlmfitClassifier
     from ulmfit.fit_config import FitConfig
     from ulmfit.inference import LanguageModel, Prediction, TextClassifier
+    from ulmfit.learner import language_model_learner, text_classifier_learner
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.clf_task import train_classifier
     from ulmfit.training.fit import FitResult, fit
     from ulmfit.training.lm_task import train_language_model
     from ulmfit.training.result import TrainingResult
+    from ulmfit.training.show_batch import show_batch
 
 __version__ = "0.3.0.dev0"
 
@@ -42,6 +44,9 @@ __all__ = [
     "UserError",
     "__version__",
     "fit",
+    "language_model_learner",
+    "show_batch",
+    "text_classifier_learner",
     "train_classifier",
     "train_language_model",
 ]
@@ -60,6 +65,9 @@ _HOMES = {
     "TrainingResult": "ulmfit.training.result",
     "UserError": "ulmfit.errors",
     "fit": "ulmfit.training.fit",
+    "language_model_learner": "ulmfit.learner",
+    "show_batch": "ulmfit.training.show_batch",
+    "text_classifier_learner": "ulmfit.learner",
     "train_classifier": "ulmfit.training.clf_task",
     "train_language_model": "ulmfit.training.lm_task",
 } | _WITH_EXTRA

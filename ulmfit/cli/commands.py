@@ -55,7 +55,7 @@ COMMANDS = {
     "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
     "export": Command(ExportOptions, export, "--model runs/lm --output encoder --bits 8"),
     "import-fastai": Command(ImportOptions, import_fastai, "wt103.pth itos_wt103.pkl wt103"),
-    "show": Command(ShowOptions, show, "--data reviews.csv --tokenizer runs/lm --task clf"),
+    "show": Command(ShowOptions, show, "--data reviews.csv --task clf"),
     "preflight": Command(PreflightOptions, preflight, "--output-dir runs/lm --free 20"),
     "tokenizer": Command(TokenizerOptions, train_tokenizer, "--data reviews.csv --output tokenizer.json"),
 }

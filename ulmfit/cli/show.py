@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ulmfit.cli.common import tell_notes, tell_skipped
 from ulmfit.cli.reading import ReadingOptions
-
-if TYPE_CHECKING:
-    from ulmfit.batches.cache import TokenStore
-    from ulmfit.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
 class ShowOptions(ReadingOptions):
     """Show what the first batches of a training look like, in words."""
 
-    tokenizer: str
-    """tokenizer.json, or a run directory, a job of fit or a model."""
+    tokenizer: str | None = None
+    """tokenizer.json, or a run directory, a job of fit or a model (default: the vocabulary that fit would make)."""
     data: str | None = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
     text_column: str | None = None
@@ -32,7 +27,7 @@ class ShowOptions(ReadingOptions):
     unlabelled: str | None = None
     """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
     task: Literal["lm", "clf"] = "lm"
-    """Batches of which trainer."""
+    """Batches of which trainer (default: lm)."""
     rows: int = 5
     """Rows or documents to show."""
     steps: int = 2
@@ -46,64 +41,28 @@ class ShowOptions(ReadingOptions):
 
 
 def show(options: ShowOptions) -> None:
-    """Print the first batches of a trainer as words."""
-    from ulmfit.cache_folder import cache_folder
-    from ulmfit.data.label_sets import labels_of
-    from ulmfit.data.mixed_corpus import open_any_corpus
-    from ulmfit.tokenizer.tokenizer import Tokenizer
-    from ulmfit.training.setup import tokenised
+    """Print the first batches of a trainer as words: as a table on a terminal, else one line for each row."""
+    import shutil
 
-    tokenizer = Tokenizer.from_file(options.tokenizer)
-    corpus = open_any_corpus(
+    from ulmfit.training.show_batch import show_batch
+
+    names = ("text_column", "label_column", "label_separator", "separator", "encoding", "header", "seed")
+    more = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.task == "clf":
+        more["unlabelled"] = options.unlabelled
+    shown = show_batch(
         options.data,
         task=options.task,
-        text_column=options.text_column,
-        label_column=options.label_column,
-        label_separator=options.label_separator,
-        seed=options.seed,
-        unlabelled=options.unlabelled,
-        access=options.access(),
+        tokenizer=options.tokenizer,
+        rows=options.rows,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        tokens=options.bptt,
+        **more,
     )
-    tell_notes(corpus.notes)
-    is_clf = options.task == "clf"
-    store = tokenised(corpus.splits["train"], tokenizer, cache_folder(), with_labels=is_clf)
-    tell_skipped(store.skipped)
-    if is_clf:
-        assert corpus.label_names is not None, "a corpus with labels"
-        several = corpus.label_sets
-        names = [", ".join(labels_of(name)) for name in several.sets] if several else corpus.label_names
-        _show_documents(options, store, tokenizer, names)
+    tell_notes(shown.notes)
+    tell_skipped(shown.skipped)
+    if sys.stdout.isatty():
+        print(shown.table(shutil.get_terminal_size().columns))
     else:
-        _show_rows(options, store, tokenizer)
-
-
-def _show_rows(options: ShowOptions, store: TokenStore, tokenizer: Tokenizer) -> None:
-    from ulmfit.batches.lm import CachedRows
-
-    size = options.batch_size or 64
-    source = CachedRows(
-        store, batch_size=size, bptt=options.bptt, seed=options.seed, rows=range(min(options.rows, size))
-    )
-    for batch, _ in islice(source.batches(None), options.steps):
-        print(f"epoch {batch.epoch} step {batch.step_in_epoch}: {size} rows of {batch.tokens.shape[1]} tokens")
-        for row, (ids, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
-            print(f"  row {row}: {_words(tokenizer, ids[targets >= 0])}")
-
-
-def _show_documents(options: ShowOptions, store: TokenStore, tokenizer: Tokenizer, label_names: list[str]) -> None:
-    from ulmfit.batches.documents import DocumentBatches
-
-    labels = store.labels
-    assert labels is not None, "a store with labels"
-    source = DocumentBatches(store.lengths, batch_size=options.batch_size or 32, seed=options.seed)
-    for indices, epoch, step, _ in islice(source.batches(None), options.steps):
-        lengths = store.lengths[indices]
-        print(f"epoch {epoch} step {step}: {len(indices)} documents of {lengths.min()} to {lengths.max()} tokens")
-        for index in indices[: options.rows]:
-            ids = store.document(index)
-            more = f" ... ({len(ids)} tokens)" if len(ids) > options.bptt else ""
-            print(f"  [{label_names[labels[index]]}] {_words(tokenizer, ids[: options.bptt])}{more}")
-
-
-def _words(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    return " ".join(repr(tokenizer.vocab[token])[1:-1] for token in ids)
+        print("\n".join(shown.lines()))
