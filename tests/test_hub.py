@@ -66,12 +66,15 @@ def test_pushed_models_come_back_by_name_and_revision(runs, hub):
     with torch.no_grad():
         classifier.net.head.linear2.bias += 3 * torch.arange(2)
     classifier.push_to_hub("someone/films", branch="main")
+    for name in ("modeling.py", "pytorch_model.bin", "itos.pkl"):  # what a stranger may have put there
+        repository.files()[name] = b"import os"
     repository.names["v1"] = first
     expected = ulmfit.TextClassifier.from_pretrained(runs.clf, backend="torch").probabilities(TEXTS)
     for revision in ("v1", first):
         back = ulmfit.TextClassifier.from_pretrained("someone/films", revision=revision, backend="torch")
         assert np.array_equal(back.probabilities(TEXTS), expected)
     newest = ulmfit.TextClassifier.from_pretrained("someone/films", backend="torch").probabilities(TEXTS)
+    assert {file.suffix for file in Path(local_folder("someone/films")).iterdir()} == {".json", ".safetensors", ".md"}
     assert np.array_equal(newest, classifier.probabilities(TEXTS)) and not np.array_equal(newest, expected)
     assert ulmfit.Tokenizer.from_pretrained("someone/films").fingerprint == classifier.tokenizer.fingerprint
 

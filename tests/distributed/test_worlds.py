@@ -32,13 +32,7 @@ CUTS = {
     "mixed stream": [(2, 2)],
 }
 # Around the end of a stage; elsewhere; and at the very end, where only the model is left to be written.
-STOPS = {
-    "lm": [21, 22, 23, 50],
-    "stream": [22, 40, 66],
-    "clf": [12, 13, 14, 30],
-    "mixture": [5],
-    "mixed stream": [5],
-}
+STOPS = {"lm": [21, 22, 23, 50], "stream": [22, 40, 66], "clf": [12, 13, 14, 30], "mixture": [5], "mixed stream": [5]}
 # Processes of a run, and the step at which it is stopped there: in a stage, between stages, after an epoch's end.
 MOVES = {
     "lm": [(4, 12), (1, 22), (2, 50), (4, None)],

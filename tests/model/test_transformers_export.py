@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,10 +16,12 @@ import safetensors.torch
 import torch
 
 from ulmfit.cli import DONE, USER_ERROR, main
+from ulmfit.data import sample
 from ulmfit.inference import TextClassifier
 from ulmfit.model import transformers_export
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.pretrained import load_model, save_model
+from ulmfit.tokenizer.tokenizer import Tokenizer
 
 PEER = os.environ.get("ULMFIT_TRANSFORMERS")
 SCRIPT = Path(__file__).with_name("transformers_peer.py")
@@ -27,6 +30,7 @@ TEXTS = [
     "An incredibly nice breath of fresh air",
     "",
     "It was GREAT!!! sooooo good<br />the the the the end",
+    "Xxbos xxpad\n\nxxunk,xxbos  two  spaces xxmaj xxpad",
     "xxpad xxunk of xxbos and wordxxpad xxunknown XXPAD xxpadding",
     "na\u00efve caf\u00e9 \ufdd1 \u4e2d\u6587 \U0001f600 \r\n\t end",
     " ".join(WORDS[i % len(WORDS)] for i in range(700)),
@@ -135,11 +139,21 @@ def test_an_installed_transformers_loads_it(runs, tmp_path, capsys):
     for name in variants(runs, tmp_path):
         words = ["export", "--model", str(tmp_path / name), "--output", str(tmp_path / "peer" / name)]
         assert main([*words, "--to", "transformers"]) == DONE
+    tokenizers = {}
+    for rules, subword in itertools.product(("fastai1", "fastai2"), (None, "unigram", "bpe")):
+        texts = [row["text"] for row in itertools.islice(sample.generate("train"), 100)]
+        tokenizer = Tokenizer.train(texts, rules=rules, subword=subword, vocab_size=400, min_freq=1)
+        folder = tmp_path / "peer" / "tokenizers" / f"{rules}-{subword}"
+        folder.mkdir(parents=True)
+        tokenizer.save(folder / "tokenizer.json")
+        (folder / "tokenizer_config.json").write_text(json.dumps(transformers_export.tokenizer_config(tokenizer)))
+        tokenizers[folder.name] = [row.tolist() for row in tokenizer.encode(TEXTS)]
     (tmp_path / "peer" / "texts.json").write_text(json.dumps(TEXTS))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     subprocess.run([PEER, str(SCRIPT), "peer"], check=True, env=environment, cwd=tmp_path, timeout=280)
     found = json.loads((tmp_path / "peer" / "found.json").read_text())
+    assert found["tokenizers"] == tokenizers
     for name in ("plain", "backwards", "several"):
         model = TextClassifier.from_pretrained(tmp_path / name, backend="torch", device="cpu")
         assert found[name]["ids"] == [row.tolist() for row in model.tokenizer.encode(TEXTS)]

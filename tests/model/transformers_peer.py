@@ -2,7 +2,7 @@
 
     PYTHON tests/model/transformers_peer.py FOLDER
 
-FOLDER has folders of exported models, and texts.json. Written is found.json: by model the ids, the logits of the texts
+FOLDER has folders of exported models, tokenizers/ with tokenizers alone, and texts.json. Written is found.json: by model the ids, the logits of the texts
 read alone, in a batch with the padding on either side, and the labels and scores of the pipeline.
 """
 
@@ -15,13 +15,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 assert importlib.util.find_spec("ulmfit") is None, "the folder is to be loaded without this package"
 folder = Path(sys.argv[1])
 texts = json.loads((folder / "texts.json").read_text())
 found = {"transformers": transformers.__version__}
-for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+found["tokenizers"] = {
+    path.name: PreTrainedTokenizerFast.from_pretrained(path)(texts)["input_ids"]
+    for path in sorted((folder / "tokenizers").iterdir())
+}
+for path in sorted(path for path in folder.iterdir() if (path / "model.safetensors").exists()):
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
     model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)
     assert not model.training

@@ -52,11 +52,15 @@ def write_transformers(
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer_config.json: the special tokens are found in the normalised text, as all other words are."""
+    """tokenizer_config.json: the special tokens are found in the normalised text, as all other words are.
+
+    xxunk of unigram pieces is an added token of tokenizer.json already, and found in another way there.
+    """
+    special = {name: token for name, token in _SPECIAL.items() if (tokenizer.subword, token) != ("unigram", "xxunk")}
     added = {
         str(tokenizer.vocab.index(token)): {"content": token, "normalized": True, "single_word": True, "lstrip": False,
                                             "rstrip": False, "special": True}
-        for token in _SPECIAL.values()
+        for token in special.values()
     }  # fmt: skip
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -64,7 +68,7 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": added,
-        **_SPECIAL,
+        **special,
     }
 
 
