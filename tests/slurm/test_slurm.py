@@ -231,6 +231,8 @@ def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
     run = f"{cluster.folder}/sweep-%a"
     options = [*arguments(runs.lm_config(run, max_steps=200, seed=5)), "--seed", "%a"]
     job = cluster.submit("--array=3-4", "launch/slurm.sbatch", "train_lm.py", *options, nodes=1)
+    for task in (3, 4):
+        cluster.wait(f"{job}_{task}", lambda now: now["JobState"] == "RUNNING", 120)
     # The last task to start has the number of the whole array: the other one is not requeued with it.
     last = f"{job}_{next(task for task in (3, 4) if cluster.job(f'{job}_{task}')['JobId'] == job)}"
     cluster.wait(last, lambda now: step_of(cluster.folder / f"sweep-{last[-1]}") > 10, 240)
