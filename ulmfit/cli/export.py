@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ExportOptions:
-    """Write a model as a folder of its own, for this package, ONNX Runtime, transformers or fastai.
+    """Write a model as a folder, for this package, ONNX Runtime, transformers or fastai.
 
     Several classifiers become a bundle, whose probabilities are the mean of theirs.
     """

@@ -15,7 +15,7 @@ from ulmfit.paths import as_path
 
 @dataclass(kw_only=True)
 class ImportOptions:
-    """Make a model of fastai's weights and vocabulary: a language model, an encoder or a classifier.
+    """Make a model of fastai's weights and vocabulary: language model or classifier.
 
     No code in the files is executed.
     """
