@@ -40,5 +40,6 @@ def test_the_page_runs(runs, tmp_path, monkeypatch):
     for code in blocks("docs/from-fastai.md", "python"):
         exec(compile(code, "from-fastai.md", "exec"), seen)
     assert seen["search"].suggestions and seen["result"].state == "done" and seen["label"] in ("neg", "pos")
+    assert len(seen["learn"].results) == 2 and len(seen["clf"].results) == 4
     assert seen["tokenizer"].vocab[:9] == "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep".split()
     assert not (tmp_path / "runs" / "search").exists()
