@@ -21,6 +21,7 @@ from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.detokenize import detokenize
+from ulmfit.tokenizer.spans import Span, words_of
 
 _REPLACED = dict.fromkeys(map(ord, text_rules.MARKS), "\ufffd")
 _SHORT = 10_000  # characters of a text that takes longer to hand to Rust's threads than to encode in this one
@@ -249,6 +250,19 @@ tokenizer.tokenize("An incredibly nice breath of fresh air")
         for start in range(0, len(texts), BATCH):
             ids += to_arrays(self._backend.encode_batch_fast(texts[start : start + BATCH]))
         return np.concatenate([np.zeros(0, np.int32), *ids]), np.array([len(row) for row in ids], np.int64)
+
+    def encode_words(self, text: str) -> tuple[str, np.ndarray, list[Span], np.ndarray]:
+        """The ids of a text, and the words of the text that its tokens come from (see `words_of`).
+
+        Returns:
+            The text as it was read, without lone surrogates; the ids, int32 [tokens]; the places of its words; and the
+            index of each token's word, int64 [tokens], -1 where it has none.
+        """
+        (text,) = _encodable([text])
+        encoding = self._backend.encode(text)
+        tokens = [self.vocab[index] for index in encoding.ids]
+        words, places = words_of(text, tokens, encoding.offsets)
+        return text, np.array(encoding.ids, np.int32), words, places
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: capitals and repeats are restored, punctuation and contractions joined, newlines kept.
