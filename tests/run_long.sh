@@ -30,3 +30,5 @@ fi
 ULMFIT_TRANSFORMERS=$transformers python -m pytest -q -s tests/model/test_transformers_export.py
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
     tests/faults/test_fuzz.py
+# The report in headless Chromium: pip install playwright, and a chromium on the PATH (or playwright install chromium).
+ULMFIT_LONG=1 python -m pytest -q tests/test_report.py

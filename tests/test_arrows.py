@@ -41,17 +41,23 @@ ROOMS = {
     "distributed": set(),
     "run": {"distributed"},
     "exported": {"tokenizer"},
-    "inference": {
+    "inference": {"tokenizer", "data", "batches", "model", "exported"},  # the files of room_of
+    "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
+    "estimator": {"training", "inference"},
+    "learner": {"training", "inference"},
+    "report": {"data", "batches", "distributed", "run", "inference", "training"},
+    "cli": {
         "tokenizer",
         "data",
         "batches",
         "model",
+        "distributed",
+        "run",
         "exported",
-    },  # inference.py, bundle.py, parallel_inference.py
-    "training": {"tokenizer", "data", "batches", "model", "distributed", "run", "inference"},
-    "estimator": {"training", "inference"},
-    "learner": {"training", "inference"},
-    "cli": {"tokenizer", "data", "batches", "model", "distributed", "run", "exported", "inference", "training"},
+        "inference",
+        "training",
+        "report",
+    },
 }
 # What a room must not know of besides: text is no tensors, a model no files of data and no ranks, a batch no model.
 FOREIGN = {
@@ -69,7 +75,7 @@ def room_of(parts):
     """The room of a module, by its path below ulmfit/; "ground", or None for __init__ and __main__."""
     if parts[0] in ROOMS and parts[0] != "inference":
         return parts[0]
-    if parts[0] in ("bundle", "inference", "parallel_inference"):
+    if parts[0] in ("bundle", "coloured", "explanation", "inference", "parallel_inference"):
         return "inference"
     return "ground" if parts[0] in GROUND else None
 

@@ -21,6 +21,7 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from ulmfit.explanation import Explanation
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.language_model import LanguageModelNet
 
@@ -442,6 +443,22 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
 
     def _no_prediction(self, reason: str) -> Prediction:
         return Prediction("", -1, np.full(len(self.label_names), np.nan, dtype=np.float32), reason)
+
+    def explain(self, text: str, label: str | None = None, *, tried: int = 5) -> Explanation:
+        """What each word of a text adds to the log-odds of a class, by gradient times input.
+
+        Words are those of the text as it was given. In a notebook the result is shown as the text in colours.
+
+        Args:
+            label: the class; by default the predicted one.
+            tried: for so many of the strongest words, also the probability of the class without the word.
+
+        Raises:
+            UserError: there is no such class, no word in the text, or the model is exported or in 8 bits.
+        """
+        from ulmfit.explanation import explain
+
+        return explain(self, text, label, tried=tried)
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """Class probabilities, float32 [n, C], in the order of the texts. It reads similar lengths together."""

@@ -60,13 +60,15 @@ LIMITS = {
     "labels": Limit(1, 10**9),
     "head_size": Limit(1, 10**5),
     "label_smoothing": Limit(0, _BELOW_ONE),
-    # of `ulmfit show` and `ulmfit generate`
+    # of `ulmfit show`, `ulmfit generate`, `ulmfit top-losses` and `ulmfit report`
     "rows": Limit(1, 10**6),
     "steps": Limit(1, 10**6),
     "max_new_tokens": Limit(0, 10**7),
     "temperature": Limit(0, 10**6),
     "top_k": Limit(1, 10**7),
     "min_p": Limit(0, 1),
+    "number": Limit(1, 10**7),
+    "errors": Limit(1, 10**4, off=True),
     # of `ulmfit preflight`
     "node": Limit(0, 10**6),
     "processes": Limit(1, 1024),

@@ -25,6 +25,7 @@ PATHS = frozenset(
         "local_cache",
         "model",
         "output",
+        "html",
     }
 )
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, in the usual file systems

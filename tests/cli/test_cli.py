@@ -84,7 +84,8 @@ def test_help_has_each_option_once_with_its_default(capsys, name):
     assert text == ended(capsys, name, "-h") and text.startswith(f"usage: ulmfit {name} ")
     found = entries(text)
     options = {flag_of(option): option for option, hint in fields_of(kind).items() if not is_texts(hint)}
-    positional = {option.upper() for option, hint in fields_of(kind).items() if is_texts(hint)}
+    texts = [option for option, hint in fields_of(kind).items() if is_texts(hint)]
+    positional = {getattr(kind, "metavars", {}).get(option, option.upper()).split()[0] for option in texts}
     assert set(found) == set(options) | positional | {"--help"} | {f"--{part}.OPTION" for part in parts_of(kind)}
     for flag, option in options.items():
         (default,) = (field.default for field in dataclasses.fields(kind) if field.name == option)

@@ -29,7 +29,7 @@ from ulmfit.run import checkpoint
 from ulmfit.run.directory import read_stored
 from ulmfit.run.tracking import cut_metrics, read_status
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.result import _read
+from ulmfit.training.result import read_metrics
 
 LONG = int(os.environ.get("ULMFIT_FUZZ", "0"))
 MANY, FEW = LONG // 10 or 40, LONG // 100 or 4
@@ -159,7 +159,7 @@ def test_logs_and_settings_of_a_run(runs, tmp_path):
     for folder, what in damaged(tmp_path / "whole", tmp_path / "run", MANY * 2):
         status = refused(lambda folder=folder: (read_status(folder),), what)
         assert status is not None and (status[0] is None or isinstance(status[0], dict)), what
-        assert refused(lambda folder=folder: _read(folder), what) is not None, what
+        assert refused(lambda folder=folder: read_metrics(folder), what) is not None, what
         assert refused(lambda folder=folder: cut_metrics(folder / "metrics.jsonl", 4), what) is not None, what
         for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             assert json.loads(line)["step"] <= 4, what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_a_training_learns_several_labels(trained, capsys):
     assert not np.isclose(both.probabilities.sum(), 1)
     again = ulmfit.TextClassifier.from_pretrained(result.model_dir, backend="torch").predict(["boat fish w1 w2"])
     assert again[0].labels == found[0].labels
+
+
+def test_explanations_errors_and_report_know_several_labels(trained, tmp_path, capsys):
+    run = str(trained[0] / "run")
+    found = ulmfit.TextClassifier.from_pretrained(run).explain("w1 boat w2 wave rock w3", "sea")
+    assert {word.text for word in found.strongest(2)} == {"boat", "wave"}
+    assert all(word.contribution > 0 for word in found.strongest(2))
+    assert cli.main(["top-losses", run, "--number", "2"]) == 0
+    rows = re.findall(r"^row \d+  loss ([\d.]+)  true (.*?)  predicted (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(rows) == 2 and float(rows[0][0]) >= float(rows[1][0]) > 0
+    assert cli.main(["report", run, "--errors", "2", "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "any of 3 labels" in page and "micro F1" in page and "Label is there (up) by its probability" in page
 
 
 def test_evaluate_scores_as_training_did(trained, capsys):

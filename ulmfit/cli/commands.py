@@ -12,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ulmfit.cli.evaluate import EvaluateOptions, evaluate
+from ulmfit.cli.explain import ExplainOptions, explain
 from ulmfit.cli.export import ExportOptions, export
 from ulmfit.cli.generate import GenerateOptions, generate
 from ulmfit.cli.import_fastai import ImportOptions, import_fastai
 from ulmfit.cli.predict import PredictOptions, predict
 from ulmfit.cli.preflight import PreflightOptions, preflight
+from ulmfit.cli.report import ReportOptions, report
 from ulmfit.cli.show import ShowOptions, show
+from ulmfit.cli.top_losses import TopLossesOptions, top_losses
 from ulmfit.cli.train import fit, train_clf, train_lm
 from ulmfit.cli.train_tokenizer import TokenizerOptions, train_tokenizer
 from ulmfit.config import ClassifierConfig, LMConfig
@@ -52,6 +55,9 @@ COMMANDS = {
     ),
     "predict": Command(PredictOptions, predict, "--model runs/clf --data new.csv --output labels.csv", keeps=True),
     "evaluate": Command(EvaluateOptions, evaluate, "--model runs/clf --data labelled.csv --split all"),
+    "explain": Command(ExplainOptions, explain, 'runs/clf "What a wonderful film"'),
+    "top-losses": Command(TopLossesOptions, top_losses, "runs/clf --data labelled.csv --split all"),
+    "report": Command(ReportOptions, report, "runs/reviews"),
     "generate": Command(GenerateOptions, generate, '--model runs/lm "I liked this movie because"'),
     "export": Command(ExportOptions, export, "--model runs/lm --output encoder --bits 8"),
     "import-fastai": Command(ImportOptions, import_fastai, "wt103.pth itos_wt103.pkl wt103"),

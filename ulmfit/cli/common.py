@@ -9,13 +9,13 @@ from pathlib import Path
 from ulmfit.errors import UserError
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, option: str = "--output") -> None:
     """Refuse an --output that is there, or cannot come to be, before the work."""
     if path.exists():
-        raise UserError(f"--output {path} exists; name another file or remove it")
+        raise UserError(f"{option} {path} exists; name another file or remove it")
     if not path.parent.is_dir():
         raise UserError(
-            f"--output {path} cannot be written, for {path.parent} is no folder; make it, or name another file"
+            f"{option} {path} cannot be written, for {path.parent} is no folder; make it, or name another file"
         )
 
 

@@ -68,14 +68,14 @@ def result_of(
     task: Literal["lm", "clf"], state: Literal["done", "preempted"], step: int, run_dir: Path, runtime: Runtime
 ) -> TrainingResult:
     """Read the result of a run from its directory (a collective: only rank 0 may have the directory)."""
-    best, ended, metrics = runtime.on_main(lambda: _read(run_dir))
+    best, ended, metrics = runtime.on_main(lambda: read_metrics(run_dir))
     if state == "done":  # --stop-after may have ended it before its last step
         step = ended or step
     return TrainingResult(task, state, step, run_dir, run_dir / "model", metrics, best)
 
 
-def _read(run_dir: Path) -> tuple[int | None, int | None, dict[str, dict[str, Any]]]:
-    """The step of the best evaluation, the last step, and the scores by split."""
+def read_metrics(run_dir: Path) -> tuple[int | None, int | None, dict[str, dict[str, Any]]]:
+    """Of a run directory: the step of the best evaluation, the last step, and the scores by split."""
     status = read_status(run_dir) or {}
     best, ended = (status[name] if isinstance(status.get(name), int) else None for name in ("best_step", "step"))
     return best, ended, scores_of(run_dir, best)

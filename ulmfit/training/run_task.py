@@ -32,6 +32,7 @@ from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, PlannedStage, Task, TrainingFailed, plan_stages
 from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stage
 from ulmfit.training.mirror import mirrors
+from ulmfit.training.privacy import SAMPLES
 from ulmfit.training.result import TrainingResult, result_of
 from ulmfit.training.setup import Session, open_session
 from ulmfit.training.shown import hyperparameters, stage_table
@@ -179,6 +180,8 @@ def run(
         del start  # the loop frees these tensors after it has loaded them
         session.stop.watch(directory.path, config.max_time, session.started)
         session.end_set_up()
+        if not config.samples or directory.stored.get("options", {}).get(SAMPLES) is False:
+            saved = saved | {SAMPLES: False}
         with warnings_above_bars():
             state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
         result = result_of(config.task, state, step, directory.path, runtime)

@@ -1,0 +1,270 @@
+"""The report: one page whose figures are those of the run, which loads nothing and holds no private text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ulmfit import cli
+from ulmfit.cli.commands import COMMANDS
+from ulmfit.cli.options import parse
+from ulmfit.explanation import Explanation, Word
+from ulmfit.report import judgement
+from ulmfit.report.charts import line_chart, reliability_chart, ticks
+from ulmfit.report.facts import differing, read_facts
+from ulmfit.report.judged import Judged, Part, Wrong
+from ulmfit.report.report_page import report_page
+
+EMPTY = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The structure of a page: what a browser or a screen reader would stumble over is in `faults`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.open, self.faults = text, [], []
+        self.ids, self.links, self.tags, self.levels, self.shown = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        self.faults += [f"{tag} is not closed" for tag in self.open]
+        self.faults += [f"two elements have the id {name}" for name in {n for n in self.ids if self.ids.count(n) > 1}]
+        self.faults += [f"#{link} leads nowhere" for link in self.links if link not in self.ids]
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        if tag not in EMPTY:
+            self.open.append(tag)
+        if "id" in given:
+            self.ids.append(given["id"])
+        for name in given:
+            if name.startswith("on") or name in ("src", "srcset", "action", "background", "poster"):
+                self.faults.append(f"{tag} has {name}")
+        if "href" in given:
+            target = given["href"]
+            if target.startswith("#"):
+                self.links.append(target[1:])
+            elif not (tag == "link" and target == "data:,"):
+                self.faults.append(f"{tag} leads to {target}")
+        if given.get("role") == "img" and not given.get("aria-label"):
+            self.faults.append(f"{tag} has no name")
+        if "wide" in (given.get("class") or "").split() and given.get("tabindex") != "0":
+            self.faults.append("a part that scrolls cannot be reached by keyboard")
+        if re.fullmatch("h[1-6]", tag):
+            if self.levels and int(tag[1]) > self.levels[-1] + 1:
+                self.faults.append(f"{tag} follows h{self.levels[-1]}")
+            self.levels.append(int(tag[1]))
+        if tag in ("script", "iframe", "object", "embed", "img", "form", "base"):
+            self.faults.append(f"there is a {tag}")
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"{tag} ends what it did not begin")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in EMPTY:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.shown.append(data)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        assert cli.main([str(word) for word in words]) == code, capsys.readouterr().err
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def facts(runs):
+    return read_facts(str(runs.clf))
+
+
+def judged(facts, text="An <b>awful</b> film", label="<i>neg</i>"):
+    words = tuple(Word(m[0], *m.span(), 1.0) for m in re.finditer(r"\S+", text))
+    found = Explanation(text, label, 0, 0.9, label, words)
+    part = Part("valid", 12, np.array([6, 6]), 20.0, 40)
+    wrong = Wrong(7, 2.3, (1,), (0,), np.array([0.9, 0.1]), found)
+    return Judged([part], "valid", 12, 1, [wrong], [(0.6, 0.5, 8), (0.9, 1.0, 4)], {0: [(text, 1.0, 3)]}, 12)
+
+
+def test_the_page_is_sound_and_loads_nothing(facts):
+    page = Page(report_page([facts], {facts.path: judged(facts)}, version="<0>"))
+    assert not page.faults
+    assert "default-src 'none'" in page.text and 'name="viewport"' in page.text and "prefers-color-scheme" in page.text
+    assert not re.search(r"https?:|url\(|@import|<script", page.text)
+    shown = "".join(page.shown)
+    for title in (
+        "What it is for",
+        "Data",
+        "Training",
+        "By class",
+        "trusted",
+        "Worst errors",
+        "Words that decide",
+        "Commands",
+    ):
+        assert title in shown
+    assert "<b>awful</b>" in shown, "texts are shown as they are"
+
+
+def test_the_figures_are_those_of_the_run(facts):
+    page = report_page([facts], {}, version="0")
+    scores = [json.loads(line) for line in (Path(facts.path) / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in scores if line["event"] == "eval"][-1]
+    assert f"{last['accuracy']:.1%}" in page and f"{last['ece']:.3f}" in page
+    for row in last["confusion"]:
+        assert all(f">{cell}</span>" in page for cell in row)
+    assert facts.main.curve("train", "loss") and facts.main.curve("eval", "loss", "valid")[-1][1] == last["loss"]
+
+
+def test_several_runs_are_compared(facts, runs, run, tmp_path):
+    other = shutil.copytree(runs.clf, tmp_path / "o<t>her")
+    content = json.loads((other / "config.json").read_text())
+    content["options"]["drop_mult"] = 0.25
+    (other / "config.json").write_text(json.dumps(content))
+    run("report", runs.clf, other, runs.lm, "--no-score", "--output", "page.html")
+    page = Page(Path("page.html").read_text())
+    assert not page.faults
+    assert "--drop-mult" in "".join(page.shown) and page.tags.count("article") == 3
+    both = [facts, read_facts(str(other))]
+    assert differing(both) == [("--drop-mult", ["-", "0.25"])]
+    assert "name a file by --output" in run("report", runs.clf, other, code=2)
+    assert "exists" in run("report", runs.clf, "--output", "page.html", code=2)
+
+
+def test_the_commands_can_be_typed(facts, runs):
+    for one in (facts, read_facts(str(runs.lm))):
+        for _, line in one.commands():
+            program, name, *words = shlex.split(line)
+            assert program == "ulmfit"
+            parse(COMMANDS[name].options, words)
+    options = parse(COMMANDS["train-clf"].options, shlex.split(facts.commands()[0][1])[2:])
+    stored = facts.job["options"]
+    assert (options.max_steps, options.batch_size, options.encoder) == (6, 8, stored["encoder"])
+
+
+def test_a_report_reads_model_and_data_but_never_texts_of_a_private_run(runs, run, tmp_path):
+    open_run = shutil.copytree(runs.clf, tmp_path / "open")
+    private = shutil.copytree(runs.clf, tmp_path / "private")
+    content = json.loads((private / "config.json").read_text())
+    content["options"]["samples"] = False
+    (private / "config.json").write_text(json.dumps(content))
+    pages = {}
+    for folder in (open_run, private):
+        assert "report.html" in run("report", folder)
+        pages[folder] = (folder / "report.html").read_text()
+        assert not Page(pages[folder]).faults
+    assert '<p class="words"' in pages[open_run] and "Words that decide" in pages[open_run]
+    for piece in ('class="words"', "<mark", "Words that decide", "<b>pos</b>"):
+        assert piece not in pages[private]
+    rows = [re.findall(r"<p>row (\d+):", page) for page in pages.values()]
+    assert rows[0] == rows[1] != []
+
+
+def test_a_report_goes_on_without_what_is_gone(runs, run, tmp_path):
+    copy = shutil.copytree(runs.clf, tmp_path / "run")
+    content = json.loads((copy / "config.json").read_text())
+    content["options"]["data"] = str(tmp_path / "gone.csv")
+    (copy / "config.json").write_text(json.dumps(content))
+    (copy / "metrics.jsonl").write_text('{"event": "eval", "split": "valid", "step": 6, "accuracy": null, '
+                                        '"labels": 3, "confusion": [[1], 2], "by_class": "x"}\nnot JSON\n[1]\n')  # fmt: skip
+    run("report", copy)
+    page = Page((copy / "report.html").read_text())
+    assert not page.faults and "Not shown: " in page.text and "gone.csv" in page.text
+    assert "holds no run" in run("report", tmp_path, code=2)
+
+
+@pytest.mark.parametrize("bad", ["<script>alert(1)</script>", "\x1b[31m", '"><img src=x onerror=alert(1)>', "\u202ex"])
+def test_user_text_is_escaped_wherever_it_stands(facts, bad):
+    content = dict(facts.job, options=dict(facts.job["options"], data=bad, text_column=bad))
+    facts.main.metrics["valid"]["labels"], before = [bad, "pos"], facts.main.metrics["valid"]["labels"]
+    try:
+        changed = type(facts)(bad, content, facts.lm, facts.clf, {"verdict": bad}, {"clf": 1.0}, False)
+        text = report_page([changed, changed], {bad: judged(facts, text=bad, label=bad)}, version=bad)
+    finally:
+        facts.main.metrics["valid"]["labels"] = before
+    page = Page(text)
+    assert [fault for fault in page.faults if "there is a" in fault or " has " in fault] == []
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_long_texts_are_shown_where_it_was_decided():
+    words = tuple(Word("w", 2 * n, 2 * n + 1, 5.0 if n == 150 else 0.0) for n in range(300))
+    chosen = judgement.window(Explanation("w " * 300, "a", 0, 0.5, "a", words))
+    assert chosen.start <= 150 < chosen.stop and chosen.stop - chosen.start == judgement.SHOWN_WORDS
+
+
+def test_charts():
+    assert ticks(0.0, 1.0) == [0.0, 0.25, 0.5, 0.75, 1.0] and ticks(3.0, 3.0)[0] <= 3.0 <= ticks(3.0, 3.0)[-1]
+    assert ticks(-0.2, 7.3)[0] <= -0.2 and ticks(-0.2, 7.3)[-1] >= 7.3
+    chart = line_chart("<t>", [("a", [(1.0, 2.0), (2.0, 1.0)]), ("none", []), ("<b>", [(0.0, 1.5)])], marked=2.0)
+    assert chart.count('class="line s') == 4 and "&lt;t&gt; over steps" in chart and "weights kept: step 2" in chart
+    assert line_chart("t", [("a", [])]) == "" and reliability_chart([], several=False) == ""
+    many = line_chart("t", [("a", [(float(x), 1.0) for x in range(5000)])])
+    assert many.count("L") <= 300 and "4999" not in many.split("over steps")[0]
+
+
+@pytest.mark.skipif(not os.environ.get("ULMFIT_LONG"), reason="long: headless Chromium (see tests/run_long.sh)")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_the_page(facts, tmp_path, width, scheme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    file = tmp_path / "report.html"
+    file.write_text(report_page([facts], {facts.path: judged(facts)}, version="0"))
+    with sync_api.sync_playwright() as playwright:
+        found = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        told, asked = [], []
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        assert not told and asked == [file.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page does not scroll sideways"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+        worst = page.evaluate(CONTRAST)
+        assert worst["ratio"] >= 4.5, worst
+        browser.close()
+
+
+# The lowest contrast of any text with what is painted behind it (WCAG 2.1).
+CONTRAST = """() => {
+  const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m.length > 3 ? m[3] : 1]; };
+  const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat([1]);
+  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => { v /= 255;
+    return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  let worst = {ratio: 99};
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    if (!e.getClientRects().length) continue;
+    const layers = [];
+    for (let p = e; p; p = p.parentElement) layers.push(parse(getComputedStyle(p).backgroundColor));
+    const back = layers.reverse().reduce((under, layer) => over(layer, under), [255, 255, 255, 1]);
+    const style = getComputedStyle(e), svg = e.namespaceURI.includes('svg');
+    const text = over(parse(svg ? style.fill : style.color), back);
+    const [a, b] = [light(text), light(back)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < worst.ratio) worst = {ratio, text: e.textContent.slice(0, 40), tag: e.tagName};
+  }
+  return worst;
+}"""

@@ -1,0 +1,227 @@
+"""What the files of a run tell a report. Users edit them and disks damage them: what is not sound is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.data.in_memory import DESCRIBED
+from ulmfit.errors import UserError
+from ulmfit.files import parse_json
+from ulmfit.fit_config import CLF, LM, FitConfig
+from ulmfit.option_types import flag
+from ulmfit.paths import as_path
+from ulmfit.run.stored import CONFIG, read_stored
+from ulmfit.run.tracking import METRICS, read_status
+from ulmfit.training.job_files import minutes_of, read_json
+from ulmfit.training.privacy import hides_texts, hides_texts_of_run
+from ulmfit.training.result import read_metrics
+
+KINDS: dict[str, type] = {"fit": FitConfig, "lm": LMConfig, "clf": ClassifierConfig}
+COMMANDS = {"fit": "fit", "lm": "train-lm", "clf": "train-clf"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of one training.
+
+    Attributes:
+        stored: config.json.
+        lines: of metrics.jsonl.
+        metrics: by split, of the weights in model/.
+        best_step: the step that these are of; None for the last one.
+    """
+
+    path: Path
+    stored: dict[str, Any]
+    lines: list[dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
+    best_step: int | None
+    state: str
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        return self.stored["resolved"]
+
+    def curve(self, event: str, name: str, split: str | None = None) -> list[tuple[float, float]]:
+        """The points (step, value) of a score over the training."""
+        found = []
+        for line in self.lines:
+            if line.get("event") == event and line.get("split") == split:
+                step, value = number(line.get("step")), number(line.get(name))
+                if step is not None and value is not None:
+                    found.append((step, value))
+        return found
+
+    def stages(self) -> list[tuple[float, str]]:
+        """The first step of each stage, and its name."""
+        starts: list[tuple[float, str]] = []
+        step = 0.0
+        for stage in self.resolved.get("stages", []):
+            if isinstance(stage, dict):
+                starts.append((step, str(stage.get("name", len(starts) + 1))))
+                step += number(stage.get("steps")) or 0
+        return starts
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run, or a job of fit.
+
+    Attributes:
+        path: as it was given.
+        job: config.json of the job or run.
+        summary: of the job; empty of a run.
+        minutes: by training, of a job.
+        hidden: it was trained with --no-samples.
+    """
+
+    path: str
+    job: dict[str, Any]
+    lm: Training | None
+    clf: Training | None
+    summary: dict[str, Any]
+    minutes: dict[str, float]
+    hidden: bool
+
+    @property
+    def main(self) -> Training:
+        """The training that the model is of: the classifier, else the language model."""
+        found = self.clf or self.lm
+        assert found is not None
+        return found
+
+    @property
+    def data(self) -> str:
+        """The corpus, as it was named."""
+        return str(self.job["options"].get("data") or "the embedded sample")
+
+    def commands(self) -> list[tuple[str, str]]:
+        """What was run and what can be run, each with what it does."""
+        found = [("Train it again", command(self.job, self.path))]
+        if self.clf is not None:
+            model = shlex.quote(self.path)
+            found += [
+                ("Label new texts", f"ulmfit predict --model {model} --data new.csv --output labels.csv"),
+                ("Score it on labelled texts", f"ulmfit evaluate --model {model} --data labelled.csv --split all"),
+                ("See what decided", f'ulmfit explain {model} "a text"'),
+                ("See the rows it gets most wrong", f"ulmfit top-losses {model}"),
+            ]
+        elif self.lm is not None:
+            found += [
+                ("Train a classifier on it", f"ulmfit train-clf --encoder {shlex.quote(self.path)} --data labelled.csv")
+            ]
+        return found
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def read_facts(given: str) -> Facts:
+    """Read a run.
+
+    Raises:
+        UserError: there is no run, or its config.json is damaged.
+    """
+    path = Path(as_path(given))
+    job = read_json(path / CONFIG)
+    task = job.get("task") if isinstance(job, dict) else None
+    if task not in KINDS:
+        raise UserError(f"{given} holds no run; give the output directory of a training")
+    if not isinstance(job.get("options"), dict):
+        raise UserError(f"{path / CONFIG} is damaged (has no object options); put it right")
+    trainings: dict[str, Training | None] = {LM: None, CLF: None}
+    summary: Any = {}
+    minutes = {}
+    if task == "fit":
+        summary = read_json(path / "summary.json")
+        minutes = minutes_of(read_status(path) or {})
+        trainings = {name: _training(path / name) for name in (LM, CLF)}
+    else:
+        trainings[task] = _training(path)
+    if not any(trainings.values()):
+        raise UserError(f"{given} holds a job without any training; run it first")
+    return Facts(given, job, trainings[LM], trainings[CLF], summary if isinstance(summary, dict) else {}, minutes,
+                 hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]))  # fmt: skip
+
+
+def _training(path: Path) -> Training | None:
+    if not (path / CONFIG).is_file():
+        return None
+    stored = read_stored(path)
+    if stored is None:
+        return None
+    best, _, metrics = read_metrics(path)
+    status = read_status(path) or {}
+    return Training(path, stored, list(_lines(path / METRICS)), metrics, best, str(status.get("state", "unknown")))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for text in file:
+            with suppress(ValueError):
+                line = parse_json(text)
+                if isinstance(line, dict):
+                    yield line
+
+
+def command(stored: dict[str, Any], path: str) -> str:
+    """The command that a run was started with: its options that differ from the defaults."""
+    kind = KINDS[stored["task"]]
+    words = ["ulmfit", COMMANDS[stored["task"]]]
+    for name, value in _given(kind, stored["options"]):
+        if name == "output_dir":
+            value = path
+        if name == "data" and str(value).startswith(DESCRIBED):
+            continue  # from Python
+        words += _words(name, value)
+    return shlex.join(words)
+
+
+def _given(kind: type, stored: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        value = stored.get(field.name, default)
+        if field.name == "output_dir" or (
+            value != default and value is not None and field.name not in ("config", "resume")
+        ):
+            yield field.name, value
+
+
+def _words(name: str, value: Any, prefix: str = "") -> list[str]:
+    if isinstance(value, dict):
+        return [word for option, each in value.items() for word in _words(option, each, f"{flag(name)}.")]
+    if isinstance(value, bool):
+        return [f"--{prefix}{'' if value else 'no-'}{flag(name)}"]
+    return [f"--{prefix}{flag(name)}", os.fspath(value) if isinstance(value, os.PathLike) else str(value)]
+
+
+def differing(runs: list[Facts]) -> list[tuple[str, list[str]]]:
+    """Options of several runs that are not the same in all: the name, and by run the value."""
+    names = dict.fromkeys(name for run in runs for name in run.job["options"])
+    rows = []
+    for name in names:
+        values = [_spelled(run.job["options"].get(name)) for run in runs]
+        if name not in ("output_dir", "resume", "config", "max_time", "cache_dir", "threads") and len(set(values)) > 1:
+            rows.append((f"--{flag(name)}", values))
+    return rows
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{flag(name)} {each}" for name, each in value.items()) or "-"
+    return "-" if value is None else str(value)
