@@ -17,7 +17,7 @@ import torch
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.mixture import EpochTexts
-from ulmfit.batches.order import generator, permutation
+from ulmfit.batches.order import generator, permutation, permuted_part
 from ulmfit.batches.position import LMBatch, check_identity, merge_states
 from ulmfit.batches.stream import StreamedRows
 from ulmfit.errors import UserError
@@ -151,17 +151,23 @@ class _JoinedText:
         self._gather = texts.gather
         self._sources = (texts.source_of, texts.num_sources) if isinstance(texts, EpochTexts) else None
         num_documents, self.total = texts.num_documents, texts.num_tokens
-        if source.shuffle:
-            order = permutation(num_documents, source.seed, epoch)
-        else:
-            order = np.arange(num_documents)
-        bounds = np.zeros(num_documents + 1, dtype=np.int64)
-        np.cumsum(texts.lengths[order], out=bounds[1:])
+        lengths = texts.lengths
         # Keep only what this rank reads, because the order of all documents of a large corpus takes much memory.
         begin = int(source._starts[source.rows.start])
         end = int(source._starts[source.rows[-1]] + source._sizes[source.rows[-1]]) + 1
         if self.backwards:
             begin, end = self.total - end, self.total - begin
+        position = 0
+        if not source.shuffle:
+            order = np.arange(num_documents)
+        elif len(source.rows) == source.batch_size:
+            order = permutation(num_documents, source.seed, epoch)
+        else:
+            order, position = permuted_part(lengths, begin, end, source.seed, epoch)
+        bounds = np.empty(len(order) + 1, dtype=np.int64)
+        bounds[0] = position
+        np.cumsum(lengths[order], out=bounds[1:])
+        bounds[1:] += position
         first = int(np.searchsorted(bounds, begin, side="right")) - 1
         last = int(np.searchsorted(bounds, end, side="left"))
         self._bounds = bounds[first : last + 1].copy()

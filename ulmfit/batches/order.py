@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+
+CHUNK = 2**18  # numbers in memory at a time: they fit into a core's cache
+_BUCKETS = 2**16
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:
@@ -19,3 +24,43 @@ def permutation(n: int, seed: int, *place: int) -> np.ndarray:
     """
     keys = generator(seed, *place).bit_generator.random_raw(n)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+def permuted_part(lengths: np.ndarray, begin: int, end: int, seed: int, *place: int) -> tuple[np.ndarray, int]:
+    """The part of permuted pieces that covers an interval, without sorting the others.
+
+    The pieces, in the order of `permutation(len(lengths), seed, *place)`, lie one after another. Their keys are drawn
+    twice in chunks: first to sum the lengths by the upper bits of the key, which tells what keys the interval has, and
+    then to find the pieces with such keys. Only these are sorted. So time for sorting, and memory, are in proportion
+    to the interval; what remains for all pieces is to draw their keys.
+
+    Args:
+        lengths: of the pieces in their own order, int [n].
+        begin, end: positions in the permuted whole, 0 <= begin < end <= sum of lengths.
+
+    Returns:
+        Indices of neighbouring pieces in the permuted order, int64, which cover the interval and little more, and the
+        position of the first one.
+    """
+    totals = np.zeros(_BUCKETS)  # float64 sums whole numbers exactly up to 2^53
+    for start, _, buckets in _keys(len(lengths), seed, place):
+        totals += np.bincount(buckets, weights=lengths[start : start + len(buckets)], minlength=_BUCKETS)
+    bounds = np.zeros(_BUCKETS + 1, dtype=np.int64)
+    np.cumsum(totals.astype(np.int64), out=bounds[1:])
+    first = int(np.searchsorted(bounds, begin, side="right")) - 1
+    last = int(np.searchsorted(bounds, end, side="left"))
+    found, keys_found = [], []
+    for start, keys, buckets in _keys(len(lengths), seed, place):
+        chosen = np.flatnonzero((buckets >= first) & (buckets < last))
+        found.append(chosen + start)
+        keys_found.append(keys[chosen])
+    order = np.argsort(np.concatenate(keys_found), kind="stable")
+    return np.concatenate(found)[order], int(bounds[first])
+
+
+def _keys(n: int, seed: int, place: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Chunks of the keys by which `permutation` sorts: index of the first, keys uint64, their upper bits int64."""
+    bits = generator(seed, *place).bit_generator
+    for start in range(0, n, CHUNK):
+        keys = bits.random_raw(min(CHUNK, n - start))
+        yield start, keys, (keys >> np.uint64(48)).astype(np.int64)
