@@ -58,6 +58,16 @@ def skip_step_where(optimizer: Any, found_inf: Tensor) -> None:
     optimizer.found_inf = found_inf
 
 
+def leave_to_others(module: Any, names: list[str]) -> None:
+    """Make DDP leave these parameters alone: it neither sends their values nor averages their gradients.
+
+    Uses `DistributedDataParallel._set_params_and_buffers_to_ignore_for_model`; torch has no public way.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
 def packed_weight(weight: Tensor) -> Tensor:
     """Convert a float32 weight [out, in] for `packed_linear`, by `torch.ops.mkldnn._reorder_linear_weight`."""
     import torch

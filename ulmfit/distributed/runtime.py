@@ -30,6 +30,9 @@ from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.private_api import forget_prepared
 
 Result = TypeVar("Result")
+# Bytes that the ranks send to rank 0 at a time: its device holds no more of their values at once (see `Runtime.collect`).
+COLLECTED = 64 * 2**20
+SPLIT_ON = {"cuda"}  # types of devices, see `Runtime.splits_tied_gradient`
 MIXED_PRECISION = {"fp32": "no", "fp64": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
@@ -39,6 +42,8 @@ class Runtime:
     Attributes:
         engine: plain, fsdp2, zero1, zero2 or zero3, as requested from the launcher.
         compress_gradients: whether gradients are averaged over ranks in bf16.
+        splits_tied_gradient: whether the tied weight's gradient is reduced in two parts (see tied_reduction.py). Only
+            on GPUs: on a CPU the reduction takes the cores from the computation behind which it would hide.
         threads: CPU threads as asked for, or by default those of torch. Not more are used than the machine has cores.
 
     Args:
@@ -58,6 +63,9 @@ class Runtime:
             raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
         self.engine = wanted_engine(config)
         self.compress_gradients = config.compress_gradients
+        self.splits_tied_gradient = (
+            self.device.type in SPLIT_ON and self.world_size > 1 and not config.compress_gradients
+        )
         self._settings = _Settings()
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, machine_cores()))

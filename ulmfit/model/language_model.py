@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,9 @@ class LanguageModelNet(nn.Module):
         self.config = config
         self.encoder = AWDLSTM(config)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        #: What the output layer uses in place of the embedding's weight, given that weight; None for the weight itself.
+        #: By it the two parts of the weight's gradient can be told apart.
+        self.output_weight: Callable[[Tensor], Tensor] | None = None
 
     def init_state(self, batch_size: int) -> State:
         """The hidden state before the first token: zeros, as `AWDLSTM.init_state`."""
@@ -65,7 +68,10 @@ class LanguageModelNet(nn.Module):
         if masks is not None:
             mask = masks.per_row(self.config.output_p, self.config.embedding_size, "output", 0)
         dropped = apply_mask(raw, mask)
-        output = (dropped.flatten(0, 1), self.encoder.embedding.weight, self.decoder_bias, targets.flatten())
+        weight = self.encoder.embedding.weight
+        if self.output_weight is not None:
+            weight = self.output_weight(weight)
+        output = (dropped.flatten(0, 1), weight, self.decoder_bias, targets.flatten())
         if candidates is None:
             ce_sum, num_correct = linear_cross_entropy(*output)
         else:

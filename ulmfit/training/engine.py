@@ -21,7 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ulmfit.distributed.memory import Passes
 from ulmfit.distributed.optimizer_state import load_optimizer_state, optimizer_state
 from ulmfit.distributed.runtime import Runtime
-from ulmfit.private_api import forget_prepared, skip_step_where
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.private_api import forget_prepared, leave_to_others, skip_step_where
+from ulmfit.training.tied_reduction import TiedReduction
+
+TIED_WEIGHT = "encoder.embedding.weight"
 
 
 class Engine(Passes, Protocol):
@@ -65,6 +69,7 @@ class PlainEngine:
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
         self._reduces = False
+        self._tied: TiedReduction | None = None
 
     def begin_stage(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Start a stage with the network and a new optimizer.
@@ -74,6 +79,13 @@ class PlainEngine:
         accelerator = self._accelerator
         forget_prepared(accelerator)
         bare = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+        if self._tied is not None:
+            self._tied.close()
+            self._tied = None
+        if self._runtime.splits_tied_gradient and isinstance(bare, LanguageModelNet):
+            trained = bare.encoder.embedding.weight.requires_grad
+            self._tied = TiedReduction(bare, self._runtime) if trained else None
+            leave_to_others(bare, [TIED_WEIGHT] if trained else [])
         with warnings.catch_warnings():
             # torch 2.13 renamed broadcast_buffers; torch 2.11 knows only the old name.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -87,6 +99,8 @@ class PlainEngine:
     def accumulate(self, *, last: bool) -> AbstractContextManager:
         """Context of one micro-batch's forward and backward pass. Gradients are reduced in the last one only."""
         self._reduces = last
+        if self._tied is not None:
+            self._tied.begin(last=last)
         return nullcontext() if last else self._accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor) -> None:
@@ -101,6 +115,8 @@ class PlainEngine:
         A step with a gradient that is not finite is skipped. The device decides this, so the host does not wait. The
         ranks need not communicate, because the norm is equal on all of them after the reduction.
         """
+        if self._tied is not None:
+            self._tied.finish()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self._accelerator.clip_grad_norm_(parameters, clip or math.inf)
         found_inf = (~torch.isfinite(norm)).float()
