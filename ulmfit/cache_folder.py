@@ -1,6 +1,6 @@
 """The folder of caches: which one it is, what the user can do if it cannot be written, and what dead processes left.
 
-It has token caches (KEY/, KEY.partial/, KEY.lock), tokenizers/ and hashes of files (files/).
+It has token caches (KEY/, KEY.partial/, KEY.lock, while several processes build one also KEY.share-00000/), tokenizers/ and hashes of files (files/).
 """
 
 from __future__ import annotations
@@ -55,6 +55,18 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def try_locked(path: Path) -> filelock.BaseFileLock | None:
+    """As `locked`, but None if another process has the lock."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return None
+    return lock
+
+
 def locked(path: Path) -> filelock.BaseFileLock:
     """Wait for the lock of a cache entry and take it. The caller releases it.
 
@@ -75,7 +87,15 @@ def tidy(folder: Path) -> None:
     with suppress(OSError):
         for partial in list(folder.glob("*.partial")):
             with suppress(OSError, NotImplementedError):
-                newest = max(entry.stat().st_mtime for entry in (partial, *partial.iterdir()))
-                if time.time() - newest > ABANDONED:
-                    with filelock.FileLock(partial.with_suffix(".lock"), blocking=False):  # else it is being built
-                        shutil.rmtree(partial)
+                _remove_abandoned(partial, partial.with_suffix(".lock"))
+        for share in list(folder.glob("*.share-?????")):
+            with suppress(OSError, NotImplementedError):
+                _remove_abandoned(share, share.with_name(share.name.split(".")[0] + ".lock"))
+
+
+def _remove_abandoned(build: Path, lock: Path) -> None:
+    """Delete a folder in which nothing has changed for long, unless its lock is held: then it is being used."""
+    newest = max(entry.stat().st_mtime for entry in (build, *build.iterdir()))
+    if time.time() - newest > ABANDONED:
+        with filelock.FileLock(lock, blocking=False):
+            shutil.rmtree(build)

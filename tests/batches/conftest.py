@@ -38,7 +38,7 @@ class FakeSplit:
         self.passes = self.checks = 0
         self.starts = []  # where each pass began
 
-    def batches(self, batch_size=None, start=None):
+    def batches(self, batch_size=None, start=None, until=None):
         self.passes += 1
         self.starts.append(start)
         for first in range(start or 0, len(self.documents), self.batch_size):

@@ -171,7 +171,7 @@ class LoggingSplit:
         self.inner, self.log, self.stall = make_split(make_documents(30)), log, stall
         self.name, self.fingerprint, self.skipped = "train", "logging", {}
 
-    def batches(self, start=None):
+    def batches(self, start=None, until=None):
         with open(self.log, "a") as file:
             file.write("pass\n")
         for number, batch in enumerate(self.inner.batches(start=start)):

@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,8 +181,7 @@ def build_or_open(
         UserError: reading the split raises it, or `cache_dir` cannot be written.
     """
     cache_dir = Path(cache_dir)
-    identity = f"{FORMAT}/{split.fingerprint}/{tokenizer.fingerprint}/{with_labels}"
-    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    key = key_of(split, tokenizer, with_labels=with_labels)
     path = cache_dir / key
     store = TokenStore._open_if_complete(path)
     if store is not None:
@@ -199,6 +198,12 @@ def build_or_open(
         lock.release()
 
 
+def key_of(split: Any, tokenizer: Any, *, with_labels: bool) -> str:
+    """The name of a split's cache entry, 32 hex digits."""
+    identity = f"{FORMAT}/{split.fingerprint}/{tokenizer.fingerprint}/{with_labels}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
 def _build(
     split: Any,
     tokenizer: Any,
@@ -210,31 +215,40 @@ def _build(
     waiting: Waiting,
 ) -> None:
     """Write a cache entry to `path`, or complete one whose build was killed. The caller must hold its lock."""
-    partial = path.with_name(key + ".partial")
+    with being_built(path, vocab_size=len(tokenizer), with_labels=with_labels, follows=_in_one) as writer:
+        tokenise(writer, split, tokenizer, with_labels=with_labels, progress=progress, waiting=waiting)
+        split.check()
+        if writer.num_documents == 0:
+            raise UserError(f"the split {split.name!r} holds no documents; check the data and its columns")
+        publish_entry(writer, path, key, dict(split.skipped))
+
+
+def _in_one(after: Any) -> bool:
+    """Whether a position is one in the split, and not in the shares of `shared_build`."""
+    return not (isinstance(after, dict) and "share" in after)
+
+
+@contextmanager
+def being_built(
+    path: Path, *, vocab_size: int, with_labels: bool, follows: Callable[[Any], bool]
+) -> Iterator[CacheWriter]:
+    """Context in which the entry `path` is written beside it, from where an earlier build was killed.
+
+    Args:
+        follows: whether this build can go on after a position; else an earlier build is of no use.
+    """
+    partial = path.with_name(path.name + ".partial")
     with writing(path.parent):
         if path.exists():
             print(f"the token cache {path} is damaged; building it again", file=sys.stderr, flush=True)
             shutil.rmtree(path)
-        writer = CacheWriter(partial, vocab_size=len(tokenizer), with_labels=with_labels)
+        writer = CacheWriter(partial, vocab_size=vocab_size, with_labels=with_labels)
+        if writer.after is not None and not follows(writer.after):
+            writer.close()
+            shutil.rmtree(partial)
+            writer = CacheWriter(partial, vocab_size=vocab_size, with_labels=with_labels)
     try:
-        saved = time.monotonic()
-        # One thread reads ahead, others encode, this one writes.
-        with Prefetcher(split.batches(start=writer.after)) as batches:
-            for batch, ids, lengths in _interruptible(_encoded(batches, tokenizer), waiting, writer):
-                with writing(path.parent):
-                    writer.add(ids, lengths, batch.labels if with_labels else None, batch.rows, after=batch.after)
-                    if time.monotonic() - saved >= SAVE_SECONDS:
-                        writer.save()
-                        saved = time.monotonic()
-                if progress is not None:
-                    progress(batch)
-        split.check()
-        if writer.num_documents == 0:
-            raise UserError(f"the split {split.name!r} holds no documents; check the data and its columns")
-        with writing(path.parent):
-            writer.finish(key, dict(split.skipped))
-            publish(partial, path)
-            (path / PROGRESS).unlink(missing_ok=True)
+        yield writer
     except UserError as error:
         if isinstance(error.__cause__, OSError):  # a full disk: the next start goes on from the last durable state
             writer.give_up()
@@ -246,7 +260,40 @@ def _build(
         writer.close()
 
 
-def _interruptible(items: Iterator[T], waiting: Waiting, writer: CacheWriter) -> Iterator[T]:
+def tokenise(
+    writer: CacheWriter,
+    split: Any,
+    tokenizer: Any,
+    *,
+    with_labels: bool,
+    progress: Callable[[Any], None] | None,
+    waiting: Waiting,
+    start: dict[str, Any] | None = None,
+    until: tuple[int, int] | None = None,
+) -> None:
+    """Add the documents of a split, or of a share of it (`start`, `until`), that `writer` does not have yet."""
+    saved = time.monotonic()
+    # One thread reads ahead, others encode, this one writes.
+    with Prefetcher(split.batches(start=writer.after or start, until=until)) as batches:
+        for batch, ids, lengths in interruptible(_encoded(batches, tokenizer), waiting, writer):
+            with writing(writer.path.parent):
+                writer.add(ids, lengths, batch.labels if with_labels else None, batch.rows, after=batch.after)
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    writer.save()
+                    saved = time.monotonic()
+            if progress is not None:
+                progress(batch)
+
+
+def publish_entry(writer: CacheWriter, path: Path, fingerprint: str, skipped: dict[str, int]) -> None:
+    """Complete an entry and give it its name."""
+    with writing(path.parent):
+        writer.finish(fingerprint, skipped)
+        publish(writer.path, path)
+        (path / PROGRESS).unlink(missing_ok=True)
+
+
+def interruptible(items: Iterator[T], waiting: Waiting, writer: CacheWriter) -> Iterator[T]:
     """Iterate over `items`, waiting for each in a context of `waiting`. If that is interrupted, save what was built."""
     try:
         while True:

@@ -171,11 +171,11 @@ class LabelSetSplit(Split):
             strata[place] = keys.setdefault(key, len(keys))
         return strata[codes]
 
-    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None) -> (
-            Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
+    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None,
+              until: tuple[int, int] | None = None) -> Iterator[tuple[Source, Columns, int, dict[str, Any]]]:  # fmt: skip
         """As that of `Split`, with the name of the row's set as the label."""
         wanted = list(self.labels.columns)
-        for part, columns, first, after in super()._read(text_columns + wanted, batch_size, start):
+        for part, columns, first, after in super()._read(text_columns + wanted, batch_size, start, until):
             size = len(next(iter(columns.values())))
             cells = [columns.get(name, [None] * size) for name in wanted]  # unlabelled texts may lack the columns
             columns[SET] = [self.labels.of_row(part, row) for row in zip(*cells, strict=True)]

@@ -17,7 +17,7 @@ import numpy as np
 from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Batches, Source
-from ulmfit.data.splits import MARKS, Split
+from ulmfit.data.splits import MARKS, Share, Split
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 
@@ -47,6 +47,10 @@ class SoftSplit(Split):
         identity = ("soft", super().fingerprint, self.probability_columns)
         return hash_of(identity)
 
+    def shares(self, least_bytes: int, most: int) -> list[Share]:
+        """None: messages about a row tell its number in the whole split."""
+        return []
+
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """The probabilities of rows, float32 [n, C], each row with the sum 1. It is another pass over the columns.
 
@@ -63,11 +67,11 @@ class SoftSplit(Split):
                 result[place] = row
         return result
 
-    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None) -> (
-            Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
+    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None,
+              until: tuple[int, int] | None = None) -> Iterator[tuple[Source, Columns, int, dict[str, Any]]]:  # fmt: skip
         """As that of `Split`, with the name of the most probable class as the label."""
         names = self.probability_columns
-        for part, columns, first, after in super()._read(text_columns + names, batch_size, start):
+        for part, columns, first, after in super()._read(text_columns + names, batch_size, start, until):
             rows = self._rows(part, columns, first)
             columns[CLASS] = [None if row is None else names[int(row.argmax())] for row in rows]
             yield part, columns, first, after

@@ -21,6 +21,7 @@ from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.holdout import HeldOut
+from ulmfit.data.locations import size_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
@@ -38,6 +39,18 @@ class TextBatch(NamedTuple):
     labels: list[int] | None  # indices into the corpus's label_names; None if labels are not requested
     rows: list[int]  # row numbers in the source, from 0, counted over all parts of a split
     after: dict[str, Any]  # the position after this batch, for `Split.batches`
+
+
+class Share(NamedTuple):
+    """Neighbouring files of a split, which one process reads. Rows and skipped ones are counted from its beginning.
+
+    Attributes:
+        start: the position before its first file, for `Split.batches`.
+        until: (number of the part, number of the file in it) of the first file after it.
+    """
+
+    start: dict[str, Any]
+    until: tuple[int, int]
 
 
 class RowBatch(NamedTuple):
@@ -89,6 +102,7 @@ class Split:
         self.unlabelled: str | None = None  # a label that means none, besides `NO_LABEL` among integers
         self.skipped: Counter[str] = Counter()
         self.num_rows = 0  # rows of the last pass, including skipped ones
+        self.end_row = 0  # rows of the sources that the last pass has read
         self.tally = Tally([name])  # shared by the splits of a corpus
 
     @property
@@ -112,12 +126,39 @@ class Split:
             identity += ("skip unseen",)
         return hash_of(identity)
 
-    def batches(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[TextBatch]:
+    def shares(self, least_bytes: int, most: int) -> list[Share]:
+        """Divide the files, in their order, into at most `most` shares of at least `least_bytes`, but for the last one.
+
+        The shares depend on the files alone. A split that does not consist of files of rows is one share, or [].
+        """
+        kinds = {"csv", "tsv", "text", "jsonl", "json", "parquet"}
+        if not all(part.kind in kinds for part in self.parts):
+            return []
+        files = [(number, file, size_of(path)) for number, part in enumerate(self.parts)
+                 for file, path in enumerate(part.files)]  # fmt: skip
+        wanted = max(least_bytes, -(-sum(size for *_, size in files) // most))
+        starts, size = [], wanted
+        for number, file, more in files:
+            if size >= wanted:
+                starts.append((number, file))
+                size = 0
+            size += more
+        ends = [*starts[1:], (len(self.parts), 0)]
+        counts = {"row": 0, "num_rows": 0, "skipped": {}}
+        return [
+            Share({"part": number, "place": [file, None]} | counts, end)
+            for (number, file), end in zip(starts, ends, strict=True)
+        ]
+
+    def batches(
+        self, batch_size: int = 1000, start: dict[str, Any] | None = None, until: tuple[int, int] | None = None
+    ) -> Iterator[TextBatch]:
         """Yield the rows in batches of at most `batch_size` (fewer if texts are long or rows are skipped).
 
         `start` is the `after` of a batch of an earlier pass, possibly of another process. Reading starts after that
         batch; for the cost see `Source.read_from`. `after` is JSON-able and takes some hundred bytes. It includes the
-        counts of rows, so `skipped` and `check` refer to the whole pass even if it was read in pieces.
+        counts of rows, so `skipped` and `check` refer to the whole pass even if it was read in pieces. With `until` of a
+        `Share` reading ends there, and `check` is left to the caller.
 
         Raises:
             UserError: a label is not among the label names, a file is damaged, or at the end, as `check`.
@@ -125,12 +166,14 @@ class Split:
         """
         self.skipped = Counter(start["skipped"] if start else {})
         self.num_rows = start["num_rows"] if start else 0
+        self.end_row = start["row"] if start else 0
         index = {name: place for place, name in enumerate(self.label_names or [])}
         if index and (self.keep_unlabelled or all(map(is_integer, index))):
             index.setdefault(NO_LABEL, -1)
         if self.unlabelled is not None:
             index.setdefault(self.unlabelled, -1)
-        for part, columns, first_row, after in self._read(self.text_columns, batch_size, start):
+        for part, columns, first_row, after in self._read(self.text_columns, batch_size, start, until):
+            self.end_row = after["row"]
             joined = self._joined(columns)
             taken = self._taken(columns, joined)
             labels = columns.get(str(self.label_column), [None] * len(joined))
@@ -158,7 +201,8 @@ class Split:
             after |= {"num_rows": self.num_rows, "skipped": dict(self.skipped)}
             if batch.texts:
                 yield batch
-        self.check()
+        if until is None:
+            self.check()
 
     def every_row(self, batch_size: int = 1000, start: dict[str, Any] | None = None) -> Iterator[RowBatch]:
         """Yield all rows of the sources in their order, with all their columns; labels are not interpreted.
@@ -276,14 +320,18 @@ class Split:
             counts.update(name for name in names if name is not None)
         return counts
 
-    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None) -> (
-            Iterator[tuple[Source, Columns, int, dict[str, Any]]]):  # fmt: skip
-        """Yield (part, values, number of their first row, position after them)."""
+    def _read(self, text_columns: list[str], batch_size: int, start: dict[str, Any] | None = None,
+              until: tuple[int, int] | None = None) -> Iterator[tuple[Source, Columns, int, dict[str, Any]]]:  # fmt: skip
+        """Yield (part, values, number of their first row, position after them), before the file `until` (see `Share`)."""
         first, place, row = (start["part"], start["place"], start["row"]) if start else (0, None, 0)
         choosing = (self.choice.column, self.choice.group_column) if self.choice else ()
         for number, part in enumerate(self.parts[first:], first):
+            if until is not None and (number, 0) >= until:
+                return
             wanted = [name for name in (*text_columns, self.label_column, *choosing) if name in part.columns]
             for columns, after in part.read_from(place, list(dict.fromkeys(wanted)), batch_size):
+                if until is not None and (number, after[0]) >= until:
+                    return
                 size = len(next(iter(columns.values())))
                 yield part, columns, row, {"part": number, "place": after, "row": row + size}
                 row += size

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ulmfit.batches.cache import TokenStore, Waiting, build_or_open
+from ulmfit.batches.cache import TokenStore, Waiting
+from ulmfit.batches.documents import TIME_STEP_OVERHEAD
 from ulmfit.batches.local_copy import copied_to_node, local_folder
 from ulmfit.batches.mixture import MixedStore
+from ulmfit.batches.shared_build import build_together
 from ulmfit.cache_folder import cache_folder, tidy, writing
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
 from ulmfit.console import say
@@ -406,12 +408,22 @@ def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, An
 
 
 def store_of(session: Session, split: Split | MixedSplit, tokenizer: Tokenizer, *, with_labels: bool) -> TokenStore:
-    """The split as token ids. The first rank of a machine tokenises it, the others open the cache."""
+    """The split as token ids. The ranks tokenise a large one together, a small one is tokenised by the first rank of a
+    machine; the others open the cache."""
     if isinstance(split, MixedSplit):
         return _mixed(split, lambda part: store_of(session, part, tokenizer, with_labels=with_labels))
     cache_dir, waiting = cache_folder(session.config.cache_dir), session.stop.interruptible
-    store = tokenised(split, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
-    session.runtime.barrier()
+    runtime = session.runtime
+    store = tokenised(
+        split,
+        tokenizer,
+        cache_dir,
+        with_labels=with_labels,
+        waiting=waiting,
+        builders=runtime.world_size,
+        tells=runtime.is_main,
+    )
+    runtime.barrier()
     split.report(store.num_documents + sum(store.skipped.values()), store.skipped)
     if session.config.local_cache is not None:
         folder = local_folder(path_text(session.config.local_cache))
@@ -426,14 +438,29 @@ def tokenised(
     *,
     with_labels: bool,
     waiting: Waiting = nullcontext,
+    builders: int = 1,
+    tells: bool = True,
 ) -> TokenStore:
-    """The token cache of a split (see `build_or_open`). A progress meter is shown while it is built."""
+    """The token cache of a split (see `build_together`). A progress meter is shown while it is built.
+
+    Args:
+        builders, tells: as of `build_together`.
+    """
     if isinstance(split, MixedSplit):
         return _mixed(
             split, lambda part: tokenised(part, tokenizer, cache_dir, with_labels=with_labels, waiting=waiting)
         )
     with Meter(f"tokenising the {split.name} split", total=split.expected_rows()) as meter:
-        return build_or_open(split, tokenizer, cache_dir, with_labels=with_labels, progress=meter.add, waiting=waiting)
+        return build_together(
+            split,
+            tokenizer,
+            cache_dir,
+            with_labels=with_labels,
+            builders=builders,
+            tells=tells,
+            progress=meter.add,
+            waiting=waiting,
+        )
 
 
 def _mixed(split: MixedSplit, store: Callable[[Split], TokenStore]) -> MixedStore:
