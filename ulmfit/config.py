@@ -35,6 +35,7 @@ OPERATION = frozenset(
         "output_dir",
         "micro_batches",
         "save_every",
+        "save_minutes",
         "keep",
         "log_every",
         "eval_every",
@@ -62,6 +63,8 @@ OPERATION = frozenset(
 INPUTS = frozenset({"data", "init", "encoder", "tokenizer", "separator", "encoding", "header"})
 # The options that the stages of a run come from.
 SCHEDULE = frozenset({"recipe", "lr", "epochs", "max_steps", "schedule"})
+
+SAVE_EVERY = 500
 
 # The groups of `--help` and the order in them: what is asked for often comes first.
 GROUPS = {
@@ -125,6 +128,7 @@ GROUPS = {
         "resume",
         "config",
         "save_every",
+        "save_minutes",
         "keep",
         "keep_best",
         "metric",
@@ -211,8 +215,11 @@ class TrainConfig:
     """Arithmetic: fp16 and bf16 are for a GPU; on a CPU fp16 is refused and bf16 computes in fp32."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint; never: move the old directory aside and start afresh."""
-    save_every: int = 500
-    """Steps between checkpoints; one is also saved before each evaluation. 0 for none but the last."""
+    save_every: OrElse[int] = None
+    """Steps between checkpoints; one is also saved before each evaluation. 0 for none but the last (default: 500, or
+    none with --save-minutes)."""
+    save_minutes: OrElse[float] = None
+    """Minutes between checkpoints, by the clock; with --save-every too, whichever comes first (default: by steps)."""
     keep: int = 2
     """Checkpoints kept."""
     backwards: bool = False
@@ -257,6 +264,13 @@ class TrainConfig:
     threads: OrElse[int] = None
     """CPU threads of each process, at most one a core (default: the physical cores that it may use; restored on
     resume)."""
+
+    @property
+    def steps_between_saves(self) -> int:
+        """Steps between checkpoints; 0 if steps do not count."""
+        if self.save_every is not None:
+            return self.save_every
+        return SAVE_EVERY if self.save_minutes is None else 0
 
 
 @dataclass

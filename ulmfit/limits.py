@@ -45,6 +45,7 @@ LIMITS = {
     "beta": Limit(0, 10**6),
     "seed": Limit(0, 2**63 - 1),
     "save_every": Limit(1, MOST_STEPS, off=True),
+    "save_minutes": Limit(_ABOVE_ZERO, 10**7),
     "keep": Limit(1, 10**6),
     "log_every": Limit(1, MOST_STEPS),
     "eval_every": Limit(1, MOST_STEPS, off=True),

@@ -101,7 +101,7 @@ def stop_at(monkeypatch, run: Path, task: str, number: int) -> None:
     step = Loop._step
 
     def stopping(loop: Loop, batch: object) -> object:
-        loop._check_every = 1
+        loop._agreement._every = 1
         if (loop.config.task, loop.position.step) == (task, number):
             (run / "stop").touch()
         return step(loop, batch)

@@ -122,6 +122,64 @@ class Runtime:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
+    def max_later(self, values: list[float]) -> Callable[[], list[float]]:
+        """Start the reduction of `max` without waiting for other ranks or the device (a collective, in training only).
+
+        Returns:
+            A function that waits for the result and returns it. Called a step later, it does not wait: on a GPU the
+            reduction is queued before the next step, so the device has work while the host reads.
+        """
+        if self.world_size == 1:
+            numbers = [float(value) for value in values]
+            return lambda: numbers
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.device.type != "cuda":
+            work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+
+            def reduced() -> list[float]:
+                self.progress.waits()
+                work.wait()
+                return tensor.tolist()
+
+            return reduced
+        on_device = tensor.pin_memory().to(self.device, non_blocking=True)
+        dist.all_reduce(on_device, op=dist.ReduceOp.MAX)  # the stream waits for it, and the host does not
+        copied = torch.empty_like(tensor, pin_memory=True)
+        copied.copy_(on_device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+
+        def arrived() -> list[float]:
+            self.progress.waits()
+            event.synchronize()
+            return copied.tolist()
+
+        return arrived
+
+    def collect(self, values: Tensor) -> Tensor | None:
+        """Concatenate the ranks' tensors, of equal shape, along their first dimension on rank 0 (a collective).
+
+        They are sent in pieces of rows, so that the device of rank 0 needs little memory for them at any number of
+        ranks, and the other ranks need none.
+
+        Returns:
+            A tensor on the CPU, without gradient; None on the other ranks.
+        """
+        values = values.detach()
+        if not self._meets():
+            return values.cpu()
+        whole = values.new_empty((self.world_size, *values.shape), device="cpu") if self.is_main else None
+        row_bytes = max(1, values[:1].nbytes)
+        at_a_time = max(1, COLLECTED // (self.world_size * row_bytes))
+        for piece in torch.arange(len(values)).split(at_a_time):
+            rows = slice(int(piece[0]), int(piece[-1]) + 1)
+            own = values[rows].contiguous()
+            parts = [torch.empty_like(own) for _ in range(self.world_size)] if whole is not None else None
+            dist.gather(own, parts, dst=0)
+            for rank, part in enumerate(parts or ()):
+                whole[rank, rows] = part
+        return None if whole is None else whole.flatten(0, 1)
+
     def gather(self, values: Tensor) -> Tensor:
         """Stack the ranks' tensors, of equal shape, along a new first dimension, without gradient (a collective)."""
         if not self._meets():
@@ -133,6 +191,14 @@ class Runtime:
     def gather_objects(self, values: list[Any]) -> list[Any]:
         """Concatenate the ranks' lists of picklable objects, in the order of ranks, on every rank (a collective)."""
         return gather_object(values) if self._meets() else values
+
+    def collect_objects(self, value: Any) -> list[Any] | None:
+        """The ranks' picklable objects, in the order of ranks, on rank 0; None on the others (a collective)."""
+        if not self._meets():
+            return [value]
+        found: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, found, dst=0)
+        return found
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's object on every rank (a collective)."""

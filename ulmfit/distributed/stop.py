@@ -1,4 +1,4 @@
-"""Stop requests: signals, a stop file, a time limit, the end of the launcher.
+"""Stop requests: signals, a stop file, a time limit, the end of the launcher. Also the file that asks for a checkpoint.
 
 Imports no torch, so that a script can install the handlers before its long imports. Without them a signal would kill
 the process.
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,8 @@ from ulmfit.errors import StoppedEarly
 # SIGHUP: the terminal was closed, or its connection is lost.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOP_FILE = "stop"
+# A file and no signal: launchers hand on none that is free, and die of it.
+SAVE_FILE = "save-now"
 # A launcher forwards a Ctrl-C that its processes may also get from the terminal. Within so many seconds the two count
 # as one.
 ECHO = 1.0
@@ -160,6 +162,19 @@ class StopRequest:
     def watch_job(self, directory: Path) -> None:
         """Also stop for a file named `stop` in the directory of a job, whose trainings have directories of their own."""
         self._job_file = directory / STOP_FILE
+
+    def save_requested(self) -> bool:
+        """Whether a file named `save-now` in the directory of the run or the job asks for a checkpoint."""
+        return any(file.exists() for file in self._save_files())
+
+    def take_save_request(self) -> None:
+        """Remove the file that asks for a checkpoint, before it is written: a file made later asks for another one."""
+        for file in self._save_files():
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    def _save_files(self) -> list[Path]:
+        return [file.with_name(SAVE_FILE) for file in (self._file, self._job_file) if file is not None]
 
     def requested(self) -> bool:
         """Whether this process has been asked to stop."""

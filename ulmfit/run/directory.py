@@ -13,7 +13,7 @@ from ulmfit import config as options
 from ulmfit import files
 from ulmfit.config import TrainConfig
 from ulmfit.distributed.runtime import Runtime, environment
-from ulmfit.distributed.stop import STOP_FILE
+from ulmfit.distributed.stop import SAVE_FILE, STOP_FILE
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint, lock
 from ulmfit.run.stored import CONFIG, as_text, begun_by, holds_copy, identity_of, read_stored
@@ -106,7 +106,8 @@ class RunDirectory:
             raise
 
     def _decide(self, identity: dict[str, Any], kind: type[TrainConfig], notice: Callable[[str], None]) -> tuple:
-        (self.path / STOP_FILE).unlink(missing_ok=True)
+        for name in (STOP_FILE, SAVE_FILE):
+            (self.path / name).unlink(missing_ok=True)
         files.remove_torn(self.path)  # safe: their writer no longer has the lock
         stored = read_stored(self.path, notice)
         if stored is None:

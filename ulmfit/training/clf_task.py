@@ -324,9 +324,12 @@ class ClassifierTask:
         parts = [self._collate(self._train, indices[share], share) for share in shares[self._runtime.rank]]
         labels = torch.from_numpy(_labels(self._train)[indices].astype(np.int64))
         targets = None if self._targets is None else torch.from_numpy(self._targets[indices])
-        return ClassifierBatch(indices, labels, parts, epoch, step, targets=targets)
+        gathered, most_rows = places_after_gather([np.concatenate(share) for share in shares])
+        return ClassifierBatch(
+            indices, labels, parts, epoch, step, targets=targets, gathered=gathered, most_rows=most_rows
+        )
 
-    def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """The position is the same on all ranks."""
         return state
 

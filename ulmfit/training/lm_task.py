@@ -289,9 +289,10 @@ class LanguageModelTask:
         """Endless batches from a position on (None: from the start), each with the position after it."""
         return self._source.batches(state)
 
-    def global_position(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The position of all rows, merged from those of all ranks (a collective)."""
-        return merge_states(self._runtime.gather_objects([state]))
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any] | None:
+        """The position of all rows, merged from those of all ranks, on rank 0; None on the others (a collective)."""
+        states = self._runtime.collect_objects(state)
+        return None if states is None else merge_states(states)
 
     def step(self, engine: Passes, batch: LMBatch, number: int) -> StepResult:
         """Forward and backward pass of this rank's rows. The gradients are those of the global mean loss."""
@@ -379,12 +380,12 @@ class LanguageModelTask:
         return [("samples", verbatim(self._tokenizer.decode(prompt + ids)))]
 
     def hidden_state(self) -> dict[str, Any]:
-        """The hidden state of all rows of the global batch (a collective)."""
+        """The hidden state of all rows of the global batch, on rank 0 and on its CPU (a collective).
 
-        def whole(part: Tensor) -> Tensor:
-            return self._runtime.gather(part).flatten(0, 1).cpu()
-
-        return {"hidden": [[whole(h), whole(c)] for h, c in self._state]}
+        The other ranks get None in place of each tensor: with hundreds of ranks the whole takes gigabytes.
+        """
+        collect = self._runtime.collect
+        return {"hidden": [[collect(h), collect(c)] for h, c in self._state]}
 
     def load_hidden_state(self, state: dict[str, Any]) -> None:
         """Load this rank's rows of a saved hidden state. The number of ranks may have changed since."""

@@ -29,6 +29,7 @@ from ulmfit.run.directory import RunDirectory
 from ulmfit.run.saver import Saver
 from ulmfit.run.tracking import Tracker
 from ulmfit.training import optim
+from ulmfit.training.agreement import Agreed, Agreement
 from ulmfit.training.engine import Passes, build_engine
 from ulmfit.training.stages import Recipe, Stage, share_steps
 from ulmfit.training.step_log import StepLog
@@ -75,7 +76,7 @@ class Task(Protocol):
     def reset_hidden(self) -> None: ...
     def mean_tokens(self) -> float: ...
     def trained_windows(self) -> list[list[tuple[int, int]]]: ...
-    def global_position(self, state: dict[str, Any]) -> dict[str, Any]: ...
+    def global_position(self, state: dict[str, Any]) -> dict[str, Any] | None: ...
     def evaluate(self, store: TokenStore | None = None) -> dict[str, Any] | None: ...
     def calibrate(self) -> dict[str, float]: ...
     def model_entries(self) -> dict[str, Any]: ...
@@ -216,7 +217,7 @@ class Loop:
         # their checkpoints do not tell.
         self._evaluation_due = start is not None and bool(start.get("evaluation_due", False))
         self._saved = (self.position.step, self._evaluation_due) if start is not None else None
-        self._last_check = (self.position.step, time.perf_counter())
+        self._agreement = Agreement(runtime, stop, self.saver, config.save_minutes)
 
     def run(self) -> Literal["done", "preempted"]:
         """Train. Returns "done", or "preempted" after a stop request. In both cases a checkpoint is written."""
@@ -266,7 +267,7 @@ class Loop:
                 trained_groups=trained,
             )
         self.engine.model.train()
-        self._check_every = 1  # measured again in each stage: steps are slower where more layers are trained
+        self._agreement.begin_stage(position.step)
         while position.step_in_stage < planned.num_steps and not self._stopped_early():
             asked = time.perf_counter()
             self.runtime.progress.begin_step(position.step)
@@ -286,6 +287,8 @@ class Loop:
             self._after_step(batch, result, norm, momentum)
             if self._stop_agreed():
                 return False
+        if self._heed(self._agreement.rest()):
+            return False
         if self._stopped_early():
             self.tracker.print(
                 f"stopped after step {position.step:,} of {self.total_steps:,}: no better evaluation than that of step "
@@ -330,7 +333,8 @@ class Loop:
         due = position.step % config.eval_every == 0 if config.eval_every else ends_epoch
         self._evaluation_due = due or last
         # Saved before the evaluation, which may take long or fail: no step is lost by it.
-        if last or (config.save_every and (due or position.step % config.save_every == 0)):
+        every = config.steps_between_saves
+        if last or (every and position.step % every == 0) or (due and (every or config.save_minutes)):
             self.save()
         if self._evaluation_due:
             self._evaluate()
@@ -421,26 +425,25 @@ class Loop:
         self.best = Best(self.position.step, quality, weights)
 
     def _stop_agreed(self) -> bool:
-        """Whether any rank has a stop request (a collective).
-
-        The ranks communicate about once a second, at the same steps on all ranks.
+        """Whether any rank has a stop request (a collective). Also heeds requests to write a checkpoint.
 
         Raises:
             OSError: a checkpoint could not be written.
         """
-        step, now = self.position.step, time.perf_counter()
-        if step % self._check_every:
+        return self._heed(self._agreement.after_step(self.position.step))
+
+    def _heed(self, agreed: Agreed | None) -> bool:
+        """Do what the ranks agreed on, and return whether to stop. All ranks call it at the same step."""
+        if agreed is None:
             return False
-        last_step, last_time = self._last_check
-        self._last_check = (step, now)
-        pace = (now - last_time) / (step - last_step)
-        wanted, failed, slowest = self.runtime.max([self.stop.requested(), self.saver.failed, pace])
-        if failed:
+        if agreed.failed:
             self.finish_saving()
         if (written := self.saver.written()) is not None:
             self.directory.status("running", written)
-        self._check_every = max(1, min(20, int(1 / max(slowest, 1e-3))))
-        return bool(wanted)
+        if agreed.save:
+            self.stop.take_save_request()
+            self.save()
+        return agreed.stop
 
     def save(self) -> None:
         """Start to write a checkpoint of the current position. All ranks call it; rank 0 writes, in the background.
@@ -455,6 +458,7 @@ class Loop:
         if self._saved == now:
             return
         self._saved = now
+        self._agreement.saved()
         begun = time.perf_counter()
         assert self.position.data is not None, "a checkpoint comes after a step"
         position = vars(self.position) | {"data": self.task.global_position(self.position.data)}
