@@ -101,7 +101,7 @@ def spent(live: np.ndarray, forward: np.ndarray, widths: np.ndarray) -> float:
     what some rows do besides."""
     rows = live - (1 - FORWARD) * forward
     steps = np.where(forward < live, 1, FORWARD)
-    return float(((rows + TIME_STEP_OVERHEAD * steps) * widths).sum())
+    return float(((rows + TIME_STEP_OVERHEAD["cpu"] * steps) * widths).sum())
 
 
 def check_ours() -> None:

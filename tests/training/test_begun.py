@@ -23,7 +23,8 @@ from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS
-from ulmfit.training import setup, stages
+from ulmfit.training import clf_task, setup, stages
+from ulmfit.training.begun import DEFINITION, read_begun
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
@@ -168,6 +169,53 @@ def test_a_table_that_the_version_before_read_otherwise_is_refused_naming_it(beg
         config = begin(data="semi.csv")
     with pytest.raises(UserError, match=r"run was begun by .* this version \(semi.csv is read in another way"):
         train_language_model(config)
+
+
+def test_a_run_of_the_version_before_keeps_the_definition_of_its_masks(begin, monkeypatch):
+    """They differ from 65 rows on."""
+    options = {"batch_size": 70, "bptt": 4}
+    with monkeypatch.context() as version:
+        version.setattr("ulmfit.training.begun.DEFINITION", 1)
+        config = begin(**options)
+        train_language_model(dataclasses.replace(config, output_dir="straight"))
+    for kind in ("resolved", "identity"):
+        assert stored("run")[kind].get("masks", 1) == 1
+    assert train_language_model(config).state == "done"
+    assert runs.distance(runs.weights(Path("run")), runs.weights(Path("straight"))) == 0
+    train_language_model(dataclasses.replace(config, output_dir="new"))
+    assert stored("new")["resolved"]["masks"] == stored("new")["identity"]["masks"] == DEFINITION
+    assert runs.distance(runs.weights(Path("new")), runs.weights(Path("straight"))) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("masks", 3, "masks have definition 3"), ("time_step_overhead", "x", "time steps is x")],
+)
+def test_what_a_later_version_stored_otherwise_is_refused_naming_it(name, value, words, begin, monkeypatch):
+    config = begin()
+    content = stored("run")
+    content["versions"]["ulmfit"], content["git_commit"] = "9.9", None
+    content["resolved"][name] = value
+    Path("run/config.json").write_text(json.dumps(content))
+    begun = read_begun(config)
+    with pytest.raises(UserError, match=f"run was begun by ulmfit 9.9 and cannot be gone on with by .*{words}"):
+        getattr(begun, name)
+
+
+def test_a_classifier_keeps_the_cost_of_a_time_step_that_it_began_with(old, monkeypatch):
+    """By it documents are dealt to ranks and micro-batches; the last bits depend on the deal."""
+    options = {**TINY, "micro_batches": 3}
+    config = ClassifierConfig(output_dir="run", encoder="none", **options | {"max_steps": 4})
+    monkeypatch.setitem(setup.TIME_STEP_OVERHEAD, "cpu", 300.0)
+    seen = []
+    assign = clf_task.assign_to_ranks
+    monkeypatch.setattr(clf_task, "assign_to_ranks", lambda *a, **k: seen.append(k["overhead"]) or assign(*a, **k))
+    assert train_classifier(config, runs.StopAtCall(2)).state == "preempted"
+    assert stored("run")["resolved"]["time_step_overhead"] == 300.0 and set(seen) == {300.0}
+    seen.clear()
+    monkeypatch.setitem(setup.TIME_STEP_OVERHEAD, "cpu", 16.0)
+    assert train_classifier(config).state == "done"
+    assert stored("run")["resolved"]["time_step_overhead"] == 300.0 and set(seen) == {300.0}
 
 
 @pytest.mark.parametrize("clean_cache", [False, True])

@@ -24,7 +24,10 @@ from ulmfit.batches.position import check_identity
 from ulmfit.errors import UserError
 
 POOL_STEPS = 50  # number of steps whose documents are sorted by length together
-TIME_STEP_OVERHEAD = 16  # fixed cost of a time step, as a number of documents
+# Fixed cost of a time step (kernel launches, latency of the recurrence), as a number of documents, by type of device.
+# The CPU's is measured (benchmarks/classifier_padding.py). CUDA's is an estimate: on an H100 200 to 350 documents take as
+# long as the latency of a step.
+TIME_STEP_OVERHEAD = {"cpu": 16.0, "cuda": 256.0}
 FORWARD = 1 / 3  # cost of a token read without gradient, relative to one read with gradient
 EVALUATION_ROWS = 256  # enough for matrix products at full speed; more rows would only need more memory
 EVALUATION_TOKENS = 262_144  # padded tokens of one batch of documents: 2 MiB of ids
@@ -116,7 +119,7 @@ def assign_to_ranks(
     num_ranks: int,
     micro_batches: int,
     backprop_tokens: int | None = None,
-    overhead: float = TIME_STEP_OVERHEAD,
+    overhead: float = TIME_STEP_OVERHEAD["cpu"],
 ) -> list[list[np.ndarray]]:
     """Divide one step into ranks and micro-batches.
 
@@ -128,6 +131,7 @@ def assign_to_ranks(
     Args:
         lengths_of_step: tokens of the step's documents, int [n].
         backprop_tokens: number of a document's last tokens that are read with gradient (None: all).
+        overhead: fixed cost of a time step, as a number of documents. It must be equal on all ranks.
 
     Returns:
         [rank][micro-batch] -> positions in the step, int64, longest document first. Every position occurs exactly

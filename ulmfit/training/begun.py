@@ -20,6 +20,7 @@ from ulmfit.option_types import flag, path_text
 from ulmfit.run.stored import begun_by, read_stored
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.loop import PlannedStage
+from ulmfit.training.masks import DEFINITION
 from ulmfit.training.stages import Stage
 
 # Of each set, the later start may give another option than the first start gave.
@@ -117,6 +118,30 @@ class Begun:
         """The number of the method by which the run's corpus is fingerprinted."""
         return self.resolved["scheme"]
 
+    @property
+    def masks(self) -> int:
+        """The definition of the run's dropout masks (see training/masks.py).
+
+        Raises:
+            UserError: a later version made it.
+        """
+        found = self.resolved.get("masks", 1)  # versions up to 0.2.0 do not tell
+        if found not in range(1, DEFINITION + 1):
+            raise self.refused(f"its dropout masks have definition {found}, here are 1 to {DEFINITION}")
+        return found
+
+    @property
+    def time_step_overhead(self) -> float:
+        """The fixed cost of a time step by which the run's documents are dealt (see batches/documents.py).
+
+        Raises:
+            UserError: the stored value is not a cost.
+        """
+        found = self.resolved.get("time_step_overhead", 16.0)  # that of versions up to 0.2.0
+        if type(found) not in (int, float) or not 0 <= found < math.inf:
+            raise self.refused(f"the cost of its time steps is {found}")
+        return found
+
     def revision(self, config: TrainConfig) -> str | None:
         """The revision of the run's hub data set, if `config` names the same one; else None."""
         same = isinstance(config.data, str) and config.data == self.options.get("data")
@@ -170,3 +195,7 @@ def _tokenizer(run: Path, stored: dict[str, Any]) -> str | None:
 
 def scheme_of(begun: Begun | None) -> int:
     return SCHEME if begun is None else begun.scheme
+
+
+def masks_of(begun: Begun | None) -> int:
+    return DEFINITION if begun is None else begun.masks

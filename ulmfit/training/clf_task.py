@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.documents import DocumentBatch, DocumentBatches, assign_to_ranks, collate
+from ulmfit.batches.documents import TIME_STEP_OVERHEAD, DocumentBatch, DocumentBatches, assign_to_ranks, collate
 from ulmfit.batches.order import permutation
 from ulmfit.config import ClassifierConfig
 from ulmfit.data.probabilities import SoftSplit
@@ -23,6 +23,7 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.option_types import path_text
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
+from ulmfit.training.begun import masks_of
 from ulmfit.training.calibration import calibration
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.description import description, warnings_about_classes
@@ -30,7 +31,7 @@ from ulmfit.training.engine import Passes
 from ulmfit.training.label_loss import LabelLoss, OneLabel, SeveralLabels, balanced_weights
 from ulmfit.training.label_scores import DEFAULT
 from ulmfit.training.loop import StepResult
-from ulmfit.training.masks import Masks
+from ulmfit.training.masks import DEFINITION, Masks
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import all_logits, score_classifier, score_labels
@@ -128,6 +129,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
     if pretrained is not None:
         net.encoder.load_state_dict(pretrained.encoder_state())
     net = setup.to_precision(net, config, runtime)
+    overhead = setup.overhead_of(session)
     task = ClassifierTask(
         net,
         stores["train"],
@@ -140,6 +142,8 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         targets=targets,
         sets=sets,
         tokenizer=tokenizer,
+        masks=masks_of(session.begun),
+        overhead=overhead,
     )
     return run(
         task,
@@ -154,6 +158,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
             session,
             corpus,
             metric=metric if decides else None,
+            time_step_overhead=overhead,
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),
             subword=config.subword and (kind or "none"),
@@ -221,6 +226,9 @@ class ClassifierBatch:
         parts: this rank's micro-batches.
         epoch, step_in_epoch: from 0.
         lr_scale: factor for the learning rate, as in LMBatch.
+        gathered: int64 [n], where the encodings of the documents are after an all-gather of all ranks' rows; None if
+            an all-reduce moves fewer bytes.
+        most_rows: documents of the rank that has most of them.
     """
 
     indices: np.ndarray
@@ -230,6 +238,28 @@ class ClassifierBatch:
     step_in_epoch: int
     lr_scale: float = 1.0
     targets: Tensor | None = None
+    gathered: Tensor | None = None
+    most_rows: int = 0
+
+
+def places_after_gather(positions: list[np.ndarray]) -> tuple[Tensor | None, int]:
+    """Where each document's row is in the ranks' rows, which are padded to the most rows of a rank and concatenated.
+
+    Args:
+        positions: of each rank, the positions in the step of its documents, in the order of its rows.
+
+    Returns:
+        int64 [documents of the step], and the most rows of a rank. None in place of the first if a rank has so many
+        that to gather them would move at least as many bytes as a sum over ranks, which moves every row twice.
+    """
+    most = max(map(len, positions))
+    size = sum(map(len, positions))
+    if len(positions) > 1 and len(positions) * most >= 2 * size:
+        return None, most
+    places = np.empty(size, dtype=np.int64)
+    for rank, own in enumerate(positions):
+        places[own] = rank * most + np.arange(len(own))
+    return torch.from_numpy(places), most
 
 
 class ClassifierTask:
@@ -258,6 +288,8 @@ class ClassifierTask:
         targets: np.ndarray | None = None,
         sets: np.ndarray | None = None,
         tokenizer: Tokenizer | None = None,
+        masks: int = DEFINITION,
+        overhead: float = TIME_STEP_OVERHEAD["cpu"],
     ) -> None:
         self.net, self.groups = net, net.layer_groups()
         if sets is not None:
@@ -271,6 +303,7 @@ class ClassifierTask:
         self._temperature: float | None = None
         self._tokenizer = tokenizer
         self._worst: list[WrongDocument] = []  # of the last evaluation of the validation split
+        self._masks, self._overhead = masks, overhead
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
         self.most_micro_batches = recipe.batch_size
         class_weights = None
@@ -317,6 +350,7 @@ class ClassifierTask:
             num_ranks=self._runtime.world_size,
             micro_batches=self.micro_batches,
             backprop_tokens=self.net.backprop_tokens,
+            overhead=self._overhead,
         )
 
     def _deal(self, indices: np.ndarray, epoch: int, step: int) -> ClassifierBatch:
@@ -342,7 +376,9 @@ class ClassifierTask:
         size = len(batch.indices)
         labels = to_device(batch.labels, device)
         targets = None if batch.targets is None else to_device(batch.targets, device)
-        everyone = Masks(self._config.seed, number, num_rows=size, rows=range(size), device=device)
+        everyone = Masks(
+            self._config.seed, number, num_rows=size, rows=range(size), device=device, definition=self._masks
+        )
         num_passes = len(batch.parts)
         cached = None
         if num_passes > 1:
@@ -403,8 +439,14 @@ class ClassifierTask:
     def _gather(self, batch: ClassifierBatch, own: Tensor) -> Tensor:
         """The encodings of all documents, [size, 3E] in the order of the step, without gradient (a collective).
 
-        Each rank fills its own rows and leaves the others zero. The sum over ranks is therefore exact.
+        The ranks' rows are gathered, padded to those of the rank that has most. Where one rank has so many that this
+        would move more bytes than a sum, each rank fills its own rows of the whole and leaves the others zero, so that
+        the sum over ranks is exact.
         """
+        if batch.gathered is not None:
+            padded = own.new_zeros(batch.most_rows, own.shape[1])
+            padded[: len(own)] = own.detach()
+            return self._runtime.gather(padded).flatten(0, 1).index_select(0, to_device(batch.gathered, own.device))
         whole = own.new_zeros(len(batch.indices), own.shape[1])
         places = to_device(torch.cat([part.positions for part in batch.parts]), own.device)
         whole[places] = own.detach()

@@ -27,11 +27,12 @@ from ulmfit.option_types import path_text
 from ulmfit.run.board import verbatim
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
+from ulmfit.training.begun import masks_of
 from ulmfit.training.default_encoder import chosen_encoder, default_encoder, given_encoder
 from ulmfit.training.description import description, mixture_line, mixture_of
 from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
-from ulmfit.training.masks import Masks, derive_seed, draw_words
+from ulmfit.training.masks import DEFINITION, Masks, derive_seed, draw_words
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import score_language_model
@@ -146,7 +147,15 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
         )
     net = setup.to_precision(net, config, runtime)
     task = LanguageModelTask(
-        net, source, held_out.get("valid"), tokenizer, config=config, recipe=recipe, runtime=runtime, rows=rows
+        net,
+        source,
+        held_out.get("valid"),
+        tokenizer,
+        config=config,
+        recipe=recipe,
+        runtime=runtime,
+        rows=rows,
+        masks=masks_of(session.begun),
     )
     return run(
         task,
@@ -241,10 +250,12 @@ class LanguageModelTask:
         recipe: Recipe,
         runtime: Runtime,
         rows: range,
+        masks: int = DEFINITION,
     ) -> None:
         self.net, self.groups = net, net.layer_groups()
         self._source, self._valid, self._tokenizer = source, valid, tokenizer
         self._config, self._recipe, self._runtime, self._rows = config, recipe, runtime, rows
+        self._masks = masks
         self.micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
         self._inclusion: Tensor | None = None  # [V], probability that a word is a candidate of the sampled softmax
         if config.sampled_softmax is not None:
@@ -305,7 +316,14 @@ class LanguageModelTask:
         if self._inclusion is not None:
             words = draw_words(config.seed, number, self._inclusion)
             candidates = Candidates(to_device(words, device), self._log_inclusion)
-        masks = Masks(config.seed, number, num_rows=self._recipe.batch_size, rows=self._rows, device=device)
+        masks = Masks(
+            config.seed,
+            number,
+            num_rows=self._recipe.batch_size,
+            rows=self._rows,
+            device=device,
+            definition=self._masks,
+        )
         pairs = max(1, batch.num_targets - self._recipe.batch_size)  # neighbouring targets, for TAR
         width = self.net.config.embedding_size
         sums = torch.zeros(2, dtype=torch.float64, device=device)

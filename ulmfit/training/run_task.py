@@ -230,6 +230,8 @@ def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedSta
         "schedule": last.schedule,
     }
     found |= {"metric": None if resolved.get("metric") == "accuracy" else resolved.get("metric")}
+    if resolved.get("masks", 1) != 1:  # runs of definition 1 do not tell
+        found["masks"] = resolved["masks"]
     names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "text_column",
              "label_column", "vocab_size")  # fmt: skip
     found |= {name: resolved[name] for name in names if name in resolved}

@@ -47,7 +47,7 @@ from ulmfit.run.meter import Meter, metered_texts
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.begun import Begun, read_begun, scheme_of
+from ulmfit.training.begun import Begun, masks_of, read_begun, scheme_of
 
 if TYPE_CHECKING:
     from ulmfit.training.by_hand import ByHand
@@ -394,10 +394,23 @@ def largest_vocabulary(base: Tokenizer | None) -> int:
     return max(VOCAB_SIZE, len(base) + ROOM_FOR_WORDS if base else 0)
 
 
+def overhead_of(session: Session) -> float:
+    """The fixed cost of a time step by which documents are dealt to ranks and micro-batches (a collective).
+
+    It is that of rank 0's device, or the stored one of a begun run: the sums of a step are made in the order of the
+    deal, so that a resumed run ends with the same bits only with the same cost.
+    """
+    if session.begun is not None:
+        return session.begun.time_step_overhead
+    runtime = session.runtime
+    return runtime.broadcast(TIME_STEP_OVERHEAD.get(runtime.device.type, TIME_STEP_OVERHEAD["cpu"]))
+
+
 def resolved_data(session: Session, corpus: Corpus, **more: Any) -> dict[str, Any]:
     """For config.json: the values used for the corpus options, and the entries of `more` that are not None."""
     found = {
         "scheme": scheme_of(session.begun),
+        "masks": masks_of(session.begun),
         "text_column": ",".join(corpus.text_columns) or None,  # the sources of a mixture may have different ones
         "label_column": corpus.label_column,
         "valid": corpus.fraction,
