@@ -98,8 +98,8 @@ class CacheWriter:
         self,
         ids: np.ndarray,
         lengths: np.ndarray,
-        labels: Sequence[int] | None,
-        rows: Sequence[int],
+        labels: Sequence[int] | np.ndarray | None,
+        rows: Sequence[int] | np.ndarray,
         *,
         after: dict[str, Any],
     ) -> None:
