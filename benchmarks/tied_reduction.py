@@ -1,10 +1,10 @@
 """A step of two processes over a slow link: the tied gradient reduced by DDP, and in two parts (tied_reduction.py).
 
-    python benchmarks/tied_reduction.py --mb-per-second 20 --lstm-seconds 0.5
+    python benchmarks/tied_reduction.py --mb-per-second 5 --lstm-seconds 2
 
 The link is simulated: transfers follow one another, each takes its bytes divided by the speed, and whoever needs the
 result waits until then. So is the LSTM's backward pass, by a pause, so that the result does not depend on the machine.
-Prints the mean seconds a step, and the bytes that are sent after the backward pass has ended.
+Prints the mean seconds a step, and the megabytes that are sent when nothing is left to compute.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class Link:
 
     def __init__(self, bytes_per_second: float) -> None:
         self._speed, self._free, self._lock = bytes_per_second, 0.0, threading.Lock()
-        self.sent: list[tuple[float, int]] = []  # time at which each was asked for, bytes
+        self.computing = True  # whether there is something to hide behind
+        self.late = 0  # bytes asked for when there was nothing
 
     def send(self, values: Tensor) -> float:
         with self._lock:
             now = time.monotonic()
-            self.sent.append((now, values.nbytes))
+            self.late += 0 if self.computing else values.nbytes
             self._free = max(now, self._free) + values.nbytes / self._speed
             return self._free
 
@@ -63,23 +64,24 @@ class Delayed:
 
 
 class Pause(torch.autograd.Function):
-    """Identity whose backward pass takes `seconds`."""
+    """Identity whose backward pass takes `seconds`; with its end the computation ends."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, seconds: float) -> Tensor:
-        ctx.seconds = seconds
+    def forward(ctx: Any, values: Tensor, seconds: float, link: Link) -> Tensor:
+        ctx.seconds, ctx.link = seconds, link
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         time.sleep(ctx.seconds)
-        return grad, None
+        ctx.link.computing = False
+        return grad, None, None
 
 
 def measure(split: bool, megabytes: float, seconds: float) -> tuple[float, float, list[float]]:
-    """(seconds a step, MB a step sent after the backward pass, losses)."""
+    """(seconds a step, MB a step that are sent when nothing is left to compute, losses)."""
     runtime_module.SPLIT_ON = {"cpu"} if split else set()
-    trainer = Trainer("lm", "fp32", rows=16, bptt=32, sizes=AWDLSTMConfig(VOCAB, WIDTH, 64, 2))
+    trainer = Trainer("lm", "fp32", rows=4, bptt=8, sizes=AWDLSTMConfig(VOCAB, WIDTH, 64, 2))
     link, reduce = Link(megabytes * 1e6), dist.all_reduce
 
     def slow_reduce(values: Tensor, *args: Any, async_op: bool = False, **options: Any) -> Any:
@@ -101,31 +103,24 @@ def measure(split: bool, megabytes: float, seconds: float) -> tuple[float, float
     hook.__annotations__.clear()  # DDP compares them by identity, and here they are strings
     trainer.engine.model.register_comm_hook(None, hook)
     # The output layer's gradient is the first one of the pass; this comes between it and the embedding's.
-    trainer.net.encoder.layers[0].register_forward_hook(lambda _, __, out: (Pause.apply(out[0], seconds), *out[1:]))
-    ended: list[float] = []
-    update = trainer.engine.update
-
-    def noted(clip: float) -> Any:
-        ended.append(time.monotonic())
-        return update(clip)
-
-    trainer.engine.update = noted
-    losses = [trainer.step().item()]
-    begun = time.monotonic()
-    link.sent.clear()
-    ended.clear()
-    losses += [trainer.step().item() for _ in range(STEPS)]
+    trainer.net.encoder.layers[0].register_forward_hook(
+        lambda _, __, out: (Pause.apply(out[0], seconds, link), *out[1:])
+    )
+    losses = []
+    for number in range(STEPS + 1):
+        if number == 1:  # the first step sets DDP up
+            begun, link.late = time.monotonic(), 0
+        link.computing = True
+        losses.append(trainer.step().item())
     taken = (time.monotonic() - begun) / STEPS
     dist.all_reduce = reduce
-    # What is asked for shortly before the end of the pass is the embedding's gradient, by DDP.
-    late = sum(size for at, size in link.sent if any(end - seconds / 2 < at < end + seconds / 2 for end in ended))
-    return taken, late / STEPS / 1e6, losses
+    return taken, link.late / STEPS / 1e6, losses
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb-per-second", type=float, default=20.0)
-    parser.add_argument("--lstm-seconds", type=float, default=0.5)
+    parser.add_argument("--mb-per-second", type=float, default=5.0)
+    parser.add_argument("--lstm-seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     print("| reduction | s a step | MB late | last loss |\n|---|---|---|---|")

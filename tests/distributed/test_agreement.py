@@ -41,7 +41,7 @@ def test_rank_0_alone_collects_and_holds_little_of_the_others_at_a_time(tmp_path
     def collect(rank: int) -> tuple:
         gather = dist.gather
 
-        def counted(own, parts, dst):
+        def counted(own, parts=None, *, dst):
             sent.append(own.nbytes)
             assert (parts is None) == (rank != dst), "only the receiver has room for all"
             gather(own, parts, dst=dst)
@@ -101,6 +101,12 @@ def test_ranks_ask_each_other_once_a_second_and_seldom_enough(monkeypatch):
 # Checkpoints by the clock and on demand
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """Ranks ask each other after steps 1, 2, 4, 8 and so on, however slow the steps are."""
+    monkeypatch.setattr(agreement, "SECONDS", 1e9)
+
+
 def train(path: Path, data: str, **options):
     return train_language_model(runs.lm_config(path, data=data, preset="tiny", bptt=6, **options))
 
@@ -109,7 +115,7 @@ def saved_steps(path: Path) -> list[int]:
     return sorted(int(entry.name.removeprefix("step-")) for entry in (path / "checkpoints").glob("step-*"))
 
 
-def test_a_run_saved_by_the_clock_resumes_with_the_same_bits(tmp_path, data, monkeypatch):
+def test_a_run_saved_by_the_clock_resumes_with_the_same_bits(tmp_path, data, unhurried):
     options = {"max_steps": 6, "keep": 9}
     train(tmp_path / "straight", data, **options)
     train(tmp_path / "run", data, **options, save_every=None, save_minutes=1e-9)
@@ -138,7 +144,7 @@ def test_minutes_below_zero_are_refused(tmp_path, data):
         train(tmp_path / "run", data, save_minutes=-1.0)
 
 
-def test_a_file_asks_for_a_checkpoint_and_the_training_goes_on(tmp_path, data, monkeypatch):
+def test_a_file_asks_for_a_checkpoint_and_the_training_goes_on(tmp_path, data, unhurried, monkeypatch):
     after = Loop._after_step
 
     def ask(loop, *arguments):
@@ -164,7 +170,7 @@ def test_a_job_has_such_a_file_for_all_its_trainings(tmp_path):
     assert not stop.save_requested() and not (tmp_path / "job" / SAVE_FILE).exists()
 
 
-def test_two_ranks_save_by_the_clock_what_one_process_saves(tmp_path, data):
+def test_two_ranks_save_by_the_clock_what_one_process_saves(tmp_path, data, unhurried):
     """The same steps on both, the whole hidden state in the checkpoint, and the weights of a run without."""
     options = {"max_steps": 5, "keep": 9, "precision": "fp64"}
 

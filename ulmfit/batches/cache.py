@@ -89,13 +89,14 @@ class TokenStore:
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
         """Open a complete cache entry. Raises UserError if it is absent, incomplete or of another format."""
-        store = cls._open_if_complete(Path(path))
+        store = cls.open_if_complete(Path(path))
         if store is None:
             raise UserError(f"{path} holds no complete token cache; delete it and let it be built again")
         return store
 
     @classmethod
-    def _open_if_complete(cls, path: Path) -> TokenStore | None:
+    def open_if_complete(cls, path: Path) -> TokenStore | None:
+        """Open a cache entry; None if it is absent, incomplete, damaged or of another format."""
         try:
             manifest = unsealed((path / MANIFEST).read_text())
             if manifest["format"] != FORMAT:
@@ -183,13 +184,13 @@ def build_or_open(
     cache_dir = Path(cache_dir)
     key = key_of(split, tokenizer, with_labels=with_labels)
     path = cache_dir / key
-    store = TokenStore._open_if_complete(path)
+    store = TokenStore.open_if_complete(path)
     if store is not None:
         return store
     with waiting():
         lock = locked(cache_dir / f"{key}.lock")
     try:
-        store = TokenStore._open_if_complete(path)
+        store = TokenStore.open_if_complete(path)
         if store is None:
             _build(split, tokenizer, path, key, with_labels=with_labels, progress=progress, waiting=waiting)
             store = TokenStore.open(path)

@@ -65,7 +65,7 @@ def build_together(
     cache_dir = Path(cache_dir)
     key = key_of(split, tokenizer, with_labels=with_labels)
     path = cache_dir / key
-    if (store := TokenStore._open_if_complete(path)) is not None:
+    if (store := TokenStore.open_if_complete(path)) is not None:
         return store
     options: dict[str, Any] = {"with_labels": with_labels, "waiting": waiting}
     shares = split.shares(SHARE_BYTES, MOST_SHARES) if builders > 1 or any(cache_dir.glob(f"{key}.share-*")) else []
@@ -102,7 +102,7 @@ def build_together(
     with waiting():
         lock = locked(cache_dir / f"{key}.lock")
     try:
-        store = TokenStore._open_if_complete(path)
+        store = TokenStore.open_if_complete(path)
         if store is None:
             _join(split, path, key, folders, vocab_size=len(tokenizer), with_labels=with_labels, waiting=waiting)
             store = TokenStore.open(path)

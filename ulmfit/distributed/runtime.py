@@ -174,9 +174,12 @@ class Runtime:
         for piece in torch.arange(len(values)).split(at_a_time):
             rows = slice(int(piece[0]), int(piece[-1]) + 1)
             own = values[rows].contiguous()
-            parts = [torch.empty_like(own) for _ in range(self.world_size)] if whole is not None else None
+            if whole is None:
+                dist.gather(own, dst=0)
+                continue
+            parts = [torch.empty_like(own) for _ in range(self.world_size)]
             dist.gather(own, parts, dst=0)
-            for rank, part in enumerate(parts or ()):
+            for rank, part in enumerate(parts):
                 whole[rank, rows] = part
         return None if whole is None else whole.flatten(0, 1)
 
