@@ -15,7 +15,6 @@ import resource
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -26,18 +25,22 @@ from ulmfit.batches.lm import CachedRows, _JoinedText
 ROWS = 512
 
 
-def store(num_documents: int) -> SimpleNamespace:
-    """The columns of a token cache."""
-    lengths = np.random.default_rng(0).integers(20, 1000, num_documents, dtype=np.int32)
-    offsets = np.zeros(num_documents + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return SimpleNamespace(
-        lengths=lengths,
-        offsets=offsets,
-        num_documents=num_documents,
-        num_tokens=int(offsets[-1]),
-        fingerprint="synthetic",
-    )
+class Columns:
+    """What an epoch's order needs of a token cache."""
+
+    fingerprint = "synthetic"
+
+    def __init__(self, num_documents: int) -> None:
+        self.lengths = np.random.default_rng(0).integers(20, 1000, num_documents, dtype=np.int32)
+        self.offsets = np.zeros(num_documents + 1, dtype=np.int64)
+        np.cumsum(self.lengths, out=self.offsets[1:])
+        self.num_documents, self.num_tokens = num_documents, int(self.offsets[-1])
+
+    def of_epoch(self, seed: int, epoch: int) -> Columns:
+        return self
+
+    def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        raise AssertionError("there are no tokens")
 
 
 def peak() -> float:
@@ -45,20 +48,20 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def of_rank(corpus: SimpleNamespace, ranks: int, rank: int) -> _JoinedText:
+def of_rank(corpus: Columns, ranks: int, rank: int) -> _JoinedText:
     rows = range(ROWS * rank // ranks, ROWS * (rank + 1) // ranks)
     return _JoinedText(CachedRows(corpus, batch_size=ROWS, bptt=72, seed=0, rows=rows), epoch=1)
 
 
 def measure(num_documents: int, ranks: int, results: multiprocessing.Queue) -> None:
-    corpus = store(num_documents)
+    corpus = Columns(num_documents)
     before, begun = peak(), time.process_time()
     text = of_rank(corpus, ranks, ranks // 2)
     results.put((time.process_time() - begun, peak() - before, len(text._offsets)))
 
 
 def check(num_documents: int, ranks: list[int]) -> None:
-    corpus = store(num_documents)
+    corpus = Columns(num_documents)
     whole = of_rank(corpus, 1, 0)
     for number in ranks:
         for rank in {0, number // 2, number - 1}:
@@ -82,8 +85,9 @@ def main() -> None:
         results = context.Queue()
         process = context.Process(target=measure, args=(arguments.documents, ranks, results))
         process.start()
-        seconds, memory, documents = results.get()
         process.join()
+        assert process.exitcode == 0
+        seconds, memory, documents = results.get()
         print(f"| {ranks} | {seconds:.1f} | {memory:.2f} | {documents:,} |", flush=True)
     if arguments.check:
         check(arguments.documents, arguments.ranks)
