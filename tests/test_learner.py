@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -85,6 +86,7 @@ def test_a_classifiers_stages_are_those_of_one_call(made, whole):
     assert again.predict("What a film!").label in ("neg", "pos")
 
 
+@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="a minute: set ULMFIT_LONG, as tests/run_long.sh does")
 def test_killed_in_a_later_stage_it_ends_with_the_same_bits(made, whole, monkeypatch):
     folder, _ = made
     done = ClassifierTask.step
