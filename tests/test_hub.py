@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, constants
 
 import ulmfit
 from tests.hub_stand_in import hub_stand_in
-from ulmfit.cli import DONE, main
+from ulmfit.cli import DONE, USER_ERROR, main
 from ulmfit.hub import local_folder
 from ulmfit.model.pretrained import load_model
 
@@ -91,6 +91,20 @@ def test_a_language_model_and_a_tokenizer_are_pushed(runs, hub, capsys):
     assert card["library_name"] == "ulmfit" and "pipeline_tag" not in card
     assert main(["generate", "--model", "someone/lm", "--seed", "0", "a film"]) == DONE
     assert capsys.readouterr().out.startswith("a film")
+
+
+def test_commands_take_names_of_the_hub(runs, hub, tmp_path, capsys):
+    ulmfit.TextClassifier.from_pretrained(runs.clf).push_to_hub("someone/films")
+    assert main(["predict", "--model", "someone/films", *TEXTS[:1]]) == DONE
+    by_name = capsys.readouterr().out
+    assert main(["predict", "--model", str(runs.clf), *TEXTS[:1]]) == DONE and capsys.readouterr().out == by_name
+    (tmp_path / "new.csv").write_text("text\na dull film\n")
+    data = ["--data", str(tmp_path / "new.csv"), "--output", str(tmp_path / "labels.csv")]
+    assert main(["predict", "--model", "someone/films", *data]) == DONE
+    out = str(tmp_path / "out")
+    assert main(["export", "--model", "someone/films", "--output", out, "--to", "transformers"]) == DONE
+    assert main(["evaluate", "--model", "someone/nothing"]) == USER_ERROR
+    assert "no model on the hub that you may read" in capsys.readouterr().err
 
 
 def test_a_model_from_the_hub_keeps_its_card(runs, hub, tmp_path):
@@ -178,6 +192,19 @@ def test_the_card_of_a_classifier_tells_its_run(runs, tmp_path):
     ):  # fmt: skip
         assert told in card, told
     assert "More Information Needed" not in card and str(runs.clf.parent) not in card
+
+
+def test_a_card_tells_of_the_run_that_it_started_from_and_of_no_other(runs, tmp_path):
+    for run in (runs.lm, runs.clf):
+        shutil.copytree(run, tmp_path / run.name)
+    stored = json.loads((tmp_path / "clf" / "config.json").read_text())
+    stored["options"]["encoder"] = str(tmp_path / "lm" / "model")
+    (tmp_path / "clf" / "config.json").write_text(json.dumps(stored))
+    model = ulmfit.TextClassifier.from_pretrained(tmp_path / "clf")
+    assert "Language model:" in str(model.generate_model_card())
+    with open(tmp_path / "lm" / "model" / "model.safetensors", "ab") as file:  # trained again since
+        file.write(b" ")
+    assert "Language model:" not in str(model.generate_model_card())
 
 
 def test_cards_tell_no_texts_and_no_folders(runs, tmp_path):

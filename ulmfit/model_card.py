@@ -6,6 +6,7 @@ texts are hidden, as in messages. Folders of paths are left out: they tell of th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,15 +97,27 @@ def origin_of(folder: Path | None) -> Origin:
     if stored.get("task") not in ("lm", "clf"):
         return Origin()
     runs, seen = [_run(place)], {place}
-    while start := runs[-1].options.get("encoder" if runs[-1].stored["task"] == "clf" else "init"):
+    while start := runs[-1].options.get(name := "encoder" if runs[-1].stored["task"] == "clf" else "init"):
         before = Path(os.path.expanduser(str(start))).absolute()
         before = before.parent if before.name == "model" else before
+        if _read(before / "config.json").get("task") == "fit":
+            before /= LM
         run = _run(before)
-        if before in seen or run.stored.get("task") not in ("lm", "clf"):
-            break
+        weights = _dict(runs[-1].stored.get("identity")).get(f"{name} (content)")
+        if before in seen or run.stored.get("task") not in ("lm", "clf") or _hash_of_model(before) != weights:
+            break  # it has moved, or another run has its path now
         seen.add(before)
         runs.append(run)
     return Origin(runs)
+
+
+def _hash_of_model(run_dir: Path) -> str | None:
+    """Of the weights of a run, as a later run's identity has it."""
+    try:
+        with open(run_dir / "model" / "model.safetensors", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def _run(folder: Path) -> Run:
