@@ -16,6 +16,7 @@ from ulmfit.report.judged import Judged, Wrong
 from ulmfit.training.class_scores import class_scores
 
 SHOWN_WORDS = 80  # of a text, around those that decided
+DEEPEST = 0.5  # opacity of a cell with a whole class; with more, numbers would be hard to read in dark mode
 
 
 def classes(metrics: dict[str, Any], labels: Sequence[str]) -> str:
@@ -69,7 +70,7 @@ def confusion(metrics: dict[str, Any], labels: Sequence[str]) -> str:
     for i, (label, row) in enumerate(zip(labels, counts, strict=True)):
         total = sum(row) or 1
         shades = [
-            f'<span class="heat {"hit" if i == j else "miss"}" style="--heat:{0.6 * count / total:.3f}">{count:,.0f}</span>'
+            f'<span class="heat {"hit" if i == j else "miss"}" style="--heat:{DEEPEST * count / total:.3f}">{count:,.0f}</span>'
             for j, count in enumerate(row)
         ]
         cells.append([label, *shades])
