@@ -39,7 +39,8 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._events.put(json.loads(line))
+            if line.startswith("{"):  # a library of the child may have found its way to stdout
+                self._events.put(json.loads(line))
         self._events.put(None)
 
     def send(self, order: Any) -> None:

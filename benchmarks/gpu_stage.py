@@ -211,13 +211,21 @@ class Training:
 
 
 def found_weights(folders: list[str]) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights of the first of these stages that left any: finished, or of its newest checkpoint. And a word on it."""
+    """The weights of the first of these stages that left sound ones: finished, or of its newest checkpoint.
+
+    Returns them and a word on them. Those of a training that diverged are passed over.
+    """
+    diverged = ""
     for folder in map(Path, folders):
+        weights, word = {}, folder.name
         if (folder / WEIGHTS).is_file():
-            return safetensors.torch.load_file(folder / WEIGHTS), folder.name
-        if (path := checkpoint.latest(folder / "checkpoints")) is not None:
-            return checkpoint.load(path)["model"], f"{folder.name}, checkpoint of step {int(path.name[5:])}"
-    return {}, "random weights"
+            weights = safetensors.torch.load_file(folder / WEIGHTS)
+        elif (path := checkpoint.latest(folder / "checkpoints")) is not None:
+            weights, word = checkpoint.load(path)["model"], f"{folder.name}, checkpoint of step {int(path.name[5:])}"
+        if weights and all(torch.isfinite(tensor).all() for tensor in weights.values()):
+            return weights, word + diverged
+        diverged += f" ({folder.name} diverged)" if weights else ""
+    return {}, "random weights" + diverged
 
 
 def rows_of(store: TokenStore) -> tuple[TokenStore, TokenStore]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import traceback
@@ -79,8 +80,9 @@ def _one(worker: Child, name: str, seconds: float, rows: list[Row], tell: Tell) 
 
 def work(parts: dict[str, Callable[[], Iterable[Row]]]) -> None:
     """The worker: do the parts that stdin names, and tell rows and the end of each on stdout."""
-    say = sys.stdout
-    sys.stdout = sys.stderr  # libraries print there
+    say = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print there, C's among them
+    sys.stdout = sys.stderr
 
     def told(message: Row) -> None:
         print(json.dumps(message), file=say, flush=True)

@@ -73,12 +73,23 @@ def test_killed_in_the_middle_it_ends_in_a_table_and_a_model(packed, tmp_path):
         "--sizes",
         "tiny",
     ]
-    options += ["--output", tmp_path / "out", "--work", tmp_path / "work", "--threads", 1]
-    first = run("gpu_reproduce.py", *options, "--clock", 1, env=env, start_new_session=True)
+    options += [
+        "--output",
+        tmp_path / "out",
+        "--work",
+        tmp_path / "work",
+        "--threads",
+        1,
+        "--clock",
+        2,
+        "--seconds",
+        3000,
+    ]  # on a busy machine too
+    first = run("gpu_reproduce.py", *options, env=env, start_new_session=True)
     wait_for(tmp_path / "work" / "results.jsonl", '"event": "began", "stage": "imdb"', first)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    second = run("gpu_reproduce.py", *options, "--clock", 2, env=env)
+    second = run("gpu_reproduce.py", *options, env=env)
     printed, _ = second.communicate()
     assert second.returncode == 0, printed
     assert "| classifier | imdb |" in printed and "test reviews**" in printed and "wikipedia" in printed

@@ -126,6 +126,15 @@ def test_the_classifier_takes_the_encoder_and_unfreezes_within_its_share(store, 
     assert told[-1]["reviews"] == 60 and 0 <= told[-1]["accuracy"] <= 1 and (tmp_path / "test_logits.npz").exists()
 
 
+def test_weights_that_diverged_are_passed_over(tmp_path):
+    for name, value in (("imdb", float("nan")), ("wikipedia", 1.0)):
+        (tmp_path / name).mkdir()
+        gpu_stage.safetensors.torch.save_file({"a": torch.full((2,), value)}, tmp_path / name / gpu_stage.WEIGHTS)
+    weights, word = found_weights([str(tmp_path / "imdb"), str(tmp_path / "wikipedia")])
+    assert weights["a"].tolist() == [1, 1] and word == "wikipedia (imdb diverged)"
+    assert found_weights([str(tmp_path / "imdb")]) == ({}, "random weights (imdb diverged)")
+
+
 def test_without_any_weights_nothing_is_frozen(store, tmp_path):
     assert found_weights([str(tmp_path / "none")]) == ({}, "random weights")
     assert [cycle.stage.freeze_to for cycle in language_model("imdb", store, SIZES, order())[2]] == [0]

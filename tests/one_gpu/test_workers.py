@@ -14,6 +14,7 @@ import gpu_workers
 
 def good():
     print("what libraries print")
+    os.write(1, b"and C's")
     yield {{"number": 1, "bad": float("nan")}}
     yield {{"number": 2}}
 
@@ -57,6 +58,12 @@ def test_whatever_becomes_of_a_part_the_others_follow(command):
 def test_parts_for_which_no_time_is_left_say_so(command):
     outcomes = gpu_workers.run_parts({"hangs": 60, "good": 60}, command, total=0.5, tell=lambda *_: None)
     assert all("left out: the" in outcome.fault and not outcome.rows for outcome in outcomes.values())
+
+
+def test_the_default_parts_come_to_200_seconds_at_most():
+    import gpu
+
+    assert sum(gpu.PARTS[name] for name in gpu.DEFAULT) <= gpu.TOTAL <= 200
 
 
 def test_the_files_are_written_row_by_row(tmp_path):
