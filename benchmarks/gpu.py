@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,27 @@ DEFAULT = ("correctness", "step", "resume", "ddp", "zero2", "fsdp2", "compressed
 TOTAL = 195.0
 
 
+def worker_command(options: argparse.Namespace) -> list[str]:
+    return [sys.executable, __file__, "--worker", "--device", options.device, *(["--tiny"] if options.tiny else [])]
+
+
 def worker(options: argparse.Namespace) -> None:
     """Do the parts that stdin names. torch is imported here alone."""
     import gpu_checks
+    import gpu_loss
     import gpu_parts
 
     s = gpu_parts.Settings(device=options.device, tiny=options.tiny)
     parts = {name: partial(getattr(gpu_parts, name), s) for name in PARTS if hasattr(gpu_parts, name)}
-    parts |= {name: partial(getattr(gpu_checks, name), s) for name in ("correctness", "resume")}
+    parts |= {name: partial(getattr(gpu_checks, name), s) for name in ("correctness", "bits")}
+    parts |= {"resume": partial(gpu_checks.resume, s, worker_command(options))}
     parts |= {name: partial(gpu_checks.engine, s, name) for name in gpu_checks.ENGINES}
-    work(parts)
+
+    def with_own_loss(part: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+        gpu_loss.choose(gpu_loss.best())  # whatever the part before has chosen
+        yield from part()
+
+    work({name: partial(with_own_loss, part) for name, part in parts.items()})
 
 
 def table(rows: list[Row]) -> str:
@@ -104,8 +116,7 @@ def main() -> None:
     begun = time.monotonic()
     report = Report(os.environ.get("OUT"), f"{time.strftime('%Y-%m-%d')}, {options.device}{', tiny' * options.tiny}")
     limits = {name: PARTS[name] * options.scale for name in options.parts}
-    command = [sys.executable, __file__, "--worker", "--device", options.device, *(["--tiny"] if options.tiny else [])]
-    outcomes = run_parts(limits, command, total=options.seconds * options.scale, tell=report.tell)
+    outcomes = run_parts(limits, worker_command(options), total=options.seconds * options.scale, tell=report.tell)
     at_fault = [name for name, outcome in outcomes.items() if wrong(outcome)]
     print(json.dumps(gpu_plan.choose(report.rows)))
     print(f"{time.monotonic() - begun:.0f} s; " + (f"at fault: {', '.join(at_fault)}" if at_fault else "no fault"))

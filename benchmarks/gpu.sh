@@ -6,9 +6,9 @@
 #   bash benchmarks/gpu.sh --parts correctness step      # some of them, or others: see --help
 #   bash benchmarks/gpu.sh --device cpu --tiny           # rehearsal of the script itself
 #
-# It needs torch 2.11 or newer with CUDA, accelerate, tokenizers, tensorboard, safetensors, numpy, psutil, pytest with
-# pytest-timeout, and tyro; not fastai or datasets. Without deepspeed the part zero2 is skipped (its wheel is made here by
-# DS_BUILD_OPS=0 pip wheel --no-deps deepspeed hjson, and it needs pydantic and py-cpuinfo too).
+# It needs torch 2.11 or newer with CUDA, accelerate, tokenizers, tensorboard, safetensors, numpy, pyarrow, psutil and pytest;
+# the part tests pytest-timeout and tyro too; not fastai or datasets. Without deepspeed the part zero2 is skipped (its wheel
+# is made here by DS_BUILD_OPS=0 pip wheel --no-deps deepspeed hjson, and it needs pydantic and py-cpuinfo too).
 # On a machine without a package index carry the working tree and, as wheels made elsewhere, what is missing there:
 #
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \

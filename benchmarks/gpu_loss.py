@@ -11,7 +11,8 @@ import os
 import side_by_side  # noqa: F401  (finds ulmfit where it is not installed)
 import torch
 
-from ulmfit.model.fused_loss import SWITCH, in_use
+from ulmfit.model import fused_loss
+from ulmfit.model.fused_loss import SWITCH
 
 KINDS = ("fused", "plain")
 WHY = "no fused loss here"
@@ -25,7 +26,7 @@ def has(kind: str) -> bool:
         return False
     switch = os.environ.pop(SWITCH, None)
     try:
-        return in_use(torch.device("cuda"))
+        return fused_loss.in_use(torch.device("cuda"))
     finally:
         if switch is not None:
             os.environ[SWITCH] = switch
@@ -45,11 +46,6 @@ def choose(kind: str) -> None:
         os.environ.pop(SWITCH, None)
 
 
-def check_used(kind: str) -> None:
-    """After a measurement: that it was this one.
-
-    Raises:
-        RuntimeError: the fused loss has failed meanwhile, and the plain one was taken.
-    """
-    if not has(kind):
-        raise RuntimeError("the fused loss failed and the plain one was taken; its reason is on stderr")
+def failed(kind: str) -> str:
+    """After a measurement with it: why it was another one that was measured; "" if it was not."""
+    return "" if has(kind) else f"the fused loss failed: {fused_loss._failure}"

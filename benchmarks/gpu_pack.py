@@ -169,7 +169,7 @@ def main() -> None:
     maker.add_argument("--vocab-size", type=int, default=60_000)
     maker.add_argument("--min-freq", type=int, default=2)
     maker.add_argument("--tokens", type=int, default=4_300_000, help="of a piece, about (default: 4.3 million)")
-    maker.add_argument("--room", type=float, default=48, help="MiB of pieces that a command can carry (default: 48)")
+    maker.add_argument("--room", type=float, default=46, help="MiB of pieces that a command can carry (default: 46)")
     maker.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th document, for a rehearsal")
     maker.add_argument("--cache-dir", help="of token stores (default: ulmfit's)")
     maker.set_defaults(work=make)

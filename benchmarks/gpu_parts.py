@@ -128,7 +128,9 @@ def step(s: Settings) -> Iterator[Row]:
                 gpu_loss.choose(kind)
                 ours, walls = trainer(s, rows, precision), []
                 memory = gibibytes(lambda ours=ours, walls=walls: walls.append(timed(ours, s.seconds)))
-                gpu_loss.check_used(kind)
+                if fault := gpu_loss.failed(kind):
+                    yield row | {"skipped": fault}
+                    continue
                 tokens = rows * s.bptt
                 share = tokens * flops_per_token(s.preset, s.vocab) / walls[0] / s.peak(s.products(precision))
                 yield row | {
@@ -143,7 +145,6 @@ def step(s: Settings) -> Iterator[Row]:
 def peer(s: Settings) -> Iterator[Row]:
     """A step as fastai does it (fastai_style.py) beside ours, A B B A A B, at equal batch."""
     fastai_style.check()
-    gpu_loss.choose(gpu_loss.best())
     for rows in s.batches[::-1]:
         for precision in ("fp16", "bf16", "fp32"):
             if s.lacks(precision):
@@ -177,8 +178,6 @@ def peer(s: Settings) -> Iterator[Row]:
 def loss(s: Settings) -> Iterator[Row]:
     """Chunks of the loss: time and memory of cross-entropy and its gradients alone, beside whole logits."""
     from ulmfit.model.loss import linear_cross_entropy
-
-    gpu_loss.choose(gpu_loss.best())
 
     width = SIZES[s.preset][0]
     for precision in ["fp32"] if s.device == "cpu" else ["fp32", "bf16"]:

@@ -99,8 +99,8 @@ class Reproduction:
 
     def _rate(self) -> float:
         """Tokens in a second of the clock: as Wikipedia's stage reached them, else as the probe did."""
-        reached = last(self.record.events, "wikipedia", "weights")
-        return (reached or self.gates)["tokens_per_second"] / self.clock.speed
+        reached = (last(self.record.events, "wikipedia", "weights") or {}).get("tokens_per_second")
+        return (reached or self.gates["tokens_per_second"]) / self.clock.speed  # 0: there was no time for a step
 
     def _wait(self, stage: Stage, event: str, until: float, *, kill: bool = True) -> bool:
         """Record a stage's events until this one has come. False if it has ended or its time is up: then it is killed."""

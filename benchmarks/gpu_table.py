@@ -83,10 +83,12 @@ def render(events: list[dict[str, Any]], limits: Limits) -> str:
     told += [f"- {name}: {len(ready['missing'])} piece(s) did not travel" for name in STAGES
              if (ready := last(events, name, "ready")) and ready["missing"]]  # fmt: skip
     lines += ["", *told] if told else []
-    scores = last(events, "classifier", "scores")
-    if scores:
-        lines += ["", f"**{scores['accuracy']:.4f} of {scores['reviews']:,} test reviews**, planned start of the classifier "
-                  f"at the latest {limits.classifier_at:.0f} s"]  # fmt: skip
+    scores, order = last(events, "classifier", "scores"), last(events, "classifier", "order")
+    if scores and order:
+        began = (
+            f"the classifier began at {order['at']:.0f} s, at the latest it would have at {limits.classifier_at:.0f} s"
+        )
+        lines += ["", f"**{scores['accuracy']:.4f} of {scores['reviews']:,} test reviews**; {began}"]
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +104,7 @@ def _row(events: list[dict[str, Any]], name: str) -> list[str]:
         f"{order['end']:.0f}" if order else "",
         f"{read['tokens']:,}" if read else "",
         f"{read['tokens_per_second']:,}" if read else "",
-        f"{(weights and weights['steps']) or read['step']:,}" if read else "",
+        f"{read['steps'] if read is weights else read['step']:,}" if read else "",
         _result(scores) if scores else ("none" if ended else ""),
     ]
 

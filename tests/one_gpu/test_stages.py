@@ -235,6 +235,15 @@ def test_a_stage_that_hangs_does_not_move_the_classifier(tmp_path, monkeypatch, 
     assert f"{hangs} was killed, its time was up" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_a_stage_that_had_no_time_for_a_step_is_told(tmp_path, monkeypatch):
+    late = [(10, READY), (1, BEGAN), (60, WEIGHTS | {"steps": 0, "tokens": 0, "tokens_per_second": 0}), (0, END)]
+    assert reproduced(tmp_path, monkeypatch, World({"wikipedia": late, "imdb": GOOD, "classifier": CLASSIFIER}))[1]
+    (line,) = [
+        line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if "model of Wikipedia |" in line
+    ]
+    assert line.endswith("| 0 | 0 | 0 | none |")
+
+
 def test_a_stage_that_is_slow_to_be_ready_is_not_killed_before_its_turn(tmp_path, monkeypatch):
     world = World({"wikipedia": GOOD, "imdb": [(140, READY), *GOOD[1:]], "classifier": CLASSIFIER})
     assert reproduced(tmp_path, monkeypatch, world)[1]
