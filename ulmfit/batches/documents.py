@@ -158,6 +158,26 @@ def assign_to_ranks(
     return [[np.array(part, dtype=np.int64) for part in parts] for parts in dealt]
 
 
+def places_after_gather(positions: list[np.ndarray]) -> tuple[Tensor | None, int]:
+    """Where each document's row is in the ranks' rows, which are padded to the most rows of a rank and concatenated.
+
+    Args:
+        positions: of each rank, the positions in the step of its documents, in the order of its rows.
+
+    Returns:
+        int64 [documents of the step], and the most rows of a rank. None in place of the first if a rank has so many
+        that to gather them would move at least as many bytes as a sum over ranks, which moves every row twice.
+    """
+    most = max(map(len, positions))
+    size = sum(map(len, positions))
+    if len(positions) > 1 and len(positions) * most >= 2 * size:
+        return None, most
+    places = np.empty(size, dtype=np.int64)
+    for rank, own in enumerate(positions):
+        places[own] = rank * most + np.arange(len(own))
+    return torch.from_numpy(places), most
+
+
 @dataclass(frozen=True)
 class DocumentBatch:
     """One micro-batch, longest document first.

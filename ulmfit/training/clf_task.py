@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.documents import TIME_STEP_OVERHEAD, DocumentBatch, DocumentBatches, assign_to_ranks, collate
+from ulmfit.batches.documents import (
+    TIME_STEP_OVERHEAD,
+    DocumentBatch,
+    DocumentBatches,
+    assign_to_ranks,
+    collate,
+    places_after_gather,
+)
 from ulmfit.batches.order import permutation
 from ulmfit.config import ClassifierConfig
 from ulmfit.data.probabilities import SoftSplit
@@ -240,26 +247,6 @@ class ClassifierBatch:
     targets: Tensor | None = None
     gathered: Tensor | None = None
     most_rows: int = 0
-
-
-def places_after_gather(positions: list[np.ndarray]) -> tuple[Tensor | None, int]:
-    """Where each document's row is in the ranks' rows, which are padded to the most rows of a rank and concatenated.
-
-    Args:
-        positions: of each rank, the positions in the step of its documents, in the order of its rows.
-
-    Returns:
-        int64 [documents of the step], and the most rows of a rank. None in place of the first if a rank has so many
-        that to gather them would move at least as many bytes as a sum over ranks, which moves every row twice.
-    """
-    most = max(map(len, positions))
-    size = sum(map(len, positions))
-    if len(positions) > 1 and len(positions) * most >= 2 * size:
-        return None, most
-    places = np.empty(size, dtype=np.int64)
-    for rank, own in enumerate(positions):
-        places[own] = rank * most + np.arange(len(own))
-    return torch.from_numpy(places), most
 
 
 class ClassifierTask:
