@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import side_by_side  # noqa: F401  (finds ulmfit where it is not installed)
 
-from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.cache_writer import PROGRESS, CacheWriter
+from ulmfit.batches.cache import TokenStore, publish_entry
+from ulmfit.batches.cache_writer import CacheWriter
 from ulmfit.errors import UserError
-from ulmfit.files import publish, write_text
+from ulmfit.files import write_text
 
 MANIFEST, TOKENIZER, FORMAT = "packed.json", "tokenizer.json", 1
 FILTER = {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}
@@ -152,7 +152,7 @@ class Packed:
             labels = all(entry["labels"] for entry in entries)
             digests = " ".join(piece["sha256"] for _, piece, _ in there)
             fingerprint = entries[0]["fingerprint"] if alone else hashlib.sha256(digests.encode()).hexdigest()[:32]
-            store = TokenStore._open_if_complete(target)
+            store = TokenStore.open_if_complete(target)
             if store is not None and store.fingerprint == fingerprint:
                 return Opened(store, missing)
             shutil.rmtree(target, ignore_errors=True)
@@ -166,11 +166,9 @@ class Packed:
                 ):
                     lengths, rows, classes, ids = _columns(content, piece, entry["labels"])
                     writer.add(ids, lengths, classes if labels else None, rows, after={})
-                writer.finish(fingerprint, entries[0]["skipped"] if alone else {})
+                publish_entry(writer, target, fingerprint, entries[0]["skipped"] if alone else {})
             finally:
                 writer.close()
-            (partial / PROGRESS).unlink(missing_ok=True)
-            publish(partial, target)
         return Opened(TokenStore.open(target), missing)
 
 
