@@ -29,6 +29,7 @@ GROUND = {
     "processes",
     "reports",
     "resumable",
+    "run_command",
     "run_scores",
     "texts",
 }

@@ -229,6 +229,28 @@ def test_cards_tell_no_texts_and_no_folders(runs, tmp_path):
     )
 
 
+def card_with(run: Path, options: dict, resolved: dict) -> str:
+    """The card of a language model's run with these values in its config.json."""
+    stored = json.loads((run / "config.json").read_text())
+    stored["options"] |= options
+    stored["resolved"] |= resolved
+    (run / "config.json").write_text(json.dumps(stored))
+    return str(ulmfit.LanguageModel.from_pretrained(run, device="cpu").generate_model_card())
+
+
+def test_a_card_names_every_source_of_a_mixture_and_hub_data_by_their_whole_name(runs, tmp_path):
+    run = shutil.copytree(runs.lm, tmp_path / "run")
+    mixed = "wiki=0.7:owner/wiki,notes=0.3:/home/someone/notes.csv"
+    card = card_with(run, {"data": mixed}, {"revision": {"wiki": "0123456789abcdef"}})
+    shown = "wiki=0.7:owner/wiki,notes=0.3:notes.csv"
+    assert f"| data | {shown}, revisions on the hub: wiki 0123456789ab" in card and f"--data {shown} " in card
+    assert "/home" not in card and "datasets" not in metadata(card)
+    card = card_with(run, {"data": "owner/films"}, {"revision": "0123456789abcdef"})
+    assert "| data | owner/films of the hub, revision 0123456789ab" in card and "--data owner/films " in card
+    assert metadata(card)["datasets"] == ["owner/films"]
+    assert "--data" not in card_with(run, {"data": "in memory: a table, 3 rows"}, {"revision": None})
+
+
 def test_cards_of_models_without_a_run_and_of_the_packages_own(tmp_path, runs):
     shutil.copytree(runs.clf / "model", tmp_path / "alone")
     card = str(ulmfit.TextClassifier.from_pretrained(tmp_path / "alone").generate_model_card(language="en"))

@@ -10,26 +10,23 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.excerpts import listed, values_shown
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM, FitConfig
-from ulmfit.option_types import flag
-from ulmfit.paths import PATHS
+from ulmfit.fit_config import CLF, LM
+from ulmfit.paths import DESCRIBED, PATHS, without_folders
+from ulmfit.run_command import words_of_command
 from ulmfit.run_scores import scores_of
 
 CARD = "README.md"
 PAPER = "1801.06146"
 LICENCE_OF_ENGLISH = "cc-by-sa-3.0"  # of the language model in the package, which derived models take over
-_KINDS: dict[str, type] = {"lm": LMConfig, "clf": ClassifierConfig, "fit": FitConfig}
-_COMMANDS = {"lm": "train-lm", "clf": "train-clf", "fit": "fit"}
-_NOT_TOLD = {"output_dir", "cache_dir", "config", "resume", "max_time", "threads"}  # of the machine, not of the model
+_NOT_TOLD = {"output_dir", "cache_dir", "local_cache", "max_time", "threads"}  # of the machine, not of the model
 _SHOWN = 50  # classes in a table
 _SPLITS = {"test": "test", "valid": "validation"}
 _SCORES = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "f1": "macro F1", "micro_f1": "micro F1",
@@ -278,7 +275,8 @@ def _training(origin: Origin) -> Iterator[str]:
         yield from (f"Labelled texts: {', '.join(counts)}.", "")
     yield "The commands:" if len(origin.runs) > 1 and not origin.job else "The command:"
     yield from ("", "```bash")
-    yield from [_command(origin.job)] if origin.job else [_command(run.stored) for run in reversed(origin.runs)]
+    job = Run({**origin.job, "resolved": origin.runs[0].resolved})
+    yield from [_command(job)] if origin.job else [_command(run) for run in reversed(origin.runs)]
     yield "```"
 
 
@@ -299,36 +297,35 @@ def _valid(value: Any) -> str:
 def _source(data: Any, resolved: Mapping[str, Any]) -> str:
     if data is None:
         return "the embedded sample"
-    if resolved.get("revision"):
-        return f"{listed([data])} of the hub, revision {str(resolved['revision'])[:12]}"
-    return _name(data)
+    revision = resolved.get("revision")
+    if isinstance(revision, dict):  # by source of a mixture
+        told = ", ".join(f"{name} {str(commit)[:12]}" for name, commit in revision.items())
+        return f"{_data(data, resolved)}, revisions on the hub: {told}"
+    return _data(data, resolved) + (f" of the hub, revision {str(revision)[:12]}" if revision else "")
+
+
+def _data(data: Any, resolved: Mapping[str, Any]) -> str:
+    """The value of --data without folders. A name on the hub stays whole."""
+    revision = resolved.get("revision")
+    if isinstance(revision, str) or str(data).startswith(DESCRIBED):
+        return listed([data])
+    return listed([without_folders(str(data), whole=_dict(revision))])
 
 
 def _name(value: Any) -> str:
     """A path without its folders."""
-    text = str(value)
-    return listed([PurePath(text).name or text])
+    return listed([without_folders(str(value))])
 
 
-def _command(stored: Mapping[str, Any]) -> str:
-    """The command of a run: the options that are not the defaults."""
-    kind = _KINDS[stored["task"]]
-    words = ["ulmfit", _COMMANDS[stored["task"]]]
-    options = _dict(stored.get("options"))
-    for each in fields(kind):
-        value = options.get(each.name, each.default)
-        if each.name in _NOT_TOLD or value is None or value in (each.default, MISSING, {}):
-            continue
-        words += _words(f"--{flag(each.name)}", each.name, value)
-    return shlex.join(words)
+def _command(run: Run) -> str:
+    """The command of a run, without folders: they tell of the machine."""
 
+    def spelled(name: str, value: Any) -> str:
+        if name == "data":
+            return _data(value, run.resolved)
+        return _name(value) if name in PATHS else listed([value])
 
-def _words(option: str, name: str, value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [word for key, part in value.items() for word in _words(f"{option}.{flag(key)}", key, part)]
-    if isinstance(value, bool):
-        return [option if value else option.replace("--", "--no-", 1)]
-    return [option, _name(value) if name in PATHS else listed([value])]
+    return shlex.join(words_of_command(run.stored["task"], run.options, never=_NOT_TOLD, spelled=spelled))
 
 
 def _results(origin: Origin) -> Iterator[str]:
@@ -403,7 +400,7 @@ def _add_results(data: ModelCardData, origin: Origin, name: str) -> None:
     run = origin.runs[0]
     split = next((split for split in _SPLITS if split in run.scores), None)
     source = run.options.get("data")
-    if run.resolved.get("revision") and source:
+    if isinstance(run.resolved.get("revision"), str) and source:
         data.datasets = [str(source)]
     if split is None:
         return

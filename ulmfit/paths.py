@@ -6,7 +6,10 @@ A shell expands `~` only at the beginning of a word, not in `--data=~/reviews.cs
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Collection
+from pathlib import PurePath
 
 from ulmfit.errors import UserError
 from ulmfit.excerpts import cut
@@ -28,6 +31,8 @@ PATHS = frozenset(
         "html",
     }
 )
+DESCRIBED = "in memory: "  # prefix of the description of data from Python, which stands in config.json for a path
+_ENTRY = re.compile(r"(?:^|,)([A-Za-z_][\w.-]*)=([^:,=/]*):")
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, in the usual file systems
 
 
@@ -67,6 +72,31 @@ def as_path(given: str | os.PathLike[str] | os.PathLike[bytes], option: str = ""
     if len(os.fsencode(expanded)) > LONGEST_PATH:
         raise UserError(f"{what} {cut(expanded)} is longer than {LONGEST_PATH:,} bytes; give a shorter one")
     return expanded
+
+
+def entries_of_mixture(data: str) -> list[tuple[str, str, str]]:
+    """Name, weight and data of each source, as they are written, of NAME=WEIGHT:DATA,NAME=WEIGHT:DATA; else empty."""
+    if not _ENTRY.match(data):
+        return []
+    starts = list(_ENTRY.finditer(data))
+    ends = [match.start() for match in starts[1:]] + [len(data)]
+    return [(match[1], match[2], data[match.end() : end]) for match, end in zip(starts, ends, strict=True)]
+
+
+def without_folders(data: str, whole: Collection[str] = ()) -> str:
+    """A value of --data or another path for the eyes of others, without folders: they tell of the machine.
+
+    Args:
+        whole: names of sources of a mixture whose data stay as they are, such as names on the hub.
+    """
+
+    def last(path: str) -> str:
+        return PurePath(path).name or path
+
+    sources = entries_of_mixture(data)
+    if not sources:
+        return last(data)
+    return ",".join(f"{name}={weight}:{path if name in whole else last(path)}" for name, weight, path in sources)
 
 
 def _is_utf_8(path: str) -> bool:

@@ -50,8 +50,8 @@ def split_of_run(
     By default the test split, else the validation split. None if the model lies in no run.
     """
     from ulmfit.config import ClassifierConfig, LMConfig
-    from ulmfit.data.in_memory import DESCRIBED
     from ulmfit.data.sources import SPLIT_NAMES
+    from ulmfit.paths import DESCRIBED
     from ulmfit.training.begun import read_begun
     from ulmfit.training.setup import corpus_of_run
 

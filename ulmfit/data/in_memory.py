@@ -22,8 +22,8 @@ from ulmfit.data.hub_sets import of_dataset
 from ulmfit.data.source import Batches, Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed
+from ulmfit.paths import DESCRIBED
 
-DESCRIBED = "in memory: "  # prefix of the description in config.json
 HASHED_ROWS = 10_000  # rows hashed at a time
 SPLIT_NAMES = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",

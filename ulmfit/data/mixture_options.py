@@ -25,6 +25,7 @@ from typing import Any
 from ulmfit.data.locations import is_url, open_binary
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed
+from ulmfit.paths import entries_of_mixture
 
 SUFFIX = ".toml"
 # Options of the command line that a table may give for its source alone, with their types.
@@ -37,7 +38,6 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "header": (bool,),
 }
 _PATHS = ("data", "valid")
-_ENTRY = re.compile(r"(?:^|,)([A-Za-z_][\w.-]*)=([^:,=/]*):")
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -64,7 +64,7 @@ def is_mixture(data: object) -> bool:
         return False
     if data.lower().endswith(SUFFIX):
         return is_url(data) or os.path.isfile(data)
-    return _ENTRY.match(data) is not None and not os.path.exists(data)
+    return bool(entries_of_mixture(data)) and not os.path.exists(data)
 
 
 def ingredients(data: str) -> list[Ingredient]:
@@ -84,16 +84,13 @@ def ingredients(data: str) -> list[Ingredient]:
 
 
 def _of_text(text: str) -> list[Ingredient]:
-    starts = list(_ENTRY.finditer(text))
-    ends = [match.start() for match in starts[1:]] + [len(text)]
     found = []
-    for match, end in zip(starts, ends, strict=True):
-        name, data = match[1], text[match.end() : end]
+    for name, written, data in entries_of_mixture(text):
         try:
-            weight = float(match[2])
+            weight = float(written)
         except ValueError:
             weight = math.nan
-        found.append(Ingredient(name, _data(name, data), _weight(name, weight, match[2])))
+        found.append(Ingredient(name, _data(name, data), _weight(name, weight, written)))
     return found
 
 

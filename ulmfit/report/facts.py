@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit.config import ClassifierConfig, LMConfig
-from ulmfit.data.in_memory import DESCRIBED
 from ulmfit.errors import UserError
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM, FitConfig
+from ulmfit.fit_config import CLF, LM
 from ulmfit.option_types import flag
 from ulmfit.paths import as_path
 from ulmfit.run.stored import CONFIG, read_stored
-from ulmfit.run.tracking import METRICS, read_status
+from ulmfit.run.tracking import read_status
+from ulmfit.run_command import KINDS, words_of_command
+from ulmfit.run_scores import METRICS
 from ulmfit.training.job_files import minutes_of, read_json
 from ulmfit.training.privacy import hides_texts, hides_texts_of_run
 from ulmfit.training.result import read_metrics
-
-KINDS: dict[str, type] = {"fit": FitConfig, "lm": LMConfig, "clf": ClassifierConfig}
-COMMANDS = {"fit": "fit", "lm": "train-lm", "clf": "train-clf"}
 
 
 @dataclass(frozen=True)
@@ -178,36 +173,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def command(stored: dict[str, Any], path: str) -> str:
-    """The command that a run was started with: its options that differ from the defaults."""
-    kind = KINDS[stored["task"]]
-    words = ["ulmfit", COMMANDS[stored["task"]]]
-    for name, value in _given(kind, stored["options"]):
-        if name == "output_dir":
-            value = path
-        if name == "data" and str(value).startswith(DESCRIBED):
-            continue  # from Python
-        words += _words(name, value)
-    return shlex.join(words)
-
-
-def _given(kind: type, stored: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(kind):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        value = stored.get(field.name, default)
-        if field.name == "output_dir" or (
-            value != default and value is not None and field.name not in ("config", "resume")
-        ):
-            yield field.name, value
-
-
-def _words(name: str, value: Any, prefix: str = "") -> list[str]:
-    if isinstance(value, dict):
-        return [word for option, each in value.items() for word in _words(option, each, f"{flag(name)}.")]
-    if isinstance(value, bool):
-        return [f"--{prefix}{'' if value else 'no-'}{flag(name)}"]
-    return [f"--{prefix}{flag(name)}", os.fspath(value) if isinstance(value, os.PathLike) else str(value)]
+    """The command that trains a run again in its directory."""
+    options = stored["options"] | {"output_dir": path}
+    return shlex.join(words_of_command(stored["task"], options, always={"output_dir"}))
 
 
 def differing(runs: list[Facts]) -> list[tuple[str, list[str]]]:

@@ -11,11 +11,11 @@ from ulmfit.batches.cache import TokenStore
 from ulmfit.cache_folder import cache_folder
 from ulmfit.config import ClassifierConfig
 from ulmfit.data.corpus import Corpus
-from ulmfit.data.in_memory import DESCRIBED
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.explanation import Explanation
 from ulmfit.inference import TextClassifier
+from ulmfit.paths import DESCRIBED
 from ulmfit.report.facts import Facts
 from ulmfit.training.begun import read_begun
 from ulmfit.training.row_losses import ScoredSplit, scored_split

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from ulmfit.console import duration
 from ulmfit.files import parse_json, replacing, write_text
 from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
+from ulmfit.run_scores import METRICS
 
-METRICS, STATUS, TENSORBOARD = "metrics.jsonl", "status.json", "tensorboard"
+STATUS, TENSORBOARD = "status.json", "tensorboard"
 _STATUS_TYPES: dict[str, type] = {"state": str, "step": int, "error": str, "best_step": int}
 State = Literal["running", "done", "preempted", "failed"]
 

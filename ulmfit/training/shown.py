@@ -7,6 +7,7 @@ from typing import Any
 
 from ulmfit.config import TrainConfig
 from ulmfit.excerpts import cut
+from ulmfit.paths import without_folders
 from ulmfit.run.board import TASKS
 from ulmfit.training import optim
 from ulmfit.training.loop import PlannedStage, Task
@@ -24,7 +25,7 @@ def hyperparameters(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, 
     names = ("embedding_size", "hidden_size", "num_layers")
     return {
         "batch_size": float(resolved["batch_size"]),
-        "data": cut(str(config.data or "the embedded sample").rstrip("/").rpartition("/")[2]),
+        "data": cut(without_folders(str(config.data or "the embedded sample"))),
         "drop_mult": float(resolved["drop_mult"]),
         "lr": float(stages[-1]["lr"]),
         "recipe": config.recipe,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit.run.board import FINAL, score_tag
-from ulmfit.run.tracking import METRICS
+from ulmfit.run_scores import METRICS
 from ulmfit.training.baseline import NOT_INSTALLED
 from ulmfit.training.result import TrainingResult
 
