@@ -58,10 +58,10 @@ def test_of_several_labels_those_with_a_wrong_set():
     errors.add_sets(probabilities, truth, [0.5, 0.5])
     first, second = errors.merged(Ranks())
     assert (first.index, first.true, first.predicted) == (1, (1,), (0,))
-    assert first.probability == pytest.approx(0.9 * 0.8) and first.loss == pytest.approx(-math.log(0.1 * 0.2))
+    assert first.probability == pytest.approx(0.9 * 0.8) and first.loss == pytest.approx(-math.log(0.1 * 0.2) / 2)
     assert (second.index, second.predicted) == (2, ())
     line = as_list([second], ["a*", "b"], lambda index: "word <b> " * 200)
-    assert line.startswith(r"1. **b**, predicted **no label** with probability 0.360, loss 1.43: word &lt;b\> word")
+    assert line.startswith(r"1. **b**, predicted **no label** with probability 0.360, loss 0.71: word &lt;b\> word")
     assert line.endswith("...") and len(line) < 700
 
 

@@ -72,7 +72,7 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
 
 
 def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
-    """Train within an open session, as `run_session` calls it. `config` is the session\'s, with stored options filled in."""
+    """Train within an open session, as `run_session` calls it. `config` is the session's, with stored options filled in."""
     runtime = session.runtime
     pretrained = given_encoder(path_text(config.encoder))
     if pretrained is not None and pretrained.tokenizer is None:

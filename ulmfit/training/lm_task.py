@@ -68,7 +68,7 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> T
 
 
 def train_with(config: LMConfig, session: Session) -> TrainingResult:
-    """Train within an open session, as `run_session` calls it. `config` is the session\'s, with stored options filled in."""
+    """Train within an open session, as `run_session` calls it. `config` is the session's, with stored options filled in."""
     runtime = session.runtime
     asked_subword = config.subword
     pretrained = given_encoder(path_text(config.init))

@@ -24,7 +24,7 @@ class WrongDocument:
 
     Attributes:
         index: in the store.
-        loss: its cross-entropy (nats; of several labels their sum).
+        loss: its cross-entropy (nats; of several labels their mean, as in the evaluations).
         true: its classes, one unless a text may have several labels.
         predicted: likewise.
         probability: that the classifier gave to its prediction; of several labels that all of them are as predicted.
@@ -80,7 +80,7 @@ class WorstErrors:
         """
         truth, predicted = truth > 0.5, probabilities >= np.asarray(thresholds)
         clipped = probabilities.clip(1e-12, 1 - 1e-12)
-        losses = -np.where(truth, np.log(clipped), np.log1p(-clipped)).sum(1)
+        losses = -np.where(truth, np.log(clipped), np.log1p(-clipped)).mean(1)
         chances = np.where(predicted, probabilities, 1 - probabilities).prod(1)
         wrong = np.flatnonzero((truth != predicted).any(1))
         self._keep(
