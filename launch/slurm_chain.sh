@@ -10,7 +10,8 @@
 # Where requeueing is forbidden (give --no-requeue), a job at its time limit submits itself again, and those that wait for
 # it wait for the new one. So one training alone may be given too:
 #   launch/slurm_chain.sh --no-requeue --time=01:00:00 -- train_lm.py --data wiki/ --output-dir runs/lm
-# With --array=1-4 and %a in the options each task has a chain of its own.
+# With --array=1-4 and %a in the options each task has a chain of its own, but not where requeueing is forbidden: a task
+# that submits itself again is another job, for which its successor does not wait. Submit such chains one by one.
 # All options are checked before anything is submitted. Exit code: 0 submitted, 2 a mistake, 1 sbatch failed.
 set -uo pipefail
 python="${ULMFIT_PYTHON:-$PWD/.venv/bin/python}"
