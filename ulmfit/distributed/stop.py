@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,6 +48,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._kept: set[Path] = set()  # requests for a checkpoint that could not be removed
         self.interrupted = self.in_loop = self.raised = False
         self._interruptible = 0  # nesting depth
         self._interrupts, self._last_interrupt = 0, -ECHO
@@ -165,13 +166,17 @@ class StopRequest:
 
     def save_requested(self) -> bool:
         """Whether a file named `save-now` in the directory of the run or the job asks for a checkpoint."""
-        return any(file.exists() for file in self._save_files())
+        return any(file.is_file() for file in self._save_files() if file not in self._kept)
 
     def take_save_request(self) -> None:
         """Remove the file that asks for a checkpoint, before it is written: a file made later asks for another one."""
         for file in self._save_files():
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
+            try:
+                if file.is_file():
+                    file.unlink(missing_ok=True)
+            except OSError as error:  # else it would ask for another checkpoint every second
+                self._kept.add(file)
+                sys.stderr.write(f"{file} cannot be removed ({error.strerror}) and asks for no more checkpoints\n")
 
     def _save_files(self) -> list[Path]:
         return [file.with_name(SAVE_FILE) for file in (self._file, self._job_file) if file is not None]
@@ -181,7 +186,7 @@ class StopRequest:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = "--max-time"
         files = [file for file in (self._file, self._job_file) if file is not None]
-        if self.reason is None and any(file.exists() for file in files):
+        if self.reason is None and any(file.is_file() for file in files):
             self.reason = f"{STOP_FILE} file"
         if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
             self.reason = "the launcher's death"

@@ -138,7 +138,7 @@ def _errors(model: TextClassifier, scored: ScoredSplit, places: list[int], *, te
         if place in read:
             wrongly = sorted(set(predicted) - set(true)) or sorted(set(true) - set(predicted))
             index = max(wrongly, key=lambda each: scored.probabilities[place, each])
-            explanation = model.explain(read[place][:LONGEST], model.label_names[index], tried=0)
+            explanation = model.explain(read[place].strip()[:LONGEST], model.label_names[index], tried=0)
         found.append(Wrong(int(scored.store.rows[place]), float(scored.losses[place]), true, predicted,
                            scored.probabilities[place], explanation))  # fmt: skip
     return found
@@ -166,7 +166,7 @@ def _deciding(model: TextClassifier, scored: ScoredSplit) -> tuple[dict[int, lis
     places = sorted({int(place) for place in np.linspace(0, number - 1, min(number, EXPLAINED))})
     sums: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for text in scored.texts(places).values():
-        found = model.explain(text[:LONGEST], tried=0)
+        found = model.explain(text.strip()[:LONGEST], tried=0)
         here: dict[str, float] = defaultdict(float)
         for word in found.words:
             if any(sign.isalpha() for sign in word.text):

@@ -107,7 +107,8 @@ class RunDirectory:
 
     def _decide(self, identity: dict[str, Any], kind: type[TrainConfig], notice: Callable[[str], None]) -> tuple:
         for name in (STOP_FILE, SAVE_FILE):
-            (self.path / name).unlink(missing_ok=True)
+            if (self.path / name).is_file():
+                (self.path / name).unlink(missing_ok=True)
         files.remove_torn(self.path)  # safe: their writer no longer has the lock
         stored = read_stored(self.path, notice)
         if stored is None:
