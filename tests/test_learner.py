@@ -126,6 +126,11 @@ def test_the_finder_leaves_the_learner_as_it_stands(made):
     assert found.state == "found" and found.suggestions and learn.run_dir == learn.results[-1].run_dir
 
 
+def test_the_finders_picture_names_what_is_trained(made):
+    folder, _ = made
+    assert language_model(folder).lr_find().picture.name == "1-head.png"
+
+
 def test_mistakes_are_sentences(made):
     folder, _ = made
     fresh = language_model(folder / "none")

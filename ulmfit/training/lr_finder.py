@@ -42,7 +42,8 @@ class RangeTest:
     """The curve of one range test.
 
     Args:
-        stage: the name of the stage that is tested, if the recipe has several.
+        stage: the name of the stage that is tested.
+        alone: whether the recipe has no other stage, so that the report does not name it.
         last_stage: the recipe's rate in the last stage, which `--lr` sets, divided by that in the tested stage.
 
     Attributes:
@@ -51,10 +52,17 @@ class RangeTest:
     """
 
     def __init__(
-        self, num_it: int = 100, *, start: float = 1e-7, end: float = 10.0, stage: str = "", last_stage: float = 1.0
+        self,
+        num_it: int = 100,
+        *,
+        start: float = 1e-7,
+        end: float = 10.0,
+        stage: str = "",
+        alone: bool = False,
+        last_stage: float = 1.0,
     ) -> None:
         assert num_it >= 1 and 0 < start < end
-        self._stage, self._last_stage = stage, last_stage
+        self._stage, self._alone, self._last_stage = stage, alone, last_stage
         self.num_it, self._start, self._end = num_it, start, end
         self.rates: list[float] = []
         self.losses: list[float] = []
@@ -161,7 +169,7 @@ class RangeTest:
         return path
 
     def _tested(self) -> str:
-        if not self._stage:
+        if self._alone or not self._stage:
             return ""
         if self._last_stage == 1:
             return f" in the stage {self._stage}, from the weights at the start"
@@ -190,7 +198,7 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
     It changes these weights: train with a new task.
     """
     stage, last = tested_stage(recipe, config.lr_find_stage), recipe.stages[-1]
-    test = RangeTest(stage=stage.name if len(recipe.stages) > 1 else "", last_stage=last.lr / stage.lr)
+    test = RangeTest(stage=stage.name, alone=len(recipe.stages) == 1, last_stage=last.lr / stage.lr)
     trained = optim.freeze(task.net, task.groups, stage.freeze_to)
     rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
     inner = optim.build_optimizer(
