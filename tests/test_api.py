@@ -17,6 +17,7 @@ import ulmfit
 from tests.training import runs as short
 from ulmfit.config import check
 from ulmfit.option_types import normalized
+from ulmfit.training.result import read_metrics
 
 
 def test_editors_and_type_checkers_see_the_names_that_load_late():
@@ -174,3 +175,15 @@ def test_a_wheel_says_that_the_package_is_typed(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     assert "ulmfit/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_result_draws_its_confusion_matrix(runs):
+    _, step, metrics = read_metrics(runs.clf)
+    result = ulmfit.TrainingResult("clf", "done", step, runs.clf, runs.clf / "model", metrics)
+    axes = result.plot_confusion_matrix().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["neg", "pos"]
+    assert [text.get_text() for text in axes.texts] == [str(n) for row in metrics["valid"]["confusion"] for n in row]
+    with pytest.raises(ulmfit.UserError, match="confusion matrix of the split 'test'; there is one of valid$"):
+        result.plot_confusion_matrix("test")
+    with pytest.raises(ulmfit.UserError, match="; only classifiers with one label a row have them"):
+        dataclasses.replace(result, metrics={"valid": {"perplexity": 3.0}}).plot_confusion_matrix()

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt, listed
 from ulmfit.run.tracking import read_status
 from ulmfit.run_scores import scores_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ulmfit.inference import LanguageModel, TextClassifier
 
 
@@ -62,6 +65,28 @@ class TrainingResult:
 
         kind = LanguageModel if self.task == "lm" else TextClassifier
         return kind.from_pretrained(self.model_dir, **options)
+
+    def plot_confusion_matrix(self, split: str = "valid") -> Figure:
+        """Draw how often each class (rows) was taken for each class (columns) in the last evaluation of a split.
+
+        A notebook with %matplotlib inline shows it; elsewhere it is written by `savefig`.
+
+        Args:
+            split: "valid" or "test".
+
+        Raises:
+            UserError: there is no such evaluation, or it is not of a classifier with one label a row.
+        """
+        found = self.metrics.get(split, {})
+        if "confusion" not in found:
+            have = listed(name for name, scores in self.metrics.items() if "confusion" in scores)
+            raise UserError(
+                f"this training has no confusion matrix of the split {excerpt(split)}; "
+                + (f"there is one of {have}" if have else "only classifiers with one label a row have them")
+            )
+        from ulmfit.run.figures import confusion_figure
+
+        return confusion_figure(found["confusion"], [scores["label"] for scores in found["by_class"]])
 
 
 def result_of(
