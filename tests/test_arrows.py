@@ -22,6 +22,7 @@ GROUND = {
     "fit_config",
     "hub",
     "limits",
+    "markdown",
     "model_card",
     "option_types",
     "paths",

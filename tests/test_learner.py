@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
 
 import ulmfit
 from tests.training import runs
+from ulmfit.training.by_hand import ByHand
 from ulmfit.training.clf_task import ClassifierTask
-from ulmfit.training.stages import DISCRIMINATIVE, recipe_for
+from ulmfit.training.stages import DISCRIMINATIVE, Stage, recipe_for
 
 SHORT = {"batch_size": 8, "bptt": 16, "save_every": 1, "log_every": 1, "samples": False, "threads": 1}
 
@@ -145,8 +147,43 @@ def test_mistakes_are_sentences(made):
         fresh.fit_one_cycle(1, slice(1e-3))
     with pytest.raises(ulmfit.UserError, match="above 0"):
         fresh.fit_one_cycle(0)
+    for arguments, sentence in (
+        ((math.inf,), "--epochs is inf"), ((math.nan,), "--epochs is nan"), (("x",), "epochs is 'x'; give a number"),
+        ((1, math.inf), "--lr is inf"), ((1, slice(0, 1)), "--lr is 0"), ((1, "fast"), "rate is 'fast'; give a number"),
+        ((1, 1e-2, (1.5, 2)), "below 1"), ((1, 1e-2, 0.9), "give two numbers"), ((1, 1e-2, (0.9,)), "give two numbers"),
+    ):  # fmt: skip
+        with pytest.raises(ulmfit.UserError, match=sentence):
+            fresh.fit_one_cycle(*arguments)
+    for group in ("all", 1.5):
+        with pytest.raises(ulmfit.UserError, match="freeze_to is .*; give the whole number of a layer group"):
+            fresh.freeze_to(group)
+    with pytest.raises(
+        ulmfit.UserError, match=r"freeze_to\(99\) leaves nothing to train, for there are 3 layer groups"
+    ):
+        ByHand((Stage("1", 99, 1.0, 1e-2),)).check(3)
     with pytest.raises(ulmfit.UserError, match="epochs is set by the calls"):
         ulmfit.text_classifier_learner(epochs=3)
     with pytest.raises(ulmfit.UserError, match="recipe 'none'"):
         ulmfit.text_classifier_learner(recipe="none")
     assert not (folder / "none").exists()
+
+
+def test_saved_states_are_checked(made):
+    folder, learn = made
+    for name, sentence in (("a\0b", "null character"), ("n" * 300, "give a shorter one"), (5, "without slashes")):
+        with pytest.raises(ulmfit.UserError, match=sentence):
+            learn.save(name)
+    good = json.loads(learn.save("state").read_text())
+    stage = good["stages"][0]
+    for wrong in ([], good | {"run": "../other"}, good | {"run": 5}, good | {"freeze_to": "x"}, good | {"stages": []},
+                  good | {"stages": [stage | {"epochs": "x"}]}, good | {"stages": [stage | {"freeze_to": None}]}):  # fmt: skip
+        (learn.path / "saved" / "state.json").write_text(json.dumps(wrong))
+        with pytest.raises(ulmfit.UserError, match="is damaged; run the cell again"):
+            learn.load("state")
+    there = learn.path
+    try:
+        learn.path = folder / "reviews.csv"
+        with pytest.raises(ulmfit.UserError, match="cannot be written"):
+            learn.save("state")
+    finally:
+        learn.path = there

@@ -40,7 +40,7 @@ class Bundle(TextClassifier):
     def __init__(self, members: Sequence[TextClassifier], names: Sequence[str]) -> None:
         first = members[0]
         super().__init__(first.net, first.tokenizer, first.config)
-        self.loaded_from = first.loaded_from
+        self.loaded_from, self.form = first.loaded_from, BUNDLE
         self.members = list(members)
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from ulmfit import private_api
 from ulmfit.errors import UserError
 from ulmfit.excerpts import cut
+from ulmfit.files import write_text
 from ulmfit.paths import as_path
 
 PREFIX = "hf://"  # before a name that is also that of a folder here
@@ -91,6 +92,15 @@ def local_folder(
         raise UserError(f"{cut(name)} cannot be got from the hub ({_reason(error)}); try again") from None
 
 
+#: The file by which `from_pretrained` knows what a folder holds; an earlier one is looked for first.
+_FORMS = {
+    "bundle.json": "a bundle of classifiers",
+    "model.onnx": "an exported classifier",
+    "model.safetensors": "a model",
+}
+_OF_A_RUN = ("status.json", "metrics.jsonl", "checkpoints")
+
+
 class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url="https://arxiv.org/abs/1801.06146"):
     """What can be saved, pushed to the hub and loaded from there. README.md in the folder is a card of the model.
 
@@ -98,6 +108,7 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
     """
 
     loaded_from: Path | None = None  # the folder, beside which its run lies
+    form: str = "model.safetensors"  # of the files in `_FORMS`, the one that a saved folder has
 
     @property
     def card_data(self) -> ModelCardData:
@@ -109,22 +120,51 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
         return object.__new__(cls)
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *, model_card_kwargs: dict[str, Any] | None = None, **options: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        config: None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
     ) -> str | None:
         """Write the folder that `from_pretrained` loads, with a model card. A README.md that is there is kept.
 
         Args:
             model_card_kwargs: of the card: `license` (a hub identifier such as "mit"), `language` ("en"), `tags`,
                 `model_name`, and `intended_use` (a text).
-            options: `push_to_hub=True` with `repo_id` and the options of `push_to_hub`, to do both.
+            config: nothing; the mixin gives it.
+            push_to_hub: upload too, to `repo_id` (by default the folder's name) with the options of `push_to_hub`.
 
         Raises:
             UserError: the folder cannot be written, or the hub refuses.
         """
         folder = as_path(save_directory)
+        self._check(folder)
+        try:
+            # Not by the mixin's own, which first deletes a config.json: that of a model to which a tokenizer is added.
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._save_pretrained(Path(folder))
+            if not os.path.lexists(card := os.path.join(folder, "README.md")):
+                write_text(card, str(self.generate_model_card(**(model_card_kwargs or {}))))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or Path(folder).name, model_card_kwargs=model_card_kwargs, **options)
+
+    def _check(self, folder: str) -> None:
+        """Refuse a folder in which the model would damage something, or would not be found."""
+        if not folder:
+            raise UserError("the folder to save in is an empty name; give a path")
         if os.path.lexists(folder) and not os.path.isdir(folder):
             raise UserError(f"{folder} is a file; name a folder")
-        return super().save_pretrained(Path(folder), model_card_kwargs=model_card_kwargs, **options)
+        if any(os.path.lexists(os.path.join(folder, name)) for name in _OF_A_RUN):
+            raise UserError(f"{folder} is a run, whose own files would be replaced; name another folder")
+        there = [name for name in _FORMS if name != self.form and os.path.lexists(os.path.join(folder, name))]
+        if there:
+            raise UserError(f"{folder} holds {_FORMS[there[0]]}, and would be of two kinds; name another folder")
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
         """Upload to the hub in one commit; the repository is made if it is not there. Returns the commit's URL.

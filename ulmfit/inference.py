@@ -331,7 +331,7 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
             raise UserError(f"{path} holds a model exported in fp32; export it with --int8")
         self = cls(None, tokenizer, config)
         self._exported, self._backend, self._all = exported_folder.graph_of(path), "onnx", reader
-        self.loaded_from = self._exported.parent
+        self.loaded_from, self.form = self._exported.parent, exported_folder.MODEL
         return self
 
     def _save_pretrained(self, save_directory: Path) -> None:

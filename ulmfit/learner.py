@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +25,9 @@ from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json, write_text
 from ulmfit.inference import LanguageModel, TextClassifier
+from ulmfit.limits import check_numbers
 from ulmfit.option_types import path_text
+from ulmfit.paths import as_path
 from ulmfit.training import clf_task, lm_task
 from ulmfit.training.by_hand import ByHand
 from ulmfit.training.result import TrainingResult
@@ -80,8 +83,14 @@ class Learner(Generic[Config]):
         self.results: list[TrainingResult] = []
 
     def freeze_to(self, n: int) -> None:
-        """Train the layer groups from `n` on in the next fit; -2 for the last two, 0 for all."""
-        self._place = _Place(self._place.stages, self._place.run, n)
+        """Train the layer groups from `n` on in the next fit; -2 for the last two, 0 for all.
+
+        Raises:
+            UserError: it is no whole number.
+        """
+        if not isinstance(n, Integral):
+            raise UserError(f"freeze_to is {excerpt(n)}; give the whole number of a layer group, such as -2")
+        self._place = _Place(self._place.stages, self._place.run, int(n))
 
     def freeze(self) -> None:
         """Train the last layer group alone in the next fit."""
@@ -129,8 +138,11 @@ class Learner(Generic[Config]):
         if self._place.run is None:
             raise UserError("there is nothing to save yet; call fit_one_cycle first")
         path = self._named(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(self._place), indent=2) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(asdict(self._place), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); make room or give another name") from None
         return path
 
     def load(self, name: str) -> Learner[Config]:
@@ -142,8 +154,7 @@ class Learner(Generic[Config]):
         path = self._named(name)
         try:
             stored = parse_json(path.read_text(encoding="utf-8"))
-            stages = tuple(Stage(**(stage | {"momentum": tuple(stage["momentum"])})) for stage in stored["stages"])
-            place = _Place(stages, stored["run"], stored["freeze_to"])
+            place = _place_of(stored)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; save({name!r}) makes it") from None
         except (OSError, ValueError, KeyError, TypeError):
@@ -171,15 +182,20 @@ class Learner(Generic[Config]):
         if isinstance(lr, slice):
             if lr.start is None or lr.stop is None or lr.step is not None:
                 raise UserError("a slice of rates has two ends; write slice(lowest, highest)")
-            lowest, peak = float(lr.start), float(lr.stop)
+            lowest, peak = _number("the learning rate", lr.start), _number("the learning rate", lr.stop)
         else:
-            lowest = peak = float(lr)
-        if not (epochs > 0 and lowest > 0 and peak > 0):
-            raise UserError("epochs and learning rates of a fit are above 0; give such numbers")
+            lowest = peak = _number("the learning rate", lr)
+        epochs = _number("the number of epochs", epochs)
+        check_numbers({"epochs": epochs, "lr": lowest})
+        check_numbers({"lr": peak})
+        if not isinstance(moms, tuple | list) or len(moms) != 2:
+            raise UserError(f"moms is {excerpt(moms)}; give two numbers, such as (0.8, 0.7)")
+        moms = (_number("a momentum", moms[0]), _number("a momentum", moms[1]))
+        if not all(0 <= value < 1 for value in moms):
+            raise UserError(f"moms is {excerpt(moms)}; give two numbers of at least 0 and below 1")
         freeze_to = self._place.freeze_to
         name = "all groups" if freeze_to == 0 else "head" if freeze_to == -1 else f"from group {freeze_to}"
-        return Stage(f"{len(self._place.stages) + 1} {name}", freeze_to, float(epochs), peak, peak / lowest, schedule,
-                     (float(moms[0]), float(moms[1])))  # fmt: skip
+        return Stage(f"{len(self._place.stages) + 1} {name}", freeze_to, epochs, peak, peak / lowest, schedule, moms)
 
     def _fit(self, stage: Stage) -> TrainingResult:
         result = self._train(stage)
@@ -200,9 +216,38 @@ class Learner(Generic[Config]):
         return run_session(clf_task.train_with, ClassifierConfig(**values), None, by_hand)
 
     def _named(self, name: str) -> Path:
-        if not name or Path(name).name != name:
+        if not isinstance(name, str) or not name or Path(name).name != name:
             raise UserError(f"the name of a saved state is {excerpt(name)}; give a name without slashes")
-        return self.path / SAVED / f"{name}.json"
+        return self.path / SAVED / as_path(f"./{name}.json")
+
+
+def _number(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        try:
+            return float(value.item())  # of numpy or torch
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            raise UserError(f"{what} is {excerpt(value)}; give a number") from None
+    return float(value)
+
+
+def _place_of(stored: Any) -> _Place:
+    """The place in the file of `save`, which the user may have edited.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged.
+    """
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "Schedule": str}
+    stages = []
+    for entry in stored["stages"]:
+        first, second = map(float, entry["momentum"])
+        stages.append(Stage(**(entry | {"momentum": (first, second)})))
+        for part in fields(Stage):
+            if part.name != "momentum" and not isinstance(getattr(stages[-1], part.name), kinds[str(part.type)]):
+                raise TypeError(part.name)
+    run, freeze_to = stored["run"], stored["freeze_to"]
+    if not stages or not isinstance(run, str) or Path(run).name != run or type(freeze_to) is not int:
+        raise ValueError("no place of a training")
+    return _Place(tuple(stages), run, freeze_to)
 
 
 class LanguageModelLearner(Learner[LMConfig]):

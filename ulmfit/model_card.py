@@ -10,15 +10,18 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ulmfit.errors import one_line
 from ulmfit.excerpts import listed, values_shown
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM
+from ulmfit.markdown import escaped
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
 from ulmfit.run_command import words_of_command
 from ulmfit.run_scores import scores_of
@@ -84,7 +87,8 @@ class Origin:
 
 def origin_of(folder: Path | None) -> Origin:
     """The runs of the model in a folder. Files that users have edited or deleted are told less of."""
-    if folder is None:
+    # Another model may have been exported into a run's directory. launch/pretrain.sh names the run's own "encoder".
+    if folder is None or folder.resolve().name not in ("model", "encoder"):
         return Origin()
     place = folder.resolve().parent
     stored = _read(place / "config.json")
@@ -162,10 +166,11 @@ def model_card(
         license: a hub identifier. By default that of the English model for its descendants, else "other".
     """
     origin = origin_of(folder)
-    name = model_name or (repo_id or "").rpartition("/")[2] or _TITLES[str(config["task"])]
+    name = one_line(model_name or (repo_id or "").rpartition("/")[2] or _TITLES[str(config["task"])])
     old = folder / CARD if folder else None
     if not origin.runs and old is not None and old.is_file() and library is None:
-        return _kept(old, base, license, language)
+        with suppress(Exception):  # no text, or metadata that are no YAML: that can raise almost any
+            return _kept(old, base, license, language)
     with values_shown(origin.shows_values):
         data = ModelCardData(**base.to_dict())
         data.library_name = library or base.library_name
@@ -212,7 +217,8 @@ def _what(config: Mapping[str, Any], size: int) -> str:
             f"{sizes.get('num_layers')} layers, {sizes.get('vocab_size', 0):,} words, {size:,} parameters"  # fmt: skip
     direction = ", reading texts from their end" if config.get("backwards") else ""
     origin = _dict(config.get("imported"))
-    imported = f" Its weights were imported from {origin['from']} ({origin['kind']})." if origin else ""
+    where, kind = (escaped(origin.get(key)) for key in ("from", "kind"))
+    imported = f" Its weights were imported from {where} ({kind})." if origin else ""
     if config["task"] == "language_model":
         return f"A language model (ULMFiT: {shape}{direction}), to be fine-tuned on texts of a task.{imported}"
     several = "any number of" if config.get("multi_label") else "one of"
@@ -229,7 +235,7 @@ def _classes(config: Mapping[str, Any]) -> Iterator[str]:
     names = config["label_names"]
     yield from ("", "## Labels", "")
     more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    yield ", ".join(_code(name) for name in names[:_SHOWN]) + more
+    yield ", ".join(f"`{_code(name)}`" for name in names[:_SHOWN]) + more
     if config.get("temperature"):
         yield f"\nProbabilities are calibrated: logits are divided by {config['temperature']:.3f} (temperature scaling)."
 
@@ -266,7 +272,7 @@ def _training(origin: Origin) -> Iterator[str]:
             ),  # fmt: skip
         ]
         yield from (f"{what}:", "", "| | |", "|---|---|")
-        yield from (f"| {key} | {_cell(value)} |" for key, value in rows if value)
+        yield from (f"| {key} | {escaped(value)} |" for key, value in rows if value)
         yield ""
     labelled = _dict(origin.summary.get("rows"))
     told = {"train": "to train on", "valid": "of validation", "test": "of test"}
@@ -282,7 +288,7 @@ def _training(origin: Origin) -> Iterator[str]:
 
 def _stages(resolved: Mapping[str, Any]) -> Iterator[str]:
     stages = resolved.get("stages")
-    for stage in stages if isinstance(stages, list) else ():
+    for stage in map(_dict, stages if isinstance(stages, list) else ()):
         with_rate = f" at {stage['lr']:g}" if isinstance(stage.get("lr"), int | float) else ""
         yield f"{stage.get('name', 'stage')}, {stage.get('steps')} steps{with_rate}"
 
@@ -344,9 +350,11 @@ def _results(origin: Origin) -> Iterator[str]:
     if isinstance(by_class, list) and by_class:
         yield from ("", f"By class, on the {_SPLITS[splits[0]]} texts:", "")
         yield from ("| class | precision | recall | F1 | texts |", "|---|---|---|---|---|")
-        for row in by_class[:_SHOWN]:
+        for row in map(_dict, by_class[:_SHOWN]):
             numbers = [_number(row.get(key)) for key in ("precision", "recall", "f1")]
-            yield f"| {_code(row.get('label'))} | {' | '.join(numbers)} | {row.get('support', 0):,} |"
+            texts = row.get("support")
+            texts = f"{texts:,}" if isinstance(texts, int) else "-"
+            yield f"| `{_cell(_code(row.get('label')))}` | {' | '.join(numbers)} | {texts} |"
         if len(by_class) > _SHOWN:
             yield f"\n{len(by_class) - _SHOWN:,} more classes are in the run's metrics.jsonl."
 
@@ -356,7 +364,7 @@ def _simpler(summary: Mapping[str, Any], splits: Sequence[str]) -> Iterator[str]
     for name, scores in _dict(summary.get("systems")).items():
         if name != "ulmfit" and isinstance(scores, dict):
             values = [_number(_dict(scores.get(split)).get("accuracy")) for split in splits]
-            yield f"| accuracy of {name} | {' | '.join(values)} |"
+            yield f"| accuracy of {escaped(name)} | {' | '.join(values)} |"
 
 
 def _use(config: Mapping[str, Any], intended_use: str | None) -> Iterator[str]:
@@ -421,9 +429,10 @@ def _number(value: Any) -> str:
 
 
 def _code(name: Any) -> str:
-    """A name of the data in a line of Markdown."""
-    return f"`{_cell(listed([name]).replace('`', ' '))}`"
+    """A name of the data as the content of a code span, where nothing is read as Markdown or HTML."""
+    return listed([name]).replace("`", " ").strip() or " "
 
 
 def _cell(text: str) -> str:
+    """In a table the bar ends a cell also within a code span."""
     return text.replace("|", "\\|")

@@ -32,7 +32,7 @@ PATHS = frozenset(
     }
 )
 DESCRIBED = "in memory: "  # prefix of the description of data from Python, which stands in config.json for a path
-_ENTRY = re.compile(r"(?:^|,)([A-Za-z_][\w.-]*)=([^:,=/]*):")
+_ENTRY = re.compile(r"(?:^|, *)([A-Za-z_][\w.-]*)=([^:,=/]*):")
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, in the usual file systems
 
 
@@ -86,11 +86,16 @@ def entries_of_mixture(data: str) -> list[tuple[str, str, str]]:
 def without_folders(data: str, whole: Collection[str] = ()) -> str:
     """A value of --data or another path for the eyes of others, without folders: they tell of the machine.
 
+    URLs lose what stands behind `?`, too, and user and password: both may be keys.
+
     Args:
         whole: names of sources of a mixture whose data stay as they are, such as names on the hub.
     """
 
     def last(path: str) -> str:
+        if "://" in path:
+            path = re.split("[?#]", path, maxsplit=1)[0]
+            return PurePath(path).name.rpartition("@")[2] or "a URL"
         return PurePath(path).name or path
 
     sources = entries_of_mixture(data)

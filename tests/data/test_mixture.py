@@ -31,6 +31,8 @@ def texts(split):
     ("a=2:s3://bucket/x,y=1/z.csv,b=1e-2:owner/name:config", [("a", "s3://bucket/x,y=1/z.csv", 2.0),
                                                              ("b", "owner/name:config", 0.01)]),
     ("one=1:C:/x.csv", [("one", "C:/x.csv", 1.0)]),
+    ("a=1:x, y.csv, b=2:z.csv", [("a", "x, y.csv", 1.0), ("b", "z.csv", 2.0)]),
+    ("a=1:https://host/x.csv?key=1&b=2,b=1:z", [("a", "https://host/x.csv?key=1&b=2", 1.0), ("b", "z", 1.0)]),
 ])  # fmt: skip
 def test_sources_on_the_command_line(data, found):
     assert is_mixture(data)
@@ -117,7 +119,8 @@ def test_sources_of_an_object_store():
     ("a=0.5:a/wiki.jsonl,A=0.5:b", "names the source A|a twice"),
     ("a=x:a/wiki.jsonl", "a has the weight 'x'; give a number above 0, as in a=0.5:PATH"),
     ("a=0:a/wiki.jsonl", "a has the weight '0';"), ("a=-1:b", "weight '-1'"), ("a=nan:b", "weight 'nan'"), ("a=inf:b", "weight 'inf'"),
-    ("a=:b", "a has the weight"), ("a=1:", "a has no data; give a path after its weight"),
+    ("a=1e308:b,b=1e308:c", "too large or too far apart"), ("a=1e-320:b,b=1e9:c", "too large or too far apart"),
+    ("a=1:b=1:a/wiki.jsonl", "the source a of a=1:b=1:a/wiki.jsonl is a mixture itself"), ("a=:b", "a has the weight"), ("a=1:", "a has no data; give a path after its weight"),
     ("a=1:a/wiki.jsonl,b=1:no.csv", r"no file or folder no.csv"),
     ("a=1:a/wiki.jsonl,b=1:a/notes.csv", r"notes.csv has no column text; choose one of"),
 ])  # fmt: skip
@@ -128,6 +131,7 @@ def test_mistakes_on_the_command_line(data, said):
 
 
 @pytest.mark.parametrize(("content", "said"), [
+    ("a = " + "[" * 5000 + "]" * 5000, "it is nested too deeply"), ('[a]\ndata = "m.toml"', "the source a of m.toml is a mixture itself"),
     ("", "names no source; write a table"), ("x = 1", "has 'x' outside of a table"), ("[a", "cannot be read"),
     ("[a]\nweight = 1", "names no data in .a.; write"), ('[a]\ndata = "x"\nwight = 1', r"has 'wight' in \[a\]; the keys are"),
     ('[a]\ndata = "x"\nweight = "1"', "a has the weight"), ('[a]\ndata = "x"\nweight = true', "a has the weight"),

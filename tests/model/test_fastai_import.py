@@ -12,6 +12,7 @@ from tests.model.test_fastai_format import BOMBS, Bomb, classifier_file, encoder
 from ulmfit.cli import DONE, USER_ERROR, main
 from ulmfit.errors import UserError
 from ulmfit.inference import LanguageModel, TextClassifier
+from ulmfit.model import vocabulary_file
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.fastai_export import fastai_state
@@ -19,7 +20,7 @@ from ulmfit.model.fastai_format import load_fastai
 from ulmfit.model.fastai_import import import_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
-from ulmfit.model.vocabulary_file import read_words_and_labels
+from ulmfit.model.vocabulary_file import read_words_and_labels, unpickle_words
 from ulmfit.tokenizer.rules import SPECIALS
 
 PLAIN = [f"w{i}" for i in range(41)]
@@ -143,7 +144,7 @@ def test_names_of_classes(tmp_path, capsys):
     assert import_fastai(*files).config["label_names"] == ["0", "1", "2"]
     (tmp_path / "vocab.json").write_text(json.dumps([WORDS["fastai2"], ["a", "b", "c"]]))
     assert import_fastai(files[0], tmp_path / "vocab.json").config["label_names"] == ["a", "b", "c"]
-    for labels in ("a,b", "a,b,b"):
+    for labels in ("a,b", "a,b,b", "a,b,"):
         out = str(tmp_path / "out")
         assert main(["import-fastai", *map(str, files), out, "--labels", labels]) == USER_ERROR
         assert "3 classes" in capsys.readouterr().err
@@ -207,6 +208,49 @@ def test_what_cannot_be_imported_is_told(tmp_path, capsys):
     (tmp_path / "pieces.json").write_text(json.dumps([f"\u2581{i}" for i in range(50)]))
     with pytest.raises(UserError, match="pieces of words"):
         import_fastai(weights, tmp_path / "pieces.json")
+
+
+def test_tensors_that_are_not_in_the_file_are_refused(tmp_path, capsys):
+    """A view of one element with the shape of gigabytes; sparse and meta tensors; a name that is a number."""
+    for name, tensor in (
+        ("0.encoder.weight", torch.zeros(1, 1).expand(10**6, 10**6)), (5, torch.zeros(2)),
+        ("0.encoder.weight", torch.eye(4).to_sparse()), ("0.encoder.weight", torch.zeros(4, 4, device="meta")),
+    ):  # fmt: skip
+        weights, words = saved(tmp_path, language_model_file(2) | {name: tensor}, WORDS["fastai2"])
+        assert main(["import-fastai", str(weights), str(words), str(tmp_path / "out")]) == USER_ERROR
+        assert "holds no state dict" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_words_are_unicode_and_a_list_is_known_by_any_spelling_of_its_suffix(tmp_path):
+    weights, _ = saved(tmp_path, language_model_file(2), WORDS["fastai2"])
+    (tmp_path / "half.json").write_text(json.dumps([*WORDS["fastai2"][:-1], "\ud800"]))
+    with pytest.raises(UserError, match="is no list of words"):
+        import_fastai(weights, tmp_path / "half.json")
+    (tmp_path / "ITOS.PKL").write_bytes((tmp_path / "itos.pkl").read_bytes())
+    assert import_fastai(weights, tmp_path / "ITOS.PKL").source.vocab == WORDS["fastai2"]
+
+
+def test_a_mark_over_a_long_stack_does_not_copy_it():
+    """A file of 16 MiB could hold millions of marks over millions of values."""
+
+    class Counted(list):
+        copied = 0
+
+        def __getitem__(self, key):
+            Counted.copied += len(range(*key.indices(len(self)))) if isinstance(key, slice) else 0
+            return super().__getitem__(key)
+
+    machine = vocabulary_file._Machine()
+    machine._stack = Counted()
+    with pytest.raises(ValueError, match="unpack"):
+        machine.run(b"N" * 1000 + b"]" + b"(e" * 1000 + b".")
+    assert Counted.copied < 10_000
+
+
+def test_the_memo_is_bounded(monkeypatch):
+    monkeypatch.setattr(vocabulary_file, "_MOST_REMEMBERED", 10)
+    with pytest.raises(ValueError, match="remembers more than words"):
+        unpickle_words(b"]" + b"\x94" * 11 + b".")
 
 
 def some_classifier(classes, hidden):

@@ -45,8 +45,19 @@ def test_a_corpus_of_another_language_has_its_own_words():
 def test_a_mistake_is_told():
     with pytest.raises(ulmfit.UserError, match="colour is no option of this training; see ulmfit train-lm --help"):
         ulmfit.show_batch((TEXTS, LABELS), task="lm", colour="red")
+    for name, value in (("rows", 0), ("steps", -1), ("tokens", 1), ("batch_size", 0), ("rows", "a"), ("steps", 1.5)):
+        with pytest.raises(ulmfit.UserError, match=f"{name} is .*; give a whole number"):
+            ulmfit.show_batch((TEXTS, LABELS), **{name: value})
+    with pytest.raises(ulmfit.UserError, match="task is 'both'; give lm or clf"):
+        ulmfit.show_batch((TEXTS, LABELS), task="both")
     with pytest.raises(ulmfit.UserError, match="absent"):
         ulmfit.show_batch((TEXTS, LABELS), tokenizer="absent")
+
+
+def test_a_label_is_one_line_and_does_not_command_the_terminal(runs):
+    labels = ["two\nlines", "a\x1b[31mcolour"] * (len(TEXTS) // 2)
+    shown = ulmfit.show_batch((TEXTS[: len(labels)], labels), tokenizer=str(runs.lm), rows=len(labels))
+    assert {row.mark for row in shown.batches[0].rows} == {r"two\nlines", r"a\x1b[31mcolour"}
 
 
 def test_it_is_a_table_on_a_terminal_and_in_a_notebook():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from ulmfit.errors import UserError
 
 def check_output(path: Path, option: str = "--output") -> None:
     """Refuse an --output that is there, or cannot come to be, before the work."""
-    if path.exists():
+    if os.path.lexists(path):  # also a link that leads nowhere
         raise UserError(f"{option} {path} exists; name another file or remove it")
     if not path.parent.is_dir():
         raise UserError(

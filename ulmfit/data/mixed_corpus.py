@@ -18,6 +18,7 @@ from ulmfit.data.mixture_options import Ingredient, ingredients, is_mixture
 from ulmfit.data.source import Source
 from ulmfit.data.splits import Split, TextBatch
 from ulmfit.errors import UserError
+from ulmfit.excerpts import cut
 
 __all__ = ["MixedCorpus", "MixedSplit", "Part", "open_any_corpus"]
 
@@ -117,6 +118,11 @@ def open_any_corpus(data: Any, *, task: str, access: Access | None = None, **opt
     if task != "lm" or not is_mixture(data):
         return open_corpus(data, task=task, access=access, **options)
     sources = ingredients(data)
+    for source in sources:
+        if is_mixture(source.data):
+            raise UserError(
+                f"the source {source.name} of {cut(data)} is a mixture itself; give its sources, each with its weight"
+            )
     access = access or Access()
     total = sum(source.weight or 0.0 for source in sources)
     if options.get("streaming") and not total:

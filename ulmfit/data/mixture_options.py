@@ -80,6 +80,12 @@ def ingredients(data: str) -> list[Ingredient]:
     if len({source.weight is None for source in found}) > 1:
         missing = next(source.name for source in found if source.weight is None)
         raise UserError(f"{data} gives {missing} no weight and others one; give a weight to each source or to none")
+    weights = [source.weight for source in found if source.weight is not None]
+    # The sum of very large ones is infinite, and the share of a very small one 0.
+    if weights and not all(weight / sum(weights) > 0 for weight in weights):
+        raise UserError(
+            f"the weights of {data} are too large or too far apart; give shares of the tokens, as 0.7 and 0.3"
+        )
     return found
 
 
@@ -98,6 +104,8 @@ def _of_file(path: str) -> list[Ingredient]:
     try:
         with open_binary(path) as file:
             tables = tomllib.loads(file.read().decode("utf-8-sig"))
+    except RecursionError:
+        raise UserError(f"{path} cannot be read (it is nested too deeply); see docs/data.md for its form") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read ({str(error).rstrip('.')}); see docs/data.md for its form") from error
     if not tables:

@@ -10,11 +10,16 @@ from typing import Any, Literal
 
 from ulmfit import files
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
 from ulmfit.exported.reader import OnnxReader
 from ulmfit.paths import as_path
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.onnx", "tokenizer.json"
+# Entries of config.json that this package reads, besides label_names; each may be missing.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "architecture": dict, "exported": dict, "max_len": int, "text_columns": list, "temperature": (int, float), "thresholds": list,
+}  # fmt: skip
 _TRAINED = "model.safetensors"
 _CURE = "export the model again"
 
@@ -50,13 +55,20 @@ def read_export(path: str | os.PathLike) -> tuple[OnnxReader, Tokenizer, dict[st
     """
     folder = Path(as_path(path))
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = files.parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise UserError(f"{folder / CONFIG} cannot be read ({reason}); {_CURE}") from None
     names = config.get("label_names") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"label_names in {folder / CONFIG} is not a list of names; {_CURE}")
+    for name, kind in _KINDS.items():
+        if config.get(name) is not None and not isinstance(config[name], kind):
+            raise UserError(f"{name} in {folder / CONFIG} is {excerpt(config[name])}, of another type; {_CURE}")
+    if (thresholds := config.get("thresholds")) is not None and (
+        len(thresholds) != len(names) or not all(isinstance(value, int | float) for value in thresholds)
+    ):
+        raise UserError(f"thresholds in {folder / CONFIG} are not a number for each of label_names; {_CURE}")
     tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     if config.get("vocabulary", tokenizer.vocabulary_fingerprint) != tokenizer.vocabulary_fingerprint:
         raise UserError(

@@ -104,6 +104,7 @@ def _shift(weight: Tensor, bias: Tensor) -> Tensor:
 
 def _page(name: str, net: LanguageModelNet | ClassifierNet, tokenizer: Tokenizer, config: dict[str, Any]) -> str:
     sizes = net.config
+    words, path = repr(f"{name}/{MODELS}/{WORDS}"), repr(name)  # a name may hold quotes and line breaks
     given = f'{{"emb_sz": {sizes.embedding_size}, "n_hid": {sizes.hidden_size}, "n_layers": {sizes.num_layers}}}'
     backwards = ", backwards=True" if config.get("backwards") else ""
     lines = [
@@ -114,14 +115,14 @@ def _page(name: str, net: LanguageModelNet | ClassifierNet, tokenizer: Tokenizer
         "```python",
         "from fastai.text.all import *",
         "",
-        f'words = load_pickle("{name}/{MODELS}/{WORDS}")',
+        f"words = load_pickle({words})",
     ]
     block = f'TextBlock.from_df("text", vocab=words{", is_lm=True" if isinstance(net, LanguageModelNet) else ""}{backwards})'
     if isinstance(net, LanguageModelNet):
         lines += [
             f'dls = DataBlock({block}, get_x=ColReader("text")).dataloaders(frame)',
             f"config = awd_lstm_lm_config | {given}",
-            f'learn = language_model_learner(dls, AWD_LSTM, config=config, path="{name}", pretrained=False{backwards})',
+            f"learn = language_model_learner(dls, AWD_LSTM, config=config, path={path}, pretrained=False{backwards})",
             f'learn.load("{_LM}", with_opt=False)  # or learn.load_encoder("{_ENCODER}") of a text_classifier_learner',
         ]
     else:
@@ -129,7 +130,7 @@ def _page(name: str, net: LanguageModelNet | ClassifierNet, tokenizer: Tokenizer
             f"blocks = ({block}, CategoryBlock(vocab={list(map(str, config['label_names']))!r}))",
             'data = DataBlock(blocks, get_x=ColReader("text"), get_y=ColReader("label"))',
             f"config = awd_lstm_clas_config | {given}",
-            f'learn = text_classifier_learner(data.dataloaders(frame), AWD_LSTM, config=config, path="{name}",',
+            f"learn = text_classifier_learner(data.dataloaders(frame), AWD_LSTM, config=config, path={path},",
             f"    pretrained=False, lin_ftrs=[{net.head_hidden}], seq_len={net.bptt}, max_len={net.max_len}{backwards})",
             f'learn.load("{_CLF}", with_opt=False)',
         ]

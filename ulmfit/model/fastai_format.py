@@ -109,7 +109,9 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value) for name, value in state.items()
+    ):
         raise UserError("the file holds no state dict; save one by learn.save or learn.save_encoder")
     prefix = next((prefix for prefix in ("0.module.", "0.", "") if f"{prefix}encoder.weight" in state), None)
     if prefix is None:
@@ -134,6 +136,13 @@ def fastai_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
         name: tensor.detach().to(torch.float32 if tensor.dtype in half else tensor.dtype, copy=True).contiguous()
         for name, tensor in result.items()
     }
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether all elements of a tensor are in the file. A view of few elements could claim the shape of many."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _layer(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def import_fastai(
     if labels is None and (names is None or len(names) != classes):
         names = [str(number) for number in range(classes)]
     assert names is not None
-    if len(names) != classes or len(set(names)) != classes:
+    if len(names) != classes or len(set(names)) != classes or "" in names:
         raise UserError(
             f"--labels {listed(names)} does not name the {classes} classes of {weights}; give each one name"
         )

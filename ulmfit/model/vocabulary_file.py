@@ -28,6 +28,7 @@ _REMEMBER = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _RECALL = frozenset({"GET", "BINGET", "LONG_BINGET"})
 #: The types of `learn.dls.vocab` in fastai 2. An object of them is its attributes; `items` holds the list.
 _LISTS = frozenset({"fastcore.foundation L", "fastai.data.transforms CategoryMap"})
+_MOST_REMEMBERED = MOST_BYTES // 4  # a word takes four bytes at least; an entry of the memo a hundred in memory
 _MOST_PARTS = 16  # lists, dicts and open marks: a file of empty ones would take fifty times its size
 
 
@@ -55,7 +56,7 @@ def read_words_and_labels(path: str | os.PathLike) -> tuple[list[str], list[str]
     if len(content) > MOST_BYTES:
         raise UserError(f"{path} has more than {MOST_BYTES // 2**20} MiB, too much for a list of words; {_CURE}")
     try:
-        words = _words(content, path.suffix)
+        words = _words(content, path.suffix.lower())
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise UserError(f"{path} is no list of words ({str(error)[:80]}); {_CURE}") from error
     if _is_texts(words):
@@ -66,7 +67,18 @@ def read_words_and_labels(path: str | os.PathLike) -> tuple[list[str], list[str]
 
 
 def _is_texts(words: Any) -> bool:
-    return isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
+    """Whether it is a list of texts. JSON and pickles may hold halves of surrogate pairs, which are no text."""
+    return (
+        isinstance(words, list) and bool(words) and all(isinstance(word, str) and _is_unicode(word) for word in words)
+    )
+
+
+def _is_unicode(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _words(content: bytes, suffix: str) -> Any:
@@ -160,6 +172,8 @@ class _Machine:
             stack[-1].items = state.get("items")
         elif name in _REMEMBER:
             self._memo[len(self._memo) if argument is None else argument] = stack[-1]
+            if len(self._memo) > _MOST_REMEMBERED:
+                raise ValueError("it remembers more than words")
         elif name in _RECALL:
             stack.append(self._memo[argument])
         elif name in ("GLOBAL", "STACK_GLOBAL", "INST"):
@@ -174,7 +188,9 @@ class _Machine:
 
     def _popped(self) -> list[Any]:
         """What stands above the mark, which is removed too."""
-        place = len(self._stack) - 1 - self._stack[::-1].index(self._mark)
+        place = len(self._stack) - 1
+        while self._stack[place] is not self._mark:  # from its end: a copy of a long stack for each mark takes hours
+            place -= 1
         values = self._stack[place + 1 :]
         del self._stack[place:]
         self._marks -= 1

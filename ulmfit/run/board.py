@@ -8,13 +8,13 @@ the same in every run, so that runs in one logdir lie in one chart.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from ulmfit.markdown import escaped
 from ulmfit.run import figures
 
 TASKS = {"lm": "language model", "clf": "classifier"}
@@ -166,12 +166,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in markdown. Cells are shown as they are."""
     lines = [header, ["---"] * len(header), *([escaped(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def escaped(value: Any) -> str:
-    """Markdown that shows a value in one line, unchanged otherwise. No part of it is read as HTML, link or emphasis."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|>])", r"\\\1", text)
 
 
 def verbatim(text: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +192,16 @@ class Tokenizer(HubModel):
         tokenizer.loaded_from = Path(folder)
         return tokenizer
 
+    form = "tokenizer.json"
+
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory / "tokenizer.json")
+
+    def _check(self, folder: str) -> None:
+        with suppress(OSError, ValueError):  # it is not there, or is not text
+            if Path(folder, "tokenizer.json").read_text(encoding="utf-8") == self.to_str():
+                return  # it belongs to what is there, and replaces nothing
+        super()._check(folder)
 
     def _card(self, **kwargs: Any) -> str:
         from ulmfit.model_card import model_card

@@ -47,6 +47,16 @@ class ByHand:
             )
         return file_fingerprint(weights)
 
+    def check(self, groups: int) -> None:
+        """Refuse a stage that trains nothing of a model with this many layer groups.
+
+        Raises:
+            UserError: it begins after the last group.
+        """
+        if (first := self.stages[-1].freeze_to) >= groups:
+            raise UserError(f"freeze_to({first}) leaves nothing to train, for there are {groups} layer groups; give a "
+                            "lower number")  # fmt: skip
+
     def checkpoint(self) -> dict[str, Any]:
         """The last checkpoint of the run before it.
 

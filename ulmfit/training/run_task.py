@@ -93,6 +93,7 @@ def run(
     config, runtime, by_hand = session.config, session.runtime, session.by_hand
     plan = session.begun.plan(config) if session.begun and by_hand is None else None
     if by_hand is not None:
+        by_hand.check(len(task.groups))
         recipe, test = replace(recipe, stages=by_hand.stages), None  # a test split is not scored after every stage
         fingerprints = fingerprints | {"start": runtime.on_main(by_hand.fingerprint)}
     with session.stop.interruptible():  # with --bptt-jitter and many epochs it takes minutes

@@ -20,8 +20,8 @@ from ulmfit.data.in_memory import in_memory
 from ulmfit.data.label_sets import labels_of
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.errors import UserError
-from ulmfit.excerpts import cut
+from ulmfit.errors import UserError, one_line
+from ulmfit.excerpts import cut, excerpt
 from ulmfit.option_types import normalized
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
@@ -159,6 +159,16 @@ def show_batch(
     Raises:
         UserError: an option, file or column is wrong.
     """
+    if task not in ("lm", "clf"):
+        raise UserError(f"task is {excerpt(task)}; give lm or clf")
+    for name, value, least in (
+        ("rows", rows, 1),
+        ("steps", steps, 1),
+        ("tokens", tokens, 2),
+        ("batch_size", batch_size, 1),
+    ):
+        if value is not None and (type(value) is not int or value < least):
+            raise UserError(f"{name} is {excerpt(value)}; give a whole number of {least} or more")
     kind = LMConfig if task == "lm" else ClassifierConfig
     known = {part.name for part in fields(kind)}
     unknown = [name for name in options if name not in known]
@@ -226,7 +236,7 @@ def _documents(
         for index in indices[:rows]:
             ids = store.document(index)
             more = max(0, len(ids) - tokens)
-            shown.append(ShownRow(names[labels[index]], _words(tokenizer, ids[:tokens].tolist()), more))
+            shown.append(ShownRow(one_line(names[labels[index]]), _words(tokenizer, ids[:tokens].tolist()), more))
         yield ShownBatch(title, shown)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.excerpts import cut
-from ulmfit.run.board import escaped
+from ulmfit.markdown import escaped
 
 MOST = 10
 LONGEST = 400  # characters of a text that are shown

@@ -1,0 +1,159 @@
+"""Model cards: what a stranger, a user's edits or names of the data put into them, and folders that are not a model's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+import ulmfit
+from ulmfit.cli import USER_ERROR, main
+from ulmfit.model_card import Origin, Run, model_card
+from ulmfit.paths import without_folders
+from ulmfit.run.directory import MODEL
+
+
+@pytest.fixture(scope="module")
+def classifier(runs):
+    return ulmfit.TextClassifier.from_pretrained(runs.clf, backend="torch")
+
+
+def copy_of(run, folder, *, config=None, resolved=None, options=None, model=None):
+    """A copy of a run with other entries in its config.json and in that of its model."""
+    shutil.copytree(run, folder)
+    stored = json.loads((folder / "config.json").read_text())
+    stored["options"] |= options or {}
+    stored["resolved"] |= resolved or {}
+    (folder / "config.json").write_text(json.dumps(stored | (config or {})))
+    content = json.loads((folder / MODEL / "config.json").read_text())
+    (folder / MODEL / "config.json").write_text(json.dumps(content | (model or {})))
+    return folder
+
+
+def card_of(folder):
+    return str(ulmfit.TextClassifier.from_pretrained(folder, backend="torch").generate_model_card())
+
+
+@pytest.mark.parametrize(("given", "name"), [
+    ("/home/me/x.csv", "x.csv"), ("x.csv", "x.csv"), ("runs/lm/", "lm"), ("/", "/"), ("a=1.csv", "a=1.csv"),
+    ("wiki=0.7:/home/me/wiki/*.parquet,notes=0.3:/home/me/n.csv", "wiki=0.7:*.parquet,notes=0.3:n.csv"),
+    ("a=1:x, b=2:/home/y/", "a=1:x,b=2:y"), ("https://me:word@host/a/x.csv?X-Signature=secret#part", "x.csv"),
+    ("a=1:https://host/x.csv?k=1&l=2,b=1:s3://bucket/y", "a=1:x.csv,b=1:y"), ("a?b.csv", "a?b.csv"),
+])  # fmt: skip
+def test_names_without_folders_and_keys(given, name):
+    assert without_folders(given) == name
+
+
+def test_the_card_of_a_mixture_names_all_sources(runs, tmp_path):
+    data = "wiki=0.7:/home/ward/wiki.csv,notes=0.3:/home/ward/notes.csv?x"
+    run = copy_of(
+        runs.clf, tmp_path / "run", options={"data": data}, resolved={"revision": {"wiki": "0123456789abcdef"}}
+    )
+    card = card_of(run)
+    assert "| data | wiki=0.7:wiki.csv,notes=0.3:notes.csv?x; columns text, label |" in card
+    assert "ulmfit train-clf --data 'wiki=0.7:wiki.csv,notes=0.3:notes.csv?x'" in card
+    assert "ward" not in card and "datasets" not in ModelCard(card).data.to_dict()
+
+
+def test_names_are_no_markdown(runs, tmp_path):
+    evil = "<img src=x>|`c` [a](http://b)"
+    run = copy_of(
+        runs.clf,
+        tmp_path / "run",
+        options={"data": f"{evil}.csv"},
+        resolved={"text_column": evil},
+        model={"label_names": [evil, "```"], "imported": {"from": evil, "kind": "x\n# title"}},
+    )
+    card = card_of(run)
+    text = card.partition("\n---\n")[2]
+    outside = "".join(text.split("```")[0::2])  # of blocks of code
+    assert "`<img src=x>|'" not in outside and "<img src=x>| c  [a](http://b)`" in outside  # the label, in a code span
+    assert "\n# title" not in outside and outside.count("<img") == 1 and outside.count("](http") == 1
+    assert r"&lt;img src=x>" not in outside and r"&lt;img src=x\>\|\`c\` \[a\]\(http://b" in outside
+
+
+@pytest.mark.parametrize("changes", [
+    {"resolved": {"stages": [1]}}, {"resolved": {"stages": 5}}, {"config": {"options": 5}}, {"config": {"versions": [1]}},
+    {"model": {"imported": {"a": 1}}}, {"model": {"imported": 5}},
+])  # fmt: skip
+def test_edited_files_are_told_less_of(runs, tmp_path, changes):
+    assert "## Licence" in card_of(copy_of(runs.clf, tmp_path / "run", **changes))
+
+
+def test_scores_of_an_edited_log_are_told_less_of(classifier):
+    rows = [5, {"label": ["x"], "support": "many", "f1": True}, {"label": "neg", "f1": 0.5, "support": 3}]
+    run = Run({"task": "clf", "options": 3}, {"valid": {"accuracy": None, "loss": "low", "by_class": rows}})
+    config = classifier.config | {"task": "classifier"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ulmfit.model_card.origin_of", lambda folder: Origin([run]))
+        card = model_card(classifier.card_data, None, config, size=1, usage="")
+    assert "| `neg` | - | - | 0.500 | 3 |" in card and card.count("| - | - |") >= 2
+
+
+def test_a_model_in_the_directory_of_another_run_is_not_told_of_by_it(runs, tmp_path):
+    run = copy_of(runs.clf, tmp_path / "run")
+    shutil.copytree(runs.clf / MODEL, run / "exported")
+    assert "reviews.csv" in card_of(run / MODEL) and "is not beside it" in card_of(run / "exported")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"---\n[a: {\n---\nx", b"---\n- a\n---\nx"])
+def test_a_strangers_card_that_is_damaged_is_replaced(runs, tmp_path, content):
+    shutil.copytree(runs.clf / MODEL, tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes(content)
+    assert "# ULMFiT text classifier" in card_of(tmp_path / "model")
+
+
+def test_saving_does_not_damage_a_run_or_make_a_folder_of_two_kinds(runs, classifier, tmp_path):
+    run = copy_of(runs.clf, tmp_path / "run")
+    before = (run / "config.json").read_bytes()
+    tokenizer = ulmfit.Tokenizer.from_file(runs.lm)
+    other = ulmfit.Tokenizer.train(["other words than those"] * 3, min_freq=1)
+    for kept in (classifier, other):
+        with pytest.raises(ulmfit.UserError, match="is a run, whose own files would be replaced"):
+            kept.save_pretrained(run)
+    assert (run / "config.json").read_bytes() == before and not (run / "README.md").exists()
+    bundle = ulmfit.TextClassifier.from_pretrained([runs.clf, runs.clf], backend="torch")
+    bundle.save_pretrained(tmp_path / "both")
+    bundle.save_pretrained(tmp_path / "both")
+    classifier.save_pretrained(tmp_path / "one")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").touch()
+    for kept, folder in ((classifier, "both"), (bundle, "one"), (classifier, "onnx"), (other, "one")):
+        with pytest.raises(ulmfit.UserError, match="would be of two kinds; name another folder"):
+            kept.save_pretrained(tmp_path / folder)
+    ulmfit.Tokenizer.from_file(tmp_path / "one").save_pretrained(tmp_path / "one")  # the model's own
+    ulmfit.TextClassifier.from_pretrained(tmp_path / "one", backend="torch")
+    for folder, sentence in (("", "empty name"), (tmp_path / "one" / "README.md" / "x", "cannot be written")):
+        with pytest.raises(ulmfit.UserError, match=sentence):
+            tokenizer.save_pretrained(folder)
+
+
+def test_an_output_that_is_a_link_to_nowhere_is_refused(runs, tmp_path, capsys):
+    os.symlink("nowhere", tmp_path / "link")
+    assert main(["export", "--model", str(runs.lm), "--output", str(tmp_path / "link")]) == USER_ERROR
+    assert "exists; name another file" in capsys.readouterr().err
+
+
+def test_the_lines_for_fastai_are_python_whatever_the_folder_is_called(runs, tmp_path):
+    folder = tmp_path / 'a "b"\n`c`'
+    assert main(["export", "--model", str(runs.clf), "--output", str(folder), "--to", "fastai"]) == 0
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("\n```")[0]
+    compile(code, "README.md", "exec")
+    assert repr(f"{folder.name}/models/itos.pkl") in code
+
+
+@pytest.mark.parametrize("content", [
+    {"exported": 5}, {"thresholds": [0.5]}, {"thresholds": ["a", "b"]}, {"max_len": "x"}, {"temperature": []}, None,
+])  # fmt: skip
+def test_a_damaged_configuration_of_an_exported_model_is_a_users_mistake(runs, tmp_path, content):
+    pytest.importorskip("onnxruntime")
+    assert main(["export", "--model", str(runs.clf), "--output", str(tmp_path / "onnx"), "--to", "onnx"]) == 0
+    path = tmp_path / "onnx" / "config.json"
+    text = "[" * 10**5 if content is None else json.dumps(json.loads(path.read_text()) | content)
+    Path(path).write_text(text)
+    with pytest.raises(ulmfit.UserError, match=r"config\.json"):
+        ulmfit.TextClassifier.from_pretrained(tmp_path / "onnx")
