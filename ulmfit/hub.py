@@ -123,7 +123,7 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
         self,
         save_directory: str | os.PathLike[str],
         *,
-        config: None = None,
+        config: Any = None,
         repo_id: str | None = None,
         push_to_hub: bool = False,
         model_card_kwargs: dict[str, Any] | None = None,
