@@ -50,9 +50,7 @@ def test_names_without_folders_and_keys(given, name):
 
 def test_the_card_of_a_mixture_names_all_sources(runs, tmp_path):
     data = "wiki=0.7:/home/ward/wiki.csv,notes=0.3:/home/ward/notes.csv?x"
-    run = copy_of(
-        runs.clf, tmp_path / "run", options={"data": data}, resolved={"revision": {"wiki": "0123456789abcdef"}}
-    )
+    run = copy_of(runs.clf, tmp_path / "run", options={"data": data})
     card = card_of(run)
     assert "| data | wiki=0.7:wiki.csv,notes=0.3:notes.csv?x; columns text, label |" in card
     assert "ulmfit train-clf --data 'wiki=0.7:wiki.csv,notes=0.3:notes.csv?x'" in card

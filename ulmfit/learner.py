@@ -222,12 +222,12 @@ class Learner(Generic[Config]):
 
 
 def _number(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        try:
-            return float(value.item())  # of numpy or torch
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            raise UserError(f"{what} is {excerpt(value)}; give a number") from None
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        return float(value.item())  # of numpy or torch
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise UserError(f"{what} is {excerpt(value)}; give a number") from None
 
 
 def _place_of(stored: Any) -> _Place:

@@ -23,14 +23,14 @@ LONGEST = 300  # characters of a text that are shown
 
 @dataclass(kw_only=True)
 class TopLossesOptions(ScoringOptions):
-    """Show the rows that a classifier gets most wrong, with their losses and probabilities.
+    """Show the rows that a classifier gets most wrong, with loss and probabilities.
 
     A row of a large loss is often one whose label is wrong. Rows have numbers from 0 in their source, as for predict.
     """
 
-    metavars: ClassVar[dict[str, str]] = {"path": "MODEL ..."}
+    metavars: ClassVar[dict[str, str]] = {"run": "MODEL ..."}
 
-    path: Positional[tuple[str, ...]] = ()
+    run: Positional[tuple[str, ...]] = ()
     """Run directory of a classifier, its model/ or a bundle. Of several, probabilities are averaged."""
     model: str | None = None
     """The classifier as an option (default: the words)."""
@@ -42,7 +42,7 @@ class TopLossesOptions(ScoringOptions):
 
 def top_losses(options: TopLossesOptions) -> None:
     """Print the rows with the largest losses, the largest first."""
-    models = [*([options.model] if options.model else []), *options.path]
+    models = [*([options.model] if options.model else []), *options.run]
     if not models:
         raise UserError("no model is named; write ulmfit top-losses RUN --data FILE")
     from ulmfit.bundle import each_model
