@@ -7,7 +7,7 @@
 # weights (docs/data.md). OUTPUT is the run directory; the encoder is OUTPUT/encoder. Killed or stopped, the same command
 # goes on. The English model of the package was made so, with the first of
 #
-#     bash launch/pretrain.sh "wikipedia/*.parquet" runs/english --text-column text --max-steps 6700
+#     bash launch/pretrain.sh "wikipedia/*.parquet" runs/english --text-column text
 #     bash launch/pretrain.sh wikimedia/wikipedia:20231101.cy runs/welsh
 #     bash launch/pretrain.sh "wiki=0.6:wikimedia/wikipedia:20231101.de,notes=0.4:s3://bucket/notes/*.jsonl.zst" runs/german
 #

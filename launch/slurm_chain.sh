@@ -13,7 +13,7 @@
 # With --array=1-4 and %a in the options each task has a chain of its own, but not where requeueing is forbidden: a task
 # that submits itself again is another job, for which its successor does not wait. Submit such chains one by one.
 # All options are checked before anything is submitted. Exit code: 0 submitted, 2 a mistake, 1 sbatch failed.
-set -uo pipefail
+set -euo pipefail
 python="${ULMFIT_PYTHON:-$PWD/.venv/bin/python}"
 fail() { echo "error: $1" >&2; exit 2; }
 [ -f launch/slurm.sbatch ] || fail "there is no launch/slurm.sbatch in $PWD; submit from the project root"
@@ -51,7 +51,7 @@ directories=() predecessors=()
 while [ ${#rest[@]} -gt 0 ]; do
     take
     parsed="$("$python" -m ulmfit.cli.job "${words[@]}")" || exit 2
-    { read -r _; read -r directory; read -r start; } <<<"$parsed"
+    { read -r _; read -r directory; read -r start; } <<<"$parsed" || true  # the last line may be missing
     before=""
     for number in "${!directories[@]}"; do
         [ "$(plain "${directories[number]}")" != "$(plain "$directory")" ] ||

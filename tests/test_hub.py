@@ -240,7 +240,7 @@ def card_with(run: Path, options: dict, resolved: dict) -> str:
 
 def test_a_card_names_every_source_of_a_mixture_and_hub_data_by_their_whole_name(runs, tmp_path):
     run = shutil.copytree(runs.lm, tmp_path / "run")
-    mixed = "wiki=0.7:owner/wiki,notes=0.3:/home/someone/notes.csv"
+    mixed = "wiki=0.7:owner/wiki,notes=0.3:/somewhere/else/notes.csv"
     card = card_with(run, {"data": mixed}, {"revision": {"wiki": "0123456789abcdef"}})
     shown = "wiki=0.7:owner/wiki,notes=0.3:notes.csv"
     assert f"| data | {shown}, revisions on the hub: wiki 0123456789ab" in card and f"--data {shown} " in card

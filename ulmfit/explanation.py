@@ -109,9 +109,9 @@ def explain(model: TextClassifier, text: str, label: str | None = None, *, tried
         raise UserError("there is no word in the text to explain; give one with words")
     if any(member.net is None for member in members):
         raise UserError("an exported model has no gradients; explain by the run that it was exported from")
-    if any(member._bits == 8 for member in members):
+    if any(member.bits == 8 for member in members):
         raise UserError("a model in 8 bits has no gradients; load it without int8")
-    prediction = model._prediction(model.probabilities([text])[0])
+    prediction = model.prediction_of(model.probabilities([text])[0])
     index = _index(model, label, prediction.index, prediction.probabilities)
     read, words = _contributions(model, members[0], text, index)
     for member in members[1:]:  # each may cut the text into other words, so its words are those of the first member

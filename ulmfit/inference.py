@@ -264,7 +264,8 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
             found = config.get("thresholds") or [0.5] * len(self.label_names)
             self.thresholds = np.asarray(found, dtype=np.float32)
         self._exported: Path | bytes | None = None  # the graph of a model without net
-        self._bits: Literal[8, 32] = 32
+        #: of the matrix products of the encoder.
+        self.bits: Literal[8, 32] = 32
         self._backend: Backend = "torch"
         self._all: _Reader | None = None  # reads any number of documents; built when it is needed
         self._few: _Reader | None = None  # reads fewer than FEW, with backend auto in fp32
@@ -310,7 +311,7 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
             return cls._load_export(path, device, int8, backend)
         self = cls(*_load(path, "TextClassifier", device or ("cpu" if backend == "onnx" else None)))
         self.loaded_from = _found(path)
-        self._bits = 8 if int8 else 32
+        self.bits = 8 if int8 else 32
         self._backend = _backend_of(self.net, backend)
         if int8 or self._backend == "onnx":
             self._all = self._reader_of_all()
@@ -359,7 +360,7 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
 
     def _reader(self, documents: int) -> _Reader:
         """What reads this number of documents. It is built at its first use."""
-        if self._backend == "auto" and self._bits == 32 and documents < FEW:
+        if self._backend == "auto" and self.bits == 32 and documents < FEW:
             if self._few is None:
                 with _building:
                     self._few = self._few or self._onnx_reader()
@@ -371,7 +372,7 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
         return self._all
 
     def _reader_of_all(self) -> _Reader:
-        if self._backend == "onnx" or (self._backend == "auto" and self._bits == 8):
+        if self._backend == "onnx" or (self._backend == "auto" and self.bits == 8):
             reader = self._onnx_reader()
             if reader is not None:
                 return reader
@@ -379,7 +380,7 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
         from ulmfit.parallel_inference import TorchReader
 
         assert self.net is not None
-        if self._bits == 8 and not isinstance(self.net.encoder, Int8AWDLSTM):
+        if self.bits == 8 and not isinstance(self.net.encoder, Int8AWDLSTM):
             quantize_encoder(self.net)
         return TorchReader(
             self.net,
@@ -397,7 +398,7 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
 
             assert self.net is not None
             tensors = {name: tensor.detach().numpy() for name, tensor in self.net.state_dict().items()}
-            return OnnxReader(build(Weights.of(tensors, self.config | _sizes(self.net)), self._bits))
+            return OnnxReader(build(Weights.of(tensors, self.config | _sizes(self.net)), self.bits))
         except UserError:
             if self._backend == "onnx":
                 raise
@@ -429,10 +430,11 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
         columns = self.config.get("text_columns", ())
         rows, reasons = given_rows(texts, text_column=text_column, trained_columns=columns)
         found = iter(self.probabilities([row for row, reason in zip(rows, reasons, strict=True) if not reason]))
-        predictions = [self._no_prediction(reason) if reason else self._prediction(next(found)) for reason in reasons]
+        predictions = [self._no_prediction(reason) if reason else self.prediction_of(next(found)) for reason in reasons]
         return predictions[0] if isinstance(texts, str) else predictions
 
-    def _prediction(self, row: np.ndarray) -> Prediction:
+    def prediction_of(self, row: np.ndarray) -> Prediction:
+        """The prediction of a text with these probabilities, float32 [C]."""
         if self.thresholds is None:
             index = int(row.argmax())
             return Prediction(self.label_names[index], index, row)
