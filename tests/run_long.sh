@@ -13,7 +13,7 @@ python -m tests.soak_kill --kills "${KILLS:-100}"
 python -m tests.soak_faults --minutes "${SOAK_MINUTES:-60}"
 ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
 ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/training/test_from_fastai.py tests/test_estimator.py \
-    tests/test_learner.py tests/test_notebook.py tests/distributed/test_launch.py
+    tests/test_learner.py tests/test_notebook.py tests/distributed/test_launch.py tests/slurm/test_slurm.py
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
 ULMFIT_LONG=1 python -m pytest -q tests/one_gpu

@@ -195,6 +195,7 @@ def test_a_killed_launcher_is_requeued_and_a_cancelled_job_is_not(cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="a minute: set ULMFIT_LONG, as tests/run_long.sh does")
 def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster):
     lm, fine, clf = (cluster.folder / f"chain-{name}" for name in ("lm", "fine", "clf"))
     first, second, third = cluster.submit_chain(
