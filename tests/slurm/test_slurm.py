@@ -248,6 +248,7 @@ def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="minutes: set ULMFIT_LONG, as tests/run_long.sh does")
 def test_a_node_that_is_not_fit_is_named_before_the_training(cluster, tmp_path):
     run = cluster.folder / "checked"
     words = ["launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=3))]
