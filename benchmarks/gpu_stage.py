@@ -136,16 +136,8 @@ class Training:
         self, cycle: Cycle, batches: Iterator, clock: Clock, begun: float, seconds: float, save: float
     ) -> None:
         task, stage = self._task, cycle.stage
-        trained = optim.freeze(task.net, task.groups, stage.freeze_to)
-        rates = optim.discriminative_rates(stage.lr, stage.lr_divisor, len(task.groups))
-        inner = optim.build_optimizer(
-            task.net,
-            task.groups,
-            trained,
-            rates,
-            weight_decay=self._recipe.weight_decay,
-            eps=self._eps,
-            decay_bias_norm=True,
+        *_, inner = optim.begin_stage(
+            task.net, task.groups, stage, weight_decay=self._recipe.weight_decay, eps=self._eps, decay_bias_norm=True
         )
         self._engine.begin_stage(task.net, inner)
         if self._start is not None:

@@ -7,6 +7,7 @@ which makes the rename durable. Also JSON with a checksum.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -193,3 +194,9 @@ def parse_json(text: str | bytes) -> Any:
 
 def _sum_of(content: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """A hash of a file's content, 16 hex digits: the identity of weights in config.json."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -6,7 +6,6 @@ texts are hidden, as in messages. Folders of paths are left out: they tell of th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ulmfit.errors import one_line
 from ulmfit.excerpts import listed, values_shown
-from ulmfit.files import parse_json
+from ulmfit.files import fingerprint, parse_json
 from ulmfit.fit_config import CLF, LM
 from ulmfit.markdown import escaped
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
@@ -115,8 +114,7 @@ def origin_of(folder: Path | None) -> Origin:
 def _hash_of_model(run_dir: Path) -> str | None:
     """Of the weights of a run, as a later run's identity has it."""
     try:
-        with open(run_dir / "model" / "model.safetensors", "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return fingerprint(run_dir / "model" / "model.safetensors")
     except OSError:
         return None
 

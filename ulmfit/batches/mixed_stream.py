@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ulmfit.batches.position import LMBatch, check_identity
-from ulmfit.batches.stream import START, Reader, Row, StreamedRows, number_of
+from ulmfit.batches.stream import START, Reader, Row, StreamedRows, number_of, positions_of
 
 AHEAD = 2**14  # tokens; the choice among the sources is the more random the larger it is
 _MOST_WAITING = 2**26  # tokens of all sources that wait, as in `StreamedRows`
@@ -90,9 +90,7 @@ class MixedStreamedRows:
         step, places = 0, [START] * len(self.streams)
         positions: list[Any] = [None] * len(self.rows)
         if state is not None:
-            first, last = state["rows"]
-            assert first <= self.rows.start and self.rows.stop <= last, "merge the states of all ranks first"
-            positions = state["positions"][self.rows.start - first : self.rows.stop - first]
+            positions = positions_of(state, self.rows)
             step, places = state["step"], state["place"]
             for stream, number in zip(self.streams, state["num_documents"], strict=True):
                 stream.num_documents = stream.num_documents or number

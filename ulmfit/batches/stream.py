@@ -19,6 +19,13 @@ from ulmfit.errors import UserError
 OVERHEAD = 128  # memory of the Python objects of a waiting document, in tokens
 
 
+def positions_of(state: dict[str, Any], rows: range) -> list[Any]:
+    """The stored positions of some rows, from a state that covers them."""
+    first, last = state["rows"]
+    assert first <= rows.start and rows.stop <= last, "merge the states of all ranks first"
+    return state["positions"][rows.start - first : rows.stop - first]
+
+
 class StreamedRows:
     """Rows of a corpus that is tokenised while it is read, endlessly and without a cache.
 
@@ -93,9 +100,7 @@ class StreamedRows:
         check_identity(state, self.identity)
         step, rows, place = 0, [Row(number, 0) for number in self.rows], START
         if state is not None:
-            first, last = state["rows"]
-            assert first <= self.rows.start and self.rows.stop <= last, "merge the states of all ranks first"
-            mine = state["positions"][self.rows.start - first : self.rows.stop - first]
+            mine = positions_of(state, self.rows)
             step, rows = state["step"], [Row(document, offset) for document, offset in mine]
             place = state["place"]
             self.num_documents = self.num_documents or state["num_documents"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
 from ulmfit.run.directory import MODEL
 from ulmfit.run.tracking import read_status
-from ulmfit.training.setup import file_fingerprint
 from ulmfit.training.stages import Stage
 
 
@@ -45,7 +45,7 @@ class ByHand:
             raise UserError(
                 f"{self.start}, which this training goes on from, is not a finished run; run that one first"
             )
-        return file_fingerprint(weights)
+        return files.fingerprint(weights)
 
     def check(self, groups: int) -> None:
         """Refuse a stage that trains nothing of a model with this many layer groups.

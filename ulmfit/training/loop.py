@@ -236,13 +236,10 @@ class Loop:
     def _run_stage(self, planned: PlannedStage, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
         position, stage, task = self.position, planned.stage, self.task
         self.log.write()  # of the stage before
-        trained = optim.freeze(task.net, task.groups, stage.freeze_to)
-        rates = optim.discriminative_rates(stage.lr, stage.lr_divisor, len(task.groups))
-        inner = optim.build_optimizer(
+        trained, rates, inner = optim.begin_stage(
             task.net,
             task.groups,
-            trained,
-            rates,
+            stage,
             weight_decay=self.recipe.weight_decay,
             eps=self.config.adam_eps,
             decay_bias_norm=self.config.decay_bias_norm,

@@ -199,13 +199,11 @@ def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runt
     """
     stage, last = tested_stage(recipe, config.lr_find_stage), recipe.stages[-1]
     test = RangeTest(stage=stage.name, alone=len(recipe.stages) == 1, last_stage=last.lr / stage.lr)
-    trained = optim.freeze(task.net, task.groups, stage.freeze_to)
-    rates = optim.discriminative_rates(1.0, stage.lr_divisor, len(task.groups))
-    inner = optim.build_optimizer(
+    *_, inner = optim.begin_stage(
         task.net,
         task.groups,
-        trained,
-        rates,
+        stage,
+        lr=1.0,
         weight_decay=recipe.weight_decay,
         eps=config.adam_eps,
         decay_bias_norm=config.decay_bias_norm,

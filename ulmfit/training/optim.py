@@ -133,3 +133,29 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, factor: float, momentu
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         group["betas"] = (momentum, group["betas"][1])
+
+
+def begin_stage(
+    net: nn.Module,
+    groups: Sequence[Sequence[str]],
+    stage: Stage,
+    *,
+    lr: float | None = None,
+    weight_decay: float,
+    eps: float,
+    decay_bias_norm: bool,
+) -> tuple[list[int], list[float], torch.optim.AdamW]:
+    """Freeze the groups that a stage does not train, and build the optimizer of the others.
+
+    Args:
+        lr: peak rate of the last group, in place of the stage's.
+
+    Returns:
+        The indices of the trained groups, the peak rates of all groups, and the optimizer of `build_optimizer`.
+    """
+    trained = freeze(net, groups, stage.freeze_to)
+    rates = discriminative_rates(stage.lr if lr is None else lr, stage.lr_divisor, len(groups))
+    optimizer = build_optimizer(
+        net, groups, trained, rates, weight_decay=weight_decay, eps=eps, decay_bias_norm=decay_bias_norm
+    )
+    return trained, rates, optimizer

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ulmfit import files
 from ulmfit.batches.cache import TokenStore, Waiting
 from ulmfit.batches.documents import TIME_STEP_OVERHEAD
 from ulmfit.batches.local_copy import copied_to_node, local_folder
@@ -193,7 +194,7 @@ def open_pretrained(path: str) -> Pretrained:
         if not beside:
             raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
         model = load_fastai(path, beside[0])
-        return Pretrained(model.config, model.state, model.vocab, None, False, file_fingerprint(path), model.kind)
+        return Pretrained(model.config, model.state, model.vocab, None, False, files.fingerprint(path), model.kind)
     folder = find_model(path, language_model=True)
     net, tokenizer, saved = load_model(folder)
     if not isinstance(net, LanguageModelNet):
@@ -204,7 +205,7 @@ def open_pretrained(path: str) -> Pretrained:
         tokenizer.vocab,
         tokenizer,
         saved["backwards"],
-        file_fingerprint(folder / "model.safetensors"),
+        files.fingerprint(folder / "model.safetensors"),
     )
 
 
@@ -519,12 +520,3 @@ def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig
 def to_precision(net: Net, config: TrainConfig, runtime: Runtime) -> Net:
     """Move the model to its device, as fp64 if requested. In mixed precision the weights stay fp32."""
     return net.to(runtime.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """A hash of a file's content, 16 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
