@@ -29,6 +29,9 @@ if [ ! -x "$transformers" ]; then
     "$transformers" -m pip install --quiet transformers
 fi
 ULMFIT_TRANSFORMERS=$transformers python -m pytest -q -s tests/model/test_transformers_export.py
+# Ids by distinct chunks: a million fuzzed texts, and all texts of the .parquet files in CHUNKS (FILE:FILE) with a column text.
+ULMFIT_LONG=1 python -m pytest -q tests/tokenizer/test_chunks.py --timeout 7200
+# tests/data/test_object_store.py needs `pip install s3fs`.
 ULMFIT_FUZZ=20000 ULMFIT_FUZZ_TREES=10000 ULMFIT_SLOW_TEXTS=3000 python -m pytest -q tests/tokenizer tests/data \
     tests/faults/test_fuzz.py
 # The report in headless Chromium: pip install playwright, and a chromium on the PATH (or playwright install chromium).

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ulmfit.paths import as_path
 from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
+from ulmfit.tokenizer.chunks import FEWEST_TEXTS, MOST_CORES, ChunkPool, usable
 from ulmfit.tokenizer.detokenize import detokenize
 from ulmfit.tokenizer.spans import Span, words_of
 
@@ -58,6 +60,16 @@ class Tokenizer(HubModel):
         self.unk_id, self.pad_id, self.bos_id = ids["xxunk"], ids["xxpad"], ids["xxbos"]
         self.special_ids = frozenset(ids[token] for token in specials)
         self.fingerprint = hashlib.sha256(self.to_str().encode()).hexdigest()[:16]
+
+    @cached_property
+    def _pool(self) -> ChunkPool | None:
+        """Encodes many texts faster on few cores, to the same ids; None where it cannot or would not."""
+        few = len(os.sched_getaffinity(0)) <= MOST_CORES if hasattr(os, "sched_getaffinity") else False
+        return ChunkPool(self._backend) if few and usable(self._backend) else None
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and other processes: without the pool, which is of this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
 
     @property
     def banned_ids(self) -> frozenset[int]:
@@ -256,8 +268,11 @@ tokenizer.tokenize("An incredibly nice breath of fresh air")
             (row,) = to_arrays([self._backend.encode(texts[0])])
             return row, np.array([len(row)], np.int64)
         ids: list[np.ndarray] = []
+        pool = self._pool if len(texts) >= FEWEST_TEXTS else None
         for start in range(0, len(texts), BATCH):
-            ids += to_arrays(self._backend.encode_batch_fast(texts[start : start + BATCH]))
+            batch = texts[start : start + BATCH]
+            gathered = pool.encode(batch) if pool is not None else None
+            ids += to_arrays(self._backend.encode_batch_fast(batch)) if gathered is None else gathered
         return np.concatenate([np.zeros(0, np.int32), *ids]), np.array([len(row) for row in ids], np.int64)
 
     def encode_words(self, text: str) -> tuple[str, np.ndarray, list[Span], np.ndarray]:
