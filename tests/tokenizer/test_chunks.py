@@ -9,9 +9,11 @@ import os
 import pickle
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from tests import golden as reference
 from ulmfit.data import sample
@@ -19,6 +21,7 @@ from ulmfit.tokenizer import chunks, tokenizer
 from ulmfit.tokenizer.chunks import ChunkPool, Chunks, usable
 from ulmfit.tokenizer.tokenizer import Tokenizer, _encodable
 
+ENGLISH = Path(tokenizer.__file__).parents[1] / "encoders" / "english"
 LONG = os.environ.get("ULMFIT_LONG") == "1"
 WORDS = """ha b Ha HA ha, ,ha ha- -ha "ha ha" (ha ha) ha-ha ha!!!! !!!!ha a!!!!b !!!! ???? .... ... .. . , - -- ---- — – _ __ ____ 5 55 555
 5555 10/10 1,000 3km 10% 5'11" cannot can't don't DON'T dont won't've n't 'em 'cause I'm U.S. e.g. Mr. A$ :) :-( 8-) <3 >.< ._. (^_^)
@@ -65,8 +68,10 @@ def fuzzed(generator: random.Random) -> str:
     return text.rstrip() if generator.random() < 0.3 else text + generator.choice(("", " end", "\n", " end."))
 
 
-@pytest.fixture(scope="module")
-def backend():
+@pytest.fixture(scope="module", params=["trained here", "english"])
+def backend(request):
+    if request.param == "english":  # whose rules are those of 0.2.0
+        return Tokenizer.from_file(ENGLISH)._backend
     texts = [row["text"] for row in sample.generate("train")] + WORDS * 2
     return Tokenizer.train(texts)._backend
 
@@ -162,6 +167,10 @@ def test_only_many_texts_on_few_cores_and_these_rules_are_cut(monkeypatch):
             i for e in made._backend.encode_batch_fast(texts[:number]) for i in e.ids
         ]
     assert not usable(Tokenizer.train(texts, subword="bpe", vocab_size=300)._backend)
+    other = Tokenizer.train(texts)._backend
+    other.normalizer = tokenizers.normalizers.Sequence([other.normalizer, tokenizers.normalizers.Strip()])
+    assert not usable(other)
+    assert usable(Tokenizer.from_file(ENGLISH)._backend)
 
 
 def test_threads_share_two_and_the_others_do_without(backend, monkeypatch):

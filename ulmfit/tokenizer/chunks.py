@@ -20,7 +20,7 @@ something goes the whole way through the pipeline, at the least doubt:
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
 import threading
 
@@ -66,11 +66,16 @@ _NONE, _WORD, _UNSURE = 0, 1, 2  # whether there is a word in a chunk
 
 
 def usable(backend: tokenizers.Tokenizer) -> bool:
-    """Whether this is a pipeline of words by the rules of fastai 1, as this version writes them."""
+    """Whether this is a pipeline of words by the rules of fastai 1, of this version or of 0.2.0."""
     if backend.normalizer is None or type(backend.model).__name__ != "WordLevel":
         return False
-    state = hashlib.sha256(backend.normalizer.__getstate__()).hexdigest()
-    return state == hashlib.sha256(text_rules.normalizer("fastai1").__getstate__()).hexdigest()
+    return _passes(backend.normalizer) == _passes(text_rules.normalizer("fastai1"))
+
+
+def _passes(normalizer: tokenizers.normalizers.Normalizer) -> list[object]:
+    """The passes of a pipeline, but for the two that 0.2.0 did not have; both look at letters and characters only."""
+    passes = json.loads(normalizer.__getstate__()).get("normalizers", [])
+    return [each for each in passes if each.get("content") not in ("\ufffd", "\u03c2")]
 
 
 class Chunks:
