@@ -192,7 +192,7 @@ def test_a_text_of_two_million_characters_is_read(classifier):
 def test_the_directory_of_fit_is_its_language_model_where_one_is_wanted(runs, tmp_path, capsys):
     """`generate`, `--init` and `show` take the directory that `ulmfit fit` leaves, as predict does."""
     from ulmfit.cli import main
-    from ulmfit.training.setup import open_pretrained
+    from ulmfit.training.pretrained_start import open_pretrained
 
     for name, made in (("lm", runs.lm), ("model", runs.clf / "model")):
         (tmp_path / name).symlink_to(made)

@@ -28,6 +28,7 @@ from ulmfit.training.begun import DEFINITION, read_begun
 from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
+from ulmfit.training.session import open_session
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "runs_of_229cc54.tar.xz"
 OLD = {"data": "reviews.csv", "batch_size": 8, "bptt": 10, "max_steps": 4, "log_every": 1, "samples": False,
@@ -334,7 +335,7 @@ def test_a_resume_that_skips_through_a_large_file_is_not_taken_for_a_hang(place,
     with gzip.open("texts.txt.gz", "wt") as file:
         file.write("".join(f"a text of number {number}\n" for number in range(1000)))
     config = LMConfig(data="texts.txt.gz", output_dir="run", streaming=True, max_steps=4)
-    with setup.open_session(config, None) as session:
+    with open_session(config, None) as session:
         split = setup.corpus_of(session).splits["train"]
         *_, last, _ = [batch.after for batch in split.batches(10)]
         before = session.runtime.progress.count

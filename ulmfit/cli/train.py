@@ -50,7 +50,7 @@ def _tell(result: TrainingResult) -> None:
     elif result.state != "preempted":
         return
     elif result.step == 0:
-        from ulmfit.training.setup import tell_stopped_early
+        from ulmfit.training.session import tell_stopped_early
 
         tell_stopped_early()
     else:

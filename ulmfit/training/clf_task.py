@@ -39,10 +39,11 @@ from ulmfit.training.label_loss import LabelLoss, OneLabel, SeveralLabels, balan
 from ulmfit.training.label_scores import DEFAULT
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import DEFINITION, Masks
+from ulmfit.training.pretrained_start import check_direction
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import all_logits, score_classifier, score_labels
-from ulmfit.training.setup import Session
+from ulmfit.training.session import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 from ulmfit.training.worst_errors import WorstErrors, WrongDocument, as_list
@@ -81,7 +82,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
             "first with train_lm.py --init, then give that run here"
         )
     if pretrained is not None:
-        setup.check_direction(pretrained, config, f"--encoder {config.encoder}")
+        check_direction(pretrained, config, f"--encoder {config.encoder}")
     corpus = setup.corpus_of(session)
     pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.encoder))
     if pretrained is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.splits import Split
 from ulmfit.model.pretrained import shipped_encoders
-from ulmfit.training.setup import Pretrained, Session, open_pretrained
+from ulmfit.training.pretrained_start import Pretrained, open_pretrained
+from ulmfit.training.session import Session
 from ulmfit.training.vocabulary import first_texts, unknown_share
 
 ENGLISH = "english"

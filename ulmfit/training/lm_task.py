@@ -33,10 +33,11 @@ from ulmfit.training.description import description, mixture_line, mixture_of
 from ulmfit.training.engine import Passes
 from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import DEFINITION, Masks, derive_seed, draw_words
+from ulmfit.training.pretrained_start import check_direction
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.scores import score_language_model
-from ulmfit.training.setup import Session
+from ulmfit.training.session import Session
 from ulmfit.training.stages import Recipe, lengthen_quick, narrow_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 
@@ -73,7 +74,7 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
     asked_subword = config.subword
     pretrained = given_encoder(path_text(config.init))
     if pretrained is not None:
-        setup.check_direction(pretrained, config, f"--init {config.init}")
+        check_direction(pretrained, config, f"--init {config.init}")
         if pretrained.kind != "language_model":
             what = {"encoder": "an encoder", "classifier": "a classifier, whose encoder is used"}[pretrained.kind]
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")

@@ -34,7 +34,7 @@ from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stag
 from ulmfit.training.mirror import mirrors
 from ulmfit.training.privacy import SAMPLES
 from ulmfit.training.result import TrainingResult, result_of
-from ulmfit.training.setup import Session, open_session
+from ulmfit.training.session import Session, open_session
 from ulmfit.training.shown import hyperparameters, stage_table
 from ulmfit.training.stages import Recipe
 

@@ -1,4 +1,4 @@
-"""Set-up of both tasks before the first step: session, corpus, tokenizer, token cache, pretrained model."""
+"""Set-up of both tasks between the start and the first step: corpus, tokenizer, token cache, sizes of the model."""
 
 from __future__ import annotations
 
@@ -6,217 +6,45 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ulmfit import files
 from ulmfit.batches.cache import TokenStore, Waiting
 from ulmfit.batches.documents import TIME_STEP_OVERHEAD
 from ulmfit.batches.local_copy import copied_to_node, local_folder
 from ulmfit.batches.mixture import MixedStore
 from ulmfit.batches.shared_build import build_together
 from ulmfit.cache_folder import cache_folder, tidy, writing
-from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig, check
+from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.console import say
-from ulmfit.cores import machine_cores
 from ulmfit.data.corpus import Corpus, Split
 from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access, Revision
-from ulmfit.data.in_memory import in_memory
 from ulmfit.data.mixed_corpus import MixedSplit, open_any_corpus
 from ulmfit.data.tables import ReadOtherwise
-from ulmfit.distributed.early_stop import EarlyStop
-from ulmfit.distributed.group import Group
-from ulmfit.distributed.launcher_options import with_launcher_options
-from ulmfit.distributed.runtime import Runtime, open_runtime
+from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
-from ulmfit.excerpts import values_shown
 from ulmfit.files import sealed, unsealed, write_text
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
-from ulmfit.model.fastai_format import load_fastai
-from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import find_model, load_model
-from ulmfit.option_types import normalized, path_text
-from ulmfit.run.directory import check_output
+from ulmfit.option_types import path_text
 from ulmfit.run.meter import Meter, metered_texts
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.begun import Begun, masks_of, read_begun, scheme_of
-
-if TYPE_CHECKING:
-    from ulmfit.training.by_hand import ByHand
+from ulmfit.training.begun import Begun, masks_of, scheme_of
+from ulmfit.training.session import Session, SilentSession
 
 VOCAB_SIZE = 60_000  # fastai's
 ROOM_FOR_WORDS = 10_000  # for new words of the task, if the pretrained vocabulary is as large as fastai's
 STREAM_TOKENIZER_DOCUMENTS = 100_000  # a stream may be endless: the tokenizer is trained on its first documents
 
 Net = TypeVar("Net", bound=nn.Module)
-
-
-@dataclass
-class Session:
-    """A started run: the options are checked and the process group is joined, but no data is read yet."""
-
-    config: TrainConfig
-    runtime: Runtime
-    stop: StopRequest
-    started: float
-    begun: Begun | None = None  # the earlier run in the output directory
-    early_stop: EarlyStop | None = None
-    by_hand: ByHand | None = None  # stages instead of the recipe's
-
-    def end_set_up(self) -> None:
-        """From now on the loop looks for requests to stop, and collectives do not exchange mistakes (a collective)."""
-        self.runtime.group.end_set_up()
-        if self.early_stop is not None:
-            self.early_stop.close()
-
-    def say(self, sentence: str) -> None:
-        """Print a line for the user, on rank 0."""
-        if self.runtime.is_main:
-            say(sentence)
-
-
-class _Silent(Session):
-    """A session of a command whose output is its result."""
-
-    def say(self, sentence: str) -> None:
-        """Print nothing."""
-
-
-@contextmanager
-def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Session]:
-    """Join the process group, check the options, and leave the group at the end.
-
-    Args:
-        config: not modified. The session holds a copy whose values have the types that the command line gives.
-        stop: the stop request of a script; without one, Ctrl-C requests a stop (`StopRequest.on_interrupt`).
-    """
-    started = time.monotonic()
-    begun, given = None, config
-    taken: list[str] = []
-
-    def prepare(group: Group) -> TrainConfig:
-        nonlocal begun, given, taken
-        given, taken = with_launcher_options(normalized(config))
-        given.data = in_memory(given.data)
-        check_output(given.output_dir, resume=given.resume)
-        begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
-        if begun is None:
-            check(given)
-            return given
-        return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
-
-    handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
-    shown = values_shown(bool(config.samples))
-    with shown, handling as request, ExitStack() as after, open_runtime(config, prepare) as (runtime, resolved):
-        early = EarlyStop(
-            request, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(), tell=tell_stopped_early
-        )
-        after.callback(early.close)  # when the ranks have exchanged why they stop
-        session = Session(resolved, runtime, request, started, begun, early)
-        for sentence in taken:
-            session.say(sentence)
-        if begun is not None and (sentence := begun.taken(given, resolved)):
-            session.say(sentence)
-        if runtime.threads > machine_cores():
-            session.say(
-                f"--threads {runtime.threads}: this machine has {machine_cores()} cores, so {machine_cores()} threads "
-                "are used; the last bits may be others"
-            )
-        yield session
-
-
-def tell_stopped_early() -> None:
-    """Print a line for the user, of a run that was stopped before its first step."""
-    print("stopped before the first step; what was built is kept, and the same command goes on from there", flush=True)
-
-
-def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> TrainConfig:
-    """A copy of the configuration with the run's first thread count, unless --threads is given.
-
-    torch splits sums by the number of threads, so another number changes the last bits of the results.
-    """
-    threads = begun.stored.get("threads")
-    if config.threads is not None or not isinstance(threads, int):
-        return replace(config)
-    if is_main and threads != torch.get_num_threads() and threads <= machine_cores():
-        say(f"using {threads} CPU threads, as this run did when it began")
-    return replace(config, threads=threads)
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A language model to start from.
-
-    Attributes:
-        state: tensors by this package's names: `encoder.*`, and `decoder_bias` if `kind` is language_model.
-        tokenizer: None if the weights came with a vocabulary only (fastai).
-        fingerprint: of the weights file.
-        kind: what the file holds.
-    """
-
-    config: AWDLSTMConfig
-    state: dict[str, Tensor]
-    vocab: list[str]
-    tokenizer: Tokenizer | None
-    backwards: bool
-    fingerprint: str
-    kind: Literal["language_model", "encoder", "classifier"] = "language_model"
-
-    def encoder_state(self) -> dict[str, Tensor]:
-        """The encoder's tensors, names without the prefix `encoder.`."""
-        return {
-            name.removeprefix("encoder."): tensor for name, tensor in self.state.items() if name.startswith("encoder.")
-        }
-
-
-def open_pretrained(path: str) -> Pretrained:
-    """Load a run directory of this package, its model/, or a fastai .pth with its vocabulary in the same folder.
-
-    Raises:
-        UserError: no usable model is there; the message says what is missing.
-    """
-    if path.endswith(".pth"):
-        beside = [
-            file
-            for pattern in ("itos*.pkl", "*vocab*.pkl", "*itos*", "*vocab*")
-            for file in sorted(Path(path).parent.glob(pattern))
-            if file.suffix in (".pkl", ".json", ".txt") and file != Path(path)
-        ]
-        if not beside:
-            raise UserError(f"{path} needs its vocabulary beside it; put itos.pkl (or .json, .txt) in the same folder")
-        model = load_fastai(path, beside[0])
-        return Pretrained(model.config, model.state, model.vocab, None, False, files.fingerprint(path), model.kind)
-    folder = find_model(path, language_model=True)
-    net, tokenizer, saved = load_model(folder)
-    if not isinstance(net, LanguageModelNet):
-        raise UserError(f"{path} is a classifier; give the language model it was made from")
-    return Pretrained(
-        net.config,
-        net.state_dict(),
-        tokenizer.vocab,
-        tokenizer,
-        saved["backwards"],
-        files.fingerprint(folder / "model.safetensors"),
-    )
-
-
-def check_direction(pretrained: Pretrained, config: TrainConfig, flag: str) -> None:
-    """Raise UserError, naming `flag`, if the model reads in the other direction (forward or backward).
-
-    fastai's files do not store their direction, so they are not checked.
-    """
-    if pretrained.tokenizer is not None and pretrained.backwards != config.backwards:
-        direction, cure = ("backwards", "add") if pretrained.backwards else ("forwards", "leave out")
-        raise UserError(f"{flag} reads {direction}; {cure} --backwards")
 
 
 def access_of(config: TrainConfig, begun: Begun | None, runtime: Runtime) -> Access:
@@ -310,7 +138,7 @@ def corpus_of_run(config: TrainConfig, begun: Begun, runtime: Runtime, label_nam
     Raises:
         UserError: as `corpus_of`.
     """
-    session = _Silent(config, runtime, StopRequest(), time.monotonic(), begun)
+    session = SilentSession(config, runtime, StopRequest(), time.monotonic(), begun)
     return corpus_of(session, include_test=reads_test(config), label_names=label_names)
 
 

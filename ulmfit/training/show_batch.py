@@ -26,6 +26,7 @@ from ulmfit.option_types import normalized
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import default_encoder
+from ulmfit.training.session import Session
 from ulmfit.training.vocabulary import resolve_subword
 
 LM_ROWS, CLF_DOCUMENTS = 64, 32  # of a batch
@@ -122,7 +123,7 @@ class Shown:
         return f" ... ({row.more:,} more tokens)" if row.more else ""
 
 
-class _Quiet(setup.Session):
+class _Quiet(Session):
     """A session that keeps its lines instead of printing them."""
 
     def say(self, sentence: str) -> None:
@@ -202,7 +203,7 @@ def _tokenizer_of_fit(
 ) -> Tokenizer:
     """The tokenizer that the language model of `ulmfit fit` would have on this corpus."""
     shared = {part.name: getattr(config, part.name) for part in fields(LMConfig) if hasattr(config, part.name)}
-    session: setup.Session = _Quiet(LMConfig(**shared), runtime, StopRequest(), time.monotonic())
+    session: Session = _Quiet(LMConfig(**shared), runtime, StopRequest(), time.monotonic())
     pretrained = default_encoder(session, corpus.judged, None)
     session, _ = resolve_subword(session, corpus.splits["train"])
     base = pretrained.tokenizer if pretrained else None

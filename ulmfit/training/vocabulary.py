@@ -13,7 +13,7 @@ from ulmfit.data.splits import Split
 from ulmfit.errors import UserError
 from ulmfit.tokenizer.scripts import unspaced_script
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.setup import Session
+from ulmfit.training.session import Session
 
 MANY = 0.1  # above: advice, and in a script without spaces the end
 TOO_MANY = 0.6
