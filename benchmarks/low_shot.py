@@ -35,9 +35,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import rivals
 
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 
 OURS = ("scratch", "english", "supervised", "semi")
 SYSTEMS = (*rivals.RIVALS, *OURS)

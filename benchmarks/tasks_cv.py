@@ -22,10 +22,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.training import stages as recipes
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 
 FOLDS = 5
 SEED = 20261128

@@ -51,10 +51,9 @@ def reviews(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory, reviews) -> SimpleNamespace:
     """Finished run directories: .lm, a language model, and .clf, a classifier on its encoder (tiny, 6 steps)."""
+    from ulmfit import train_classifier, train_language_model
     from ulmfit.cli.options import parse
     from ulmfit.config import ClassifierConfig, LMConfig
-    from ulmfit.training.clf_task import train_classifier
-    from ulmfit.training.lm_task import train_language_model
 
     folder = tmp_path_factory.mktemp("runs")
     common = ["--data", str(reviews), "--max-steps", "6", "--batch-size", "8", "--bptt", "20"]

@@ -22,12 +22,11 @@ import pytest
 import torch
 
 import ulmfit
+from ulmfit import train_classifier, train_language_model
 from ulmfit.cli.options import parse
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.run.lock import DirectoryLock
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 
 ROOT = Path(ulmfit.__file__).parents[1]
 SCRIPTS = {"lm": (LMConfig, train_language_model), "clf": (ClassifierConfig, train_classifier)}

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.cli.options import parse
 from ulmfit.config import ClassifierConfig, LMConfig, check, load_options, options
 from ulmfit.cores import machine_cores
 from ulmfit.errors import UserError
-from ulmfit.training.lm_task import train_language_model
 
 DEEP = "deep"  # stands for 100,000 levels, which json.dumps could not write
 VALUES = [

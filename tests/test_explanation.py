@@ -210,8 +210,8 @@ def test_a_private_model_shows_no_text(run, runs, reviews, tmp_path, in_model):
 
 
 def test_a_training_tells_its_model_that_it_is_private(tmp_path, reviews):
+    from ulmfit import train_classifier
     from ulmfit.cli.options import parse
-    from ulmfit.training.clf_task import train_classifier
     from ulmfit.training.privacy import hides_texts
 
     words = ["--data", str(reviews), "--max-steps", "1", "--preset", "tiny", "--batch-size", "8", "--no-samples"]

@@ -6,13 +6,12 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import fields_of, is_texts, parse, required
 from ulmfit.config import ClassifierConfig, LMConfig, check
 from ulmfit.errors import UserError
 from ulmfit.limits import LIMITS
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import TrainingFailed
 
 HUGE = {int: [10**6, 10**9, 10**30, 10**400, math.inf], float: [1e6, 1e12, 1e300, math.inf]}

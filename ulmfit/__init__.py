@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ulmfit.inference import LanguageModel, Prediction, TextClassifier
     from ulmfit.learner import language_model_learner, text_classifier_learner
     from ulmfit.tokenizer.tokenizer import Tokenizer
-    from ulmfit.training.clf_task import train_classifier
+    from ulmfit.training.clf_training import train_classifier
     from ulmfit.training.fit import FitResult, fit
-    from ulmfit.training.lm_task import train_language_model
+    from ulmfit.training.lm_training import train_language_model
     from ulmfit.training.result import TrainingResult
     from ulmfit.training.show_batch import show_batch
 
@@ -68,8 +68,8 @@ _HOMES = {
     "language_model_learner": "ulmfit.learner",
     "show_batch": "ulmfit.training.show_batch",
     "text_classifier_learner": "ulmfit.learner",
-    "train_classifier": "ulmfit.training.clf_task",
-    "train_language_model": "ulmfit.training.lm_task",
+    "train_classifier": "ulmfit.training.clf_training",
+    "train_language_model": "ulmfit.training.lm_training",
 } | _WITH_EXTRA
 
 

@@ -16,7 +16,7 @@ from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.inference import TextClassifier
 from ulmfit.option_types import PathOption
 from ulmfit.texts import is_missing
-from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.fit import fit as fit_whole_job
 from ulmfit.training.result import TrainingResult
 

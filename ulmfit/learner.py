@@ -28,7 +28,7 @@ from ulmfit.inference import LanguageModel, TextClassifier
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import path_text
 from ulmfit.paths import as_path
-from ulmfit.training import clf_task, lm_task
+from ulmfit.training import clf_training, lm_training
 from ulmfit.training.by_hand import ByHand
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run_session
@@ -212,8 +212,8 @@ class Learner(Generic[Config]):
         values |= {"output_dir": str(self.path / folder), "lr_find": lr_find}
         by_hand = ByHand((*place.stages, stage), self.path / place.run if place.run else None)
         if isinstance(self._config, LMConfig):
-            return run_session(lm_task.train_with, LMConfig(**values), None, by_hand)
-        return run_session(clf_task.train_with, ClassifierConfig(**values), None, by_hand)
+            return run_session(lm_training.train_with, LMConfig(**values), None, by_hand)
+        return run_session(clf_training.train_with, ClassifierConfig(**values), None, by_hand)
 
     def _named(self, name: str) -> Path:
         if not isinstance(name, str) or not name or Path(name).name != name:

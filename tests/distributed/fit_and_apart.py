@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.fit_config import FitConfig
-from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.fit import fit
-from ulmfit.training.lm_task import train_language_model
 
 COMMON = {"log_every": 1, "save_every": 0}
 LM = {"max_steps": 6, "batch_size": 8, "bptt": 12} | COMMON

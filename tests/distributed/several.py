@@ -15,10 +15,9 @@ from unittest import mock
 from accelerate.state import AcceleratorState, PartialState
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 RANK = int(os.environ.get("RANK", 0))

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.config import LMConfig
 from ulmfit.distributed import runtime as runtime_module
 from ulmfit.distributed.runtime import Runtime
@@ -20,7 +21,6 @@ from ulmfit.run import checkpoint
 from ulmfit.run.saver import Saver
 from ulmfit.training import agreement
 from ulmfit.training.agreement import Agreement
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from tests.distributed.test_several import two_processes
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.distributed.stop import SIGNALS, StopRequest
 from ulmfit.errors import StoppedEarly
-from ulmfit.training.lm_task import LanguageModelTask, train_language_model
+from ulmfit.training.lm_task import LanguageModelTask
 
 BOUND = 2.0  # seconds; a busy machine gets more
 

@@ -16,10 +16,9 @@ import pytest
 
 from tests.training import runs
 from tests.training.runs import ROOT, arguments, environment
+from ulmfit import train_classifier, train_language_model
 from ulmfit.distributed import sharding
 from ulmfit.errors import UserError
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (the extra of that name)"

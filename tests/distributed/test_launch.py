@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from tests.training import runs, world
-from ulmfit import cli
+from ulmfit import cli, train_language_model
 from ulmfit.cli.options import parse
 from ulmfit.config import LMConfig
 from ulmfit.distributed import group, runtime
 from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.errors import UserError
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.session import open_session
 
 LONG = bool(os.environ.get("ULMFIT_LONG"))  # the other signals go the same way, tested in one process too

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.distributed import memory
 from ulmfit.errors import UserError
 from ulmfit.training import run_task
-from ulmfit.training.clf_task import ClassifierTask, train_classifier
-from ulmfit.training.lm_task import LanguageModelTask, train_language_model
+from ulmfit.training.clf_task import ClassifierTask
+from ulmfit.training.lm_task import LanguageModelTask
 from ulmfit.training.loop import Loop, TrainingFailed
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.distributed.progress import WAITING, Progress
 from ulmfit.distributed.watchdog import Watchdog, describe
 from ulmfit.run.tracking import write_status
 from ulmfit.training import run_task
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 
@@ -147,7 +147,8 @@ def test_why_another_rank_failed_is_not_written_over(tmp_path, monkeypatch):
 HANG = """
 import sys, time
 from tests.training import runs
-from ulmfit.training.lm_task import LanguageModelTask, train_language_model
+from ulmfit.training.lm_task import LanguageModelTask
+from ulmfit import train_language_model
 from pathlib import Path
 
 batches = LanguageModelTask.batches

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from tests.training import runs, world
-from ulmfit import cli
+from ulmfit import cli, train_language_model
 from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
-from ulmfit.training.lm_task import train_language_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

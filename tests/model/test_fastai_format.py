@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.errors import UserError
 from ulmfit.model import vocabulary_file
 from ulmfit.model.awd_lstm import AWDLSTMConfig
@@ -22,7 +23,6 @@ from ulmfit.model.fastai_format import fastai_state_dict, load_fastai
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.pretrained import load_model
 from ulmfit.model.vocabulary_file import read_vocabulary
-from ulmfit.training.lm_task import train_language_model
 
 V, E, H, LAYERS, CLASSES = 50, 12, 20, 3, 3
 WORDS = [f"w{i}" for i in range(V)]

@@ -18,15 +18,13 @@ import pytest
 from tests.data.files import Hub
 from tests.data.test_sources import from_the_hub
 from tests.training import runs
-from ulmfit import LanguageModel, TextClassifier
+from ulmfit import LanguageModel, TextClassifier, train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import PRESETS
 from ulmfit.training import clf_task, setup, stages
 from ulmfit.training.begun import DEFINITION, read_begun
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 from ulmfit.training.session import open_session
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.batches.conftest import FakeSplit, FakeTokenizer
 from tests.training.runs import clf_config
+from ulmfit import train_classifier
 from ulmfit.batches.cache import build_or_open
 from ulmfit.cli import main
 from ulmfit.errors import UserError
@@ -18,7 +19,6 @@ from ulmfit.inference import TextClassifier
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.training.calibration import bin_sums, calibration, calibration_error, fit_temperature
-from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.fit import fit
 from ulmfit.training.scores import all_logits
 

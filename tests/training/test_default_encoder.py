@@ -7,11 +7,10 @@ import json
 
 import pytest
 
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.model.pretrained import load_model, shipped_encoders
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 
 SENTENCES = {
     "english": """The room was clean and the staff were friendly. Breakfast ended too early for us. I would not stay

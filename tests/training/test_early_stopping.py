@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig
 from ulmfit.errors import UserError
 from ulmfit.excerpts import values_shown
 from ulmfit.training.class_scores import MOST_ROWS, class_scores, class_table
-from ulmfit.training.clf_task import ClassifierTask, train_classifier
-from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.clf_task import ClassifierTask
 from ulmfit.training.loop import Loop
 
 OPTIONS = {"preset": "tiny", "encoder": "none", "max_steps": 12, "eval_every": 2}

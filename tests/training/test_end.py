@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.run import checkpoint
 from ulmfit.run.tracking import Tracker
-from ulmfit.training.clf_task import ClassifierTask, train_classifier
-from ulmfit.training.lm_task import LanguageModelTask, train_language_model
+from ulmfit.training.clf_task import ClassifierTask
+from ulmfit.training.lm_task import LanguageModelTask
 from ulmfit.training.loop import Loop, TrainingFailed
 
 HOMES = {"lm": LanguageModelTask, "clf": ClassifierTask}

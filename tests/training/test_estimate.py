@@ -9,12 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training import runs
+from ulmfit import train_classifier, train_language_model
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.training import estimate
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.masks import Masks
 
 

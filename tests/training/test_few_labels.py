@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tests.training import runs
+from ulmfit import train_classifier
 from ulmfit.errors import UserError
-from ulmfit.training.clf_task import ClassifierTask, balanced_draw, train_classifier
+from ulmfit.training.clf_task import ClassifierTask
+from ulmfit.training.clf_training import balanced_draw
 
 LABELS = np.repeat([0, 1, 2], [500, 60, 4])[np.random.RandomState(0).permutation(564)]
 

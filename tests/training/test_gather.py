@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
+from ulmfit import train_classifier
 from ulmfit.batches.documents import places_after_gather
 from ulmfit.config import ClassifierConfig
 from ulmfit.distributed.runtime import Runtime
-from ulmfit.training.clf_task import ClassifierTask, train_classifier
+from ulmfit.training.clf_task import ClassifierTask
 
 EVEN = [[[4, 0], [2]], [[5, 1], [3]]]  # [rank][micro-batch] -> positions
 UNEVEN = [[[3], [6]], [[0, 1, 2, 4, 5], []]]

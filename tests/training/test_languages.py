@@ -6,9 +6,8 @@ import pytest
 
 import ulmfit
 from tests.languages import SENTENCES, UNSPACED
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 
 SHORT = {"recipe": "none", "lr": 1e-3, "batch_size": 4, "bptt": 8, "save_every": 0, "samples": False, "threads": 1}
 

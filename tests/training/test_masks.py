@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
-from ulmfit.training.lm_task import train_language_model
+from ulmfit import train_language_model
 from ulmfit.training.masks import BLOCK, Masks, derive_seed
 
 ROWS, WIDTH, P = 200, 7, 0.3  # three blocks and a short one

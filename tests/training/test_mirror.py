@@ -9,10 +9,10 @@ import pytest
 from accelerate import PartialState
 
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.config import LMConfig, check
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig, stage_configs
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.mirror import Mirrors
 
 # Each writes what it is given to a file of its own, as lines of JSON.

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.training import runs
-from ulmfit import cli
+from ulmfit import cli, train_classifier, train_language_model
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
 from ulmfit.run.saver import Saver
-from ulmfit.training.clf_task import ClassifierTask, train_classifier
-from ulmfit.training.lm_task import LanguageModelTask, train_language_model
+from ulmfit.training.clf_task import ClassifierTask
+from ulmfit.training.lm_task import LanguageModelTask
 from ulmfit.training.loop import Loop
 
 

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 import ulmfit
 from tests.training import runs
-from ulmfit import cli
+from ulmfit import cli, train_classifier
 from ulmfit.data.corpus import open_corpus
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig
-from ulmfit.training.clf_task import train_classifier
 from ulmfit.training.label_loss import SeveralLabels, balanced_weights
 from ulmfit.training.label_scores import FEW, best_threshold, choose_thresholds, label_metrics
 from ulmfit.training.loop import Loop

@@ -12,12 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from tests.training import runs
-from ulmfit import cli
+from ulmfit import cli, train_classifier
 from ulmfit.data.corpus import open_corpus
 from ulmfit.data.probabilities import SoftSplit
 from ulmfit.errors import UserError
 from ulmfit.model.soft_loss import soft_cross_entropy
-from ulmfit.training.clf_task import train_classifier
 
 CLASSES = "neg,pos"
 

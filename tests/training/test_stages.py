@@ -4,10 +4,10 @@ import random
 
 import pytest
 
+from ulmfit import train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.limits import MOST_STEPS
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.stages import DISCRIMINATIVE, Stage, lengthen_quick, narrow_quick, recipe_for, share_steps
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.training import runs
+from ulmfit import train_language_model
 from ulmfit.distributed.progress import Progress
 from ulmfit.training import step_log
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 

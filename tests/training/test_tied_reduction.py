@@ -12,10 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
-from ulmfit import private_api
+from ulmfit import private_api, train_language_model
 from ulmfit.distributed import runtime as runtime_module
 from ulmfit.training import tied_reduction
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 

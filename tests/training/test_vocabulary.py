@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 
 from tests.languages import CUT, SENTENCES, UNSPACED
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.vocabulary import chosen_subword, judged, unknown_share
 
 SHORT = {"recipe": "none", "lr": 1e-3, "max_steps": 2, "batch_size": 4, "bptt": 8, "preset": "tiny", "save_every": 1,

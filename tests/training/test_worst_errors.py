@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from tests.training import runs
-from ulmfit.training.clf_task import train_classifier
+from ulmfit import train_classifier
 from ulmfit.training.worst_errors import WorstErrors, as_list
 
 

@@ -26,9 +26,8 @@ from unittest import mock
 import torch.distributed as dist
 
 from tests.training.runs import ENVIRONMENT, ROOT
+from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
 from ulmfit.training.loop import Loop
 
 LAUNCHERS = {

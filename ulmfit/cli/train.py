@@ -25,14 +25,14 @@ def fit(config: FitConfig, stop: StopRequest) -> None:
 
 def train_lm(config: LMConfig, stop: StopRequest) -> None:
     """Train a language model."""
-    from ulmfit.training.lm_task import train_language_model
+    from ulmfit.training.lm_training import train_language_model
 
     _tell(train_language_model(config, stop))
 
 
 def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
     """Train a classifier."""
-    from ulmfit.training.clf_task import train_classifier
+    from ulmfit.training.clf_training import train_classifier
 
     _tell(train_classifier(config, stop))
 

@@ -19,7 +19,7 @@ import torch
 from ulmfit.batches.order import permutation
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.splits import Split
-from ulmfit.training.clf_task import balanced_draw
+from ulmfit.training.clf_training import balanced_draw
 from ulmfit.training.label_baseline import fit as fit_labels
 from ulmfit.training.label_baseline import scores_of_set
 from ulmfit.training.scores import macro_f1

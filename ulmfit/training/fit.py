@@ -37,9 +37,9 @@ from ulmfit.run.stored import read_stored
 from ulmfit.run.tracking import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
-from ulmfit.training.clf_task import train_classifier
+from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.job_files import begun_options, holds_training, minutes_of, read_json, sound_rivals
-from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.lm_training import train_language_model
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
