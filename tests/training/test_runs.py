@@ -260,7 +260,7 @@ def test_a_run_without_a_finite_gradient_stops_and_says_where(tmp_path, encoder,
 
 
 def poisoned(self, engine, batch, number):
-    from ulmfit.training.loop import StepResult
+    from ulmfit.training.task import StepResult
 
     for parameter in self.net.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))

@@ -40,7 +40,7 @@ class Passes(Protocol):
 
 
 class Trial(Protocol):
-    """The part of a task (`Task` of training/loop.py) that a trial uses."""
+    """The part of a task (`Task` of training/task.py) that a trial uses."""
 
     micro_batches: int
 

@@ -19,9 +19,9 @@ from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.option_types import flag, path_text
 from ulmfit.run.stored import begun_by, read_stored
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.loop import PlannedStage
 from ulmfit.training.masks import DEFINITION
 from ulmfit.training.stages import Stage
+from ulmfit.training.task import PlannedStage
 
 # Of each set, the later start may give another option than the first start gave.
 _ALTERNATIVES = ({"epochs", "max_steps"}, {"init", "tokenizer", "subword"}, {"encoder", "subword"})

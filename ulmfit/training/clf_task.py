@@ -28,10 +28,10 @@ from ulmfit.training.calibration import calibration
 from ulmfit.training.engine import Passes
 from ulmfit.training.label_loss import LabelLoss, OneLabel, SeveralLabels, balanced_weights
 from ulmfit.training.label_scores import DEFAULT
-from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import DEFINITION, Masks
 from ulmfit.training.scores import all_logits, score_classifier, score_labels
 from ulmfit.training.stages import Recipe
+from ulmfit.training.task import StepResult
 from ulmfit.training.worst_errors import WorstErrors, WrongDocument, as_list
 
 SHOWN_TOKENS = 150  # of a document among the worst errors

@@ -19,8 +19,8 @@ import torch
 from ulmfit.config import LMConfig, TrainConfig
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.model.awd_lstm import AWDLSTMConfig
-from ulmfit.training.loop import PlannedStage, Task
 from ulmfit.training.optim import first_group
+from ulmfit.training.task import PlannedStage, Task
 
 GIB = 2**30
 # Speed of a whole training step relative to one large matrix product. It is lower because the recurrence consists of

@@ -21,10 +21,10 @@ from ulmfit.model.sampled_softmax import Candidates, inclusion_probabilities
 from ulmfit.run.board import verbatim
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.engine import Passes
-from ulmfit.training.loop import StepResult
 from ulmfit.training.masks import DEFINITION, Masks, derive_seed, draw_words
 from ulmfit.training.scores import score_language_model
 from ulmfit.training.stages import Recipe
+from ulmfit.training.task import StepResult
 
 Rows = CachedRows | StreamedRows | MixedStreamedRows
 

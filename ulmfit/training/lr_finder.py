@@ -24,8 +24,8 @@ from ulmfit.files import replacing
 from ulmfit.run import figures
 from ulmfit.training import optim
 from ulmfit.training.engine import build_engine
-from ulmfit.training.loop import Task
 from ulmfit.training.stages import Recipe, Stage
+from ulmfit.training.task import Task
 
 SMOOTHING = 0.98
 DIVERGED = 4.0  # the test ends when the smoothed loss is this many times its best value

@@ -29,7 +29,7 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.by_hand import ByHand
 from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
-from ulmfit.training.loop import Loop, PlannedStage, Task, TrainingFailed, plan_stages
+from ulmfit.training.loop import Loop, TrainingFailed
 from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stage
 from ulmfit.training.mirror import mirrors
 from ulmfit.training.privacy import SAMPLES
@@ -37,6 +37,7 @@ from ulmfit.training.result import TrainingResult, result_of
 from ulmfit.training.session import Session, open_session
 from ulmfit.training.shown import hyperparameters, stage_table
 from ulmfit.training.stages import Recipe
+from ulmfit.training.task import PlannedStage, Task, plan_stages
 
 
 def run_session(

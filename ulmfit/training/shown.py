@@ -10,7 +10,7 @@ from ulmfit.excerpts import cut
 from ulmfit.paths import without_folders
 from ulmfit.run.board import TASKS
 from ulmfit.training import optim
-from ulmfit.training.loop import PlannedStage, Task
+from ulmfit.training.task import PlannedStage, Task
 
 
 def hyperparameters(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, str | float]:
