@@ -20,6 +20,34 @@ import random
 from collections.abc import Iterator
 from typing import TypedDict
 
+from ulmfit.data.sample_words import (
+    ADJECTIVES,
+    ASPECTS,
+    CONSEQUENCES,
+    CONTRASTS,
+    CUES,
+    FILLERS,
+    GENRES,
+    GOALS,
+    INTENSIFIERS,
+    JOBS,
+    NAMES_FIRST,
+    NAMES_LAST,
+    NEGATIONS,
+    NEGATIONS_NOUN,
+    NOUNS,
+    OPENINGS,
+    PEOPLE,
+    PLACES,
+    PLOTS,
+    TIMES,
+    TITLE_FIRST,
+    TITLE_SECOND,
+    VERBS,
+    VERBS_BASE,
+    WHOLE,
+)
+
 SPLITS = ("train", "valid", "test", "unsup")
 LABELS = ("neg", "pos")
 SIZES = {"train": 2000, "valid": 400, "test": 600, "unsup": 3000}
@@ -28,300 +56,6 @@ CEILING = 1.0 - LABEL_NOISE
 MIN_WORDS, MAX_WORDS = 30, 120
 
 GRAMMAR_VERSION = 1  # part of the random seed; to be increased when the grammar changes
-
-# Each pair of lists is (words of blame, words of praise): the index is the opinion.
-_ADJECTIVES = (
-    "boring dull awful terrible bad tedious predictable clumsy shallow lifeless silly weak stale hollow "
-    "confusing".split(),
-    "great wonderful brilliant superb good gripping original elegant profound lively clever strong fresh moving "
-    "charming".split(),
-)
-_NOUNS = (
-    "waste,mess,disaster,bore,failure,disappointment".split(","),
-    "masterpiece,triumph,gem,delight,joy,treat".split(","),
-)
-_VERBS = (("hated", "disliked", "loathed"), ("loved", "liked", "adored"))
-_VERBS_BASE = (("hate", "dislike", "loathe"), ("love", "like", "adore"))
-
-_NEGATIONS = ("not", "not", "not", "never", "hardly", "far from", "anything but")
-_NEGATIONS_NOUN = ("not", "hardly", "far from", "anything but")
-_INTENSIFIERS = (
-    "really",
-    "truly",
-    "simply",
-    "rather",
-    "quite",
-    "so",
-    "sooooo",
-    "very",
-    "very very very very",
-    "just",
-    "absolutely",
-    "utterly",
-    "soooo",
-    "too too too",
-    "nothing but",
-    "as always",
-)
-_CUES = ("in the end", "all in all", "overall", "on balance", "looking back", "at the end of the day")
-_WHOLE = ("it", "it", "it", "the film", "this movie", "the whole thing")
-_CONTRASTS = ("but", "but", "yet", "still", "however")
-
-_ASPECTS = (
-    "acting",
-    "plot",
-    "music",
-    "camera work",
-    "dialogue",
-    "ending",
-    "script",
-    "lighting",
-    "editing",
-    "first half",
-    "second half",
-    "villain",
-    "hero",
-    "chase",
-    "love story",
-    "soundtrack",
-    "humour",
-    "pace",
-    "costume design",
-    "opening scene",
-    "supporting cast",
-    "narrator",
-    "setting",
-    "final twist",
-)
-_PEOPLE = (
-    "my friends",
-    "the critics",
-    "my parents",
-    "most reviewers",
-    "the people next to us",
-    "my colleagues",
-    "all my neighbours",
-    "the jury",
-    "our children",
-    "my two brothers",
-)
-_GENRES = (
-    "comedy",
-    "thriller",
-    "western",
-    "drama",
-    "horror film",
-    "musical",
-    "romance",
-    "war film",
-    "cartoon",
-    "documentary",
-    "crime story",
-    "ghost story",
-    "road movie",
-    "spy film",
-)
-_TITLE_FIRST = (
-    "Silent",
-    "Crimson",
-    "Last",
-    "Hidden",
-    "Broken",
-    "Golden",
-    "Seventh",
-    "Paper",
-    "Distant",
-    "Frozen",
-    "Burning",
-    "Empty",
-    "Winter",
-    "Midnight",
-    "Northern",
-    "Stolen",
-    "Lonely",
-    "Iron",
-    "Glass",
-    "Secret",
-)
-_TITLE_SECOND = (
-    "River",
-    "Garden",
-    "Promise",
-    "Harbour",
-    "Mirror",
-    "Letter",
-    "Station",
-    "Kingdom",
-    "Summer",
-    "Bridge",
-    "Orchard",
-    "Captain",
-    "Island",
-    "Lantern",
-    "Highway",
-    "Daughter",
-    "Window",
-    "Voyage",
-    "Clock",
-    "Forest",
-)
-_NAMES_FIRST = (
-    "Anna",
-    "Carlos",
-    "Emily",
-    "George",
-    "Helen",
-    "Ivan",
-    "Julia",
-    "Kenji",
-    "Laura",
-    "Marcus",
-    "Nina",
-    "Oscar",
-    "Paula",
-    "Robert",
-    "Sofia",
-    "Thomas",
-)
-_NAMES_LAST = (
-    "Almeida",
-    "Brandt",
-    "Castell",
-    "Dorsey",
-    "Eriksen",
-    "Fontaine",
-    "Granger",
-    "Hollis",
-    "Ishida",
-    "Jansen",
-    "Keller",
-    "Lindqvist",
-    "Moreau",
-    "Novak",
-    "Okafor",
-    "Prescott",
-)
-_JOBS = (
-    "a detective",
-    "a young nurse",
-    "a retired teacher",
-    "a sailor",
-    "a farmer",
-    "a pianist",
-    "a taxi driver",
-    "a bank clerk",
-    "a soldier",
-    "an architect",
-    "a priest",
-    "a journalist",
-    "a thief",
-    "a widow",
-)
-_PLACES = (
-    "a small village",
-    "the desert",
-    "New York",
-    "an old hotel",
-    "the mountains",
-    "Berlin",
-    "a fishing town",
-    "the suburbs",
-    "a train to Moscow",
-    "a lighthouse",
-    "Naples",
-    "a boarding school",
-    "outer space",
-)
-_GOALS = (
-    "a lost brother",
-    "a hidden treasure",
-    "the truth about the past",
-    "a way home",
-    "an old enemy",
-    "a missing letter",
-    "a second chance",
-    "the murderer of a friend",
-    "a forgotten song",
-    "some peace",
-)
-_TIMES = (
-    "last week",
-    "on a rainy Sunday",
-    "on television",
-    "last night",
-    "at a festival",
-    "on a long flight",
-    "years ago",
-    "with my sister",
-    "after work",
-    "in an almost empty cinema",
-    "twice this month",
-)
-_FILLERS = (
-    "The story is set in {place} and {place2}.",
-    "I saw it because {name} plays in it.",
-    "I had waited for this movie because I liked the book.",
-    "We went because of the {genre} before it.",
-    "It was made in {year}.",
-    "It runs for about {minutes} minutes.",
-    "{name} wrote the script together with {name2}.",
-    "There is also a short scene with {name2}.",
-    "The book it is based on came out in {year}.",
-    "It is the {nth} film by {name}.",
-    "I had read nothing about it before.",
-    "We sat in the {nth} row.",
-    "The credits list {minutes} people.",
-    "Some scenes were shot in {place}.",
-    "{name2} has a part as {job2}.",
-    "There were {few} of us.",
-)
-_OPENINGS = (
-    "I saw {title} {time}.",
-    "{title} is a {genre} by {name}.",
-    "I watched this {genre} {time}.",
-    "We rented {title} {time}.",
-    "{title} came out in {year} and I saw it {time}.",
-    "A {genre} with {name} and {name2}.",
-    "So this is {title}, the {nth} {genre} by {name}.",
-)
-_PLOTS = (
-    "{name} plays {job} who looks for {goal} in {place}.",
-    "It is about {job} and {job2} in {place}.",
-    "{job} comes to {place} and finds {goal}.",
-    "It tells of {job} who leaves {place} to find {goal}.",
-    "In {place}, {job} meets {job2} and together they search for {goal}.",
-    "{name} is {job}, and {name2} is {job2} with {goal} on the mind.",
-)
-# Consequences of an opinion, of the writer or of others. Both opinions use the same words; only negation or direction
-# differ.
-_CONSEQUENCES = (
-    (
-        "would not recommend it to anyone",
-        "cannot recommend it",
-        "will never watch it again",
-        "wanted the money back",
-        "regretted the ticket",
-        "gave up before the last scene",
-        "did not want to see more of it",
-        "left early",
-        "will not forgive the director",
-        "could not wait for the end",
-        "would rather have stayed at home",
-    ),
-    (
-        "would recommend it to anyone",
-        "can only recommend it",
-        "will watch it again",
-        "never wanted the money back",
-        "did not regret the ticket",
-        "never gave up before the last scene",
-        "wanted to see more of it",
-        "would not have left early",
-        "will not forget the director",
-        "could not have waited for more",
-        "would not rather have stayed at home",
-    ),
-)
 
 P_NEGATED = 0.35  # probability that an evaluation is negated
 P_ASPECT_AGREES = 0.65  # probability that an aspect agrees with the verdict
@@ -342,20 +76,20 @@ class _Writer:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         pick = rng.choice
-        place, place2 = rng.sample(_PLACES, 2)
-        job, job2 = rng.sample(_JOBS, 2)
-        self.aspects = rng.sample(_ASPECTS, 10)  # distinct aspects; no review needs ten
+        place, place2 = rng.sample(PLACES, 2)
+        job, job2 = rng.sample(JOBS, 2)
+        self.aspects = rng.sample(ASPECTS, 10)  # distinct aspects; no review needs ten
         self.facts = {
-            "title": f"The {pick(_TITLE_FIRST)} {pick(_TITLE_SECOND)}",
-            "genre": pick(_GENRES),
-            "time": pick(_TIMES),
-            "name": f"{pick(_NAMES_FIRST)} {pick(_NAMES_LAST)}",
-            "name2": f"{pick(_NAMES_FIRST)} {pick(_NAMES_LAST)}",
+            "title": f"The {pick(TITLE_FIRST)} {pick(TITLE_SECOND)}",
+            "genre": pick(GENRES),
+            "time": pick(TIMES),
+            "name": f"{pick(NAMES_FIRST)} {pick(NAMES_LAST)}",
+            "name2": f"{pick(NAMES_FIRST)} {pick(NAMES_LAST)}",
             "place": place,
             "place2": place2,
             "job": job,
             "job2": job2,
-            "goal": pick(_GOALS),
+            "goal": pick(GOALS),
             "year": str(rng.randrange(1950, 2010, 3)),
             "minutes": str(rng.randrange(80, 200, 10)),
             "nth": pick(("second", "third", "fourth", "fifth", "last")),
@@ -370,11 +104,11 @@ class _Writer:
         rng, negated = self.rng, self.rng.random() < P_NEGATED
         polarity = 1 - opinion if negated else opinion
         if rng.random() < 0.25:
-            noun = rng.choice(_NOUNS[polarity])
+            noun = rng.choice(NOUNS[polarity])
             if negated:
-                return f"{rng.choice(_NEGATIONS_NOUN)} a {noun}"
+                return f"{rng.choice(NEGATIONS_NOUN)} a {noun}"
             return f"{rng.choice(('a', 'a real', 'nothing short of a', 'quite a', 'a complete'))} {noun}"
-        adjective, second = rng.sample(_ADJECTIVES[polarity], 2)
+        adjective, second = rng.sample(ADJECTIVES[polarity], 2)
         if rng.random() < 0.08:
             adjective = adjective.upper()
         if rng.random() < 0.4:  # both words have one polarity, so the language model can learn which words are similar
@@ -382,10 +116,10 @@ class _Writer:
                 return rng.choice(("neither {} nor {}", "not {} or {}", "never {} or {}")).format(adjective, second)
             return f"{adjective} and {second}"
         if negated:
-            negation = rng.choice(_NEGATIONS)
+            negation = rng.choice(NEGATIONS)
             return f"{negation.upper() if rng.random() < 0.05 else negation} {adjective}"
         if rng.random() < 0.5:
-            return f"{rng.choice(_INTENSIFIERS)} {adjective}"
+            return f"{rng.choice(INTENSIFIERS)} {adjective}"
         return adjective
 
     def aspect(self, opinion: int) -> str:
@@ -405,46 +139,46 @@ class _Writer:
     def hearsay(self) -> str:
         """A sentence about what others thought, independent of the opinion."""
         rng, other = self.rng, self.rng.randrange(2)
-        people = rng.choice(_PEOPLE)
+        people = rng.choice(PEOPLE)
         if rng.random() < 0.6:
-            return f"{people} {rng.choice(_CONSEQUENCES[other])}."
+            return f"{people} {rng.choice(CONSEQUENCES[other])}."
         if rng.random() < 0.5:
-            return f"{people} {rng.choice(_VERBS[other])} it."
-        return f"{people} did not {rng.choice(_VERBS_BASE[1 - other])} it."
+            return f"{people} {rng.choice(VERBS[other])} it."
+        return f"{people} did not {rng.choice(VERBS_BASE[1 - other])} it."
 
     def verdict(self, opinion: int) -> str:
         """The one sentence that states the opinion: the writer's own, about the whole film."""
         rng = self.rng
-        claim = f"{rng.choice(_CUES)} {rng.choice(_WHOLE)} was {self.evaluation(opinion)}"
+        claim = f"{rng.choice(CUES)} {rng.choice(WHOLE)} was {self.evaluation(opinion)}"
         form = rng.random()
         if form < 0.50:
             return f"{claim}."
         if form < 0.78:
-            return f"{self.aspect(1 - opinion)}, {rng.choice(_CONTRASTS)} {claim}."
+            return f"{self.aspect(1 - opinion)}, {rng.choice(CONTRASTS)} {claim}."
         if form < 0.83:
             return f"{claim}, even if {self.aspect(1 - opinion)}."
         if form < 0.93:
-            people, verb = rng.choice(_PEOPLE), rng.choice(_VERBS[1 - opinion])
+            people, verb = rng.choice(PEOPLE), rng.choice(VERBS[1 - opinion])
             if rng.random() < 0.5:
                 return f"{people} {verb} it, I did not."
-            return f"{people} {rng.choice(_VERBS[opinion])} it, and so did I."
-        hoped, got = rng.choice(_NOUNS[1 - opinion]), rng.choice(_NOUNS[opinion])
+            return f"{people} {rng.choice(VERBS[opinion])} it, and so did I."
+        hoped, got = rng.choice(NOUNS[1 - opinion]), rng.choice(NOUNS[opinion])
         if rng.random() < 0.5:
             return f"{rng.choice(('I expected', 'they promised'))} a {hoped} and I got a {got}."
         return f"I got a {got} where {rng.choice(('I expected', 'they promised'))} a {hoped}."
 
     def review(self, opinion: int) -> str:
         rng = self.rng
-        opening = [self.fact(_OPENINGS), self.fact(_PLOTS)]
+        opening = [self.fact(OPENINGS), self.fact(PLOTS)]
         middle = [self.praise_or_blame(opinion) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
         middle += [self.hearsay()] * (rng.random() < 0.7)
-        middle += [self.fact(_FILLERS)] * (rng.random() < 0.5)
+        middle += [self.fact(FILLERS)] * (rng.random() < 0.5)
         rng.shuffle(middle)
         verdict = [self.verdict(opinion)]
         if rng.random() < P_CONSEQUENCE:
-            verdict.append(f"I {rng.choice(_CONSEQUENCES[opinion])}.")
+            verdict.append(f"I {rng.choice(CONSEQUENCES[opinion])}.")
         body = opening + (verdict + middle if rng.random() < P_VERDICT_FIRST else middle + verdict)
-        fillers = iter(rng.sample(_FILLERS, len(_FILLERS)))
+        fillers = iter(rng.sample(FILLERS, len(FILLERS)))
         while sum(len(sentence.split()) for sentence in body) < MIN_WORDS + 2:
             body.insert(1, next(fillers).format(**self.facts))
         return self.set_type(body)
