@@ -24,6 +24,7 @@ GROUND = {
     "limits",
     "markdown",
     "model_card",
+    "model_origin",
     "option_types",
     "paths",
     "private_api",

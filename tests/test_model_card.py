@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 import ulmfit
 from ulmfit.cli import USER_ERROR, main
-from ulmfit.model_card import Origin, Run, model_card
+from ulmfit.model_card import model_card
+from ulmfit.model_origin import Origin, Run
 from ulmfit.paths import without_folders
 from ulmfit.run.directory import MODEL
 

@@ -6,11 +6,9 @@ texts are hidden, as in messages. Folders of paths are left out: they tell of th
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ulmfit.errors import one_line
 from ulmfit.excerpts import listed, values_shown
-from ulmfit.files import fingerprint, parse_json
-from ulmfit.fit_config import CLF, LM
 from ulmfit.markdown import escaped
+from ulmfit.model_origin import Origin, Run, as_dict, origin_of
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
 from ulmfit.run_command import words_of_command
-from ulmfit.run_scores import scores_of
 
 CARD = "README.md"
 PAPER = "1801.06146"
@@ -33,106 +29,6 @@ _SHOWN = 50  # classes in a table
 _SPLITS = {"test": "test", "valid": "validation"}
 _SCORES = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "f1": "macro F1", "micro_f1": "micro F1",
            "recall": "mean recall", "ece": "calibration error (ECE)"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run directory tells of a training.
-
-    Attributes:
-        stored: its config.json.
-        scores: by split, as of `scores_of`.
-    """
-
-    stored: Mapping[str, Any]
-    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        return _dict(self.stored.get("options"))
-
-    @property
-    def resolved(self) -> Mapping[str, Any]:
-        return _dict(self.stored.get("resolved"))
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The runs that a model comes from.
-
-    Attributes:
-        runs: of its trainings, the last one first; empty if they are not at hand.
-        job: config.json of the job (`fit`) that they belong to.
-        summary: summary.json of the job.
-    """
-
-    runs: Sequence[Run] = ()
-    job: Mapping[str, Any] = field(default_factory=dict)
-    summary: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def shows_values(self) -> bool:
-        """Whether names of the data may be shown as they are: no run of it had --no-samples."""
-        given = [run.options for run in self.runs] + [_dict(self.job.get("options"))]
-        return all(options.get("samples", True) is not False for options in given)
-
-    @property
-    def is_english(self) -> bool:
-        """Whether the model derives from the English one of the package."""
-        names = [run.resolved.get(name) for run in self.runs for name in ("init", "encoder")]
-        names += [run.options.get(name) for run in self.runs for name in ("init", "encoder")]
-        return "english" in names
-
-
-def origin_of(folder: Path | None) -> Origin:
-    """The runs of the model in a folder. Files that users have edited or deleted are told less of."""
-    # Another model may have been exported into a run's directory. launch/pretrain.sh names the run's own "encoder".
-    if folder is None or folder.resolve().name not in ("model", "encoder"):
-        return Origin()
-    place = folder.resolve().parent
-    stored = _read(place / "config.json")
-    if stored.get("task") == "fit":
-        runs = [_run(place / name) for name in (CLF, LM)]
-        return Origin([run for run in runs if run.stored], stored, _read(place / "summary.json"))
-    if stored.get("task") not in ("lm", "clf"):
-        return Origin()
-    runs, seen = [_run(place)], {place}
-    while start := runs[-1].options.get(name := "encoder" if runs[-1].stored["task"] == "clf" else "init"):
-        before = Path(os.path.expanduser(str(start))).absolute()
-        before = before.parent if before.name == "model" else before
-        if _read(before / "config.json").get("task") == "fit":
-            before /= LM
-        run = _run(before)
-        weights = _dict(runs[-1].stored.get("identity")).get(f"{name} (content)")
-        if before in seen or run.stored.get("task") not in ("lm", "clf") or _hash_of_model(before) != weights:
-            break  # it has moved, or another run has its path now
-        seen.add(before)
-        runs.append(run)
-    return Origin(runs)
-
-
-def _hash_of_model(run_dir: Path) -> str | None:
-    """Of the weights of a run, as a later run's identity has it."""
-    try:
-        return fingerprint(run_dir / "model" / "model.safetensors")
-    except OSError:
-        return None
-
-
-def _run(folder: Path) -> Run:
-    best = _read(folder / "status.json").get("best_step")
-    return Run(_read(folder / "config.json"), scores_of(folder, best if isinstance(best, int) else None))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return _dict(parse_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def model_card(
@@ -210,11 +106,11 @@ def _licence_beside(path: Path) -> str:
 def _what(config: Mapping[str, Any], size: int) -> str:
     if config["task"] == "tokenizer":
         return f"The text rules, word splitting and vocabulary of {size:,} words of a ULMFiT model, as one `tokenizer.json`."
-    sizes = _dict(config.get("architecture"))
+    sizes = as_dict(config.get("architecture"))
     shape = f"AWD-LSTM, embedding {sizes.get('embedding_size')}, hidden {sizes.get('hidden_size')}, " \
             f"{sizes.get('num_layers')} layers, {sizes.get('vocab_size', 0):,} words, {size:,} parameters"  # fmt: skip
     direction = ", reading texts from their end" if config.get("backwards") else ""
-    origin = _dict(config.get("imported"))
+    origin = as_dict(config.get("imported"))
     where, kind = (escaped(origin.get(key)) for key in ("from", "kind"))
     imported = f" Its weights were imported from {where} ({kind})." if origin else ""
     if config["task"] == "language_model":
@@ -264,7 +160,7 @@ def _training(origin: Origin) -> Iterator[str]:
                 "versions",
                 ", ".join(
                     f"{key} {value}"
-                    for key, value in _dict(run.stored.get("versions")).items()
+                    for key, value in as_dict(run.stored.get("versions")).items()
                     if key in ("ulmfit", "torch", "python")
                 ),
             ),  # fmt: skip
@@ -272,7 +168,7 @@ def _training(origin: Origin) -> Iterator[str]:
         yield from (f"{what}:", "", "| | |", "|---|---|")
         yield from (f"| {key} | {escaped(value)} |" for key, value in rows if value)
         yield ""
-    labelled = _dict(origin.summary.get("rows"))
+    labelled = as_dict(origin.summary.get("rows"))
     told = {"train": "to train on", "valid": "of validation", "test": "of test"}
     counts = [f"{labelled[name]:,} {what}" for name, what in told.items() if isinstance(labelled.get(name), int)]
     if counts:
@@ -286,7 +182,7 @@ def _training(origin: Origin) -> Iterator[str]:
 
 def _stages(resolved: Mapping[str, Any]) -> Iterator[str]:
     stages = resolved.get("stages")
-    for stage in map(_dict, stages if isinstance(stages, list) else ()):
+    for stage in map(as_dict, stages if isinstance(stages, list) else ()):
         with_rate = f" at {stage['lr']:g}" if isinstance(stage.get("lr"), int | float) else ""
         yield f"{stage.get('name', 'stage')}, {stage.get('steps')} steps{with_rate}"
 
@@ -313,7 +209,7 @@ def _data(data: Any, resolved: Mapping[str, Any]) -> str:
     revision = resolved.get("revision")
     if isinstance(revision, str) or str(data).startswith(DESCRIBED):
         return listed([data])
-    return listed([without_folders(str(data), whole=_dict(revision))])
+    return listed([without_folders(str(data), whole=as_dict(revision))])
 
 
 def _name(value: Any) -> str:
@@ -348,7 +244,7 @@ def _results(origin: Origin) -> Iterator[str]:
     if isinstance(by_class, list) and by_class:
         yield from ("", f"By class, on the {_SPLITS[splits[0]]} texts:", "")
         yield from ("| class | precision | recall | F1 | texts |", "|---|---|---|---|---|")
-        for row in map(_dict, by_class[:_SHOWN]):
+        for row in map(as_dict, by_class[:_SHOWN]):
             numbers = [_number(row.get(key)) for key in ("precision", "recall", "f1")]
             texts = row.get("support")
             texts = f"{texts:,}" if isinstance(texts, int) else "-"
@@ -359,9 +255,9 @@ def _results(origin: Origin) -> Iterator[str]:
 
 def _simpler(summary: Mapping[str, Any], splits: Sequence[str]) -> Iterator[str]:
     """The systems that a job compares with."""
-    for name, scores in _dict(summary.get("systems")).items():
+    for name, scores in as_dict(summary.get("systems")).items():
         if name != "ulmfit" and isinstance(scores, dict):
-            values = [_number(_dict(scores.get(split)).get("accuracy")) for split in splits]
+            values = [_number(as_dict(scores.get(split)).get("accuracy")) for split in splits]
             yield f"| accuracy of {escaped(name)} | {' | '.join(values)} |"
 
 
