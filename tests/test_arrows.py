@@ -35,6 +35,17 @@ GROUND = {
     "run_scores",
     "texts",
 }
+# Files at the top that are one room: what uses a trained model.
+INFERENCE = {
+    "bundle",
+    "coloured",
+    "explanation",
+    "generation",
+    "inference",
+    "model_folder",
+    "parallel_inference",
+    "prediction",
+}
 # From the ground up; a room imports what its line names, and the ground.
 ROOMS = {
     "tokenizer": set(),
@@ -78,7 +89,7 @@ def room_of(parts):
     """The room of a module, by its path below ulmfit/; "ground", or None for __init__ and __main__."""
     if parts[0] in ROOMS and parts[0] != "inference":
         return parts[0]
-    if parts[0] in ("bundle", "coloured", "explanation", "inference", "parallel_inference"):
+    if parts[0] in INFERENCE:
         return "inference"
     return "ground" if parts[0] in GROUND else None
 

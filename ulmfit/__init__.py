@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ulmfit.errors import TrainingInterrupted, UserError
     from ulmfit.estimator import UlmfitClassifier as UlmfitClassifier
     from ulmfit.fit_config import FitConfig
-    from ulmfit.inference import LanguageModel, Prediction, TextClassifier
+    from ulmfit.generation import LanguageModel
+    from ulmfit.inference import TextClassifier
     from ulmfit.learner import language_model_learner, text_classifier_learner
+    from ulmfit.prediction import Prediction
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.clf_training import train_classifier
     from ulmfit.training.fit import FitResult, fit
@@ -57,8 +59,8 @@ _HOMES = {
     "FitConfig": "ulmfit.fit_config",
     "FitResult": "ulmfit.training.fit",
     "LMConfig": "ulmfit.config",
-    "LanguageModel": "ulmfit.inference",
-    "Prediction": "ulmfit.inference",
+    "LanguageModel": "ulmfit.generation",
+    "Prediction": "ulmfit.prediction",
     "TextClassifier": "ulmfit.inference",
     "Tokenizer": "ulmfit.tokenizer.tokenizer",
     "TrainingInterrupted": "ulmfit.errors",

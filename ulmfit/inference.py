@@ -1,21 +1,22 @@
-"""Using trained models: text generation and classification."""
+"""A trained classifier: predictions for texts."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, overload
 
 import numpy as np
 
+from ulmfit import model_folder
 from ulmfit.data.given_rows import given_rows
 from ulmfit.errors import UserError
 from ulmfit.exported import folder as exported_folder
 from ulmfit.exported.reader import OnnxReader, is_installed
+from ulmfit.generation import LanguageModel as LanguageModel  # pickles of 0.2.0 look for it here
 from ulmfit.hub import HubModel, local_folder
-from ulmfit.texts import texts_of
+from ulmfit.prediction import Prediction
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,216 +24,6 @@ if TYPE_CHECKING:
 
     from ulmfit.explanation import Explanation
     from ulmfit.model.classifier import ClassifierNet
-    from ulmfit.model.language_model import LanguageModelNet
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The predicted class of a text. It unpacks as `label, index, probabilities` and compares by these three.
-
-    A row without a text (None, NaN, an empty or blank string) has a prediction too, so that predictions keep the places
-    of their rows: the label is empty, the index -1, and the probabilities are NaN.
-
-    Attributes:
-        label: name of the most probable class; "" without a text. Where a text may have several labels, the most
-            probable of those that it has; "" if it has none.
-        index: index of this class; -1 if there is none.
-        probabilities: float32 [C], in the order of the classes.
-        reason: why there is no label: "no text", "empty" or "undecodable"; else "".
-        labels: names of all labels that the text has, in the order of the classes. With one label a text, that one.
-        indices: their indices.
-    """
-
-    label: str
-    index: int
-    probabilities: np.ndarray
-    reason: str = ""
-    labels: tuple[str, ...] = ()
-    indices: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.indices and self.index >= 0:
-            object.__setattr__(self, "labels", (self.label,))
-            object.__setattr__(self, "indices", (self.index,))
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.label, self.index, self.probabilities))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Prediction):
-            return NotImplemented
-        mine, theirs = ((one.label, one.index, one.indices) for one in (self, other))
-        return mine == theirs and np.array_equal(self.probabilities, other.probabilities, equal_nan=True)
-
-    def __hash__(self) -> int:
-        known = tuple(self.probabilities.tolist()) if self.index >= 0 else ()  # NaNs have different hashes
-        return hash((self.label, self.index, known))
-
-
-# What to do with a model of the other kind, in Python and on the command line.
-_OTHER = {
-    "LanguageModel": "give its language model, or load it with TextClassifier (ulmfit predict)",
-    "TextClassifier": "give a classifier, or load it with LanguageModel (ulmfit generate)",
-}
-
-
-def _load(
-    path: str | Path, wanted: Literal["LanguageModel", "TextClassifier"], device: str | torch.device | None
-) -> tuple[Any, Tokenizer, dict]:
-    import torch
-
-    from ulmfit.model.language_model import LanguageModelNet
-    from ulmfit.model.pretrained import load_model
-
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net, tokenizer, config = load_model(path, device=device, language_model=wanted == "LanguageModel")
-    if isinstance(net, LanguageModelNet) != (wanted == "LanguageModel"):
-        kind = "a classifier" if wanted == "LanguageModel" else "a language model"
-        raise UserError(f"the model in {path} is {kind} and is not one for {wanted}; {_OTHER[wanted]}")
-    return net.eval(), tokenizer, config
-
-
-class LanguageModel(HubModel, pipeline_tag="text-generation", tags=["language-model"]):
-    """A trained language model with its tokenizer."""
-
-    def __init__(self, net: LanguageModelNet, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-        self.net, self.tokenizer, self.config = net, tokenizer, config
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, path: str | Path, *, device: str | torch.device | None = None, **hub: Any
-    ) -> LanguageModel:
-        """Load a run directory, its model/, the output directory of `ulmfit fit`, or "english", the package's model.
-
-        Or the model of that name (OWNER/MODEL) on the hub.
-
-        Args:
-            device: of torch; by default the GPU if there is one.
-            hub: revision, token and the other options of `hub.local_folder`.
-
-        Raises:
-            UserError: it is missing, damaged, or a classifier, or the hub cannot be reached.
-        """
-        folder = local_folder(path, **hub)
-        model = cls(*_load(folder, "LanguageModel", device))
-        model.loaded_from = _found(folder, language_model=True)
-        return model
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        _save(save_directory, self)
-
-    def _card(self, **kwargs: Any) -> str:
-        usage = """import ulmfit
-
-lm = ulmfit.LanguageModel.from_pretrained("NAME")
-lm.generate("I liked this movie because", max_new_tokens=40, temperature=0.75)
-"""
-        return _card_of(self, usage, self.config | {"task": "language_model"}, kwargs)
-
-    @overload
-    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first match is used
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        min_p: float | None = ...,
-        seed: int | None = ...,
-    ) -> str: ...
-    @overload
-    def generate(
-        self,
-        prompt: Sequence[str],
-        *,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        min_p: float | None = ...,
-        seed: int | None = ...,
-    ) -> list[str]: ...
-
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        max_new_tokens: int = 40,
-        temperature: float = 0.75,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-    ) -> str | list[str]:
-        """Continue a prompt, or each of several prompts.
-
-        Args:
-            max_new_tokens: tokens (words) to add, including special tokens.
-            temperature: below 1 for more probable text; 0 always takes the most probable word.
-            top_k: sample only from the k most probable words.
-            min_p: exclude words with less than min_p times the highest probability.
-            seed: the same seed gives the same text; with None each call gives another text.
-
-        Returns:
-            The unchanged prompt with its continuation as readable text. Unknown words are never generated.
-
-        Raises:
-            UserError: a setting is out of range, or the model reads texts backwards.
-        """
-        if self.config.get("backwards"):
-            raise UserError(
-                "this language model reads texts backwards and cannot continue one; "
-                "give a model that was trained without --backwards"
-            )
-        import torch
-
-        prompts = texts_of(prompt)
-        ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
-        generator = torch.Generator(self.net.decoder_bias.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        new = self.net.generate_ids(
-            ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            min_p=min_p,
-            banned=self.tokenizer.banned_ids,
-            generator=generator,
-        )
-        texts = [written + self._continuation(*parts) for written, *parts in zip(prompts, ids, new, strict=True)]
-        return texts[0] if isinstance(prompt, str) else texts
-
-    def _continuation(self, ids: list[int], new: list[int]) -> str:
-        """The new text after the prompt. It is decoded together with the prompt, because spaces and capitals depend on
-        it."""
-        head, whole = self.tokenizer.decode(ids), self.tokenizer.decode(ids + new)
-        return whole[len(head) :] if whole.startswith(head) else " " + self.tokenizer.decode(new)
-
-
-def _found(path: str | Path, *, language_model: bool = False) -> Path:
-    from ulmfit.model.pretrained import find_model
-
-    return find_model(path, language_model=language_model)
-
-
-def _save(folder: Path, model: LanguageModel | TextClassifier) -> None:
-    from ulmfit.model.int8 import Int8AWDLSTM
-    from ulmfit.model.pretrained import save_model
-
-    net = model.net
-    assert net is not None, "not an exported model"
-    if isinstance(net.encoder, Int8AWDLSTM):
-        raise UserError("this model was loaded with int8 and its weights are rounded; load it without int8 to save it")
-    save_model(folder, net, model.tokenizer, model.config)
-
-
-def _card_of(model: LanguageModel | TextClassifier, usage: str, config: dict[str, Any], given: dict[str, Any]) -> str:
-    from ulmfit.model_card import model_card
-
-    net = model.net
-    size = sum(parameter.numel() for parameter in net.parameters()) if net is not None else 0
-    return model_card(model.card_data, model.loaded_from, config, size=size, usage=usage, **given)
 
 
 Backend = Literal["auto", "onnx", "torch"]
@@ -309,8 +100,8 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
         path = paths[0]
         if exported_folder.is_export(path):
             return cls._load_export(path, device, int8, backend)
-        self = cls(*_load(path, "TextClassifier", device or ("cpu" if backend == "onnx" else None)))
-        self.loaded_from = _found(path)
+        self = cls(*model_folder.load(path, "TextClassifier", device or ("cpu" if backend == "onnx" else None)))
+        self.loaded_from = model_folder.found(path)
         self.bits = 8 if int8 else 32
         self._backend = _backend_of(self.net, backend)
         if int8 or self._backend == "onnx":
@@ -337,7 +128,7 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if self._exported is None:
-            _save(save_directory, self)
+            model_folder.save(save_directory, self)
             return
         graph = self._exported if isinstance(self._exported, bytes) else self._exported.read_bytes()
         bits = self.config.get("exported", {}).get("bits", 32)
@@ -349,7 +140,7 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
 classifier = ulmfit.TextClassifier.from_pretrained("NAME")
 classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label, index, probabilities)
 """
-        return _card_of(self, usage, self.config | {"task": "classifier"}, kwargs)
+        return model_folder.card_of(self, usage, self.config | {"task": "classifier"}, kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without sessions, which cannot be copied. The graph of an exported model goes along."""

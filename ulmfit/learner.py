@@ -24,7 +24,8 @@ from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json, write_text
-from ulmfit.inference import LanguageModel, TextClassifier
+from ulmfit.generation import LanguageModel
+from ulmfit.inference import TextClassifier
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import path_text
 from ulmfit.paths import as_path

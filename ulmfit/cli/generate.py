@@ -30,7 +30,7 @@ class GenerateOptions:
 
 def generate(options: GenerateOptions) -> None:
     """Print a continuation of each prompt."""
-    from ulmfit.inference import LanguageModel
+    from ulmfit.generation import LanguageModel
 
     model = LanguageModel.from_pretrained(options.model)
     for text in model.generate(

@@ -28,7 +28,8 @@ from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure, values_shown
 from ulmfit.fit_config import CLF, LM, FitConfig, filled, naming, stage_configs
-from ulmfit.inference import LanguageModel, TextClassifier
+from ulmfit.generation import LanguageModel
+from ulmfit.inference import TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
 from ulmfit.run import lock

@@ -15,7 +15,8 @@ from ulmfit.run_scores import scores_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ulmfit.inference import LanguageModel, TextClassifier
+    from ulmfit.generation import LanguageModel
+    from ulmfit.inference import TextClassifier
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class TrainingResult:
         if self.state != "done":
             cure = "call it again to go on" if self.state == "preempted" else "call it without lr_find to train"
             raise UserError(f"this training is not done and has no model; {cure}")
-        from ulmfit.inference import LanguageModel, TextClassifier
+        from ulmfit.generation import LanguageModel
+        from ulmfit.inference import TextClassifier
 
         kind = LanguageModel if self.task == "lm" else TextClassifier
         return kind.from_pretrained(self.model_dir, **options)

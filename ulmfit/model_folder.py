@@ -1,0 +1,75 @@
+"""The folder of a trained model, of either kind: loading, saving, its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ulmfit.errors import UserError
+from ulmfit.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from ulmfit.generation import LanguageModel
+    from ulmfit.inference import TextClassifier
+
+
+# What to do with a model of the other kind, in Python and on the command line.
+_OTHER = {
+    "LanguageModel": "give its language model, or load it with TextClassifier (ulmfit predict)",
+    "TextClassifier": "give a classifier, or load it with LanguageModel (ulmfit generate)",
+}
+
+
+def load(
+    path: str | Path, wanted: Literal["LanguageModel", "TextClassifier"], device: str | torch.device | None
+) -> tuple[Any, Tokenizer, dict]:
+    """Network in evaluation mode, tokenizer and config of a model.
+
+    Raises:
+        UserError: it is missing, damaged, or of the other kind.
+    """
+    import torch
+
+    from ulmfit.model.language_model import LanguageModelNet
+    from ulmfit.model.pretrained import load_model
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    net, tokenizer, config = load_model(path, device=device, language_model=wanted == "LanguageModel")
+    if isinstance(net, LanguageModelNet) != (wanted == "LanguageModel"):
+        kind = "a classifier" if wanted == "LanguageModel" else "a language model"
+        raise UserError(f"the model in {path} is {kind} and is not one for {wanted}; {_OTHER[wanted]}")
+    return net.eval(), tokenizer, config
+
+
+def found(path: str | Path, *, language_model: bool = False) -> Path:
+    """The folder with the files of a model; see `find_model`."""
+    from ulmfit.model.pretrained import find_model
+
+    return find_model(path, language_model=language_model)
+
+
+def save(folder: Path, model: LanguageModel | TextClassifier) -> None:
+    """Write a model so that `load` reads it.
+
+    Raises:
+        UserError: its weights are rounded to 8 bits.
+    """
+    from ulmfit.model.int8 import Int8AWDLSTM
+    from ulmfit.model.pretrained import save_model
+
+    net = model.net
+    assert net is not None, "not an exported model"
+    if isinstance(net.encoder, Int8AWDLSTM):
+        raise UserError("this model was loaded with int8 and its weights are rounded; load it without int8 to save it")
+    save_model(folder, net, model.tokenizer, model.config)
+
+
+def card_of(model: LanguageModel | TextClassifier, usage: str, config: dict[str, Any], given: dict[str, Any]) -> str:
+    """The text of the card; see `model_card`."""
+    from ulmfit.model_card import model_card
+
+    net = model.net
+    size = sum(parameter.numel() for parameter in net.parameters()) if net is not None else 0
+    return model_card(model.card_data, model.loaded_from, config, size=size, usage=usage, **given)
