@@ -15,7 +15,7 @@ import pytest
 
 import ulmfit
 from tests.training import runs as short
-from ulmfit.config import check
+from ulmfit.config_check import check
 from ulmfit.option_types import normalized
 from ulmfit.training.result import read_metrics
 

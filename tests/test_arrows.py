@@ -13,6 +13,7 @@ ROOT = Path(ulmfit.__file__).parent
 GROUND = {
     "cache_folder",
     "config",
+    "config_check",
     "console",
     "cores",
     "device",
@@ -21,6 +22,7 @@ GROUND = {
     "files",
     "fit_config",
     "hub",
+    "identity",
     "limits",
     "markdown",
     "model_card",

@@ -19,7 +19,8 @@ import torch
 from tests.training import runs
 from ulmfit import train_language_model
 from ulmfit.cli.options import parse
-from ulmfit.config import ClassifierConfig, LMConfig, check, load_options, options
+from ulmfit.config import ClassifierConfig, LMConfig, load_options, options
+from ulmfit.config_check import check
 from ulmfit.cores import machine_cores
 from ulmfit.errors import UserError
 

@@ -9,7 +9,8 @@ from tests.training import runs
 from ulmfit import train_classifier, train_language_model
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import fields_of, is_texts, parse, required
-from ulmfit.config import ClassifierConfig, LMConfig, check
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.config_check import check
 from ulmfit.errors import UserError
 from ulmfit.limits import LIMITS
 from ulmfit.training.loop import TrainingFailed

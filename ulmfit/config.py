@@ -1,4 +1,4 @@
-"""The options of both trainers, and every cross-check between them.
+"""The options of both trainers.
 
 A field's docstring is its line in `--help`. Fields that default to None are filled from the recipe
 (`ulmfit.training.stages`) or from the data; config.json of a run records what they became.
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ulmfit.errors import UserError
-from ulmfit.excerpts import excerpt, listed
+from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
 from ulmfit.limits import check_numbers
-from ulmfit.option_types import Dataclass, DataOption, PathOption, check_types, flag, normalized
+from ulmfit.option_types import Dataclass, DataOption, PathOption, flag, normalized
 from ulmfit.paths import PATHS, as_path
-from ulmfit.reports import check_reports
 
 Value = TypeVar("Value")
 Options = TypeVar("Options", bound=Dataclass)
@@ -28,41 +27,6 @@ OrElse: TypeAlias = Value | None
 
 Metric = Literal["accuracy", "f1", "micro_f1", "recall", "loss"]
 
-# What may differ between two starts of one run: nothing here changes the weights. Paths are compared by
-# what they hold (fingerprints), not by name.
-OPERATION = frozenset(
-    {
-        "output_dir",
-        "micro_batches",
-        "save_every",
-        "save_minutes",
-        "keep",
-        "log_every",
-        "eval_every",
-        "resume",
-        "max_time",
-        "samples",
-        "watchdog",
-        "config",
-        "cache_dir",
-        "local_cache",
-        "threads",
-        "lr_find",
-        "lr_find_stage",
-        "report_to",
-        "data",
-        "init",
-        "encoder",
-        "tokenizer",
-        "separator",
-        "encoding",
-        "header",
-    }
-)
-# What a run reads; not compared by name, but a later start that does not name it reads the same.
-INPUTS = frozenset({"data", "init", "encoder", "tokenizer", "separator", "encoding", "header"})
-# The options that the stages of a run come from.
-SCHEDULE = frozenset({"recipe", "lr", "epochs", "max_steps", "schedule"})
 
 SAVE_EVERY = 500
 
@@ -352,75 +316,6 @@ class ClassifierConfig(TrainConfig):
     task: ClassVar[Literal["lm", "clf"]] = "clf"
 
 
-def check(config: TrainConfig) -> None:
-    """Raise UserError for an option out of range or for options that contradict each other."""
-
-    check_types(config)
-
-    def need(ok: bool, sentence: str) -> None:
-        if not ok:
-            raise UserError(sentence)
-
-    check_numbers(vars(config))
-    check_reports(config.report_to)
-    need(
-        config.lr_find_stage is None or config.lr_find,
-        "--lr-find-stage names what --lr-find tests; give that too, or leave it out",
-    )
-    need(
-        config.epochs is None or config.max_steps is None,
-        "--epochs and --max-steps both set the length of training; give one of them",
-    )
-    need(
-        not (config.compress_gradients and config.precision == "fp64"),
-        "--compress-gradients rounds to bf16 what --precision fp64 computes exactly; leave out one of them",
-    )
-    if isinstance(config, LMConfig):
-        need(
-            not config.streaming or config.max_steps is not None,
-            "--streaming has no epochs to count; give --max-steps, the length of the whole schedule",
-        )
-        need(
-            not (config.streaming and config.bptt_jitter),
-            "--bptt-jitter needs the token cache; leave out --streaming or the jitter",
-        )
-        need(
-            config.init in (None, "none") or config.tokenizer is None,
-            "--init brings the vocabulary to start from and --tokenizer another; give one of them",
-        )
-        need(
-            config.init in (None, "none") or config.subword in (None, "none"),
-            "--init brings its own tokenizer; leave out --subword",
-        )
-        need(
-            config.subword in (None, "none") or config.tokenizer is None,
-            "--subword trains a tokenizer and --tokenizer names a trained one; give one of them",
-        )
-    if isinstance(config, ClassifierConfig):
-        need(
-            config.batch_size != 1,
-            "--batch-size 1 is too small for the classifier's batch normalisation; give 2 documents a step or more",
-        )
-        names = (config.probability_columns or "a,b").split(",")
-        need(
-            len({name.strip() for name in names}) == len(names) > 1 and all(map(str.strip, names)),
-            f"--probability-columns {config.probability_columns} does not name a column for each of two classes or "
-            "more; write as in neg,pos",
-        )
-        need(
-            config.probability_columns is None or config.label_smoothing == 0,
-            "--probability-columns are soft targets already; leave out --label-smoothing",
-        )
-        need(
-            config.probability_columns is None or config.label_separator is None,
-            "--probability-columns are those of one label a row; leave out --label-separator",
-        )
-        need(
-            config.encoder in (None, "none") or config.subword in (None, "none"),
-            "--encoder brings its own tokenizer; leave out --subword",
-        )
-
-
 def expand_paths(config: Options) -> Options:
     """A copy of the options in which paths are as the user means them (see `paths`).
 
@@ -455,42 +350,6 @@ def given(config: Any) -> set[str]:
     # Data may be a table, which cannot be compared by a mere !=.
     differ = {name for name, value, default in pairs if value is not default and (default is None or value != default)}
     return differ - {"on_command_line"} | config.on_command_line
-
-
-def identity(config: TrainConfig, became: dict[str, Any] | None = None, **fingerprints: str | None) -> dict[str, Any]:
-    """Whatever changes the weights: the options outside OPERATION, and fingerprints of the inputs.
-
-    Args:
-        became: what options that were left to the recipe, the data or the device have become, by option; and "stages".
-    """
-    fields = {name: value for name, value in options(config).items() if name not in OPERATION}
-    return fields | (became or {}) | {f"{name} (content)": value for name, value in fingerprints.items()}
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], kind: type[TrainConfig]) -> list[str]:
-    """`name: old -> new` for each entry of two identities that differs.
-
-    An option that `old` lacks came with a later version of this code: it stood at its default. Stages are compared in
-    detail only where no option tells of the difference.
-    """
-    old = options(kind()) | old
-    names = sorted((new.keys() | (old.keys() - OPERATION)) - {"stages"})
-    changed = [name for name in names if old.get(name) != new.get(name)]
-    lines = [f"{flag(name)}: {listed([old.get(name)])} -> {listed([new.get(name)])}" for name in changed]
-    if not set(changed) & SCHEDULE:
-        lines += _stage_differences(old.get("stages") or [], new.get("stages") or [])
-    return lines
-
-
-def _stage_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    if len(old) != len(new):
-        return [f"stages: {len(old)} -> {len(new)}"]
-    return [
-        f"{name} of stage {number}: {listed([value])} -> {listed([after.get(name)])}"
-        for number, (before, after) in enumerate(zip(old, new, strict=True), 1)
-        for name, value in before.items()  # what it lacks came with a later version and stands at its default
-        if value != after.get(name)
-    ]
 
 
 def load_options(path: str | Path, kind: type[Options]) -> Options:

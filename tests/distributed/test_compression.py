@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.training import runs, world
-from ulmfit.config import check, identity
+from ulmfit.config_check import check
 from ulmfit.distributed import sharding
 from ulmfit.errors import UserError
+from ulmfit.identity import identity
 
 TASKS = ("lm", "clf")
 STOPS = {"lm": [23, 50], "clf": [14, 30]}  # after the second stage's first step, and inside one

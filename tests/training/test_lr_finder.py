@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import golden
-from ulmfit.config import ClassifierConfig, check
+from ulmfit.config import ClassifierConfig
+from ulmfit.config_check import check
 from ulmfit.errors import UserError
 from ulmfit.training.lr_finder import RangeTest, rate_at, suggest
 from ulmfit.training.lr_finder import tested_stage as stage_of

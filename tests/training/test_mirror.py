@@ -10,7 +10,8 @@ from accelerate import PartialState
 
 from tests.training import runs
 from ulmfit import train_language_model
-from ulmfit.config import LMConfig, check
+from ulmfit.config import LMConfig
+from ulmfit.config_check import check
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.training.mirror import Mirrors

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
-from ulmfit.config import TrainConfig, check
+from ulmfit.config import TrainConfig
+from ulmfit.config_check import check
 from ulmfit.errors import UserError, tell
 from ulmfit.fit_config import stage_configs
 from ulmfit.option_types import path_text

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ulmfit import config as options
 from ulmfit import files
-from ulmfit.config import TrainConfig
+from ulmfit.config import TrainConfig, options
 from ulmfit.distributed.runtime import Runtime, environment
 from ulmfit.distributed.stop import SAVE_FILE, STOP_FILE
 from ulmfit.errors import UserError
+from ulmfit.identity import differences
 from ulmfit.run import checkpoint, lock
 from ulmfit.run.stored import CONFIG, as_text, begun_by, holds_copy, identity_of, read_stored
 from ulmfit.run.tracking import State, read_status, write_status
@@ -114,7 +114,7 @@ class RunDirectory:
         if stored is None:
             return False, None, {}
         new = json.loads(json.dumps(identity))
-        changed = options.differences(identity_of(stored, new), new, kind)
+        changed = differences(identity_of(stored, new), new, kind)
         if stored.get("task") != kind.task:
             changed = [f"task: {stored.get('task')} -> {kind.task}"]
         if changed:
@@ -141,7 +141,7 @@ class RunDirectory:
             return
         content = {
             "task": config.task,
-            "options": options.options(config),
+            "options": options(config),
             "resolved": resolved,
             "identity": identity,
             "threads": self._runtime.threads,

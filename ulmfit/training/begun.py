@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit.config import INPUTS, OPERATION, SCHEDULE, TrainConfig, check, given
+from ulmfit.config import TrainConfig, given
+from ulmfit.config_check import check
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
+from ulmfit.identity import INPUTS, OPERATION, SCHEDULE
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.option_types import flag, path_text
 from ulmfit.run.stored import begun_by, read_stored

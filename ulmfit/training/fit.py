@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ulmfit import files
-from ulmfit.config import ClassifierConfig, LMConfig, check, options
+from ulmfit.config import ClassifierConfig, LMConfig, options
+from ulmfit.config_check import check
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
 from ulmfit.data.sources import find

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.config import LMConfig, TrainConfig, differences, identity, options
+from ulmfit.config import LMConfig, TrainConfig, options
 from ulmfit.console import warnings_above_bars
 from ulmfit.distributed.memory import fit_micro_batches
 from ulmfit.distributed.runtime import Runtime
@@ -20,6 +20,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure
+from ulmfit.identity import differences, identity
 from ulmfit.model.awd_lstm import fp32_in_bf16
 from ulmfit.model.pretrained import fault_of, save_model
 from ulmfit.run.directory import MODEL, RunDirectory

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ulmfit.config import TrainConfig, check
+from ulmfit.config import TrainConfig
+from ulmfit.config_check import check
 from ulmfit.console import say
 from ulmfit.cores import machine_cores
 from ulmfit.data.in_memory import in_memory

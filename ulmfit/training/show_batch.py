@@ -14,7 +14,8 @@ from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatches
 from ulmfit.batches.lm import CachedRows
 from ulmfit.cache_folder import cache_folder
-from ulmfit.config import ClassifierConfig, LMConfig, check
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.config_check import check
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.in_memory import in_memory
 from ulmfit.data.label_sets import labels_of
