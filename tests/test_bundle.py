@@ -105,3 +105,16 @@ def test_what_does_not_fit_together_is_refused(models, runs, tmp_path, capsys):
     assert "is not one for TextClassifier" in capsys.readouterr().err
     with pytest.raises(UserError, match="no model was given"):
         ulmfit.TextClassifier.from_pretrained([])
+
+
+@pytest.mark.parametrize("members", [[".."], ["1/.."], ["1"], [], "1", [1], {"1": 1}, [["1"]]])
+def test_an_index_that_leads_out_of_the_bundle_or_into_itself_is_refused(members, tmp_path):
+    """A bundle of the hub is a stranger's: "1" is here a bundle again, whose member is the whole."""
+    (tmp_path / "1").mkdir()
+    for folder, names in ((tmp_path, members), (tmp_path / "1", [".."])):
+        (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "members": names}))
+    with pytest.raises(UserError, match="does not tell the members of a bundle"):
+        ulmfit.TextClassifier.from_pretrained(tmp_path)
+    (tmp_path / "bundle.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="does not tell the members of a bundle"):
+        ulmfit.TextClassifier.from_pretrained(tmp_path)

@@ -175,7 +175,7 @@ def test_saved_states_are_checked(made):
             learn.save(name)
     good = json.loads(learn.save("state").read_text())
     stage = good["stages"][0]
-    for wrong in ([], good | {"run": "../other"}, good | {"run": 5}, good | {"freeze_to": "x"}, good | {"stages": []},
+    for wrong in ([], good | {"run": "../other"}, good | {"run": 5}, good | {"run": ".."}, good | {"freeze_to": "x"}, good | {"stages": []},
                   good | {"stages": [stage | {"epochs": "x"}]}, good | {"stages": [stage | {"freeze_to": None}]}):  # fmt: skip
         (learn.path / "saved" / "state.json").write_text(json.dumps(wrong))
         with pytest.raises(ulmfit.UserError, match="is damaged; run the cell again"):

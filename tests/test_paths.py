@@ -14,6 +14,7 @@ from ulmfit import ClassifierConfig, LanguageModel, LMConfig, TextClassifier, To
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import fields_of, flag_of, is_texts, parse, required
 from ulmfit.errors import UserError
+from ulmfit.excerpts import failure
 from ulmfit.option_types import normalized
 from ulmfit.paths import PATHS, as_path
 
@@ -89,6 +90,17 @@ def test_impossible_names_in_python(load, value, kind):
     with pytest.raises(UserError) as caught:
         load(kind(value))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("given", "shown"), [
+    ("https://jane:secret@host/a.csv", "https://***@host/a.csv"), ("s3://key:se@cret@bucket/x", "s3://***@bucket/x"),
+    ("'https://host/a.csv?X-Signature=secret&b=1' is gone", "'https://host/a.csv?***' is gone"),
+    ("a=1:s3://jane@b/x?k=secret", "a=1:s3://***@b/x?***"), ("s3://b/year=1/part-?.csv has none", "s3://b/year=1/part-?.csv has none"),
+    ("403, url=URL('https://h/x?token=secret')", "403, url=URL('https://h/x?***')"), ("a@b.org, x?y=z", "a@b.org, x?y=z"),
+])  # fmt: skip
+def test_keys_in_urls_are_in_no_message(given, shown):
+    assert str(UserError(given)) == shown
+    assert failure(ValueError(given)) == f"ValueError: {shown}"
 
 
 def test_a_glob_may_be_longer_than_a_name():

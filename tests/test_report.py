@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from ulmfit import cli
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
+from ulmfit.errors import UserError
 from ulmfit.explanation import Explanation, Word
 from ulmfit.report import judgement
 from ulmfit.report.charts import line_chart, reliability_chart, ticks
@@ -203,6 +205,59 @@ def test_user_text_is_escaped_wherever_it_stands(facts, bad):
     page = Page(text)
     assert [fault for fault in page.faults if "there is a" in fault or " has " in fault] == []
     assert "\x1b" not in text and "\u202e" not in text
+
+
+INJECTED = '"><img src=x onerror=alert(1)>'
+
+
+def places(value, path=()):
+    """The paths of all values in a value of JSON; of long lists those of the first ones."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else list(enumerate(value))[:2] if isinstance(value, list) else ()
+    for name, part in inner:
+        yield from places(part, (*path, name))
+
+
+def changed(value, path, new):
+    """A copy of a value of JSON with another value at a path."""
+    if not path:
+        return new
+    copied = value.copy()
+    copied[path[0]] = changed(value[path[0]], path[1:], new)
+    return copied
+
+
+def test_no_value_of_any_file_of_a_run_is_markup_or_ends_the_report(runs, tmp_path):
+    """Whoever gives a run away can write its files: config.json, status.json, and a line of each kind of metrics.jsonl."""
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("config.json", "status.json", "metrics.jsonl"):
+        shutil.copy(runs.clf / name, copy / name)
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    kinds = {(json.loads(line)["event"], json.loads(line).get("split")): number for number, line in enumerate(lines)}
+    contents = [(name, None, json.loads((copy / name).read_text())) for name in ("config.json", "status.json")]
+    contents += [("metrics.jsonl", number, json.loads(lines[number])) for number in kinds.values()]
+    tried = 0
+    for name, number, content in contents:
+        before = (copy / name).read_text()
+        for path in places(content):
+            for new in (INJECTED, 10**400):
+                text = json.dumps(changed(content, path, new))
+                whole = text if number is None else "\n".join([*lines[:number], text, *lines[number + 1 :]]) + "\n"
+                (copy / name).write_text(whole)
+                tried += 1
+                with suppress(UserError):
+                    assert "<img" not in report_page([read_facts(str(copy))], {}, version="1"), (name, path)
+        (copy / name).write_text(before)
+    assert tried > 200
+
+
+def test_keys_in_urls_are_not_shown(facts):
+    url = "https://jane:secret@host/reviews.csv?token=secret"
+    content = dict(facts.job, options=dict(facts.job["options"], data=url))
+    shown = type(facts)(facts.path, content, facts.lm, facts.clf, {}, {}, False)
+    text = report_page([shown, facts], {}, version="1")
+    assert "secret" not in text and "jane" not in text and text.count("https://***@host/reviews.csv?***") == 3
 
 
 def test_long_texts_are_shown_where_it_was_decided():

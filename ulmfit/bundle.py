@@ -116,14 +116,21 @@ def members_of(path: str | Path) -> list[Path] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = files.parse_json(file.read_text(encoding="utf-8"))
         names = content["members"]
-        good = content["format_version"] <= FORMAT_VERSION and all(Path(name).name == name for name in names)
+        good = content["format_version"] <= FORMAT_VERSION and isinstance(names, list) and all(map(_is_folder, names))
+        # A bundle in a bundle is none of ours, and might hold itself.
+        good = good and not any((folder / name / BUNDLE).is_file() for name in names)
     except (OSError, ValueError, KeyError, TypeError):
         good = False
     if not good or not names:
         raise UserError(f"{file} does not tell the members of a bundle; write it again by ulmfit export")
     return [folder / name for name in names]
+
+
+def _is_folder(name: Any) -> bool:
+    """Whether it is the name of a folder directly in the bundle."""
+    return isinstance(name, str) and Path(name).name == name and name != ".."
 
 
 def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 32] = 32) -> None:

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from ulmfit.errors import without_keys
+
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line, above the progress bars of this process if there are any.
+    """Print a line, above the progress bars of this process if there are any. Keys in URLs are left out.
 
     Args:
         stream: standard output by default.
     """
-    stream = sys.stdout if stream is None else stream
+    stream, line = sys.stdout if stream is None else stream, without_keys(line)
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     if tqdm is None:  # not imported, so there is no bar
         print(line, file=stream, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,18 +19,31 @@ def one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
+_KEYS = re.compile(
+    r"""([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?\#'"]*@)?([^\s?\#'"<>]*)(\?[^\s'"<>)]*=[^\s'"<>)]*)?""", re.ASCII
+)
+
+
+def without_keys(text: str) -> str:
+    """Show URLs without user, password and query: these may be keys, as in a signed URL, and logs are read by others."""
+    if "://" not in text:
+        return text
+    return _KEYS.sub(lambda url: f"{url[1]}{'***@' if url[2] else ''}{url[3]}{'?***' if url[4] else ''}", text)
+
+
 class UserError(Exception):
     """A mistake of the user: a wrong file, column, option or model.
 
     The message is one sentence that says what is wrong and how to correct it. The commands print it as the last
-    line of stderr, without a traceback, and exit with code 2. Unprintable characters in it are shown as escapes.
+    line of stderr, without a traceback, and exit with code 2. Unprintable characters in it are shown as escapes, and
+    URLs without what may be keys.
 
     Attributes:
         rank: the rank that found the mistake, after it was sent to all ranks; else None.
     """
 
     def __init__(self, message: str, *, rank: int | None = None) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(without_keys(message)))
         self.rank = rank
 
 
@@ -68,6 +82,10 @@ class StoppedEarly(BaseException):
     def __init__(self, reason: str, *, rank: int | None = None) -> None:
         super().__init__(reason)
         self.reason, self.rank = reason, rank
+
+
+class RankLost(RuntimeError):
+    """Another process of the launch has ended or cannot be reached, so that a collective failed. The message is a sentence."""
 
 
 def tell(error: UserError) -> None:

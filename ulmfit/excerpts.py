@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ulmfit.errors import one_line
+from ulmfit.errors import one_line, without_keys
 
 LONGEST = 40  # characters of a value
 MOST_NAMES = 20  # names in a list
@@ -42,7 +42,10 @@ def excerpt(value: Any) -> str:
         return _HIDDEN
     if isinstance(value, str):
         return repr(cut(value))
-    return cut(repr(value))
+    try:
+        return cut(repr(value))
+    except (ValueError, RecursionError):  # Python refuses to write an integer of thousands of digits
+        return f"(a very large {type(value).__name__})"
 
 
 def listed(names: Iterable[Any]) -> str:
@@ -69,7 +72,7 @@ def failure(error: BaseException) -> str:
     """
     ours = type(error).__module__.partition(".")[0] == "ulmfit"
     if _values_shown or ours or isinstance(error, OSError | MemoryError | RuntimeError):
-        return f"{type(error).__name__}: {error}"
+        return without_keys(f"{type(error).__name__}: {error}")
     return f"{type(error).__name__} {_HIDDEN}"
 
 

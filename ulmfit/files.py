@@ -179,6 +179,13 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if is_deep(value):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a value of JSON is nested more than `_DEEPEST` levels, which recursive functions may not stand."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -187,9 +194,7 @@ def parse_json(text: str | bytes) -> Any:
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-    if level:
-        raise ValueError("it is nested too deeply")
-    return value
+    return bool(level)
 
 
 def _sum_of(content: dict[str, Any]) -> int:

@@ -246,7 +246,7 @@ def _place_of(stored: Any) -> _Place:
             if part.name != "momentum" and not isinstance(getattr(stages[-1], part.name), kinds[str(part.type)]):
                 raise TypeError(part.name)
     run, freeze_to = stored["run"], stored["freeze_to"]
-    if not stages or not isinstance(run, str) or Path(run).name != run or type(freeze_to) is not int:
+    if not stages or not isinstance(run, str) or Path(run).name != run or run == ".." or type(freeze_to) is not int:
         raise ValueError("no place of a training")
     return _Place(tuple(stages), run, freeze_to)
 

@@ -144,6 +144,13 @@ def test_names_that_are_taken(predict, runs, tmp_path):
         assert row["input_input_row"] == "7" and row["input_row"] == "z" and row["label"] in ("row", formula)
 
 
+@pytest.mark.parametrize("output", ["p.csv", "p.parquet", "p.jsonl"])
+def test_a_value_that_is_nested_too_deeply_ends_nothing(predict, output):
+    write("a.jsonl", '{"text": "a", "x": 1}\n{"text": "b", "x": ' + "[" * 900 + "]" * 900 + "}\n")
+    predict("--data", "a.jsonl", "--output", output)
+    assert [str(row.get("input", row)["x"]) for row in table(output)] == ["1", "(nested too deeply)"]
+
+
 def test_values_of_other_types(predict):
     rows = [
         {"text": "a\tb\nc", "x": [1, {"y": None}], "z": 1.5},

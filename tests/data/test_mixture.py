@@ -139,6 +139,9 @@ def test_mistakes_on_the_command_line(data, said):
     ('["a b"]\ndata = "x"', "has a source 'a b'; name it by"), ('[a]\ndata = ""', "a has no data"),
     ('[a]\ndata = "x"\nvalid = true', "valid = True in .a.; write a text or a number"),
     ('[a]\ndata = "a/wiki.jsonl"\nweight = 1\n[b]\ndata = "y"', "gives b no weight and others one"),
+    ('[a]\ndata = "x"\nweight = 1' + "0" * 400, "a has the weight 1000"), ('[a]\ndata = "x"\nweight = 1' + "0" * 5000, "cannot be read"),
+    ('[a]\ndata = "x"\nweight = 0x1' + "0" * 5000, r"a has the weight \(a very large int\)"),
+    ('[a]\ndata = "a/wiki.jsonl"\nvalid = 1' + "0" * 400, "no file or folder"), ("#" * 2**20 + "##", "is larger than 1,048,576 bytes"),
 ])  # fmt: skip
 def test_mistakes_in_a_file(content, said):
     Path("m.toml").write_text(content)

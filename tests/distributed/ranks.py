@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 
-def on_ranks(number: int, action: Callable[[int], Any], folder: Path) -> list[Any]:
-    """Run action(rank) on `number` ranks of a gloo group, and return the results by rank.
+def on_ranks(number: int, action: Callable[[int], Any], folder: Path, *, killed: Collection[int] = ()) -> list[Any]:
+    """Run action(rank) on `number` ranks of a gloo group, and return the results by rank, but of those that are `killed`.
 
     Results travel by torch.save. The environment is that of torchrun, so that a Runtime or a training can be made.
     """
@@ -28,8 +29,10 @@ def on_ranks(number: int, action: Callable[[int], Any], folder: Path) -> list[An
         process.join(timeout=240)
     failed = [(folder / f"error-{rank}").read_text() for rank in range(number) if (folder / f"error-{rank}").exists()]
     assert not failed, "\n".join(failed)
-    assert all(process.exitcode == 0 for process in ranks), [process.exitcode for process in ranks]
-    return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(number)]
+    expected = [-signal.SIGKILL if rank in killed else 0 for rank in range(number)]
+    assert [process.exitcode for process in ranks] == expected, [process.exitcode for process in ranks]
+    left = [rank for rank in range(number) if rank not in killed]
+    return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in left]
 
 
 def _rank(rank: int, number: int, action: Callable[[int], Any], folder: Path) -> None:

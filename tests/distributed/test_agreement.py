@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from ulmfit import train_language_model
 from ulmfit.config import LMConfig
 from ulmfit.distributed import runtime as runtime_module
 from ulmfit.distributed.runtime import Runtime
-from ulmfit.distributed.stop import SAVE_FILE, StopRequest
+from ulmfit.distributed.stop import SAVE_FILE, STOP_FILE, StopRequest
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
 from ulmfit.run.saver import Saver
@@ -205,3 +206,19 @@ def test_a_request_that_cannot_be_removed_asks_once(tmp_path, monkeypatch, capsy
     stop.take_save_request()
     assert not stop.save_requested()
     assert "cannot be removed (Permission denied)" in capsys.readouterr().err
+
+
+def test_a_disk_that_does_not_answer_asks_for_nothing(tmp_path, monkeypatch):
+    stop = StopRequest()
+    stop.watch(tmp_path, None, 0.0)
+    (tmp_path / SAVE_FILE).touch()
+    (tmp_path / STOP_FILE).touch()
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("pathlib.Path.stat", stale)
+    assert not stop.save_requested() and not stop.requested()
+    stop.take_save_request()
+    monkeypatch.undo()
+    assert stop.save_requested() and stop.requested()

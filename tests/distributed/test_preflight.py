@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -103,6 +104,13 @@ def test_folders_are_written_and_their_space_is_counted(tmp_path, monkeypatch):
     assert "GiB free and not 1.07374e+09" in node_checks.folder_faults(later, free=2.0**60)[0]
     (fault,) = node_checks.folder_faults(Path("/proc/none"), free=0)
     assert fault.startswith("/proc cannot be written (")
+    with monkeypatch.context() as gone:
+
+        def stale(*_, **__):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        gone.setattr("pathlib.Path.stat", stale)
+        assert node_checks.folder_faults(later, free=0) == [f"{later} cannot be written (Stale file handle)"]
     full = os.statvfs(tmp_path)
     monkeypatch.setattr(
         os,

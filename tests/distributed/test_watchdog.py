@@ -13,6 +13,7 @@ import torch
 
 from tests.training import runs
 from ulmfit import train_language_model
+from ulmfit.distributed import watchdog as watchdog_module
 from ulmfit.distributed.progress import WAITING, Progress
 from ulmfit.distributed.watchdog import Watchdog, describe
 from ulmfit.run.tracking import write_status
@@ -78,7 +79,7 @@ def test_a_rank_that_waits_for_one_that_moves_is_left_alone(moves, monkeypatch):
 
     def leave(code):
         left.append(code)
-        raise RuntimeError("left")  # ends the thread, as leaving the process would
+        raise SystemExit  # ends the thread, as leaving the process would
 
     monkeypatch.setattr(os, "_exit", leave)
     progress = Progress(torch.device("cpu"))
@@ -108,12 +109,40 @@ def test_a_store_that_does_not_answer_keeps_no_run_from_ending():
     assert ended
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_store_whose_node_is_gone_keeps_no_hanging_process_alive(hangs, monkeypatch):
+    """A node that loses its power closes no connection: calls of its store hang for long, or fail."""
+
+    class Gone(Store):
+        def check(self, keys):
+            if hangs:
+                back.wait()
+            raise RuntimeError("failed to recv, got 0 bytes")
+
+        get = set = check
+
+    left, told, back = [], [], threading.Event()
+
+    def leave(code):
+        left.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(watchdog_module, "_PATIENCE", 0.0)
+    progress = Progress(torch.device("cpu"))
+    progress.begin_step(3)
+    watchdog = Watchdog(progress, rank=1, world_size=2, store=Gone(True), limit=0.3, tell=told.append)
+    watchdog._thread.join(timeout=60)
+    back.set()
+    assert left == [1] and "at step 3, reading data: the node of rank 0 does not answer" in told[0]
+
+
 def test_a_disk_that_takes_nothing_keeps_no_hanging_process_alive(monkeypatch):
     left = []
 
     def leave(code):
         left.append(code)
-        raise RuntimeError("left")
+        raise SystemExit
 
     def tell(sentence):
         raise OSError("read-only file system")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 
 import ulmfit
 from tests.distributed import fit_and_apart as job
+from tests.distributed.ranks import on_ranks
 from tests.training import runs
 from ulmfit import cli
 from ulmfit.distributed.stop import StopRequest
@@ -138,6 +140,31 @@ def test_a_signal_in_the_baseline_ends_it_at_once(folder, monkeypatch):
     finally:
         for number, handler in stop._former.items():
             signal.signal(number, handler)
+    assert state(folder / "run") == ("preempted", "baseline")
+
+
+def test_a_signal_to_one_rank_ends_the_baseline_on_another(folder, monkeypatch):
+    from ulmfit.training import baseline
+
+    there = folder / "there"
+
+    def endless(*_: object) -> None:
+        there.touch()
+        time.sleep(600)
+
+    def ask() -> None:
+        while not there.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def action(rank: int) -> str:
+        stop = StopRequest.install()
+        if rank == 1:
+            threading.Thread(target=ask, daemon=True).start()
+        return ulmfit.fit(job.config(folder, "run", baseline=True), stop=stop).state
+
+    monkeypatch.setattr(baseline, "_fit", endless)
+    assert on_ranks(2, action, folder / "ranks") == ["preempted", "preempted"]
     assert state(folder / "run") == ("preempted", "baseline")
 
 

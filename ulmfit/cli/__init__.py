@@ -21,7 +21,7 @@ from ulmfit.cli.streams import OutputLost, discard, standard_streams
 from ulmfit.cores import prepare_threads
 from ulmfit.distributed.launch import check_launch
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.errors import UserError, of_the_machine, one_line, tell
+from ulmfit.errors import RankLost, UserError, of_the_machine, one_line, tell
 from ulmfit.excerpts import are_shown, failure, hide_values, values_shown
 
 # The packages that pyproject.toml requires, by the names of their modules.
@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 return DONE
             print(f"error: {lost}", file=sys.stderr, flush=True)
             return USER_ERROR
+        except RankLost as lost_rank:
+            print(f"failed: {lost_rank}", file=sys.stderr, flush=True)
+            return FAILED
         except Exception as error:
             if isinstance(error, ModuleNotFoundError) and (sentence := _not_installed(error.name)):
                 print(f"error: {sentence}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ulmfit.errors import UserError
+from ulmfit.errors import UserError, without_keys
 
 
 def check_output(path: Path, option: str = "--output") -> None:
@@ -23,7 +23,7 @@ def check_output(path: Path, option: str = "--output") -> None:
 def tell_notes(notes: Iterable[str]) -> None:
     """Print sentences about how a corpus is read, such as what was left out of a folder."""
     for note in notes:
-        print(note, file=sys.stderr)
+        print(without_keys(note), file=sys.stderr)
 
 
 def tell_skipped(skipped: Mapping[str, int]) -> None:

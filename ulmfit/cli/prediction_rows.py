@@ -11,6 +11,7 @@ from ulmfit.cli.prediction_files import Layout, PredictedRow, layout_of
 from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.given_rows import given_rows
 from ulmfit.data.locations import is_url
+from ulmfit.files import is_deep
 from ulmfit.resumable import Kept
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class FileRows:
             for place in range(skip, len(batch.texts)):
                 number = batch.first + place
                 file = self._name(part.files[number if part.documents else 0]) if part.files else part.what
-                values = [batch.columns[name][place] if name in batch.columns else None for name in names]
+                values = [_shown(batch.columns[name][place]) if name in batch.columns else None for name in names]
                 row = PredictedRow(number + before * part.documents, file, batch.reasons[place], None, values)
                 self._done = place + 1
                 yield batch.texts[place], row
@@ -111,6 +112,11 @@ class FileRows:
         if is_url(self._data):
             return file.removeprefix(folder)
         return os.path.relpath(file, self._data) if os.path.isdir(self._data) else file
+
+
+def _shown(value: Any) -> Any:
+    """A value of a column; of one that is nested too deeply to be written, a few words."""
+    return "(nested too deeply)" if isinstance(value, list | dict) and is_deep(value) else value
 
 
 class StreamRows:

@@ -28,6 +28,7 @@ from ulmfit.excerpts import excerpt, listed
 from ulmfit.paths import entries_of_mixture
 
 SUFFIX = ".toml"
+_LONGEST = 2**20  # bytes of such a file
 # Options of the command line that a table may give for its source alone, with their types.
 OPTIONS: dict[str, tuple[type, ...]] = {
     "text_column": (str,),
@@ -103,10 +104,15 @@ def _of_text(text: str) -> list[Ingredient]:
 def _of_file(path: str) -> list[Ingredient]:
     try:
         with open_binary(path) as file:
-            tables = tomllib.loads(file.read().decode("utf-8-sig"))
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise UserError(
+                f"{path} is larger than {_LONGEST:,} bytes; name by it the files of a corpus, not their texts"
+            )
+        tables = tomllib.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise UserError(f"{path} cannot be read (it is nested too deeply); see docs/data.md for its form") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # also of a number with thousands of digits
         raise UserError(f"{path} cannot be read ({str(error).rstrip('.')}); see docs/data.md for its form") from error
     if not tables:
         raise UserError(f"{path} names no source; write a table [NAME] with data and weight for each")
@@ -126,7 +132,7 @@ def _of_table(path: str, name: str, table: object) -> Ingredient:
     options = {key: value for key, value in table.items() if key in OPTIONS}
     for key, value in options.items():
         if isinstance(value, int) and not isinstance(value, bool):
-            value = options[key] = float(value)
+            value = options[key] = _float(value)
         if not isinstance(value, OPTIONS[key]):
             kinds = " or ".join(
                 {str: "a text", float: "a number", bool: "true or false"}[kind] for kind in OPTIONS[key]
@@ -139,13 +145,21 @@ def _of_table(path: str, name: str, table: object) -> Ingredient:
         weight = None
     else:
         number = table["weight"]
-        weight = float(number) if isinstance(number, int | float) and not isinstance(number, bool) else math.nan
+        weight = _float(number) if isinstance(number, int | float) and not isinstance(number, bool) else math.nan
         weight = _weight(name, weight, number)
     places = {"data": _data(name, data)} | {key: options[key] for key in options if key in _PATHS}
     for key, value in places.items():
         if isinstance(value, str):
             places[key] = _beside(path, value)
     return Ingredient(name, places.pop("data"), weight, options | places)
+
+
+def _float(number: int | float) -> float:
+    """The number; infinite if an integer is too large for a float."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _weight(name: str, weight: float, written: object) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,12 +25,17 @@ from torch.distributed.rendezvous import rendezvous
 
 from ulmfit.distributed.launch import check_launch
 from ulmfit.distributed.sharding import processes_only
-from ulmfit.errors import StoppedEarly, UserError
+from ulmfit.errors import RankLost, StoppedEarly, UserError
 from ulmfit.private_api import abort_group, group_store, shared_states
 
 # Long, because ranks wait in a collective while rank 0 reads and tokenises a large corpus. In training, the watchdog
 # detects a hang.
 GROUP_TIMEOUT = timedelta(hours=12)
+# What gloo, NCCL and the store say where the other end of a connection is gone.
+_GONE = re.compile(
+    r"[\w ]*(?:by peer|broken pipe|timed out|timeout|remote process exited|network error|no route to host|unreachable|"
+    r"recvvalue failed|failed to recv)[\w ]*", re.IGNORECASE
+)  # fmt: skip
 HEARD = 5.0  # seconds in which the other ranks notice that a rank has left
 _LEFT, _HEARD = "ulmfit/left", "ulmfit/heard"
 
@@ -138,7 +144,21 @@ class Group:
         except Exception as error:
             if not self.setting_up and (mistake := self._mistake_of_another()):
                 raise mistake from error
+            if lost := self.lost_rank(error):
+                raise lost from error
             raise
+
+    def lost_rank(self, error: BaseException) -> RankLost | None:
+        """What to tell of an error by which torch tells that another process is gone; None of another error."""
+        if self.world_size == 1 or not isinstance(error, RuntimeError):
+            return None
+        told = str(error)
+        reason = _GONE.search(told) if "gloo" in told or isinstance(error, dist.DistError) else None
+        return reason and RankLost(
+            f"rank {self.rank} cannot reach another rank any more ({reason[0].strip()}): its process has ended or its node is gone; "
+            "look for the first error in the output of the others, and start the same command again, it goes on from what "
+            "was saved"
+        )
 
     def end_set_up(self) -> None:
         """End set-up: from now on collectives do not call `check_in`."""

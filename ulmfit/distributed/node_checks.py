@@ -50,10 +50,10 @@ def folder_faults(folder: Path, *, free: float) -> list[str]:
     Args:
         free: bytes that must be free.
     """
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
     faults = []
     try:
+        while not folder.is_dir() and folder != folder.parent:  # a disk that is gone fails here
+            folder = folder.parent
         stat = os.statvfs(folder)
         if stat.f_bavail * stat.f_frsize < free:
             faults.append(f"{folder} has {stat.f_bavail * stat.f_frsize / 2**30:.1f} GiB free and not {free / 2**30:g}")

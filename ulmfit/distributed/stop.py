@@ -166,13 +166,13 @@ class StopRequest:
 
     def save_requested(self) -> bool:
         """Whether a file named `save-now` in the directory of the run or the job asks for a checkpoint."""
-        return any(file.is_file() for file in self._save_files() if file not in self._kept)
+        return any(_is_there(file) for file in self._save_files() if file not in self._kept)
 
     def take_save_request(self) -> None:
         """Remove the file that asks for a checkpoint, before it is written: a file made later asks for another one."""
         for file in self._save_files():
             try:
-                if file.is_file():
+                if _is_there(file):
                     file.unlink(missing_ok=True)
             except OSError as error:  # else it would ask for another checkpoint every second
                 self._kept.add(file)
@@ -186,11 +186,19 @@ class StopRequest:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = "--max-time"
         files = [file for file in (self._file, self._job_file) if file is not None]
-        if self.reason is None and any(file.is_file() for file in files):
+        if self.reason is None and any(map(_is_there, files)):
             self.reason = f"{STOP_FILE} file"
         if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
             self.reason = "the launcher's death"
         return self.reason is not None
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is a file. A disk that does not tell, as one behind a network may for a while, asks for nothing."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _announce() -> None:

@@ -4,6 +4,9 @@ A collective waits for all ranks. So a rank that reads from a dead file system, 
 the whole job, and the timeout of the process group does not name the rank. Here every rank publishes its activity in
 the process group's store. A rank that makes no progress for too long reads the activities of the others. The first
 one that can reports the cause to the user.
+
+The machine with the store may be gone too. Then a call of it fails, or does not return at all, so each is made in a thread
+of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from ulmfit.distributed.group import mistake_in
 from ulmfit.distributed.progress import WAITING, Progress
 
 MOST_BETWEEN_BEATS = 10.0  # seconds
+_PATIENCE = 5.0  # seconds at least that the store may take to answer, before a run is ended
 _KEY = "ulmfit/beat/{}"
 
 
@@ -42,6 +46,7 @@ class Watchdog:
         self._store, self._limit, self._tell = store, limit, tell
         self._period = min(MOST_BETWEEN_BEATS, limit / 6)
         self._beats = 0
+        self._asking: threading.Thread | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -59,28 +64,45 @@ class Watchdog:
             passed, last = min(now - last, 2 * self._period), now
             stood = stood + passed if self._progress.count == count else 0.0
             count = self._progress.count
-            try:
-                self._leave_if_another_has()
-                self._publish(stood)
-                if stood >= self._limit:
-                    self._give_up(stood)
-            except RuntimeError:  # the store is gone, because the process group is being closed
-                return
+            self._leave_if_another_has()
+            self._publish(stood)
+            if stood >= self._limit:
+                self._give_up(stood)
 
     def _leave_if_another_has(self) -> None:
         """End this process if another rank has left with a user's mistake and a collective cannot complete.
 
         gloo aborts its collectives itself. So this acts only on processes that still hang one period later.
         """
-        if self._store is None or mistake_in(self._store) is None:
+        if self._ask(mistake_in) is None:
             return
         if not self._stopped.wait(self._period):
             os._exit(2)
 
     def _publish(self, stood: float) -> None:
         self._beats += 1
-        if self._store is not None:
-            self._store.set(_KEY.format(self._rank), json.dumps(self._state(stood)))
+        state = json.dumps(self._state(stood))
+        self._ask(lambda store: store.set(_KEY.format(self._rank), state))
+
+    def _ask(self, question: Callable[[Any], Any], *, patience: float = 0.0) -> Any:
+        """What a question to the store gives; None if it fails or takes longer than a period, or than `patience`."""
+        if self._store is None:
+            return None
+        patience = max(patience, self._period)
+        if self._asking is not None:
+            self._asking.join(patience)
+            if self._asking.is_alive():
+                return None
+        answers = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):  # the store is gone
+                answers.append(question(self._store))
+
+        self._asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        self._asking.start()
+        self._asking.join(patience)
+        return answers[0] if answers else None
 
     def _state(self, stood: float) -> dict[str, Any]:
         return {
@@ -93,10 +115,11 @@ class Watchdog:
         }
 
     def _give_up(self, stood: float) -> None:
-        before = self._others()
+        before = self._others() or {}
         self._stopped.wait(3 * self._period)
         self._publish(stood)
-        states = self._others() | {self._rank: self._state(stood)}
+        others = self._others()
+        states = (others or {}) | {self._rank: self._state(stood)}
         silent = [
             rank
             for rank in range(self._world_size)
@@ -106,7 +129,7 @@ class Watchdog:
         if self._stopped.is_set() or any(states[rank]["stood"] < self._limit / 2 for rank in heard):
             return  # one rank makes progress, and the others wait for it
         if self._rank == heard[0]:
-            sentence = describe(states, silent, self._limit)
+            sentence = describe(states, silent, self._limit, alone=others is None)
             print(f"failed: {sentence}", file=sys.stderr, flush=True)
             # In a thread, because the report is written to disk, and the disk may be what hangs.
             teller = threading.Thread(target=self._try_to_tell, args=(sentence,), daemon=True)
@@ -123,20 +146,26 @@ class Watchdog:
         with suppress(OSError):
             self._tell(sentence)
 
-    def _others(self) -> dict[int, dict[str, Any]]:
+    def _others(self) -> dict[int, dict[str, Any]] | None:
+        """What the other ranks have published; None if the store does not answer."""
         if self._store is None:
             return {}
         keys = {rank: _KEY.format(rank) for rank in range(self._world_size) if rank != self._rank}
-        return {rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
+
+        def read(store: Any) -> dict[int, dict[str, Any]]:
+            return {rank: json.loads(store.get(key)) for rank, key in keys.items() if store.check([key])}
+
+        return self._ask(read, patience=_PATIENCE)
 
 
-def describe(states: dict[int, dict[str, Any]], silent: list[int], limit: float) -> str:
+def describe(states: dict[int, dict[str, Any]], silent: list[int], limit: float, *, alone: bool = False) -> str:
     """A sentence for the user about the rank that blocks the run.
 
     Args:
         states: by rank, the last published state.
         silent: ranks that have not published recently.
         limit: seconds without progress.
+        alone: this rank cannot reach the store, through which it hears of the others.
     """
 
     def place(rank: int) -> str:
@@ -146,6 +175,8 @@ def describe(states: dict[int, dict[str, Any]], silent: list[int], limit: float)
         return f"rank {rank} (host {state['host']}, process {state['pid']}) at step {state['step']}, {state['doing']}"
 
     begun = f"no step has ended for {limit / 60:.3g} minutes (--watchdog)"
+    if alone:
+        return f"{begun}; {place(min(states))}: the node of rank 0 does not answer, or the network to it is gone"
     if silent:
         return (
             f"{begun}; nothing is heard of {'; '.join(map(place, silent))}: the process was stopped or its node is gone"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit.errors import UserError
+from ulmfit.errors import UserError, without_keys
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM
 from ulmfit.option_types import flag
@@ -97,7 +97,7 @@ class Facts:
     @property
     def data(self) -> str:
         """The corpus, as it was named."""
-        return str(self.job["options"].get("data") or "the embedded sample")
+        return without_keys(str(self.job["options"].get("data") or "the embedded sample"))
 
     def commands(self) -> list[tuple[str, str]]:
         """What was run and what can be run, each with what it does."""
@@ -118,10 +118,14 @@ class Facts:
 
 
 def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    """A finite number; None for anything else, also for an integer that is too large for a float."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def read_facts(given: str) -> Facts:
@@ -173,9 +177,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def command(stored: dict[str, Any], path: str) -> str:
-    """The command that trains a run again in its directory."""
+    """The command that trains a run again in its directory, but for keys in URLs: pages are shown to others."""
     options = stored["options"] | {"output_dir": path}
-    return shlex.join(words_of_command(stored["task"], options, always={"output_dir"}))
+    return shlex.join(map(without_keys, words_of_command(stored["task"], options, always={"output_dir"})))
 
 
 def differing(runs: list[Facts]) -> list[tuple[str, list[str]]]:
@@ -192,4 +196,4 @@ def differing(runs: list[Facts]) -> list[tuple[str, list[str]]]:
 def _spelled(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{flag(name)} {each}" for name, each in value.items()) or "-"
-    return "-" if value is None else str(value)
+    return "-" if value is None else without_keys(str(value))

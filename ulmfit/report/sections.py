@@ -62,7 +62,7 @@ def tiles(facts: Facts, judged: Judged | None) -> str:
             (
                 f"{sum(facts.minutes.values()):.0f} min",
                 "training",
-                f"{training.stored.get('world_size', 1)} process(es)",
+                f"{number(training.stored.get('world_size')) or 1:.0f} process(es)",
             )
         )
     size = number(training.resolved.get("parameters"))
@@ -163,7 +163,7 @@ def commands(facts: Facts) -> str:
         if name in versions
     )
     commit = facts.main.stored.get("git_commit")
-    told = f"{named}{f', commit {escaped(str(commit))[:10]}' if commit else ''}"
+    told = f"{named}{f', commit {escaped(str(commit)[:10])}' if commit else ''}"
     return f'<dl class="commands">{found}</dl><p class="muted">Made with {told}.</p>'
 
 

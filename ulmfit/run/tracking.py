@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from ulmfit.console import duration
+from ulmfit.errors import without_keys
 from ulmfit.files import parse_json, replacing, write_text
 from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
 from ulmfit.run_scores import METRICS
@@ -407,7 +408,10 @@ def _is_number(value: Any) -> bool:
 def _leaves(options: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves = []
     for name, value in options.items():
-        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves.append((prefix + name, without_keys(value) if isinstance(value, str) else value))
     return leaves
 
 

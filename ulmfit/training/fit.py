@@ -12,7 +12,7 @@ import filecmp
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from ulmfit.config_check import check
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
 from ulmfit.data.sources import find
+from ulmfit.distributed.early_stop import EarlyStop
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
@@ -43,7 +44,7 @@ from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.job_files import begun_options, holds_training, minutes_of, read_json, sound_rivals
 from ulmfit.training.lm_training import train_language_model
 from ulmfit.training.result import TrainingResult
-from ulmfit.training.setup import access_of, opened_corpus
+from ulmfit.training.setup import access_of, opened_corpus, tell_stopped_early
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import BOARD, RIVAL, as_markdown, measure_of, summarize, write_board
 
@@ -187,7 +188,16 @@ class _Job:
         with open_runtime(ClassifierConfig(), prepare) as (runtime, clf_config):
             assert isinstance(clf_config, ClassifierConfig)
             self._is_main = runtime.is_main
-            rivals = runtime.on_main(lambda: self._begin(clf_config, runtime))
+            # The other ranks wait for rank 0, and one of them may be asked to stop.
+            early = EarlyStop(
+                self._stop,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+                store=runtime.store(),
+                tell=tell_stopped_early,
+            )
+            with closing(early):
+                rivals = runtime.on_main(lambda: self._begin(clf_config, runtime))
             self._stop.watch_job(self._path)
         return rivals
 

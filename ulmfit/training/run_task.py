@@ -353,7 +353,8 @@ def _guarded(
         with suppress(OSError):  # a full disk must not hide the first error
             loop.saver.wait()
         with suppress(OSError):
-            directory.failed(loop.position.step, failure(error), rank=runtime.rank)
+            told = runtime.group.lost_rank(error) or error
+            directory.failed(loop.position.step, failure(told), rank=runtime.rank)
         raise
     finally:
         if watchdog is not None:
