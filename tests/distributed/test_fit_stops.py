@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.test_stop import status_of
+from tests.distributed.test_stop import free_port, status_of
 from tests.training import runs
 from ulmfit import cli
 from ulmfit.training import baseline, fit  # noqa: F401  for the ranks, which then have no imports to do
@@ -63,9 +62,7 @@ class Job:
         self.ranks: list[multiprocessing.process.BaseProcess] = []
 
     def start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         environment = runs.environment(self.run.parent / "cache")
         self.ranks = [
             FORKS.Process(target=rank_of_job, args=(rank, port, self.words, str(self.log), environment))

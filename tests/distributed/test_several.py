@@ -15,8 +15,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.distributed import several
+from tests.distributed.ranks import on_ranks
 from tests.training import runs, world
 from ulmfit.errors import UserError
+from ulmfit.training.lm_task import train_language_model
 
 
 def check_models(one, two) -> None:
@@ -80,6 +82,24 @@ def test_two_ranks_agree_on_mistakes_between_trainings(one, tmp_path):
     assert told.count("start the script again") == 2  # ranks in different collectives cannot train together
     status = json.loads((tmp_path / "stumbled" / "status.json").read_text())
     assert status["state"] == "failed" and status["rank"] == 1 and "shard 7" in status["error"]
+
+
+@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="a minute: set ULMFIT_LONG, as tests/run_long.sh does")
+def test_thirty_trainings_of_one_launch(one, tmp_path):
+    """Each wraps a model in DDP anew, after the one before is gone. Once, long ago, this ended with a SIGSEGV."""
+    runs.write_reviews(tmp_path / "reviews.csv", 40)
+
+    def action(rank: int) -> list[str]:
+        data = {
+            "data": str(tmp_path / "reviews.csv"),
+            "preset": "tiny",
+            "max_steps": 2,
+            "batch_size": 4,
+            "save_every": 0,
+        }
+        return [train_language_model(runs.lm_config(tmp_path / f"run{number}", **data)).state for number in range(30)]
+
+    assert on_ranks(2, action, tmp_path / "ranks") == [["done"] * 30] * 2
 
 
 def test_a_training_leaves_the_configuration_and_the_process_as_they_were(reviews, tmp_path):

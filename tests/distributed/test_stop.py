@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -233,6 +235,52 @@ def test_one_process_notices_that_its_launcher_was_terminated(tmp_path):
     process.terminate()
     check_preempted(run, process, after=0)
     assert process.returncode == -signal.SIGTERM
+
+
+def start_node(rank: int, port: int, run: Path) -> subprocess.Popen:
+    """The launcher of one of two machines, with one process of the run, each in a session of its own."""
+    launcher = [*ACCELERATE[:-1], str(runs.ROOT / "launch" / "several_nodes.yaml"), "--num_machines", "2",
+                "--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1",
+                "--main_process_port", str(port)]  # fmt: skip
+    return start(launcher, run, save_every=10)
+
+
+def end_node(process: subprocess.Popen) -> None:
+    """Kill a machine's launcher and its process at once, as when it loses its power."""
+    pids = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="minutes: set ULMFIT_LONG, as tests/run_long.sh does")
+def test_a_node_that_fails_ends_the_other_with_a_sentence_and_the_same_commands_go_on(straight, tmp_path):
+    run = tmp_path / "run"
+    for failing in (1, 0, None):  # 0 has the store by which the ranks have met
+        before = len((tmp_path / "log").read_text()) if failing is not None and run.exists() else 0
+        port = free_port()
+        nodes = [start_node(rank, port, run) for rank in (0, 1)]
+        if failing is None:
+            assert [node.wait(600) for node in nodes] == [0, 0], (tmp_path / "log").read_text()[-4000:]
+            break
+        wait_for_steps(nodes[0], run, 15)
+        end_node(nodes[failing])
+        assert nodes[1 - failing].wait(120) == 1
+        told = (tmp_path / "log").read_text()[before:]
+        assert f"failed: rank {1 - failing} cannot reach another rank any more (" in told, told[-4000:]
+        deadline = time.monotonic() + 60
+        while workers(run):
+            assert time.monotonic() < deadline, "workers outlive their launcher"
+            time.sleep(0.1)
+    check_same_bits(straight, run)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def handles(pid: int, number: signal.Signals) -> bool:
