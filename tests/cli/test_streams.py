@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ulmfit
+from ulmfit.cli.generate import GenerateOptions, generate
+from ulmfit.inference import LanguageModel
 
 ROOT = Path(ulmfit.__file__).parents[1]
 # A command `act` that prints, by its name as the trainers or as predict does, and then writes the file `done`.
@@ -128,3 +131,13 @@ def test_predict_into_a_pipe_that_is_closed(tmp_path, runs):
     )
     assert code == 0 and (tmp_path / "err").read_text() == ""
     assert len((tmp_path / "first").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_word_of_a_vocabulary_commands_a_terminal(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(
+        LanguageModel, "from_pretrained", lambda path: SimpleNamespace(generate=lambda *_, **__: ["a\x1b[2Jb"])
+    )
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: terminal)
+    generate(GenerateOptions(prompt=("a",), model="x"))
+    assert capsys.readouterr().out == ("a\\x1b[2Jb\n" if terminal else "a\x1b[2Jb\n")

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 
 
-def on_ranks(number: int, action: Callable[[int], Any], folder: Path, *, killed: Collection[int] = ()) -> list[Any]:
+def on_ranks(
+    number: int, action: Callable[[int], Any], folder: Path, *, killed: Collection[int] = (), seconds: float = 240.0
+) -> list[Any]:
     """Run action(rank) on `number` ranks of a gloo group, and return the results by rank, but of those that are `killed`.
 
     Results travel by torch.save. The environment is that of torchrun, so that a Runtime or a training can be made.
@@ -26,7 +28,7 @@ def on_ranks(number: int, action: Callable[[int], Any], folder: Path, *, killed:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=240)
+        process.join(timeout=seconds)
     failed = [(folder / f"error-{rank}").read_text() for rank in range(number) if (folder / f"error-{rank}").exists()]
     assert not failed, "\n".join(failed)
     expected = [-signal.SIGKILL if rank in killed else 0 for rank in range(number)]

@@ -99,7 +99,7 @@ def test_thirty_trainings_of_one_launch(one, tmp_path):
         }
         return [train_language_model(runs.lm_config(tmp_path / f"run{number}", **data)).state for number in range(30)]
 
-    assert on_ranks(2, action, tmp_path / "ranks") == [["done"] * 30] * 2
+    assert on_ranks(2, action, tmp_path / "ranks", seconds=3600) == [["done"] * 30] * 2
 
 
 def test_a_training_leaves_the_configuration_and_the_process_as_they_were(reviews, tmp_path):

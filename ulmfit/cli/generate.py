@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from tyro.conf import Positional
@@ -31,7 +32,10 @@ class GenerateOptions:
 def generate(options: GenerateOptions) -> None:
     """Print a continuation of each prompt."""
     from ulmfit.generation import LanguageModel
+    from ulmfit.coloured import visible
 
+    # A stranger's vocabulary may have words that command a terminal.
+    shown = visible if sys.stdout.isatty() else str
     model = LanguageModel.from_pretrained(options.model)
     for text in model.generate(
         list(options.prompt),
@@ -41,4 +45,4 @@ def generate(options: GenerateOptions) -> None:
         min_p=options.min_p,
         seed=options.seed,
     ):
-        print(text)
+        print(shown(text))

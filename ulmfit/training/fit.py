@@ -44,7 +44,8 @@ from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.job_files import begun_options, holds_training, minutes_of, read_json, sound_rivals
 from ulmfit.training.lm_training import train_language_model
 from ulmfit.training.result import TrainingResult
-from ulmfit.training.setup import access_of, opened_corpus, tell_stopped_early
+from ulmfit.training.session import tell_stopped_early
+from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import BOARD, RIVAL, as_markdown, measure_of, summarize, write_board
 
