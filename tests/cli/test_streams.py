@@ -13,7 +13,7 @@ import pytest
 
 import ulmfit
 from ulmfit.cli.generate import GenerateOptions, generate
-from ulmfit.inference import LanguageModel
+from ulmfit.generation import LanguageModel
 
 ROOT = Path(ulmfit.__file__).parents[1]
 # A command `act` that prints, by its name as the trainers or as predict does, and then writes the file `done`.

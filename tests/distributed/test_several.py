@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from tests.distributed import several
 from tests.distributed.ranks import on_ranks
 from tests.training import runs, world
+from ulmfit import train_language_model
 from ulmfit.errors import UserError
-from ulmfit.training.lm_task import train_language_model
 
 
 def check_models(one, two) -> None:

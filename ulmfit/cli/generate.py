@@ -31,8 +31,8 @@ class GenerateOptions:
 
 def generate(options: GenerateOptions) -> None:
     """Print a continuation of each prompt."""
-    from ulmfit.generation import LanguageModel
     from ulmfit.coloured import visible
+    from ulmfit.generation import LanguageModel
 
     # A stranger's vocabulary may have words that command a terminal.
     shown = visible if sys.stdout.isatty() else str
