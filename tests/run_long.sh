@@ -15,6 +15,7 @@ ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
 # In a process of its own, whose forks are the ranks.
 ULMFIT_LONG=1 python -m pytest -q tests/distributed/test_fit_stops.py
 ULMFIT_LONG=1 python -m pytest -q tests/distributed/test_stop.py tests/distributed/test_several.py
+ULMFIT_LONG=1 python -m pytest -q -s tests/training/test_pays_off.py
 ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/training/test_from_fastai.py tests/test_estimator.py \
     tests/test_learner.py tests/test_notebook.py tests/distributed/test_launch.py tests/slurm/test_slurm.py
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
