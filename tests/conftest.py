@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.tiers import position
 from ulmfit.distributed.stop import SIGNALS
 
 # Before torch and datasets are imported, and seen by the processes that tests start.
@@ -19,6 +20,11 @@ os.environ["HF_DATASETS_CACHE"] = os.path.join(_SCRATCH.name, "datasets")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NUM_REVIEWS = 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first (.ci/run turns off xdist's own order, by the number of tests, which puts them last)."""
+    items.sort(key=lambda item: position(item.nodeid.partition("::")[0]))
 
 
 def pytest_unconfigure() -> None:

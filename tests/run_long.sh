@@ -14,10 +14,11 @@ python -m tests.soak_faults --minutes "${SOAK_MINUTES:-60}"
 ULMFIT_FAULTS=all python -m pytest -q tests/faults/test_faults.py
 # In a process of its own, whose forks are the ranks.
 ULMFIT_LONG=1 python -m pytest -q tests/distributed/test_fit_stops.py
-ULMFIT_LONG=1 python -m pytest -q tests/distributed/test_stop.py tests/distributed/test_several.py
 ULMFIT_LONG=1 python -m pytest -q -s tests/training/test_pays_off.py
+# What every change runs in part or in kind (tests/tiers.py: `long_tier` names what it runs instead).
 ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/training/test_from_fastai.py tests/test_estimator.py \
-    tests/test_learner.py tests/test_notebook.py tests/distributed/test_launch.py tests/slurm/test_slurm.py
+    tests/test_learner.py tests/test_notebook.py tests/test_bad_input.py tests/test_interrupt.py tests/test_limits.py \
+    tests/cli/test_predict_job.py tests/distributed tests/slurm/test_slurm.py --ignore tests/distributed/test_fit_stops.py
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
 ULMFIT_LONG=1 python -m pytest -q tests/one_gpu

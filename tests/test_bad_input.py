@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import ulmfit
+from tests.tiers import LONG
 from ulmfit import train_classifier, train_language_model
 from ulmfit.cli.options import parse
 from ulmfit.config import ClassifierConfig, LMConfig
@@ -201,6 +202,7 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_mistake_is_told_and_nothing_is_written(place, offline, name):
     words, sentence = CASES[name]
@@ -260,6 +262,7 @@ def test_unlabelled_rows_are_skipped_by_the_classifier_alone(place, capsys):
     assert "no row left out\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_document_of_two_million_characters_is_trained_on(place):
     long = " ".join("interminably" * 20 + "abcdefg"[number % 7] for number in range(8_300))  # no word repeated
     assert len(long) > 2_000_000
@@ -273,7 +276,7 @@ def test_a_document_of_two_million_characters_is_trained_on(place):
     assert attempt(f"clf {words} --output-dir clf", place).state == "done"
 
 
-# The commands themselves
+# The commands themselves. Each mistake is also made in this process, above.
 
 COMMANDS = {
     "missing path": ("train_lm.py", "--data revews.csv", r"no file or folder revews\.csv"),
@@ -285,7 +288,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS if LONG else ["missing path", "unknown option", "broken weights"])
 def test_the_commands_end_with_2_and_one_sentence(place, name):
     script, words, sentence = COMMANDS[name]
     prepare(words, place)

@@ -19,6 +19,8 @@ import ulmfit
 from ulmfit import cli
 from ulmfit.distributed.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):

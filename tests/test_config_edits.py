@@ -42,6 +42,7 @@ def one_sentence(error: UserError) -> bool:
     return 0 < len(text) < 600 and "\n" not in text and not text.endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LMConfig, ClassifierConfig])
 def test_an_edited_option_is_refused_or_could_stand_on_the_command_line(kind, tmp_path):
     """So that "samples": "false" is no True, and no thread count is obeyed that --threads would refuse."""
@@ -111,6 +112,7 @@ HARMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_config_does_not_cost_a_run_its_checkpoints(harm, run, capsys):
     config, file = run
@@ -156,6 +158,7 @@ def edited(content: Any, path: tuple, value: Any) -> Any:
     return result
 
 
+@pytest.mark.slow
 def test_an_edit_anywhere_in_the_config_of_a_run_is_refused_in_a_sentence_or_harmless(run, monkeypatch):
     """Of a run whose checkpoints hold no copy. What is harmless gives the identity, and ends the run."""
     config, file = run

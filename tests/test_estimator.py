@@ -96,6 +96,7 @@ def checks():
             yield pytest.param(one, check, id=f"{name}{getattr(check, 'keywords', '') or ''}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "check"), list(checks()))
 @pytest.mark.filterwarnings("ignore")
 def test_checks_of_scikit_learn(estimator, check):
@@ -179,6 +180,7 @@ def test_wrong_options_are_told_as_those_of_commands():
         quick().predict(X)
 
 
+@pytest.mark.slow
 def test_whole_job_reads_unlabeled_texts_and_validates_on_given_ones(tmp_path, capfd):
     clf = UlmfitClassifier(preset="tiny", init="none", lm=SHORT, clf=SHORT, calibrate=True, random_state=1,
                            output_dir=tmp_path / "job")  # fmt: skip
@@ -200,6 +202,7 @@ def test_whole_job_reads_unlabeled_texts_and_validates_on_given_ones(tmp_path, c
         clf.save_model(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(fitted):
     again, other = (quick(random_state=seed).fit(X, np.where(Y == "yes", 10, 9)) for seed in (0, 1))
     assert again.model_.files == fitted.model_.files
@@ -214,6 +217,7 @@ def test_pickle_and_joblib_take_the_model_along(fitted, tmp_path):
     np.testing.assert_array_equal(joblib.load(tmp_path / "fitted.joblib").predict_proba(X[:3]), expected)
 
 
+@pytest.mark.slow
 def test_cross_validation_and_pipelines():
     steps = make_pipeline(FunctionTransformer(lambda texts: [text.upper() for text in texts]), quick())
     scores = cross_val_score(steps, X, Y, cv=2, error_score="raise", params={"ulmfitclassifier__X_val": X[:6],
@@ -221,6 +225,7 @@ def test_cross_validation_and_pipelines():
     assert scores.shape == (2,) and np.isfinite(scores).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2] if LONG else [1])
 def test_grid_search(jobs):
     search = GridSearchCV(quick(threads=1), {"lr": [1e-3, 1e-2][:jobs]}, cv=2, n_jobs=jobs, error_score="raise")
@@ -231,6 +236,7 @@ def test_grid_search(jobs):
     assert search.best_estimator_.lr in (1e-3, 1e-2) and search.predict(X[:2]).dtype == Y.dtype
 
 
+@pytest.mark.slow
 def test_calibrated_classifier():
     calibrated = CalibratedClassifierCV(quick(), cv=2, ensemble=False).fit(X, Y)
     np.testing.assert_allclose(calibrated.predict_proba(X).sum(1), 1, atol=1e-9)

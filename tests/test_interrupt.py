@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 
 import ulmfit
+from tests.tiers import long_tier
 from tests.training import runs, world
 from ulmfit.run import checkpoint
 from ulmfit.training.loop import Loop
@@ -138,7 +139,9 @@ LAUNCHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAUNCHES)
+@pytest.mark.parametrize(
+    "name", ["notebook_launcher", pytest.param("accelerate launch", marks=long_tier("the other; test_stop.py"))]
+)
 def test_two_processes_stop_together(name, tmp_path):
     """Ctrl-C as a terminal sends it: to the launcher, and to those of its processes that are in its group."""
     runs.write_reviews(tmp_path / "reviews.csv", 120)

@@ -71,6 +71,7 @@ def whole(made):
     return ulmfit.train_classifier(config).run_dir
 
 
+@pytest.mark.slow
 def test_a_classifiers_stages_are_those_of_one_call(made, whole):
     folder, _ = made
     learn = classifier(folder, "clf")

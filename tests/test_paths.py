@@ -80,6 +80,7 @@ def test_impossible_names_in_every_option(kind, field, value, message):
     assert text.startswith(flag_of(field)) and message in text and text.isprintable() and len(text) < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [
     LanguageModel.from_pretrained, TextClassifier.from_pretrained, Tokenizer.from_file,
     lambda path: train_language_model(LMConfig(data=path)), lambda path: train_language_model(LMConfig(init=path)),
@@ -149,6 +150,7 @@ sys.stderr.write(f"codes {codes}\\n")
 LONG = pytest.mark.skipif("ULMFIT_FUZZ_TREES" not in os.environ, reason="of the long tier, see tests/run_long.sh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C", pytest.param("cp1252", marks=LONG), pytest.param("UTF-8", marks=LONG)])
 def test_names_prompts_and_outputs_under_any_locale(locale, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHONUTF8"))}

@@ -260,6 +260,7 @@ def _kill_until_built(split, tokenizer, directory, where, most):
     raise AssertionError("the build does not get on")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["batches", "saving", "manifest"])
 @pytest.mark.parametrize("shard_bytes", [cache_writer.SHARD_BYTES, 64])
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fakes, monkeypatch, shard_bytes, where):
@@ -275,6 +276,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fakes, mo
     assert (split.starts[0] is not None) == (where == "manifest") and split.starts[-1] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_killed_build_of_real_texts_goes_on(tmp_path, suffix):
     import datasets

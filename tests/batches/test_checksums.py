@@ -43,6 +43,7 @@ def flip(file, byte, bit=0):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_changed_column_is_noticed_at_opening_and_built_again(corpus, capsys, name):
     split, build = corpus
@@ -70,6 +71,7 @@ def test_a_changed_row_number_is_noticed_when_rows_are_read(corpus):
         _ = build().rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", ["document", "read", "gather"])
 def test_a_changed_token_is_noticed_at_its_first_read(corpus, read):
     split, build = corpus

@@ -109,6 +109,7 @@ def cost(lengths, backprop_tokens, overhead=16, forward=1 / 3):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_ranks", "batch_size"), [(2, 64), (8, 256), (64, 2048)])
 @pytest.mark.parametrize("micro_batches", [1, 4])
 @pytest.mark.parametrize("backprop_tokens", [10_000, 400])

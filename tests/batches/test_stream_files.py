@@ -64,6 +64,7 @@ def deal(num_ranks):
     return [range(rank * each, (rank + 1) * each) for rank in range(num_ranks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "num_shards"), [("jsonl", 1), ("jsonl", 60), ("parquet", 3), ("csv", 3)])
 def test_any_ranks_go_on_from_any_step_of_any_ranks(stream, kind, num_shards):
     write_corpus(kind, num_shards)

@@ -121,6 +121,7 @@ def test_groups_and_paths_name_options_that_exist():
     assert set(PATHS) <= {option for command in COMMANDS.values() for option in fields_of(command.options)}
 
 
+@pytest.mark.slow
 def test_help_shows_the_defaults_that_a_config_file_sets(capsys, runs):
     found = entries(ended(capsys, "train-lm", "--config", runs.lm / "config.json", "--help"))
     assert found["--max-steps"].endswith("(default: 6)") and found["--keep"].endswith("(default: 2)")
@@ -144,6 +145,7 @@ def test_python_m_ulmfit_and_the_installed_command_are_main():
     assert getattr(import_module(module), function) is cli.main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], *([name, "--help"] for name in COMMANDS), ["predict", "--modle", "x"]])
 def test_help_and_mistakes_do_not_import_torch(words):
     code = (

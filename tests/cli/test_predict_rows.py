@@ -58,6 +58,7 @@ def inputs():
     return ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.parquet"]
 
 
+@pytest.mark.slow
 def test_a_row_out_for_each_row_in(predict):
     for data in inputs():
         lines = [line.split("\t") for line in predict("--data", data)]

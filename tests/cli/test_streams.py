@@ -106,6 +106,7 @@ def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
     assert (tmp_path / "out").read_text().splitlines()[-1] == "caf\\xe9 \\udce9"
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize("way", ("all closed", "both full"))
 def test_the_trainer_itself_goes_on(tmp_path, reviews, way):

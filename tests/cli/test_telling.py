@@ -177,6 +177,7 @@ def private_files():
     Path("latin.csv").write_bytes(("text,label\n" + f"caf\xe9 {SECRET},n\n" * 30).encode("latin-1"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_private")
 def test_no_output_holds_a_private_text(tmp_path, monkeypatch):
     """With --no-samples, of the trainings; of all other commands, texts are shown only where that is their purpose."""

@@ -135,6 +135,7 @@ def test_anything_else_is_refused(data, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_describes_its_data_and_goes_on_with_the_same(tmp_path, runs):
     config = short.clf_config(tmp_path / "clf", data=(TEXTS, LABELS), encoder=runs.lm, max_steps=4)
     given = dict(vars(config))

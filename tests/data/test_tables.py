@@ -282,6 +282,7 @@ def test_files_with_columns_in_another_order():
 # Searches for the end of a field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ['"', '"a', 'a","b', '""', '"""', 'a,"b', '"a"b', '\\"', '"a","b', ',"', '"\\"'])
 def test_any_file_takes_linear_time(line, monkeypatch):
     """Counted in lines that the parser is given; a file of 20 MB is no different."""

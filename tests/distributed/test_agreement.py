@@ -171,6 +171,7 @@ def test_a_job_has_such_a_file_for_all_its_trainings(tmp_path):
     assert not stop.save_requested() and not (tmp_path / "job" / SAVE_FILE).exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_save_by_the_clock_what_one_process_saves(tmp_path, data, unhurried):
     """The same steps on both, the whole hidden state in the checkpoint, and the weights of a run without."""
     options = {"max_steps": 5, "keep": 9, "precision": "fp64"}

@@ -105,6 +105,7 @@ def wait_for(file: Path, processes: list[subprocess.Popen]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["endless", "native"])
 def test_two_ranks_stop_when_one_is_asked(how, reviews, tmp_path):
     """Rank 1 waits in a collective for rank 0, which tokenises or is in native code; a signal to rank 1 ends both."""

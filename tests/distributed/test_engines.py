@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import long_tier
 from tests.training import runs
 from tests.training.runs import ROOT, arguments, environment
 from ulmfit import train_classifier, train_language_model
@@ -136,6 +137,7 @@ def test_zero3_trains_the_same_language_model_and_plain_goes_on_from_its_checkpo
     assert_same(resumed, plain32 / "lm32", 1e-4)
 
 
+@long_tier("ZeRO 2 of the classifier, ZeRO 3 of the language model")
 @pytest.mark.slow
 @needs_deepspeed
 def test_zero2_trains_the_same_language_model(plain32):
@@ -143,6 +145,7 @@ def test_zero2_trains_the_same_language_model(plain32):
     assert_same(run, plain32 / "lm32", 1e-4)
 
 
+@long_tier("a plain run that goes on from ZeRO 3; ZeRO 1 in the skipped steps")
 @pytest.mark.slow
 @needs_deepspeed
 def test_zero1_goes_on_from_a_checkpoint_of_zero3(plain32, zero3):

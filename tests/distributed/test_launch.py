@@ -1,7 +1,6 @@
 """The commands under real launchers, with real signals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 
+from tests.tiers import LONG
 from tests.training import runs, world
 from ulmfit import cli, train_language_model
 from ulmfit.cli.options import parse
@@ -20,16 +20,15 @@ from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.errors import UserError
 from ulmfit.training.session import open_session
 
-LONG = bool(os.environ.get("ULMFIT_LONG"))  # the other signals go the same way, tested in one process too
-
 
 @pytest.mark.slow
-def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_path, monkeypatch):
+def test_a_script_under_accelerate_launch_trains_the_model_of_one_process(tmp_path, monkeypatch, reviews):
     """The command itself; test_worlds.py compares whole recipes of both trainers."""
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     one, two = tmp_path / "one", tmp_path / "two"
-    train_language_model(runs.lm_config(one, precision="fp64"))
-    options = runs.arguments(runs.lm_config(two, precision="fp64", micro_batches=2))
+    given = {"precision": "fp64", "data": str(reviews), "preset": "tiny"}
+    train_language_model(runs.lm_config(one, **given))
+    options = runs.arguments(runs.lm_config(two, micro_batches=2, **given))
     command = [sys.executable, "-m", *world.LAUNCHERS["accelerate"], "2", str(runs.ROOT / "train_lm.py"), *options]
     done = subprocess.run(
         command, env=runs.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=280
@@ -170,6 +169,8 @@ def test_the_end_of_a_command_imports_no_compiler(monkeypatch):
         pass
 
 
+# The other signals go the same way, tested in one process too.
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1] if LONG else [signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     path = tmp_path / "run"

@@ -50,6 +50,7 @@ def test_other_errors_are_not_taken_for_it():
     assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["lm", "clf"])
 def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path, monkeypatch):
     task_class, train, config = {
@@ -70,6 +71,7 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
     assert all(torch.equal(plain[name], found[name]) for name in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "on another rank"])
 def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
     tried = short_of_memory(LanguageModelTask, monkeypatch, fits=99 if where == "here" else 1)

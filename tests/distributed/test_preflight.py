@@ -126,6 +126,7 @@ def test_gpus_that_are_not_there_are_missed(monkeypatch):
     assert node_checks.gpu_faults({}) == []
 
 
+@pytest.mark.slow
 def test_the_command_reduces_in_processes_and_tells_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     head = f"127.0.0.1:{free_port()}"

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from tests.distributed import several
 from tests.distributed.ranks import on_ranks
+from tests.tiers import long_tier
 from tests.training import runs, world
 from ulmfit import train_language_model
 from ulmfit.errors import UserError
@@ -55,6 +56,7 @@ def launch(launcher: str, folder, *arguments: str) -> str:
     return done.stdout
 
 
+@long_tier("the same trainings under torchrun, with mistakes between them; a script under accelerate launch")
 @pytest.mark.slow
 def test_two_ranks_of_accelerate_train_several_times(one, tmp_path):
     launch("accelerate", tmp_path)

@@ -193,6 +193,7 @@ train_language_model(runs.lm_config(Path(sys.argv[1]), watchdog=0.1, save_every=
 """
 
 
+@pytest.mark.slow
 def test_a_hanging_rank_of_two_ends_the_run_and_is_named(tmp_path):
     script = tmp_path / "hang.py"
     script.write_text(HANG)

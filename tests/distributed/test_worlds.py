@@ -1,7 +1,8 @@
 """1, 2 and 4 real processes, and runs that change from one number to another: the same model.
 
 One launch for each number of processes does all its runs (world.py); the tests look at what they left. The full
-matrix of worlds and micro-batches is tests/invariance.py.
+matrix of worlds and micro-batches is tests/invariance.py; micro-batches in one process are in training/test_runs.py.
+With ULMFIT_LONG=1 more stops and moves, and streams and classifiers of four processes too.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiers import LONG
 from tests.training import runs, world
 from ulmfit import cli, train_language_model
 from ulmfit.config import LMConfig
@@ -18,26 +20,29 @@ from ulmfit.errors import UserError
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TASKS = ("lm", "stream", "clf")
-MIXED = (*TASKS, "mixture", "mixed stream")  # of several sources too
 STAGE_ENDS = {"lm": [22, 66], "stream": [22, 66], "clf": [14, 28, 42, 70]}
 # (processes, micro-batches) compared with (1, 1)
 CUTS = {
-    "lm": [(1, 4), (2, 2), (4, 1)],
-    "stream": [(1, 2), (2, 4), (4, 2)],
-    "clf": [(1, 2), (2, 4), (4, 1)],
-    "sampled": [(1, 4), (2, 2)],
+    "lm": [(2, 2), (4, 1)],
+    "stream": [(2, 4)],
+    "clf": [(2, 4)],
+    "sampled": [(2, 2)],
     "labels": [(2, 2)],
     "mixture": [(2, 2)],
     "mixed stream": [(2, 2)],
 }
-# Around the end of a stage; elsewhere; and at the very end, where only the model is left to be written.
-STOPS = {"lm": [21, 22, 23, 50], "stream": [22, 40, 66], "clf": [12, 13, 14, 30], "mixture": [5], "mixed stream": [5]}
+# At the end of a stage; elsewhere; and at the very end, where only the model is left to be written.
+STOPS = {"lm": [22, 50], "stream": [66], "clf": [13, 30], "mixture": [5], "mixed stream": [5]}
 # Processes of a run, and the step at which it is stopped there: in a stage, between stages, after an epoch's end.
 MOVES = {
     "lm": [(4, 12), (1, 22), (2, 50), (4, None)],
-    "stream": [(4, 12), (1, 22), (2, 50), (4, None)],
-    "clf": [(4, 10), (1, 26), (2, 45), (4, None)],
+    "stream": [(4, 22), (2, None)],
+    "clf": [(4, 10), (1, 26), (4, None)],
 }
+if LONG:
+    CUTS |= {"stream": [(2, 4), (4, 2)], "clf": [(2, 4), (4, 1)]}
+    STOPS |= {"lm": [21, 22, 23, 50], "stream": [22, 40, 66], "clf": [12, 13, 14, 30]}
+    MOVES |= {"stream": [(4, 12), (1, 22), (2, 50), (4, None)], "clf": [(4, 10), (1, 26), (2, 45), (4, None)]}
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +60,37 @@ def a_job(given: Path, task: str, name: str, number: int, stop_at: int | None = 
     return world.job(trainer, options, world=number, stop_at=stop_at)
 
 
-def cut_jobs(given: Path, number: int) -> list[dict]:
-    return [
-        a_job(given, task, f"{task}-{processes}x{cuts}", processes, precision="fp64", micro_batches=cuts)
-        for task in CUTS
-        for processes, cuts in CUTS[task]
-        if processes == number
-    ]
+def cuts_at(number: int) -> list[tuple[str, int]]:
+    """Task and micro-batches of each run of so many processes."""
+    return [(task, cuts) for task in CUTS for processes, cuts in CUTS[task] if processes == number]
 
 
-def interrupted_jobs(given: Path, number: int, tasks: tuple[str, ...] = TASKS) -> list[dict]:
+def stopped_at(number: int) -> list[tuple[str, int]]:
+    """Those that are also interrupted."""
+    return [(task, cuts) for task, cuts in cuts_at(number) if task in STOPS]
+
+
+def jobs_at(given: Path, number: int) -> list[dict]:
+    """Each run once without a stop, and those of `stopped_at` with stops."""
     return [
-        a_job(given, task, f"{task}-{number}-{name}", number, stop_at)
-        for task in tasks
-        for name, stops in (("straight", [None]), ("stopped", [*STOPS[task], None]))
-        for stop_at in stops
+        a_job(given, task, f"{task}-{number}x{cuts}{name}", number, stop_at, precision="fp64", micro_batches=cuts)
+        for name, chosen in (("", cuts_at(number)), ("-stopped", stopped_at(number)))
+        for task, cuts in chosen
+        for stop_at in ([*STOPS[task], None] if name else [None])
     ]
 
 
 @pytest.fixture(scope="module")
 def one(given):
     """This process alone: the runs that all others are compared with."""
-    for job in [a_job(given, task, f"{task}-1x1", 1, precision="fp64") for task in CUTS] + cut_jobs(given, 1):
-        world.train(job)
+    for task in CUTS:
+        world.train(a_job(given, task, f"{task}-1x1", 1, precision="fp64"))
     return given
 
 
 @pytest.fixture(scope="module")
 def two(given):
-    world.launch(cut_jobs(given, 2) + interrupted_jobs(given, 2, MIXED), given / "launch-2", launcher="accelerate")
+    world.launch(jobs_at(given, 2), given / "launch-2", launcher="accelerate")
     return given
 
 
@@ -94,7 +101,7 @@ def four(given):
         for task in TASKS
         for number, stop_at in MOVES[task]
     ]
-    world.launch(cut_jobs(given, 4) + interrupted_jobs(given, 4) + moves, given / "launch-4")
+    world.launch(jobs_at(given, 4) + moves, given / "launch-4")
     return given
 
 
@@ -126,29 +133,24 @@ def test_the_compared_run_is_worth_comparing(task, one):
         assert len({b["tokens"] - a["tokens"] for a, b in zip(steps, steps[1:], strict=False)}) > 5, "no jitter"
 
 
-@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in CUTS for cut in CUTS[task] if cut[0] == 1])
-def test_micro_batches_train_the_same_model(task, cut, one):
-    assert_equal_up_to_summation_order(one / f"{task}-1x1", one / f"{task}-1x{cut[1]}")
+@pytest.mark.parametrize(("task", "cuts"), cuts_at(2))
+def test_two_processes_train_the_model_of_one(task, cuts, one, two):
+    assert_equal_up_to_summation_order(one / f"{task}-1x1", two / f"{task}-2x{cuts}")
 
 
-@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in CUTS for cut in CUTS[task] if cut[0] == 2])
-def test_two_processes_train_the_model_of_one(task, cut, one, two):
-    assert_equal_up_to_summation_order(one / f"{task}-1x1", two / f"{task}-2x{cut[1]}")
+@pytest.mark.parametrize(("task", "cuts"), cuts_at(4))
+def test_four_processes_train_the_model_of_one(task, cuts, one, four):
+    assert_equal_up_to_summation_order(one / f"{task}-1x1", four / f"{task}-4x{cuts}")
 
 
-@pytest.mark.parametrize(("task", "cut"), [(task, cut) for task in CUTS for cut in CUTS[task] if cut[0] == 4])
-def test_four_processes_train_the_model_of_one(task, cut, one, four):
-    assert_equal_up_to_summation_order(one / f"{task}-1x1", four / f"{task}-4x{cut[1]}")
+@pytest.mark.parametrize(("task", "cuts"), stopped_at(2))
+def test_two_processes_interrupted_end_with_the_same_bits(task, cuts, two):
+    assert_same_bits(two / f"{task}-2x{cuts}", two / f"{task}-2x{cuts}-stopped")
 
 
-@pytest.mark.parametrize("task", MIXED)
-def test_two_processes_interrupted_end_with_the_same_bits(task, two):
-    assert_same_bits(two / f"{task}-2-straight", two / f"{task}-2-stopped")
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_four_processes_interrupted_end_with_the_same_bits(task, four):
-    assert_same_bits(four / f"{task}-4-straight", four / f"{task}-4-stopped")
+@pytest.mark.parametrize(("task", "cuts"), stopped_at(4))
+def test_four_processes_interrupted_end_with_the_same_bits(task, cuts, four):
+    assert_same_bits(four / f"{task}-4x{cuts}", four / f"{task}-4x{cuts}-stopped")
 
 
 def assert_same_bits(straight: Path, stopped: Path) -> None:

@@ -111,6 +111,7 @@ def test_a_model_folder_is_never_written_into(runs, tmp_path):
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, options", [
     ("32", {}), ("8", {}), ("run", {}), ("run", {"int8": True}), ("run", {"backend": "onnx"}),
     ("run", {"int8": True, "backend": "torch"}),

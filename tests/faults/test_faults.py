@@ -25,6 +25,7 @@ def drills(tmp_path_factory, reviews, runs):
     return drill
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("task", TASKS if ALL else ["lm"])
 def test_after_any_fault_the_same_command_ends_with_the_same_bits(drills, task, fault):

@@ -12,6 +12,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.batches.conftest import fakes  # noqa: F401  (a fixture)
@@ -85,6 +86,7 @@ def test_checkpoints(tmp_path):
     assert min(counts.values()) > 0
 
 
+@pytest.mark.slow
 def test_token_caches(tmp_path, fakes):  # noqa: F811
     make_tokenizer, make_split, make_documents = fakes
     split = make_split(make_documents(40), labels=[n % 3 for n in range(40)])
@@ -166,6 +168,7 @@ def test_logs_and_settings_of_a_run(runs, tmp_path):
         refused(lambda folder=folder: read_stored(folder), what)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_bits_or_is_refused(reviews, tmp_path):
     """The whole command, on a directory with a checkpoint and on its caches."""
     drill = Drill(tmp_path, "lm", reviews)

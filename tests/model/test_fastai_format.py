@@ -323,6 +323,7 @@ def test_missing_files_are_named(tmp_path):
         load_fastai(tmp_path / "weights.pth", tmp_path / "v.pkl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
     ("content", "said"),

@@ -297,6 +297,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path):
     """SIGKILL before each call that changes the directory: always the old checkpoint or the new one."""
     save(tmp_path, 1)

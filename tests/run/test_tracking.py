@@ -193,6 +193,7 @@ def without_timings(directory: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "killed"), [(40, 60), (40, 41), (40, 40), (0, 60)])
 def test_an_interrupted_run_leaves_the_same_record(tmp_path, checkpoint, killed):
     run(tmp_path / "whole", start=0, end=80)

@@ -1,7 +1,7 @@
 """launch/slurm.sbatch on a real SLURM of two virtual nodes, which cluster.sh brings up in a folder of its own.
 
 ULMFIT_TRANSCRIPT=out.txt python -m pytest tests/slurm      what SLURM and the jobs said, into a file
-ULMFIT_TIME_LIMIT=1 python -m pytest tests/slurm -k same    two real one-minute limits in place of signals
+ULMFIT_LONG=1 ULMFIT_TIME_LIMIT=1 python -m pytest tests/slurm -k same    two real one-minute limits in place of signals
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiers import long_tier
 from tests.training import runs
 from tests.training.runs import ENVIRONMENT, ROOT, arguments
 
@@ -129,6 +130,7 @@ def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
 
 
+@long_tier("the array, of which a task is requeued by the same signal; equal bits in test_stop.py")
 @pytest.mark.slow
 def test_a_job_that_hits_its_limit_twice_ends_with_the_same_bits(cluster):
     straight, run = cluster.folder / "straight", cluster.folder / "run"
@@ -195,7 +197,7 @@ def test_a_killed_launcher_is_requeued_and_a_cancelled_job_is_not(cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="a minute: set ULMFIT_LONG, as tests/run_long.sh does")
+@long_tier("test_requeue.py, with stand-ins for the commands of SLURM")
 def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster):
     lm, fine, clf = (cluster.folder / f"chain-{name}" for name in ("lm", "fine", "clf"))
     first, second, third = cluster.submit_chain(
@@ -248,7 +250,7 @@ def test_the_tasks_of_an_array_are_runs_of_their_own(cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="minutes: set ULMFIT_LONG, as tests/run_long.sh does")
+@long_tier("distributed/test_preflight.py, without SLURM")
 def test_a_node_that_is_not_fit_is_named_before_the_training(cluster, tmp_path):
     run = cluster.folder / "checked"
     words = ["launch/slurm.sbatch", "train_lm.py", *arguments(runs.lm_config(run, max_steps=3))]

@@ -55,6 +55,7 @@ def test_marks_are_read_as_replacement_characters(rules, subword):
         assert tokenizer.tokenize("good \ufdd1")[0] == ["xxbos", "good", "\ufffd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("subword", [None, "bpe"])
 @pytest.mark.parametrize("version", ["this", "earlier"])

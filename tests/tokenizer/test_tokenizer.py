@@ -195,6 +195,7 @@ def fuzzed_texts(number: int, seed: int = 0):
         yield "".join(parts)
 
 
+@pytest.mark.slow
 def test_no_panic_on_fuzzed_texts(tokenizer):
     texts = list(fuzzed_texts(NUM_FUZZED))
     for start in range(0, len(texts), 500):  # a panic is a BaseException and would end the test
@@ -203,6 +204,7 @@ def test_no_panic_on_fuzzed_texts(tokenizer):
         assert len(lengths) == len(batch) and lengths.min() >= 1 and lengths.sum() == len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("char", ["a", ".", " ", "A", "(", "\n", "\u00e9"])
 def test_no_panic_on_a_megabyte_of_one_character(tokenizer, char):
     assert len(tokenizer.encode(char * 1_000_000)[0]) >= 1
@@ -215,6 +217,8 @@ def test_no_panic_on_a_long_word_of_two_characters(tokenizer, unit):
 
 @pytest.mark.slow
 def test_no_panic_on_millions_of_words_without_a_repeat(tokenizer):
+    if tokenizer.rules == "fastai1" and "ULMFIT_FUZZ" not in os.environ:
+        pytest.skip("ULMFIT_FUZZ, as tests/run_long.sh has it; every change: fastai2, whose search walks on over words")
     assert len(tokenizer.encode("a b " * 2_000_000)[0]) == 4_000_001
 
 

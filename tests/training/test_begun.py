@@ -28,6 +28,8 @@ from ulmfit.training.begun import DEFINITION, read_begun
 from ulmfit.training.loop import Loop
 from ulmfit.training.session import open_session
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "runs_of_229cc54.tar.xz"
 OLD = {"data": "reviews.csv", "batch_size": 8, "bptt": 10, "max_steps": 4, "log_every": 1, "samples": False,
        "threads": 1, "save_every": 0}  # fmt: skip

@@ -111,6 +111,7 @@ def calibrated(tmp_path_factory, reviews, runs):
     )
 
 
+@pytest.mark.slow
 def test_calibrate_changes_probabilities_and_nothing_else(calibrated, reviews):
     plain, result = calibrated
     files = [run.model_dir / "model.safetensors" for run in (plain, result)]

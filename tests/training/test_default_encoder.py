@@ -66,6 +66,7 @@ def test_it_comes_with_the_package_and_is_read_by_its_name():
     assert len(tokenizer) == net.config.vocab_size and config["task"] == "language_model"
 
 
+@pytest.mark.slow
 def test_english_texts_start_from_it_and_add_their_words(files, tmp_path, capsys):
     train_language_model(LMConfig(data=files["english"], output_dir=str(tmp_path / "lm"), **SHORT))
     assert "starting from the English model" in capsys.readouterr().out
@@ -77,6 +78,7 @@ def test_english_texts_start_from_it_and_add_their_words(files, tmp_path, capsys
     assert architecture(tmp_path / "clf")["vocab_size"] == shipped.config.vocab_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["french", "german", "dutch"])
 def test_other_languages_do_not(language, files, tmp_path, capsys):
     train_classifier(
@@ -86,6 +88,7 @@ def test_other_languages_do_not(language, files, tmp_path, capsys):
     assert architecture(tmp_path / "clf")["vocab_size"] < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

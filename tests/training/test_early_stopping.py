@@ -116,6 +116,7 @@ def test_a_run_stops_when_nothing_gets_better_and_keeps_the_best(reviews, tmp_pa
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_stops_where_the_other_did(reviews, tmp_path, worsening, monkeypatch):
     options = OPTIONS | {"stop_after": 2, "save_every": 1}
     train_classifier(runs.clf_config(tmp_path / "straight", data=str(reviews), **options))
@@ -134,6 +135,7 @@ def test_an_interrupted_run_stops_where_the_other_did(reviews, tmp_path, worseni
     assert runs.metrics(tmp_path / "straight") == runs.metrics(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_earlier_stages_do_not_stop_a_run(reviews, tmp_path, monkeypatch):
     lm = train_language_model(runs.lm_config(tmp_path / "lm", data=str(reviews), preset="tiny", max_steps=2))
     monkeypatch.setattr(ClassifierTask, "quality", lambda self, metrics: [0.0])

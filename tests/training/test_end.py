@@ -64,6 +64,7 @@ def same(a: Path, b: Path) -> bool:
     return all(torch.equal(x[name], y[name]) for name in x) and runs.metrics(a) == runs.metrics(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "number"), [("lm", 3), ("clf", 1)])
 def test_a_crash_in_an_evaluation_loses_no_step(task, number, train, evaluations, tmp_path, monkeypatch):
     """The evaluations come after steps 3, 6 and 8; the best is for once the worst, so that it is not the last one."""

@@ -103,6 +103,7 @@ def test_trained_windows_are_those_that_are_read_with_gradient(monkeypatch):
         assert net.trained_windows(lengths) == read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_classifiers_windows_are_in_the_estimate(micro_batches, tmp_path, monkeypatch):
     """At base and 1,400 tokens the masks and dropped weights of 20 windows take 1.8 GB, the tokens of one text less."""
@@ -153,6 +154,7 @@ def test_what_does_not_fit_is_warned_of():
     assert len(estimate.sentences(needs._replace(memory_free=1e12, disk_free=1e12), world_size=2)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_needs_and_needs_about_that(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     told = []

@@ -36,6 +36,7 @@ def test_more_than_there_are_is_refused():
         balanced_draw(LABELS, 565, seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_the_drawn_documents_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     seen: set[int] = set()

@@ -27,6 +27,8 @@ from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.training import fit as module
 from ulmfit.training.loop import Loop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:

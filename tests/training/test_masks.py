@@ -75,6 +75,7 @@ def test_a_rank_draws_the_blocks_of_its_rows_only(rows, monkeypatch):
     assert seen == [min(BLOCK, ROWS - block * BLOCK) for block in sorted({row // BLOCK for row in rows})]
 
 
+@pytest.mark.slow
 def test_two_ranks_of_several_blocks_train_the_model_of_one(tmp_path):
     """160 rows: rank 0 draws the first two blocks, rank 1 the last two."""
     data = str(runs.write_reviews(tmp_path / "reviews.csv", 60))

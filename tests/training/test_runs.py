@@ -20,6 +20,8 @@ from ulmfit.training.clf_task import ClassifierTask
 from ulmfit.training.lm_task import LanguageModelTask
 from ulmfit.training.loop import Loop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def cache(tmp_path_factory):
@@ -39,19 +41,24 @@ def ask_at_every_step(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory, cache):
-    """A language model of a few steps, in fp64."""
+def encoder(tmp_path_factory, cache, reviews):
+    """A language model of a few steps on a small corpus, in fp64."""
+    SMALL["data"] = str(reviews)
     path = tmp_path_factory.mktemp("encoder") / "lm"
-    train_language_model(runs.lm_config(path, precision="fp64"))
+    train_language_model(runs.lm_config(path, precision="fp64", **SMALL))
     return path
 
 
+SMALL = {"preset": "tiny"}  # and the data: its evaluations take a tenth of those of the embedded sample
+
+
 def train(task, path, encoder, stop=None, **options):
+    options = SMALL | options
     if task == "sampled":
         options["sampled_softmax"] = 100
     if task != "clf":
         return train_language_model(runs.lm_config(path, **options), stop)
-    return train_classifier(runs.clf_config(path, encoder=str(encoder), **options), stop)
+    return train_classifier(runs.clf_config(path, **{"encoder": str(encoder)} | options), stop)
 
 
 def mixture(folder):
@@ -126,7 +133,7 @@ def test_the_weights_of_the_best_evaluation_are_exported_after_interruptions_too
         seen[self.position.step] = {name: tensor.clone() for name, tensor in self.task.net.state_dict().items()}
 
     monkeypatch.setattr(Loop, "_evaluate", remember)
-    options = {"eval_every": 3, "keep_best": True, "save_every": 2}
+    options = {"eval_every": 3, "keep_best": True, "save_every": 2, "data": None}
     train(task, tmp_path / "straight", encoder, **options)
     losses = {m["step"]: sign * m["loss"] for m in runs.metrics(tmp_path / "straight") if m.get("split") == "valid"}
     best = max(losses, key=losses.get)
@@ -235,7 +242,7 @@ def test_frozen_layers_stay_as_they_were(tmp_path, encoder):
 
 @pytest.mark.parametrize("task", ["lm", "clf"])
 def test_learning_rate_finder_suggests_and_begins_no_run(task, tmp_path, encoder):
-    found = train(task, tmp_path / "run", encoder, lr_find=True)
+    found = train(task, tmp_path / "run", encoder, lr_find=True, data=None)
     assert found.state == "found" and all(1e-7 < rate < 10 for rate in found.suggestions.values())
     drawn = find_spec("matplotlib") is not None
     assert (found.picture is not None) == drawn

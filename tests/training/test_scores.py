@@ -34,6 +34,7 @@ def test_a_class_that_does_not_occur_costs_nothing():
     assert macro_f1(torch.tensor([[3.0, 0, 0], [0, 4, 0], [0, 0, 0]])) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_split_of_any_size_is_scored_whole(threads, tmp_path):
     """Batches of one document too, which come at 1, 17, 33, 49 ... documents, and on any rank."""

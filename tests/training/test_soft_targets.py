@@ -77,6 +77,7 @@ def test_one_hot_probabilities_train_what_labels_train(tables, tmp_path):
     assert runs.metrics(hard.run_dir) == runs.metrics(soft.run_dir)
 
 
+@pytest.mark.slow
 def test_soft_targets_do_not_depend_on_the_cut_of_the_batch(tables, tmp_path):
     found = [
         train(tmp_path / str(parts), tables["soft"], probability_columns=CLASSES, precision="fp64", micro_batches=parts)

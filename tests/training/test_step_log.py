@@ -80,6 +80,7 @@ def test_steps_between_two_lines_are_counted_once(one_rank, monkeypatch):
     assert [line["data_wait"] for line in lines] == [0.75 / 4, 0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_read_late_and_interrupted_has_the_same_log(tmp_path, monkeypatch):
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     options = {"recipe": "ulmfit", "log_every": 3, "eval_every": 5, "save_every": 4}

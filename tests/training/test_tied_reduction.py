@@ -66,6 +66,7 @@ def runs_of(tmp_path_factory):
     return folder, sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "two-cut", "two-whole", "two-sampled", "four"])
 def test_the_model_is_that_of_one_process(name, runs_of):
     folder, _ = runs_of
