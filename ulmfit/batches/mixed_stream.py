@@ -33,6 +33,8 @@ class MixedStreamedRows:
 
     Args:
         sources: (name, weight, split) of each; the weights are above 0.
+        max_waiting: tokens of all sources that wait.
+        options: of `StreamedRows`.
 
     Attributes:
         names, weights: of the sources; the weights sum to 1.
@@ -43,33 +45,17 @@ class MixedStreamedRows:
         sources: Sequence[tuple[str, float, Any]],
         tokenizer: Any,
         *,
-        batch_size: int,
-        bptt: int,
-        seed: int,
-        rows: range,
-        window: int = 1000,
-        backwards: bool = False,
         max_waiting: int = _MOST_WAITING,
+        **options: Any,
     ) -> None:
         total = sum(weight for _, weight, _ in sources)
         self.names = [name for name, _, _ in sources]
         self.weights = [weight / total for _, weight, _ in sources]
-        self.batch_size, self.bptt, self.seed, self.rows = batch_size, bptt, seed, rows
-        self.streams = [
-            StreamedRows(
-                split,
-                tokenizer,
-                batch_size=batch_size,
-                bptt=bptt,
-                seed=seed,
-                rows=rows,
-                window=window,
-                backwards=backwards,
-                max_waiting=max(1, max_waiting // len(sources)),
-            )
-            for _, _, split in sources
-        ]
-        self._identity = self.streams[0].identity | {
+        each = max(1, max_waiting // len(sources))
+        self.streams = [StreamedRows(split, tokenizer, max_waiting=each, **options) for _, _, split in sources]
+        first = self.streams[0]
+        self.batch_size, self.bptt, self.seed, self.rows = first.batch_size, first.bptt, first.seed, first.rows
+        self._identity = first.identity | {
             "source": sha256("".join(str(stream.identity["source"]) for stream in self.streams).encode()).hexdigest()[
                 :32
             ],
