@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.cache_folder import cache_folder
@@ -18,13 +19,13 @@ from ulmfit.inference import TextClassifier
 from ulmfit.paths import DESCRIBED
 from ulmfit.report.facts import Facts
 from ulmfit.training.begun import read_begun
+from ulmfit.training.calibration import bin_table, sums_by_bin
 from ulmfit.training.row_losses import ScoredSplit, scored_split
 from ulmfit.training.setup import corpus_of_run, tokenised
 
 EXPLAINED = 100  # documents whose words are added up
 WORDS = 12  # of a class that are shown, at most
 FAINT = 0.05  # and none that adds less than this share of the strongest
-BINS = 10
 LONGEST = 20_000  # characters of a text that are explained
 
 
@@ -149,12 +150,8 @@ def _bins(scored: ScoredSplit, *, several: bool) -> list[tuple[float, float, int
         confidence, right = scored.probabilities.ravel(), scored.truth.ravel()
     else:
         confidence, right = scored.probabilities.max(1), (scored.truth & scored.predicted).any(1)
-    places = np.ceil(confidence * BINS).astype(int).clip(1, BINS) - 1
-    return [
-        (float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum()))
-        for inside in (places == number for number in range(BINS))
-        if inside.any()
-    ]
+    table = bin_table(sums_by_bin(torch.from_numpy(confidence), torch.from_numpy(right)))
+    return [(row["confidence"], row["accuracy"], row["number"]) for row in table if row["number"]]
 
 
 def _deciding(model: TextClassifier, scored: ScoredSplit) -> tuple[dict[int, list[tuple[str, float, int]]], int]:

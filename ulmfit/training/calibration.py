@@ -18,19 +18,29 @@ _HALVINGS = 60  # of the interval: to the last bits of a double
 
 
 def bin_sums(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """What the calibration error is computed from, float64 [3 * BINS]. Sums of several batches or ranks may be added.
-
-    By bin: the number of documents, the sum of their confidences, the number of right predictions. The confidence of a
-    document is the probability of its predicted class. Bin m, from 1, holds confidences in ((m - 1) / BINS, m / BINS].
+    """As `sums_by_bin`, of the predicted classes. The confidence of a document is the probability of that class.
 
     Args:
         probabilities: float [n, C].
         labels: the true classes, int64 [n], on the same device.
     """
     confidence, predicted = probabilities.max(1)
+    return sums_by_bin(confidence, predicted == labels)
+
+
+def sums_by_bin(confidence: Tensor, right: Tensor) -> Tensor:
+    """What the calibration error is computed from, float64 [3 * BINS]. Sums of several batches or ranks may be added.
+
+    By bin: the number of decisions, the sum of their confidences, the number of right ones. Bin m, from 1, holds
+    confidences in ((m - 1) / BINS, m / BINS].
+
+    Args:
+        confidence: float [n], the probability of each decision.
+        right: bool [n], on the same device.
+    """
     confidence = confidence.double()
     places = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    values = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels).double()])
+    values = torch.stack([torch.ones_like(confidence), confidence, right.double()])
     inside = places[:, None] == torch.arange(BINS, device=places.device)
     return (values @ inside.double()).flatten()  # unlike index_add_ in the same order every time, on a GPU too
 
