@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ulmfit.errors import one_line
 from ulmfit.excerpts import listed, values_shown
-from ulmfit.markdown import escaped
+from ulmfit.markdown import as_markdown
 from ulmfit.model_origin import Origin, Run, as_dict, origin_of
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
 from ulmfit.run_command import words_of_command
@@ -111,7 +111,7 @@ def _what(config: Mapping[str, Any], size: int) -> str:
             f"{sizes.get('num_layers')} layers, {sizes.get('vocab_size', 0):,} words, {size:,} parameters"  # fmt: skip
     direction = ", reading texts from their end" if config.get("backwards") else ""
     origin = as_dict(config.get("imported"))
-    where, kind = (escaped(origin.get(key)) for key in ("from", "kind"))
+    where, kind = (as_markdown(origin.get(key)) for key in ("from", "kind"))
     imported = f" Its weights were imported from {where} ({kind})." if origin else ""
     if config["task"] == "language_model":
         return f"A language model (ULMFiT: {shape}{direction}), to be fine-tuned on texts of a task.{imported}"
@@ -166,7 +166,7 @@ def _training(origin: Origin) -> Iterator[str]:
             ),  # fmt: skip
         ]
         yield from (f"{what}:", "", "| | |", "|---|---|")
-        yield from (f"| {key} | {escaped(value)} |" for key, value in rows if value)
+        yield from (f"| {key} | {as_markdown(value)} |" for key, value in rows if value)
         yield ""
     labelled = as_dict(origin.summary.get("rows"))
     told = {"train": "to train on", "valid": "of validation", "test": "of test"}
@@ -258,7 +258,7 @@ def _simpler(summary: Mapping[str, Any], splits: Sequence[str]) -> Iterator[str]
     for name, scores in as_dict(summary.get("systems")).items():
         if name != "ulmfit" and isinstance(scores, dict):
             values = [_number(as_dict(scores.get(split)).get("accuracy")) for split in splits]
-            yield f"| accuracy of {escaped(name)} | {' | '.join(values)} |"
+            yield f"| accuracy of {as_markdown(name)} | {' | '.join(values)} |"
 
 
 def _use(config: Mapping[str, Any], intended_use: str | None) -> Iterator[str]:

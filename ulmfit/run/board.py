@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ulmfit.markdown import escaped
+from ulmfit.markdown import as_markdown
 from ulmfit.run import figures
 
 TASKS = {"lm": "language model", "clf": "classifier"}
@@ -164,7 +164,7 @@ def final_tags(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in markdown. Cells are shown as they are."""
-    lines = [header, ["---"] * len(header), *([escaped(cell) for cell in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([as_markdown(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

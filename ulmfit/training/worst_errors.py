@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.excerpts import cut
-from ulmfit.markdown import escaped
+from ulmfit.markdown import as_markdown
 
 MOST = 10
 LONGEST = 400  # characters of a text that are shown
@@ -117,11 +117,11 @@ def as_list(documents: Sequence[WrongDocument], label_names: Sequence[str], text
     """
 
     def named(classes: tuple[int, ...]) -> str:
-        return escaped(", ".join(label_names[number] for number in classes) or "no label")
+        return as_markdown(", ".join(label_names[number] for number in classes) or "no label")
 
     lines = []
     for number, document in enumerate(documents, 1):
-        text = escaped(cut(" ".join(text_of(document.index).split()), LONGEST))
+        text = as_markdown(cut(" ".join(text_of(document.index).split()), LONGEST))
         lines.append(
             f"{number}. **{named(document.true)}**, predicted **{named(document.predicted)}** with probability "
             f"{document.probability:.3f}, loss {document.loss:.2f}: {text}"
