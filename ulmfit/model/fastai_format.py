@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
+from ulmfit.model.vocabulary_file import read_vocabulary as read_vocabulary  # 0.2.0 had it here
 from ulmfit.model.vocabulary_file import read_words_and_labels
 from ulmfit.model.weights_check import check_weights
 
