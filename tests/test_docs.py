@@ -14,9 +14,9 @@ import pytest
 
 import ulmfit
 from tests.hub_stand_in import hub_stand_in
+from tests.learner_stand_in import Recorded, trains_nothing
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
-from ulmfit.learner import LanguageModelLearner
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]  # fmt: skip
@@ -115,16 +115,6 @@ def test_architecture_names_files_that_are_there():
 RUN_FOLDERS = {"checkpoints", "model", "tensorboard"}
 
 
-class Recorded:
-    """Stands in for the trainings in a page's Python: checks the arguments and gives what the runs fixture made."""
-
-    def __init__(self, run_dir: Path, load):
-        self.run_dir, self.model, self.state = run_dir, load, "done"
-        self.metrics = {"valid": {"accuracy": 0.9}, "test": {"accuracy": 0.9}}
-        self.summary = {"verdict": "ulmfit beats majority class"}
-        self.suggestions = {"valley": 1e-3}
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python_of_a_page_runs(page, runs, tmp_path, monkeypatch):
     """All but the trainings themselves, whose options are checked against their signatures and dataclasses."""
@@ -164,15 +154,7 @@ def test_python_of_a_page_runs(page, runs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(ulmfit.UlmfitClassifier, "fit", fit)
 
-    def train(learner, stage, *, lr_find=False):
-        run = runs.lm if isinstance(learner, LanguageModelLearner) else runs.clf
-        link = learner.path / run.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(run)
-        return Recorded(link, None)
-
-    monkeypatch.setattr("ulmfit.learner.Learner._train", train)
+    trains_nothing(monkeypatch, runs, lambda link, task, lr_find: Recorded(link, None))
     texts = ["a wonderful film", "a dull film", "I liked it"]
     hub = (
         hub_stand_in(monkeypatch, tmp_path / "hub")

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 import ulmfit
+from tests.learner_stand_in import Recorded, trains_nothing
 from tests.notebook import ABSOLUTE, NOTEBOOK, cells_run, clean, digest, execute, pictures, source, texts_of
-from tests.test_docs import Recorded
-from ulmfit.learner import LanguageModelLearner
 from ulmfit.training.result import read_metrics
 
 MOST_BYTES = 700_000
@@ -83,23 +82,17 @@ def test_its_cells_run(notebook, runs, reviews, tmp_path, monkeypatch):
     """All but the trainings, on a few reviews: every name, call and option is there."""
     monkeypatch.chdir(tmp_path)
 
-    def train(learner, stage, *, lr_find=False):
-        run = runs.lm if isinstance(learner, LanguageModelLearner) else runs.clf
-        link = learner.path / run.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(run)
+    def result(link, task, lr_find):
         if lr_find:
             picture = tmp_path / "curve.png"
             picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(16))
             found = Recorded(link, None)
             found.picture = picture
             return found
-        kind = "lm" if run is runs.lm else "clf"
-        best, step, metrics = read_metrics(run)
-        return ulmfit.TrainingResult(kind, "done", step, link, link / "model", metrics, best)
+        best, step, metrics = read_metrics(link)
+        return ulmfit.TrainingResult(task, "done", step, link, link / "model", metrics, best)
 
-    monkeypatch.setattr("ulmfit.learner.Learner._train", train)
+    trains_nothing(monkeypatch, runs, result)
     names = {}
     for cell in cells_run(notebook):
         code = "\n".join(line for line in source(cell).splitlines() if not line.startswith("%"))
