@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("TRITON_INTERPRET=1 is not set", allow_module_level=True)
 
 from ulmfit.model import fused_loss, softmax_kernel
-from ulmfit.model.chunks import HALF_SCALE, IGNORE
+from ulmfit.model.chunks import HALF_SCALE, IGNORE, LossInputs
 from ulmfit.model.fused_loss import loss_and_gradient, within
 from ulmfit.model.loss import _compute_chunks, linear_cross_entropy
 
@@ -121,7 +121,7 @@ def test_what_diverges_is_not_hidden():
 def test_chunks_equal_the_plain_path_in_float64(chunk_size, masked, with_bias):
     hidden, weight, bias, targets = loss_inputs(23, 5, 17, masked=masked)
     how = (bias.detach() if with_bias else None, targets, chunk_size, F64, (True, True, with_bias))
-    ours, theirs = (compute(hidden.detach(), weight.detach(), *how) for compute in PATHS)
+    ours, theirs = (compute(LossInputs(hidden.detach(), weight.detach(), *how)) for compute in PATHS)
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -134,7 +134,7 @@ PATHS = (fused_loss.compute_chunks, _compute_chunks)
 @pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 def test_gradients_that_nobody_needs_are_not_computed(needs):
     hidden, weight, bias, targets = (x.detach() for x in loss_inputs(23, 5, 17))
-    results = [compute(hidden, weight, bias, targets, 8, F64, tuple(map(bool, needs))) for compute in PATHS]
+    results = [compute(LossInputs(hidden, weight, bias, targets, 8, F64, tuple(map(bool, needs)))) for compute in PATHS]
     for a, b in zip(*results, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -155,8 +155,8 @@ def compare(n, e, v, dtype, chunk_size, record_property, tolerance):
     exact_inputs[1] /= e**0.5
     exact_inputs[2] *= 3
     inputs = [x.float() if x.is_floating_point() else x for x in exact_inputs]
-    expected = _compute_chunks(*exact_inputs, chunk_size, F64, ALL)
-    ours, plain = (distances(compute(*inputs, chunk_size, dtype, ALL), expected) for compute in PATHS)
+    expected = _compute_chunks(LossInputs(*exact_inputs, chunk_size, F64, ALL))
+    ours, plain = (distances(compute(LossInputs(*inputs, chunk_size, dtype, ALL)), expected) for compute in PATHS)
     for name, far in ours.items():
         record_property(name, f"{far:.1e} (plain {plain[name]:.1e})")
         # The gradient of the bias is a sum of rounded numbers here, and of those before rounding there. And the
@@ -198,10 +198,10 @@ def test_the_bias_is_not_rounded_to_half_precision(dtype):
     hidden, weight, _, targets = (x.detach().float() if x.is_floating_point() else x for x in loss_inputs(23, 8, 17))
     hidden, weight = torch.ones_like(hidden), weight.sign()  # exact in half precision
     bias = -20.1 - torch.arange(17.0) / 7
-    _, _, _, _, found = fused_loss.compute_chunks(hidden, weight, bias, targets, 8, dtype, ALL)
-    expected = _compute_chunks(hidden, weight, bias, targets, 8, F32, ALL)
+    _, _, _, _, found = fused_loss.compute_chunks(LossInputs(hidden, weight, bias, targets, 8, dtype, ALL))
+    expected = _compute_chunks(LossInputs(hidden, weight, bias, targets, 8, F32, ALL))
     torch.testing.assert_close(found, expected.grad_bias, rtol=8 * torch.finfo(dtype).eps, atol=1e-7)
-    loss = fused_loss.compute_chunks(hidden, weight, bias, targets, 8, dtype, (False,) * 3).loss
+    loss = fused_loss.compute_chunks(LossInputs(hidden, weight, bias, targets, 8, dtype, (False,) * 3)).loss
     torch.testing.assert_close(loss, expected.loss, rtol=1e-6, atol=0)
 
 
@@ -211,7 +211,7 @@ def test_one_chunk_of_logits_is_all_that_is_held(recorder, monkeypatch):
     n, e, v, chunk_size = 96, 4, 400, 16
     hidden, weight, bias, targets = (x.detach() for x in loss_inputs(n, e, v, dtype=F32))
     with recorder:
-        fused_loss.compute_chunks(hidden, weight, bias, targets, chunk_size, F32, ALL)
+        fused_loss.compute_chunks(LossInputs(hidden, weight, bias, targets, chunk_size, F32, ALL))
     assert recorder.largest == chunk_size * v
     assert recorder.made.count((chunk_size, v)) == 1, "the gradient lies in the memory of the logits"
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.model.losses import loss_inputs
+from ulmfit.model.chunks import LossInputs
 from ulmfit.model.loss import _compute_chunks, activation_regularization, linear_cross_entropy
 
 N, E, V = 23, 5, 17
@@ -79,8 +80,8 @@ def test_rows_weighted_by_zero_equal_rows_left_out(dtype, masked):
     kept = targets != -100
     with torch.no_grad():
         bias[0] += 20  # word 0, which stands in for the missing targets, is the likeliest
-        weighted = _compute_chunks(hidden, weight, bias, targets, 4, dtype, (True, True, True))
-        left = _compute_chunks(hidden[kept], weight, bias, targets[kept], 4, dtype, (True, True, True))
+        weighted = _compute_chunks(LossInputs(hidden, weight, bias, targets, 4, dtype, (True, True, True)))
+        left = _compute_chunks(LossInputs(hidden[kept], weight, bias, targets[kept], 4, dtype, (True, True, True)))
     assert not weighted.grad_hidden[~kept].any()
     weighted = weighted._replace(grad_hidden=weighted.grad_hidden[kept])
     for ours, theirs in zip(weighted, left, strict=True):

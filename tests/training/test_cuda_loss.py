@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ulmfit.model import chunks, fused_loss
-from ulmfit.model.chunks import HALF_SCALE, IGNORE
+from ulmfit.model.chunks import HALF_SCALE, IGNORE, LossInputs
 from ulmfit.model.fused_loss import loss_and_gradient, within
 from ulmfit.model.loss import _compute_chunks, linear_cross_entropy
 
@@ -86,10 +86,10 @@ def test_the_fused_loss_is_as_exact_as_the_plain_one(with_bias, v, dtype, near, 
         inputs = (*inputs[:2], None, inputs[3])
     needs = (True, True, with_bias)
     exact = _compute_chunks(
-        *(x if x is None or x.dtype == torch.int64 else x.double() for x in inputs), 1000, F64, needs
+        LossInputs(*(x if x is None or x.dtype == torch.int64 else x.double() for x in inputs), 1000, F64, needs)
     )
     for name, compute in (("fused", fused_loss.compute_chunks), ("plain", _compute_chunks)):
-        found = compute(*inputs, 1999, dtype, needs)
+        found = compute(LossInputs(*inputs, 1999, dtype, needs))
         far = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True) if b is not None][2:]
         far.append(abs(found.loss / exact.loss - 1).item())
         record_property(name, f"{max(far):.1e}")
@@ -99,7 +99,7 @@ def test_the_fused_loss_is_as_exact_as_the_plain_one(with_bias, v, dtype, near, 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
 def test_the_same_bits_each_time(dtype):
     inputs = problem(3000, 10_007)
-    first, second = (fused_loss.compute_chunks(*inputs, 1000, dtype, ALL) for _ in range(2))
+    first, second = (fused_loss.compute_chunks(LossInputs(*inputs, 1000, dtype, ALL)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -107,11 +107,11 @@ def test_the_same_bits_each_time(dtype):
 def test_a_chunk_takes_four_launches_and_four_bytes_a_logit(dtype, record_property):
     n, v, chunk_size = 4000, 60_000, 1000
     inputs = problem(n, v)
-    fused_loss.compute_chunks(*inputs, chunk_size, dtype, ALL)
+    fused_loss.compute_chunks(LossInputs(*inputs, chunk_size, dtype, ALL))
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        result = fused_loss.compute_chunks(*inputs, chunk_size, dtype, ALL)
+        result = fused_loss.compute_chunks(LossInputs(*inputs, chunk_size, dtype, ALL))
         torch.cuda.synchronize()
     took = torch.cuda.max_memory_allocated() - held
     widened = dtype == F32 or chunks._adds_in_float32(inputs[0].device, dtype)

@@ -25,6 +25,30 @@ CHUNK_BYTES, CHUNK_SHARE = 2 * 2**30, 1 / 16
 HALF_SCALE = 2.0**15
 
 
+class LossInputs(NamedTuple):
+    """What a loss over all words is computed from, and how; by both paths, loss.py and fused_loss.py.
+
+    Attributes:
+        hidden, weight, bias, targets: as of `loss.linear_cross_entropy`.
+        chunk_size: rows of logits in memory at a time, at most.
+        compute_dtype: of the operands of the matrix products.
+        needs: which gradients are needed: of hidden, weight and bias.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    chunk_size: int
+    compute_dtype: torch.dtype
+    needs: tuple[bool, bool, bool]
+
+    def rows_at_a_time(self) -> int:
+        """Chunks have equal sizes, because a small last product would be slow."""
+        num_chunks = -(-len(self.targets) // self.chunk_size)
+        return max(1, -(-len(self.targets) // max(num_chunks, 1)))
+
+
 class LossAndGradients(NamedTuple):
     """Sum of the losses and number of correct rows, both 0-d; gradients of the sum, None where not needed."""
 

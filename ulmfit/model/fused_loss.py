@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.console import say
-from ulmfit.model.chunks import HALF_SCALE, IGNORE, LossAndGradients, add_product, product_into
+from ulmfit.model.chunks import HALF_SCALE, IGNORE, LossAndGradients, LossInputs, add_product, product_into
 
 #: Environment variable that switches the kernel off: ULMFIT_LOSS=plain.
 SWITCH = "ULMFIT_LOSS"
@@ -65,20 +65,13 @@ def give_up(error: KernelFailed) -> None:
     say(f"the loss is computed without its Triton kernel, which is slower: {_failure}", sys.stderr)
 
 
-def compute_chunks(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    chunk_size: int,
-    compute_dtype: torch.dtype,
-    needs: tuple[bool, bool, bool],
-) -> LossAndGradients:
-    """Loss and gradients, as `loss._compute_chunks`, whose arguments these are.
+def compute_chunks(given: LossInputs) -> LossAndGradients:
+    """Loss and gradients.
 
     Raises:
         KernelFailed: the kernel cannot be used; nothing was changed.
     """
+    hidden, weight, bias, targets, _, compute_dtype, needs = given
     num_rows, width, vocab_size = *hidden.shape, weight.shape[0]
     full = torch.promote_types(weight.dtype, torch.float32)
     scale = HALF_SCALE if compute_dtype.itemsize < 4 else 1.0
@@ -92,10 +85,9 @@ def compute_chunks(
     losses = hidden.new_empty(num_rows, dtype=full)
     correct = torch.empty(num_rows, dtype=torch.int8, device=hidden.device)
 
-    num_chunks = -(-num_rows // chunk_size)
-    size = -(-num_rows // max(num_chunks, 1))  # chunks of equal size, as in the plain path
+    size = given.rows_at_a_time()
     buffer = hidden.new_empty((size, vocab_size), dtype=full)
-    for start in range(0, num_rows, max(size, 1)):
+    for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
         logits = buffer[: rows.stop - start]
         product_into(logits, x[rows], operand.t())

@@ -9,8 +9,6 @@ This file is the reference, and the path on a CPU. On a GPU fused_loss.py comput
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from ulmfit.model.chunks import (
     HALF_SCALE,
     IGNORE,
     LossAndGradients,
+    LossInputs,
     add_product,
     product,
     product_dtype,
@@ -99,33 +98,24 @@ def _compute(
         else:
             hidden, targets = hidden[kept], targets[kept]
     with torch.autocast(weight.device.type, enabled=False):
-        result = _fused_or_plain(hidden, weight, bias, targets, chunk_size, compute_dtype, needs)
+        result = _fused_or_plain(LossInputs(hidden, weight, bias, targets, chunk_size, compute_dtype, needs))
     if kept is not None and result.grad_hidden is not None:
         grad_hidden = result.grad_hidden.new_zeros(num_rows, hidden.shape[1])
         result = result._replace(grad_hidden=grad_hidden.index_copy_(0, kept, result.grad_hidden))
     return result
 
 
-def _fused_or_plain(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *how: Any
-) -> LossAndGradients:
-    if fused_loss.in_use(weight.device):
+def _fused_or_plain(given: LossInputs) -> LossAndGradients:
+    if fused_loss.in_use(given.weight.device):
         try:
-            return fused_loss.compute_chunks(hidden, weight, bias, targets, *how)
+            return fused_loss.compute_chunks(given)
         except fused_loss.KernelFailed as error:
             fused_loss.give_up(error)
-    return _compute_chunks(hidden, weight, bias, targets, *how)
+    return _compute_chunks(given)
 
 
-def _compute_chunks(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    chunk_size: int,
-    compute_dtype: torch.dtype,
-    needs: tuple[bool, bool, bool],
-) -> LossAndGradients:
+def _compute_chunks(given: LossInputs) -> LossAndGradients:
+    hidden, weight, bias, targets, _, compute_dtype, needs = given
     num_rows, vocab_size = len(targets), weight.shape[0]
     full = torch.promote_types(weight.dtype, torch.float32)  # float32, or float64 for a float64 model
     half = compute_dtype.itemsize < 4
@@ -137,11 +127,10 @@ def _compute_chunks(
     losses = hidden.new_zeros(num_rows, dtype=full)
     correct = torch.zeros(num_rows, dtype=torch.bool, device=hidden.device)
 
-    num_chunks = -(-num_rows // chunk_size)
-    size = -(-num_rows // max(num_chunks, 1))  # chunks of equal size, because a small last product would be slow
+    size = given.rows_at_a_time()
     buffer = hidden.new_empty((size, vocab_size), dtype=full)
     index = torch.arange(size, device=hidden.device)
-    for start in range(0, num_rows, max(size, 1)):
+    for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
         h, target = hidden[rows], targets[rows]
         logits, at = buffer[: len(target)], index[: len(target)]
