@@ -27,7 +27,7 @@ from ulmfit.option_types import normalized
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import default_encoder
-from ulmfit.training.session import Session
+from ulmfit.training.session import Session, SilentSession
 from ulmfit.training.vocabulary import resolve_subword
 
 LM_ROWS, CLF_DOCUMENTS = 64, 32  # of a batch
@@ -124,13 +124,6 @@ class Shown:
         return f" ... ({row.more:,} more tokens)" if row.more else ""
 
 
-class _Quiet(Session):
-    """A session that keeps its lines instead of printing them."""
-
-    def say(self, sentence: str) -> None:
-        """Nothing: the notes of the corpus are in `Shown.notes`."""
-
-
 def show_batch(
     data: Any = None,
     *,
@@ -181,7 +174,7 @@ def show_batch(
     check(config)
     given = Tokenizer.from_file(tokenizer) if tokenizer is not None else None
     with open_runtime(config) as (runtime, _):
-        session = _Quiet(config, runtime, StopRequest(), time.monotonic())
+        session = SilentSession(config, runtime, StopRequest(), time.monotonic())
         corpus = setup.corpus_of(session)
         notes = list(corpus.notes)
         words = given or _tokenizer_of_fit(config, corpus, runtime, notes)
@@ -204,7 +197,7 @@ def _tokenizer_of_fit(
 ) -> Tokenizer:
     """The tokenizer that the language model of `ulmfit fit` would have on this corpus."""
     shared = {part.name: getattr(config, part.name) for part in fields(LMConfig) if hasattr(config, part.name)}
-    session: Session = _Quiet(LMConfig(**shared), runtime, StopRequest(), time.monotonic())
+    session: Session = SilentSession(LMConfig(**shared), runtime, StopRequest(), time.monotonic())
     pretrained = default_encoder(session, corpus.judged, None)
     session, _ = resolve_subword(session, corpus.splits["train"])
     base = pretrained.tokenizer if pretrained else None
