@@ -39,7 +39,9 @@ def start(launcher: list[str], run: Path, *options: str, protect: bool = False, 
 
     `protect` starts the launcher deaf to SIGUSR1, which would kill it and leave its workers without the signal.
     """
-    data = runs.write_reviews(run.parent / "reviews.csv", 120)
+    data = run.parent / "reviews.csv"
+    if not data.exists():
+        runs.write_reviews(data, 120)
     command = [
         *launcher,
         str(runs.ROOT / "train_lm.py"),
