@@ -17,8 +17,9 @@ import tokenizers
 
 from tests import golden as reference
 from ulmfit.data import sample
-from ulmfit.tokenizer import chunks, tokenizer
-from ulmfit.tokenizer.chunks import ChunkPool, Chunks, usable
+from ulmfit.tokenizer import distinct_chunks as chunks
+from ulmfit.tokenizer import tokenizer
+from ulmfit.tokenizer.distinct_chunks import ChunkPool, Chunks, usable
 from ulmfit.tokenizer.tokenizer import Tokenizer, _encodable
 
 ENGLISH = Path(tokenizer.__file__).parents[1] / "encoders" / "english"

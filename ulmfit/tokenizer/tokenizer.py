@@ -22,8 +22,8 @@ from ulmfit.paths import as_path
 from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
-from ulmfit.tokenizer.chunks import FEWEST_TEXTS, MOST_CORES, ChunkPool, usable
 from ulmfit.tokenizer.detokenize import detokenize
+from ulmfit.tokenizer.distinct_chunks import FEWEST_TEXTS, MOST_CORES, ChunkPool, usable
 from ulmfit.tokenizer.spans import Span, words_of
 
 _REPLACED = dict.fromkeys(map(ord, text_rules.MARKS), "\ufffd")
