@@ -37,7 +37,7 @@ def make_store(folder: str, lengths: np.ndarray, vocab_size: int, classes: int =
     class Corpus:
         name, skipped, fingerprint = "train", {}, "random"
 
-        def batches(self, start: int | None) -> Iterator[SimpleNamespace]:
+        def batches(self, start: int | None, until: None = None) -> Iterator[SimpleNamespace]:
             for first in range(start or 0, len(lengths), 1000):
                 rows = np.arange(first, min(first + 1000, len(lengths)))
                 yield SimpleNamespace(texts=lengths[rows], labels=rows % max(1, classes), rows=rows, after=first + 1000)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training import runs
 from ulmfit.batches import cache, cache_writer
 from ulmfit.batches.cache import TokenStore, build_or_open
 from ulmfit.batches.lm import CachedRows, StreamedRows
@@ -353,3 +354,12 @@ def test_columns_take_half_of_the_memory_where_their_numbers_allow_it():
     small, large = np.array([0, 2**31 - 1]), np.array([0, 2**31])
     assert cache._narrow(small).dtype == np.int32 and cache._narrow(small).tolist() == small.tolist()
     assert cache._narrow(large) is large and len(cache._narrow(large[:0])) == 0
+
+
+def test_the_store_of_the_benchmarks_is_built(tmp_path, monkeypatch):
+    """It stands in for a corpus, so a change of what the builder asks of one would end every measurement."""
+    monkeypatch.syspath_prepend(str(runs.ROOT / "benchmarks"))
+    from lm_loader import make_store
+
+    store = make_store(str(tmp_path), np.array([5, 60, 7]), 100, classes=2)
+    assert store.lengths.tolist() == [5, 60, 7] and store.labels.tolist() == [0, 1, 0]

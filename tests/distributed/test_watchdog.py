@@ -20,6 +20,9 @@ from ulmfit.run.tracking import write_status
 from ulmfit.training import run_task
 from ulmfit.training.loop import Loop
 
+# Where the process would end, these tests end the watchdog's thread, by SystemExit.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 def state(step, doing, rank=0):
     return {"beat": 1, "step": step, "doing": doing, "stood": 60.0, "host": f"node{rank}", "pid": 100 + rank}
