@@ -191,6 +191,9 @@ def test_a_report_goes_on_without_what_is_gone(runs, run, tmp_path):
     page = Page((copy / "report.html").read_text())
     assert not page.faults and "Not shown: " in page.text and "gone.csv" in page.text
     assert "holds no run" in run("report", tmp_path, code=2)
+    (copy / "report.html").unlink()
+    (copy / "report.html").symlink_to(tmp_path / "mine")
+    assert "is a link" in run("report", copy, code=2) and not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize("bad", ["<script>alert(1)</script>", "\x1b[31m", '"><img src=x onerror=alert(1)>', "\u202ex"])

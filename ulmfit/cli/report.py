@@ -54,6 +54,8 @@ def report(options: ReportOptions) -> None:
     file = Path(options.output) if options.output else Path(as_path(runs[0].path)) / PAGE
     if options.output:
         check_output(file)
+    elif file.is_symlink():  # a run of somebody else could have any file here overwritten
+        raise UserError(f"{file} is a link, whose target would be overwritten; remove it, or name a file by --output")
     judged: dict[str, Judged | str] = {}
     if options.score:
         for run in runs:
