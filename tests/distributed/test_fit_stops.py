@@ -37,6 +37,8 @@ def rank_of_job(rank: int, port: int, words: list[str], log: str, environment: d
     os.environ.update(environment)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored by what a shell or nohup starts in the background
+        signal.signal(number, signal.SIG_DFL)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
