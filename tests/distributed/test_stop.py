@@ -151,7 +151,7 @@ def straight(tmp_path_factory):
     """A run that nothing stops."""
     run = tmp_path_factory.mktemp("straight") / "run"
     process = start(TORCHRUN, run)
-    assert process.wait(timeout=120) == 0, (run.parent / "log").read_text()[-4000:]
+    assert process.wait(timeout=600) == 0, (run.parent / "log").read_text()[-4000:]
     return run
 
 
