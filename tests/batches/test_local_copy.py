@@ -1,5 +1,6 @@
 """--local-cache: tokens from a copy on the node's own disk, and from the shared cache wherever that fails."""
 
+import os
 import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -37,7 +38,11 @@ def staged(tmp_path, fakes):
         return [store.document(n).tolist() for n in range(60)] == split.documents
 
     return SimpleNamespace(
-        shared=shared, copy=tmp_path / "node" / "ulmfit-cache" / shared.path.name, stage=stage, told=told, reads=reads
+        shared=shared,
+        copy=tmp_path / "node" / f"ulmfit-cache-{os.getuid()}" / shared.path.name,
+        stage=stage,
+        told=told,
+        reads=reads,
     )
 
 
@@ -97,6 +102,22 @@ def test_an_interrupted_copy_leaves_nothing_behind(staged, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         staged.stage()
     assert not staged.copy.exists()
+
+
+def test_a_folder_that_somebody_else_has_put_there_is_not_written_to(staged, monkeypatch, tmp_path):
+    """As in /tmp, where anybody may make a folder or a link of this name before."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    staged.copy.parent.parent.mkdir()
+    staged.copy.parent.symlink_to(theirs)
+    assert staged.reads(staged.stage()) and not list(theirs.iterdir())
+    assert "is not used (" in staged.told[-1] and "is not a folder of this user" in staged.told[-1]
+    staged.copy.parent.unlink()
+    assert staged.reads(staged.stage()) and staged.copy.exists() and staged.copy.parent.stat().st_mode & 0o777 == 0o700
+    other = staged.copy.parent.stat().st_uid + 1
+    staged.copy.parent.rename(staged.copy.parent.with_name(f"ulmfit-cache-{other}"))
+    monkeypatch.setattr("os.getuid", lambda: other)
+    assert staged.reads(staged.stage()) and len(staged.told) == 2
 
 
 def test_variables_are_those_of_the_node(monkeypatch):

@@ -158,7 +158,7 @@ def test_stopped_by_each_signal_in_each_stage_it_ends_with_the_same_bits(tmp_pat
                 os.kill(int(str(rank.pid)), INT)
         codes = job.end()
         print("Ctrl-C twice", stage, codes, job.status(), flush=True)
-        assert set(codes) <= {0, 130}, job.told()
+        assert set(codes) <= {0, 1, 130}, job.told()  # 1: the other rank has left before its second one arrived
     job.start()
     job.reach("final")
     for rank in job.ranks:

@@ -6,8 +6,10 @@ copy cannot be made or read, the shared cache is read instead. Only tokens are c
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -46,9 +48,9 @@ def copied_to_node(store: TokenStore, folder: Path, *, notice: Notice, waiting: 
         waiting: context of waiting for another process of the node, and of copying. It may be interrupted.
     """
     files = store.token_files
-    target = folder / "ulmfit-cache" / store.path.name
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        target = _own_folder(folder) / store.path.name
+        target.mkdir(exist_ok=True)
         with waiting(), filelock.FileLock(target.with_suffix(".lock")):
             if not _is_whole(target, files):
                 _copy_or_remove(files, target)
@@ -58,6 +60,25 @@ def copied_to_node(store: TokenStore, folder: Path, *, notice: Notice, waiting: 
         notice(f"--local-cache {folder} is not used ({reason}): the token cache is read where it is")
         return store
     return store.reading(WithFallback(local, files, notice))
+
+
+def _own_folder(folder: Path) -> Path:
+    """The folder of this user's copies, made if need be.
+
+    In /tmp, users would else find each other's, which they cannot write, or links that lead to files of theirs.
+
+    Raises:
+        OSError: it cannot be made, or is not this user's.
+    """
+    own = folder / f"ulmfit-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(parents=True)
+    with suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    found = own.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, f"{own} is not a folder of this user")
+    return own
 
 
 def _is_whole(target: Path, files: TokenFiles) -> bool:
