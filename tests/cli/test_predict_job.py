@@ -21,6 +21,7 @@ import pytest
 
 import ulmfit
 from tests import tiers
+from tests.distributed.ranks import on_ranks
 from ulmfit import cli
 from ulmfit.cli.speed import Speed
 from ulmfit.inference import TextClassifier
@@ -176,6 +177,22 @@ def test_a_signal_keeps_what_is_done(predict, killed, number, code):
     assert not Path("o.csv").exists() and signal.getsignal(number) == before
     killed(100, fail)
     predict("--data", "a.csv", "--output", "o.csv")
+    assert Path("o.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_one_of_two_processes_keeps_what_is_done(predict, killed, number, tmp_path):
+    write_table()
+    predict("--data", "a.csv", "--output", "whole.csv")
+    killed(2, lambda: os.environ["RANK"] == "1" and os.kill(os.getpid(), number))
+    words = ["predict", "--model", *predict.models, "--data", "a.csv", "--output", "o.csv"]
+    dies = number == signal.SIGKILL
+    codes = on_ranks(2, lambda rank: cli.main(words), tmp_path / "ranks", killed=[1] if dies else [])
+    assert codes == ([1] if dies else [0, 0])
+    assert sorted(tmp_path.glob("o.csv*")) == [tmp_path / "o.csv.partial", tmp_path / "o.csv.partial.json"]
+    killed(100, fail)
+    predict("--data", "a.csv", "--output", "o.csv")
+    assert "going on after 28 rows" in predict.told.err
     assert Path("o.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
