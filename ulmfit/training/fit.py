@@ -321,7 +321,12 @@ class _Job:
             classifier=classifier,
             minutes=self._minutes,
             model=str(self._path / MODEL),
-            used={"init": init != "none", "unlabelled": bool(rivals and rivals.get("unlabelled")), "length": length},
+            used={
+                "init": init != "none",
+                "unlabelled": bool(rivals and rivals.get("unlabelled")),
+                "length": length,
+                "seed": self._config.seed,
+            },
         )
         text = json.dumps(summary, indent=2) + "\n"
         if self._was_done:

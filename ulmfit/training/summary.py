@@ -37,7 +37,7 @@ def summarize(
         classifier: None for a corpus without labels.
         minutes: of each training, by "lm" and "clf".
         used: facts that the advice depends on: `init`, whether a pretrained model was the start; `unlabelled`,
-            whether the language model read more texts than the classifier; `length`, by training the option that set
+            whether the language model read more texts than the classifier; `seed`, that of the job; `length`, by training the option that set
             its length and the value.
 
     Returns:
@@ -70,7 +70,7 @@ def summarize(
     systems["ulmfit"] = ours | {"minutes": sum(minutes.values())}
     on = "test" if "test" in ours else "valid"
     found |= {"rows": rivals["rows"], "classes": rivals["classes"], "systems": systems, "compared_on": on}
-    return found | _judge(systems, on, rivals, used)
+    return found | _judge(systems, on, rivals, used | {"run": str(Path(model).parent), "data": data})
 
 
 def _judge(systems: dict[str, Any], on: str, rivals: dict[str, Any], used: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +120,12 @@ def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str
         )
     options = " ".join(f"--{training}.{option} {2 * value:g}" for training, (option, value) in used["length"].items())
     lines.append(f"train twice as long: {options}")
+    run, first, second = used["run"], used["seed"] + 1, used["seed"] + 2
+    lines.append(
+        f"average the classifiers of three seeds: ulmfit train-clf --data {used['data']} --encoder {run}/lm --seed {first} "
+        f"--output-dir {run}-seed{first}, the same with {second}, both with your other options for data and classifier, then "
+        f"ulmfit predict --model {run} --model {run}-seed{first} --model {run}-seed{second}"
+    )
     lines.append("average with the backward half: the same command with --backwards and another --output-dir, then "
                  "ulmfit predict --model FORWARD --model BACKWARD")  # fmt: skip
     if rivals["rows"]["train"] < FEW_LABELS:
