@@ -77,20 +77,27 @@ def test_names_are_no_markdown(runs, tmp_path):
 
 @pytest.mark.parametrize("changes", [
     {"resolved": {"stages": [1]}}, {"resolved": {"stages": 5}}, {"config": {"options": 5}}, {"config": {"versions": [1]}},
-    {"model": {"imported": {"a": 1}}}, {"model": {"imported": 5}},
+    {"model": {"imported": {"a": 1}}}, {"model": {"imported": 5}}, {"resolved": {"valid_rows": 10**400}},
+    {"resolved": {"stages": [{"lr": 10**400}]}},
 ])  # fmt: skip
 def test_edited_files_are_told_less_of(runs, tmp_path, changes):
     assert "## Licence" in card_of(copy_of(runs.clf, tmp_path / "run", **changes))
 
 
 def test_scores_of_an_edited_log_are_told_less_of(classifier):
-    rows = [5, {"label": ["x"], "support": "many", "f1": True}, {"label": "neg", "f1": 0.5, "support": 3}]
+    rows = [
+        5,
+        {"label": ["x"], "support": "many", "f1": True},
+        {"label": "neg", "f1": 0.5, "recall": 10**400, "support": 3},
+    ]
     run = Run({"task": "clf", "options": 3}, {"valid": {"accuracy": None, "loss": "low", "by_class": rows}})
-    config = classifier.config | {"task": "classifier"}
+    sizes = {"embedding_size": "<img src=x>", "vocab_size": [], "hidden_size": 10**400, "num_layers": 2}
+    config = classifier.config | {"task": "classifier", "architecture": sizes}  # as an export of somebody else may have
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ulmfit.model_card.origin_of", lambda folder: Origin([run]))
         card = model_card(classifier.card_data, None, config, size=1, usage="")
     assert "| `neg` | - | - | 0.500 | 3 |" in card and card.count("| - | - |") >= 2
+    assert "embedding 0, hidden 0, 2 layers, 0 words" in card and "<img" not in card
 
 
 def test_a_model_in_the_directory_of_another_run_is_not_told_of_by_it(runs, tmp_path):

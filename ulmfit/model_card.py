@@ -20,6 +20,7 @@ from ulmfit.markdown import as_markdown
 from ulmfit.model_origin import Origin, Run, as_dict, origin_of
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
 from ulmfit.run_command import words_of_command
+from ulmfit.run_scores import number
 
 CARD = "README.md"
 PAPER = "1801.06146"
@@ -107,8 +108,10 @@ def _what(config: Mapping[str, Any], size: int) -> str:
     if config["task"] == "tokenizer":
         return f"The text rules, word splitting and vocabulary of {size:,} words of a ULMFiT model, as one `tokenizer.json`."
     sizes = as_dict(config.get("architecture"))
-    shape = f"AWD-LSTM, embedding {sizes.get('embedding_size')}, hidden {sizes.get('hidden_size')}, " \
-            f"{sizes.get('num_layers')} layers, {sizes.get('vocab_size', 0):,} words, {size:,} parameters"  # fmt: skip
+    embedding, hidden, layers, words = (
+        f"{number(sizes.get(name)) or 0:,.0f}" for name in ("embedding_size", "hidden_size", "num_layers", "vocab_size")
+    )
+    shape = f"AWD-LSTM, embedding {embedding}, hidden {hidden}, {layers} layers, {words} words, {size:,} parameters"
     direction = ", reading texts from their end" if config.get("backwards") else ""
     origin = as_dict(config.get("imported"))
     where, kind = (as_markdown(origin.get(key)) for key in ("from", "kind"))
@@ -183,14 +186,15 @@ def _training(origin: Origin) -> Iterator[str]:
 def _stages(resolved: Mapping[str, Any]) -> Iterator[str]:
     stages = resolved.get("stages")
     for stage in map(as_dict, stages if isinstance(stages, list) else ()):
-        with_rate = f" at {stage['lr']:g}" if isinstance(stage.get("lr"), int | float) else ""
+        rate = number(stage.get("lr"))
+        with_rate = "" if rate is None else f" at {rate:g}"
         yield f"{stage.get('name', 'stage')}, {stage.get('steps')} steps{with_rate}"
 
 
 def _valid(value: Any) -> str:
     try:
         return f"{float(value):.0%} of the rows, held out"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _name(value) if value else ""
 
 
@@ -319,7 +323,8 @@ def _add_results(data: ModelCardData, origin: Origin, name: str) -> None:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+    found = number(value)
+    return "-" if found is None else f"{found:.3f}"
 
 
 def _code(name: Any) -> str:

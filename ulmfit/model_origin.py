@@ -71,7 +71,9 @@ def origin_of(folder: Path | None) -> Origin:
     stored = _read(place / "config.json")
     if stored.get("task") == "fit":
         runs = [_run(place / name) for name in (CLF, LM)]
-        return Origin([run for run in runs if run.stored], stored, _read(place / "summary.json"))
+        return Origin(
+            [run for run in runs if run.stored.get("task") in (CLF, LM)], stored, _read(place / "summary.json")
+        )
     if stored.get("task") not in ("lm", "clf"):
         return Origin()
     runs, seen = [_run(place)], {place}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,14 @@ def scores_of(run_dir: Path, best: int | None) -> dict[str, dict[str, Any]]:
                         name: value for name, value in line.items() if name not in ("event", "split")
                     }
     return metrics
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else, also for an integer that is too large for a float."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from ulmfit.paths import as_path
 from ulmfit.run.stored import CONFIG, read_stored
 from ulmfit.run.tracking import read_status
 from ulmfit.run_command import KINDS, words_of_command
-from ulmfit.run_scores import METRICS
+from ulmfit.run_scores import METRICS, number
 from ulmfit.training.job_files import minutes_of, read_json
 from ulmfit.training.privacy import hides_texts, hides_texts_of_run
 from ulmfit.training.result import read_metrics
@@ -115,17 +114,6 @@ class Facts:
                 ("Train a classifier on it", f"ulmfit train-clf --encoder {shlex.quote(self.path)} --data labelled.csv")
             ]
         return found
-
-
-def number(value: Any) -> float | None:
-    """A finite number; None for anything else, also for an integer that is too large for a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
 
 
 def read_facts(given: str) -> Facts:
