@@ -35,6 +35,7 @@ GROUND = {
     "resumable",
     "run_command",
     "run_scores",
+    "shipped",
     "texts",
 }
 # Files at the top that are one room: what uses a trained model.

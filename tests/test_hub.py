@@ -107,6 +107,96 @@ def test_commands_take_names_of_the_hub(runs, hub, tmp_path, capsys):
     assert "no model on the hub that you may read" in capsys.readouterr().err
 
 
+def test_a_training_starts_from_a_name_on_the_hub(runs, hub, reviews, tmp_path):
+    """With the identity and the weights of a start from the path, and with the commit of its begin at every later start."""
+    ulmfit.LanguageModel.from_pretrained(runs.lm).push_to_hub("someone/lm")
+    repository = hub.repositories["someone/lm"]
+    for name in ("modeling.py", "model.pth", "itos.pkl"):  # what a stranger may have put there
+        repository.files()[name] = b"import os"
+    first = repository.names["main"]
+    short = {"data": str(reviews), "max_steps": 2, "batch_size": 8, "bptt": 10, "save_every": 1, "threads": 1}
+
+    def trained(folder, kind=ulmfit.LMConfig, **start):
+        train = ulmfit.train_language_model if kind is ulmfit.LMConfig else ulmfit.train_classifier
+        result = train(kind(output_dir=str(tmp_path / folder), **short | start))
+        stored = json.loads((result.run_dir / "config.json").read_text())
+        return stored, (result.model_dir / "model.safetensors").read_bytes()
+
+    by_path, weights = trained("path", init=str(runs.lm))
+    by_name, same = trained("name", init="someone/lm")
+    assert same == weights and by_name["identity"] == by_path["identity"]
+    assert by_name["resolved"]["start_revision"] == first and by_name["options"]["init"] == "someone/lm"
+    folder = Path(local_folder("someone/lm"))
+    assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors", ".md"}
+
+    changed = ulmfit.LanguageModel.from_pretrained(runs.lm)
+    with torch.no_grad():
+        changed.net.decoder_bias += 1
+    changed.push_to_hub("someone/lm")
+    # A begun run goes on from its commit; a new one takes the newest, or what is asked for.
+    shutil.rmtree(tmp_path / "name" / "model")
+    (tmp_path / "name" / "status.json").unlink()
+    assert trained("name")[1] == weights
+    assert (
+        trained("newest", init="someone/lm")[0]["identity"]["init (content)"] != by_path["identity"]["init (content)"]
+    )
+    at_first, same = trained("at first", init=f"hf://someone/lm@{first}")
+    assert same == weights and at_first["identity"] == by_path["identity"]
+    card = str(ulmfit.LanguageModel.from_pretrained(tmp_path / "name").generate_model_card())
+    assert f"someone/lm of the hub, revision {first[:12]}" in card and "--init someone/lm " in card
+    assert metadata(card)["base_model"] == ["someone/lm"]
+
+    by_path, weights = trained("clf path", ulmfit.ClassifierConfig, encoder=str(runs.lm))
+    by_name, same = trained("clf", ulmfit.ClassifierConfig, encoder=f"someone/lm@{first}")
+    assert same == weights and by_name["identity"] == by_path["identity"]
+    ulmfit.TextClassifier.from_pretrained(runs.clf).push_to_hub("someone/films")
+    with pytest.raises(ulmfit.UserError, match="^someone/films is a classifier; give the language model"):
+        trained("wrong", ulmfit.ClassifierConfig, encoder="someone/films")
+
+
+def test_a_start_that_is_no_name_or_not_to_be_had_is_a_sentence(runs, hub, reviews, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    words = ["train-lm", "--data", str(reviews), "--max-steps", "1", "--output-dir", "out", "--init"]
+    for name, told in (
+        ("runs/lmm", "runs/lmm does not exist"),  # a mistyped path stays here
+        ("nowhere/model.pth", "nowhere/model.pth"),
+        ("someone/lm@", "does not exist"),
+    ):
+        assert main([*words, name]) == USER_ERROR and told in capsys.readouterr().err
+    assert not hub.seen
+    ulmfit.LanguageModel.from_pretrained(runs.lm).push_to_hub("someone/lm")
+    for name, told in (
+        ("someone/nothing", "no model on the hub that you may read"),
+        ("someone/lm@v9", "someone/lm on the hub has no revision v9"),
+        ("hf://someone/lm@", "has no revision behind @"),
+    ):
+        assert main([*words, name]) == USER_ERROR and told in capsys.readouterr().err
+    before = len(hub.seen)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main([*words, "other/lm"]) == USER_ERROR and "is not in the cache" in capsys.readouterr().err
+    assert len(hub.seen) == before and not (tmp_path / "out").exists()
+
+
+def test_a_revision_may_stand_behind_the_name(runs, hub):
+    tokenizer = ulmfit.Tokenizer.from_pretrained(runs.lm)
+    tokenizer.push_to_hub("someone/words")
+    repository = hub.repositories["someone/words"]
+    repository.names["v1.0-beta"] = repository.names["main"]
+    assert ulmfit.Tokenizer.from_pretrained("someone/words@v1.0-beta").vocab == tokenizer.vocab
+    with pytest.raises(ulmfit.UserError, match="two revisions"):
+        ulmfit.Tokenizer.from_pretrained("someone/words@main", revision="v1.0-beta")
+
+
+def test_the_tokenizer_of_the_packages_model_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = ulmfit.Tokenizer.from_pretrained("english")
+    assert tokenizer.vocab == ulmfit.LanguageModel.from_pretrained("english", device="cpu").tokenizer.vocab
+    (tmp_path / "english").mkdir()
+    with pytest.raises(ulmfit.UserError):
+        ulmfit.Tokenizer.from_pretrained("english")  # a path wins over the name
+
+
 def test_a_model_from_the_hub_keeps_its_card(runs, hub, tmp_path):
     ulmfit.TextClassifier.from_pretrained(runs.clf).push_to_hub("someone/films")
     card = hub.repositories["someone/films"].files()["README.md"].decode()

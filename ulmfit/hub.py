@@ -26,6 +26,42 @@ PREFIX = "hf://"  # before a name that is also that of a folder here
 #: The files of a model: weights, JSON, the ONNX graph and the card. No code and no pickles are fetched.
 FILES = ["*.json", "*.safetensors", "*.onnx", "*.md"]
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+
+
+def hub_name(path: str | os.PathLike[str], *, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The name and revision that `path` has on the hub; None if it is a path.
+
+    A name has the form OWNER/MODEL or OWNER/MODEL@REVISION. It is one on the hub if nothing here has that path and no folder
+    here is called OWNER, so that a mistyped path is not sent over the network; `hf://OWNER/MODEL` always is. Nothing is
+    asked of the hub.
+
+    Raises:
+        UserError: there is a revision of a folder, or two revisions.
+    """
+    given = as_path(path)
+    name, _, behind = given.removeprefix(PREFIX).partition("@")
+    said = behind if _REVISION.fullmatch(behind) else None
+    if not given.startswith(PREFIX):
+        here = os.path.lexists(given)
+        if here and revision is not None:
+            raise UserError(f"{cut(given)} is a folder here, which has no revisions; give {PREFIX}{cut(given)}")
+        is_name = _NAME.fullmatch(name) and (said or "@" not in given)
+        if here or not is_name or (revision is None and os.path.isdir(name.partition("/")[0])):
+            if revision is not None:
+                raise UserError(f"{cut(given)} is no name of a model on the hub; give OWNER/MODEL")
+            return None
+    if "@" in given and said is None:
+        raise UserError(f"{cut(given)} has no revision behind @; give a branch, tag or commit")
+    if said is not None and revision not in (None, said):
+        raise UserError(f"{cut(given)} and revision {cut(str(revision))} name two revisions; give one of them")
+    return name, said or revision
+
+
+def commit_of(folder: str | os.PathLike[str]) -> str | None:
+    """The commit of a folder that `local_folder` has downloaded to; None for any other folder."""
+    path = Path(folder)
+    return path.name if path.parent.name == "snapshots" else None
 
 
 def local_folder(
@@ -37,10 +73,7 @@ def local_folder(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> str:
-    """`path` itself, or if it is the name of a model on the hub, the folder of the cache that it was downloaded to.
-
-    A name has the form OWNER/MODEL. It is one on the hub if nothing here has that path and no folder here is called
-    OWNER, so that a mistyped path is not sent over the network; `hf://OWNER/MODEL` always is.
+    """`path` itself, or if it is a name on the hub (see `hub_name`), the folder of the cache that it was downloaded to.
 
     Args:
         revision: branch, tag or commit; by default the newest one of main.
@@ -52,17 +85,10 @@ def local_folder(
     Raises:
         UserError: the hub has no such model or revision, or cannot be reached; or there is a revision of a folder.
     """
-    given = as_path(path)
-    name = given.removeprefix(PREFIX)
-    owner = name.partition("/")[0]
-    if not given.startswith(PREFIX):
-        here = os.path.lexists(given)
-        if here and revision is not None:
-            raise UserError(f"{cut(given)} is a folder here, which has no revisions; give {PREFIX}{cut(name)}")
-        if here or not _NAME.fullmatch(name) or (revision is None and os.path.isdir(owner)):
-            if revision is not None:
-                raise UserError(f"{cut(given)} is no name of a model on the hub; give OWNER/MODEL")
-            return given
+    found = hub_name(path, revision=revision)
+    if found is None:
+        return as_path(path)
+    name, revision = found
     try:
         return snapshot_download(
             name,

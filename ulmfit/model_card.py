@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ulmfit.errors import one_line
 from ulmfit.excerpts import listed, values_shown
+from ulmfit.hub import PREFIX
 from ulmfit.markdown import as_markdown
 from ulmfit.model_origin import Origin, Run, as_dict, origin_of
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
@@ -150,7 +151,7 @@ def _training(origin: Origin) -> Iterator[str]:
         rows = [
             ("data", f"{_source(options.get('data'), resolved)}" + f"; columns {listed(columns)}" * bool(columns)),
             ("validation", _valid(resolved.get("valid_rows") or options.get("valid"))),
-            ("starts from", "random weights" if start in (None, "none") else _name(start)),
+            ("starts from", "random weights" if start in (None, "none") else _start(start, resolved)),
             ("recipe", str(options.get("recipe"))),
             ("stages", "; ".join(_stages(resolved))),
             (
@@ -179,7 +180,8 @@ def _training(origin: Origin) -> Iterator[str]:
     yield "The commands:" if len(origin.runs) > 1 and not origin.job else "The command:"
     yield from ("", "```bash")
     job = Run({**origin.job, "resolved": origin.runs[0].resolved})
-    yield from [_command(job)] if origin.job else [_command(run) for run in reversed(origin.runs)]
+    starts = _hub_starts(origin.runs)
+    yield from [_command(job, starts)] if origin.job else [_command(run, starts) for run in reversed(origin.runs)]
     yield "```"
 
 
@@ -221,12 +223,30 @@ def _name(value: Any) -> str:
     return listed([without_folders(str(value))])
 
 
-def _command(run: Run) -> str:
-    """The command of a run, without folders: they tell of the machine."""
+def _start(start: Any, resolved: Mapping[str, Any]) -> str:
+    """What a run started from: a path without its folders, or a name on the hub."""
+    revision = resolved.get("start_revision")
+    return f"{listed([start])} of the hub, revision {str(revision)[:12]}" if revision else _name(start)
+
+
+def _hub_starts(runs: Sequence[Run]) -> list[str]:
+    """The names on the hub of what runs started from."""
+    return [
+        str(start)
+        for run in runs
+        if run.resolved.get("start_revision")
+        and (start := run.options.get("init" if run.stored.get("task") == "lm" else "encoder"))
+    ]
+
+
+def _command(run: Run, hub_starts: Sequence[str] = ()) -> str:
+    """The command of a run, without folders: they tell of the machine. Names on the hub stay whole."""
 
     def spelled(name: str, value: Any) -> str:
         if name == "data":
             return _data(value, run.resolved)
+        if value in hub_starts:
+            return listed([value])
         return _name(value) if name in PATHS else listed([value])
 
     return shlex.join(words_of_command(run.stored["task"], run.options, never=_NOT_TOLD, spelled=spelled))
@@ -308,6 +328,8 @@ def _add_results(data: ModelCardData, origin: Origin, name: str) -> None:
     source = run.options.get("data")
     if isinstance(run.resolved.get("revision"), str) and source:
         data.datasets = [str(source)]
+    if starts := _hub_starts(origin.runs):
+        data.base_model = [start.removeprefix(PREFIX).partition("@")[0] for start in starts]
     if split is None:
         return
     scores = run.scores[split]

@@ -10,7 +10,8 @@ import pytest
 from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
-from ulmfit.model.pretrained import load_model, shipped_encoders
+from ulmfit.model.pretrained import load_model
+from ulmfit.shipped import shipped_encoders
 
 SENTENCES = {
     "english": """The room was clean and the staff were friendly. Breakfast ended too early for us. I would not stay

@@ -26,6 +26,7 @@ from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.model.weights_check import check_weights
 from ulmfit.paths import as_path
+from ulmfit.shipped import shipped_folder
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -35,9 +36,6 @@ FORMAT_VERSION = 3
 
 #: Suffix of the tensor name for the scales of an 8-bit matrix, one per row.
 SCALES = ".scales"
-
-#: Language models that come with the package, by name.
-ENCODERS = Path(__file__).parent.parent / "encoders"
 
 _CURE = "give the output directory of a finished training, or train again"
 
@@ -152,8 +150,8 @@ def find_model(path: str | os.PathLike, *, language_model: bool = False) -> Path
         UserError: there is none.
     """
     path = Path(as_path(path))
-    if not path.exists() and len(path.parts) == 1 and (ENCODERS / path / WEIGHTS).is_file():
-        return ENCODERS / path
+    if shipped := shipped_folder(str(path)):
+        return shipped
     for folder in (path, *([path / "lm" / "model"] if language_model else []), path / "model"):
         if (folder / WEIGHTS).is_file():
             for name in (CONFIG, TOKENIZER):
@@ -184,11 +182,6 @@ def _state_of_run(path: Path) -> Any:
     except (OSError, ValueError):
         return None
     return status.get("state") if isinstance(status, dict) else None
-
-
-def shipped_encoders() -> list[str]:
-    """Names of the language models in the package."""
-    return sorted(path.parent.name for path in ENCODERS.glob(f"*/{WEIGHTS}"))
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _RESOLVED: dict[str, tuple[type, ...]] = {
     "stages": (list,),
     "micro_batches": (int, str),
     "revision": (str, dict, type(None)),
+    "start_revision": (str, type(None)),
     "valid_rows": (str, type(None)),
     "text_column": (str, type(None)),
     "label_column": (str, type(None)),

@@ -19,6 +19,7 @@ from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.hub import HubModel, local_folder
 from ulmfit.paths import as_path
+from ulmfit.shipped import shipped_folder
 from ulmfit.texts import is_table, items_of, texts_of
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
@@ -191,7 +192,7 @@ class Tokenizer(HubModel):
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **hub: Any) -> Tokenizer:  # type: ignore[override]
-        """As `from_file`; or the tokenizer of that name (OWNER/MODEL) on the hub.
+        """As `from_file`; or that of "english", the package's model; or of that name (OWNER/MODEL) on the hub.
 
         Args:
             hub: revision, token and the other options of `hub.local_folder`.
@@ -200,6 +201,7 @@ class Tokenizer(HubModel):
             UserError: it is missing or not a tokenizer of this package, or the hub cannot be reached.
         """
         folder = local_folder(path, **hub)
+        folder = str(shipped_folder(folder) or folder)
         tokenizer = cls.from_file(folder)
         tokenizer.loaded_from = Path(folder)
         return tokenizer

@@ -149,6 +149,11 @@ class Begun:
         same = isinstance(config.data, str) and config.data == self.options.get("data")
         return self.resolved.get("revision") if same else None
 
+    def start_revision(self, name: str) -> str | None:
+        """The commit on the hub that the run started from, if `name` is what its --init or --encoder was."""
+        same = name in (self.options.get("init"), self.options.get("encoder"))
+        return self.resolved.get("start_revision") if same else None
+
     def check_rebuilt(self, resolved: dict[str, Any]) -> None:
         """Check that the model has the run's sizes, so that the checkpoints fit it.
 

@@ -50,7 +50,7 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
 def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
     """Train within an open session, as `run_session` calls it. `config` is the session's, with stored options filled in."""
     runtime = session.runtime
-    pretrained = given_encoder(path_text(config.encoder))
+    pretrained = given_encoder(session)
     if pretrained is not None and pretrained.tokenizer is None:
         raise UserError(
             f"--encoder {config.encoder} has a vocabulary but no tokenizer; fine-tune it on your corpus "
@@ -144,6 +144,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
             time_step_overhead=overhead,
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),
+            start_revision=pretrained.revision if pretrained else None,
             subword=config.subword and (kind or "none"),
         ),
         fingerprints={

@@ -1,10 +1,14 @@
-"""Decides whether training starts from the package's English model when no model was given."""
+"""What a training starts from: the model that was named, or the package's English model, or random weights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.splits import Split
-from ulmfit.model.pretrained import shipped_encoders
+from ulmfit.hub import PREFIX, commit_of, hub_name, local_folder
+from ulmfit.option_types import path_text
+from ulmfit.shipped import shipped_encoders
 from ulmfit.training.pretrained_start import Pretrained, open_pretrained
 from ulmfit.training.session import Session
 from ulmfit.training.vocabulary import first_texts, unknown_share
@@ -14,13 +18,37 @@ NO_ENCODER = "none"  # the option value for random weights
 MOST_UNKNOWN = 0.15  # with a larger share of unknown tokens, a text is taken for another language
 
 
-def given_encoder(name: str | None) -> Pretrained | None:
-    """The model that `--init` or `--encoder` names; None if the option is left out or "none".
+def given_encoder(session: Session) -> Pretrained | None:
+    """The model that `--init` or `--encoder` names; None if the option is left out or "none" (a collective).
+
+    A name on the hub is looked up by rank 0 alone, once a run: all ranks and later starts read the commit that it found.
 
     Raises:
-        UserError: no usable model is there.
+        UserError: no usable model is there, or the hub cannot be reached.
     """
-    return None if name is None or name == NO_ENCODER else open_pretrained(name)
+    config, begun = session.config, session.begun
+    name = path_text(config.init if isinstance(config, LMConfig) else getattr(config, "encoder", None))
+    if name is None or name == NO_ENCODER:
+        return None
+    if name.endswith(".pth"):
+        return open_pretrained(name)
+    folder = ""
+
+    def look_up() -> str | None:
+        nonlocal folder
+        found = hub_name(name)
+        if found is None:
+            return None
+        on_hub, asked = found
+        folder = local_folder(f"{PREFIX}{on_hub}", revision=(begun.start_revision(name) if begun else None) or asked)
+        return commit_of(folder)
+
+    commit = session.runtime.on_main(look_up)
+    if commit is None:
+        return open_pretrained(name)
+    if not folder:
+        folder = local_folder(f"{PREFIX}{name.removeprefix(PREFIX).partition('@')[0]}", revision=commit)
+    return replace(open_pretrained(folder, named=name), revision=commit)
 
 
 def default_encoder(session: Session, valid: Split | None, asked: str | None) -> Pretrained | None:

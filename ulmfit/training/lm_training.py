@@ -58,7 +58,7 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
     """Train within an open session, as `run_session` calls it. `config` is the session's, with stored options filled in."""
     runtime = session.runtime
     asked_subword = config.subword
-    pretrained = given_encoder(path_text(config.init))
+    pretrained = given_encoder(session)
     if pretrained is not None:
         check_direction(pretrained, config, f"--init {config.init}")
         if pretrained.kind != "language_model":
@@ -157,6 +157,7 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
             corpus,
             vocab_size=None if config.tokenizer else config.vocab_size or setup.largest_vocabulary(base),
             init=config.init or chosen_encoder(pretrained),
+            start_revision=pretrained.revision if pretrained else None,
             sampled_softmax=config.sampled_softmax or 0,
             subword=asked_subword and (kind or "none"),
             mixture=mixture or None,

@@ -27,6 +27,7 @@ class Pretrained:
         tokenizer: None if the weights came with a vocabulary only (fastai).
         fingerprint: of the weights file.
         kind: what the file holds.
+        revision: the commit on the hub; None if it came from elsewhere.
     """
 
     config: AWDLSTMConfig
@@ -36,6 +37,7 @@ class Pretrained:
     backwards: bool
     fingerprint: str
     kind: Literal["language_model", "encoder", "classifier"] = "language_model"
+    revision: str | None = None
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The encoder's tensors, names without the prefix `encoder.`."""
@@ -44,8 +46,11 @@ class Pretrained:
         }
 
 
-def open_pretrained(path: str) -> Pretrained:
+def open_pretrained(path: str, *, named: str | None = None) -> Pretrained:
     """Load a run directory of this package, its model/, or a fastai .pth with its vocabulary in the same folder.
+
+    Args:
+        named: what the user called it, if that is not the path.
 
     Raises:
         UserError: no usable model is there; the message says what is missing.
@@ -64,7 +69,7 @@ def open_pretrained(path: str) -> Pretrained:
     folder = find_model(path, language_model=True)
     net, tokenizer, saved = load_model(folder)
     if not isinstance(net, LanguageModelNet):
-        raise UserError(f"{path} is a classifier; give the language model it was made from")
+        raise UserError(f"{named or path} is a classifier; give the language model it was made from")
     return Pretrained(
         net.config,
         net.state_dict(),
