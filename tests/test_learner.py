@@ -119,6 +119,7 @@ def test_a_language_model_goes_on_with_its_state(made):
     again = language_model(folder).load("fine_tuned")
     assert again.run_dir == second and again.predict("It is", 3).startswith("It is")
     config = json.loads((second / "config.json").read_text())
+    assert [stage["name"] for stage in config["resolved"]["stages"]] == ["all groups", "all groups"]
     assert [stage["momentum"] for stage in config["resolved"]["stages"]] == [[0.8, 0.7], [0.9, 0.8]]
     assert config["resolved"]["stages"][1]["lr_divisor"] == pytest.approx(10)
 
@@ -131,7 +132,7 @@ def test_the_finder_leaves_the_learner_as_it_stands(made):
 
 def test_the_finders_picture_names_what_is_trained(made):
     folder, _ = made
-    assert language_model(folder).lr_find().picture.name == "1-head.png"
+    assert language_model(folder).lr_find().picture.name == "head.png"
 
 
 def test_mistakes_are_sentences(made):

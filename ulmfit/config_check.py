@@ -6,7 +6,7 @@ from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import check_types
-from ulmfit.reports import check_reports
+from ulmfit.reports import trackers_of
 
 
 def check(config: TrainConfig) -> None:
@@ -19,7 +19,7 @@ def check(config: TrainConfig) -> None:
             raise UserError(sentence)
 
     check_numbers(vars(config))
-    check_reports(config.report_to)
+    trackers_of(config.report_to)
     need(
         config.lr_find_stage is None or config.lr_find,
         "--lr-find-stage names what --lr-find tests; give that too, or leave it out",

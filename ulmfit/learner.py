@@ -195,8 +195,7 @@ class Learner(Generic[Config]):
         if not all(0 <= value < 1 for value in moms):
             raise UserError(f"moms is {excerpt(moms)}; give two numbers of at least 0 and below 1")
         freeze_to = self._place.freeze_to
-        name = "all groups" if freeze_to == 0 else "head" if freeze_to == -1 else f"from group {freeze_to}"
-        return Stage(f"{len(self._place.stages) + 1} {name}", freeze_to, epochs, peak, peak / lowest, schedule, moms)
+        return Stage(_name_of(freeze_to), freeze_to, epochs, peak, peak / lowest, schedule, moms)
 
     def _fit(self, stage: Stage) -> TrainingResult:
         result = self._train(stage)
@@ -220,6 +219,13 @@ class Learner(Generic[Config]):
         if not isinstance(name, str) or not name or Path(name).name != name:
             raise UserError(f"the name of a saved state is {excerpt(name)}; give a name without slashes")
         return self.path / SAVED / as_path(f"./{name}.json")
+
+
+def _name_of(freeze_to: int) -> str:
+    """What a stage trains, in words: as the stages of recipes are called."""
+    if freeze_to in (0, -1):
+        return "head" if freeze_to else "all groups"
+    return f"last {-freeze_to} groups" if freeze_to < 0 else f"all but the first {freeze_to} groups"
 
 
 def _number(what: str, value: Any) -> float:

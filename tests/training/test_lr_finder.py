@@ -117,6 +117,7 @@ def curve_of(losses):
     """A test that has recorded a curve without smoothing."""
     test = RangeTest(100)
     test.rates, test.losses = [rate_at(k, 100) for k in range(len(losses))], list(losses)
+    test._raw = test.losses
     return test
 
 
@@ -135,8 +136,22 @@ def test_a_rule_that_takes_noise_for_a_descent_is_left_out():
 
 
 def test_a_loss_that_falls_at_no_rate_is_told():
-    with pytest.raises(UserError, match="no rate at which the loss falls"):
-        _ = curve_of([2.0 + 0.01 * k for k in range(95)]).marks
+    for losses in ([2.0 + 0.01 * k for k in range(95)], [2.0] * 60 + [2.0 + 0.1 * k for k in range(35)]):
+        with pytest.raises(UserError, match="no rate at which the loss falls"):
+            _ = curve_of(losses).marks
+
+
+@pytest.mark.parametrize("easy", [[0.3], [0.59 + 0.001 * k for k in range(12)], [0.55, 0.7, 0.5, 0.72] * 3])
+def test_easy_batches_at_the_start_do_not_hide_a_descent(easy):
+    """They put the first point of the smoothed curve below all others, although the loss falls between steps 45 and 75."""
+    falls = [0.69 - 0.002 * (k - 45) for k in range(45, 75)]
+    losses = easy + [0.69] * (45 - len(easy)) + falls + [0.63 * 1.1**k for k in range(25)]
+    test = RangeTest(100)
+    for loss in losses:
+        if not test.record(loss):
+            break
+    assert min(test.losses[10:-5]) == test.losses[10]
+    assert rate_at(45, 100) < next(iter(test.marks.values())) < rate_at(80, 100)
 
 
 def test_a_noisy_curve_has_the_default_rule_and_is_called_so():

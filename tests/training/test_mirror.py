@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 
 import pytest
 from accelerate import PartialState
@@ -14,7 +16,8 @@ from ulmfit.config import LMConfig
 from ulmfit.config_check import check
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig, stage_configs
-from ulmfit.training.mirror import Mirrors
+from ulmfit.reports import is_installed, trackers_of
+from ulmfit.training.mirror import Mirrors, mirrors
 
 # Each writes what it is given to a file of its own, as lines of JSON.
 COMMON = """
@@ -124,22 +127,71 @@ def test_a_tracker_that_fails_is_told_once_and_costs_no_step(packages, tmp_path)
     for step in (1, 2, 3):
         mirror.log(step, {"loss": 1.0})
     mirror.close()
-    assert said == [
+    assert sorted(said) == [
         "mlflow gets no more of this run (RuntimeError: not for this Python); the training goes on",
         "wandb gets no more of this run (ConnectionError: no network); the training goes on",
     ]
     assert len(lines(packages, "trackio", "values")) == 3 and lines(packages, "trackio", "finished") == [True]
 
 
-def test_a_mistake_is_a_sentence(packages, monkeypatch):
-    check(LMConfig(report_to="trackio, wandb"))
-    with pytest.raises(UserError, match="--report-to tensorboard is not known; give wandb, mlflow, trackio or all"):
-        check(LMConfig(report_to="tensorboard"))
+def test_a_tracker_that_ends_the_process_ends_nothing(packages, tmp_path):
+    (packages.folder / "wandb.py").write_text("import sys; sys.exit('no key')")
+    said = []
+    mirror = Mirrors(["wandb"], tmp_path, said.append)
+    mirror.begin({})
+    mirror.close()
+    assert said == ["wandb gets no more of this run (SystemExit: no key); the training goes on"]
+
+
+def test_a_network_that_does_not_answer_holds_up_neither_the_steps_nor_the_end(packages, tmp_path, monkeypatch):
+    """As it is where packets are lost: a call of the tracker returns minutes later, or never."""
+    answers = threading.Event()
+    (packages.folder / "wandb.py").write_text(INIT.format(log="answers.wait()") + "def put(**line): pass")
+    said = []
+    mirror = Mirrors(["wandb"], tmp_path, said.append)
+    monkeypatch.setattr("ulmfit.training.mirror.PATIENCE", 0.0)
+    monkeypatch.setattr("ulmfit.training.mirror.MOST_WAITING", 2)
+    monkeypatch.setattr("builtins.answers", answers, raising=False)
+    mirror.begin({})
+    for step in range(3):  # the third one finds the queue full, whatever the thread has taken of it
+        mirror.log(step, {"loss": 1.0})
+    mirror.log(4, {"loss": 1.0})
+    mirror.close()
+    assert said == ["wandb gets no more of this run (it is 2 points behind); the training goes on"]
+    answers.set()
+
+
+def test_a_tracker_gets_no_console_and_no_code_unless_the_user_says_so(packages, tmp_path, monkeypatch):
+    for name in ("WANDB_CONSOLE", "WANDB_DISABLE_GIT", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_DISABLE_CODE", "false")
+    mirror = Mirrors(["wandb"], tmp_path, print)
+    mirror.begin({})
+    mirror.close()
+    assert (os.environ["WANDB_CONSOLE"], os.environ["WANDB_DISABLE_CODE"]) == ("off", "false")
+
+
+def test_a_mistake_is_a_sentence(packages, monkeypatch, tmp_path):
+    assert trackers_of("Trackio, wandb") == ["wandb", "trackio"] and trackers_of("none") == []
+    for given in ("tensorboard", "wandb,", ""):
+        with pytest.raises(
+            UserError, match="--report-to '(tensorboard)?' is not known; give wandb, mlflow, trackio or all"
+        ):
+            check(LMConfig(report_to=given))
+    (tmp_path / "here" / "neptune").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    assert is_installed("wandb") and not is_installed("neptune"), "a folder without a package, as wandb leaves one"
     monkeypatch.setattr("ulmfit.reports.find_spec", lambda name: None)
+    new, said = runs.lm_config(tmp_path / "run", report_to="wandb"), []
     with pytest.raises(UserError, match="--report-to wandb needs a package that is not installed; pip install wandb$"):
-        check(LMConfig(report_to="wandb"))
+        train_language_model(new)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--report-to all finds none of"):
-        check(LMConfig(report_to="all"))
+        train_language_model(runs.lm_config(tmp_path / "run", report_to="all"))
+    # A run that has begun is not stopped by it.
+    assert mirrors("wandb", tmp_path, said.append) is None
+    assert said == ["wandb gets no more of this run (it is not installed here); the training goes on"]
 
 
 def test_fit_gives_it_to_both_trainings():

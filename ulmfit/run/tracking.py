@@ -37,7 +37,6 @@ class Mirror(Protocol):
 
     def begin(self, options: Mapping[str, str | float]) -> None: ...
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
 
 
 class Tracker:
@@ -55,7 +54,7 @@ class Tracker:
         stages: names of the stages, for the console; metrics.jsonl has their numbers.
         console: the stream for lines, standard output by default. On a terminal there is also a progress bar, which
             then shows the time left instead of the lines.
-        mirror: gets the same numbers as TensorBoard.
+        mirror: gets the same numbers as TensorBoard. Whoever made it closes it.
     """
 
     def __init__(
@@ -271,8 +270,6 @@ class Tracker:
             self._metrics.close()
             with suppress(OSError):
                 self._board.close()
-            if self._mirror is not None:
-                self._mirror.close()
 
     def _show(self, action: Callable[[], Any]) -> None:
         if self._console is None:

@@ -34,6 +34,7 @@ from ulmfit.generation import LanguageModel
 from ulmfit.inference import TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
+from ulmfit.reports import check_installed
 from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_output
 from ulmfit.run.stored import read_stored
@@ -184,6 +185,8 @@ class _Job:
                 with naming(self._config, name):
                     check(training)
                     recipe_for(training, pretrained=True)  # refuses a recipe without its options now, not hours later
+                    if begun is None and not group.rank:
+                        check_installed(training.report_to)
             return resolved[0][1]
 
         with open_runtime(ClassifierConfig(), prepare) as (runtime, clf_config):

@@ -173,7 +173,8 @@ class Loop:
             self._start = None
             if self._evaluation_due:
                 self._evaluate()
-        if len(self.plan) > 1:
+        # A checkpoint may lie at the end of a stage, as it does between stages by hand: there is nothing to tell of.
+        if len(self.plan) > 1 and position.step_in_stage < planned.num_steps:
             self.tracker.print(self._stage_line(planned, trained))
         if position.step_in_stage == 0:
             self.tracker.log_event(

@@ -44,6 +44,7 @@ class RangeTest:
     Args:
         stage: the name of the stage that is tested.
         alone: whether the recipe has no other stage, so that the report does not name it.
+        weights: whose weights the test began with, in words.
         last_stage: the recipe's rate in the last stage, which `--lr` sets, divided by that in the tested stage.
 
     Attributes:
@@ -59,13 +60,15 @@ class RangeTest:
         end: float = 10.0,
         stage: str = "",
         alone: bool = False,
+        weights: str = "the weights at the start",
         last_stage: float = 1.0,
     ) -> None:
         assert num_it >= 1 and 0 < start < end
-        self._stage, self._alone, self._last_stage = stage, alone, last_stage
+        self._stage, self._alone, self._weights, self._last_stage = stage, alone, weights, last_stage
         self.num_it, self._start, self._end = num_it, start, end
         self.rates: list[float] = []
         self.losses: list[float] = []
+        self._raw: list[float] = []
         self._sum, self._best = 0.0, math.inf
 
     @property
@@ -79,6 +82,7 @@ class RangeTest:
         The test ends after all steps, or when the smoothed loss is not finite or above four times its best value.
         """
         self.rates.append(self.next_rate)
+        self._raw.append(loss)
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
         smoothed = self._sum / (1 - SMOOTHING ** len(self.rates))
         self.losses.append(smoothed)
@@ -108,12 +112,24 @@ class RangeTest:
                 f"the learning-rate finder stopped after {len(self.rates)} steps, too early for a "
                 "curve, because the loss grew or was not finite; check the data, or use fp32"
             )
-        if min(losses) == losses[0]:
+        if not self._falls():
             raise UserError(
                 "the learning-rate finder found no rate at which the loss falls; check the labels and the texts (ulmfit show)"
             )
         kept = {rule: rate for rule, rate in found.items() if _is_descent(rates, losses, rate)}
         return kept or dict(list(found.items())[:1])
+
+    def _falls(self) -> bool:
+        """Whether the loss is lower at some rate than at the beginning, each a mean of several steps.
+
+        The smoothed curve does not tell: it begins with the mean of a few steps, so some easy batches at the start put its
+        first point below all others.
+        """
+        first = np.asarray(self._raw[: max(1, min(self.num_it // 4, len(self._raw) // 2))])
+        shown = np.asarray(self._raw[self.num_it // 10 : -5])
+        width = max(1, min(self.num_it // 10, len(shown)))
+        lowest = np.convolve(shown, np.full(width, 1 / width), "valid").min()
+        return bool(lowest < first.mean() - 1e-9 * abs(first.mean()))  # a level curve differs in the last bits
 
     @property
     def is_noisy(self) -> bool:
@@ -172,7 +188,7 @@ class RangeTest:
         if self._alone or not self._stage:
             return ""
         if self._last_stage == 1:
-            return f" in the stage {self._stage}, from the weights at the start"
+            return f" in the stage {self._stage}, from {self._weights}"
         return (
             f" in the stage {self._stage}; --lr is the rate of the last stage, {self._last_stage:.3g} times this "
             "stage's, and these are its values"
@@ -192,13 +208,19 @@ def tested_stage(recipe: Recipe, name: str | None) -> Stage:
     raise UserError(f"--lr-find-stage {excerpt(name)} is no stage of this training; give one of {names}")
 
 
-def run_finder(task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runtime) -> RangeTest:
+def run_finder(
+    task: Task, recipe: Recipe, *, config: TrainConfig, runtime: Runtime, goes_on: bool = False
+) -> RangeTest:
     """Run the range test on a stage (`tested_stage`), from the task's present weights.
 
     It changes these weights: train with a new task.
+
+    Args:
+        goes_on: the weights are those of the stages before.
     """
     stage, last = tested_stage(recipe, config.lr_find_stage), recipe.stages[-1]
-    test = RangeTest(stage=stage.name, alone=len(recipe.stages) == 1, last_stage=last.lr / stage.lr)
+    weights = "the weights that the stages before have left" if goes_on else "the weights at the start"
+    test = RangeTest(stage=stage.name, alone=len(recipe.stages) == 1, weights=weights, last_stage=last.lr / stage.lr)
     *_, inner = optim.begin_stage(
         task.net,
         task.groups,

@@ -1,23 +1,33 @@
 """--report-to: the numbers of a run in Weights & Biases, MLflow or Trackio, through accelerate's trackers.
 
-TensorBoard's own writer stays: accelerate's would begin another curve at every restart. A tracker is a guest. What it
-cannot do (no network, no login, a full quota) is told once, and the run goes on without it.
+TensorBoard's own writer stays: accelerate's would begin another curve at every restart. A tracker is a guest. Each works in
+a thread of its own, so a step never waits for a network. What a tracker cannot do (no network, no login, a full quota) is
+told once, and the run goes on without it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import Full, Queue
+from threading import Thread
 from typing import Any
 
 from ulmfit.files import parse_json, write_text
-from ulmfit.reports import trackers_of
+from ulmfit.reports import is_installed, trackers_of
 
 IDS = "trackers.json"  # in the run directory: by which names the trackers know this run
 PROJECT = "ulmfit"
+MOST_WAITING = 20_000  # points that a tracker may be behind
+PATIENCE = 20.0  # seconds at the end for what is still to be sent; SLURM gives a stopped job 30
+# Only numbers are promised to leave the machine, and wandb would send the console and the user's source code too. MLflow would
+# try for a quarter of an hour at the end. Whoever sets these variables gets what they say.
+_ENVIRONMENT = {"WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true",
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # fmt: skip
 
 
 class Mirrors:
@@ -26,55 +36,60 @@ class Mirrors:
     Args:
         names: of the trackers, as `reports.trackers_of` gives them.
         run_dir: a run that goes on from it goes on in the trackers too.
-        say: called with lines for the user.
+        say: called with lines for the user, from any thread.
     """
 
     def __init__(self, names: list[str], run_dir: Path, say: Callable[[str], None]) -> None:
         self._names, self._run_dir, self._say = names, run_dir, say
-        self._open: dict[str, Any] = {}
+        self._guests: list[_Guest] = []
 
     def begin(self, options: Mapping[str, str | float]) -> None:
         """Start the trackers, with the hyperparameters of the run."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         ids = self._ids()
         for name in self._names:
-            self._guarded(name, lambda name=name: self._start(name, ids, options))  # type: ignore[misc]
+            self._guests.append(_Guest(name, self._starter(name, ids, dict(options)), self._say))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send numbers. A tracker that knows a later step, of before a kill, may drop them."""
         numbers = {tag: float(value) for tag, value in values.items()}
-        for name in list(self._open):
-            self._guarded(name, lambda name=name: self._open[name].log(numbers, step=step))  # type: ignore[misc]
+        for guest in self._guests:
+            guest.give(step, numbers)
 
     def close(self) -> None:
-        """Tell the trackers that this process ends."""
-        for name in list(self._open):
-            self._guarded(name, lambda name=name: self._open.pop(name).finish())  # type: ignore[misc]
+        """Tell the trackers that this process ends, and wait `PATIENCE` seconds in all for what they still send."""
+        guests, self._guests = self._guests, []
+        for guest in guests:
+            guest.dismiss()
+        deadline = time.monotonic() + PATIENCE
+        for guest in guests:
+            guest.wait(deadline)
 
-    def _start(self, name: str, ids: dict[str, str], options: Mapping[str, str | float]) -> None:
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    def _starter(self, name: str, ids: dict[str, str], options: dict[str, str | float]) -> Callable[[], Any]:
+        """A function that starts a tracker and gives it."""
 
+        def start() -> Any:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+            tracker = LOGGER_TYPE_TO_CLASS[name](**self._arguments(name, ids))
+            tracker.start()
+            if name != "mlflow" or name not in ids:
+                if name == "mlflow":
+                    self._keep(ids | {name: tracker.tracker.info.run_id})
+                tracker.store_init_configuration(options)  # once: MLflow refuses to change a parameter
+            return tracker
+
+        return start
+
+    def _arguments(self, name: str, ids: dict[str, str]) -> dict[str, Any]:
         shown = "-".join(self._run_dir.resolve().parts[-2:])
         if name == "wandb":
-            given: dict[str, Any] = {
-                "run_name": os.environ.get("WANDB_PROJECT", PROJECT),
-                "name": shown,
-                "id": ids["id"],
-                "resume": "allow",
-                "dir": str(self._run_dir),
-            }
-        elif name == "trackio":
-            given = {"run_name": PROJECT, "name": f"{shown}-{ids['id']}", "resume": "allow"}
-        else:
-            given = {"experiment_name": PROJECT, "run_name": shown, "run_id": ids.get(name)}
-        tracker = LOGGER_TYPE_TO_CLASS[name](**given)
-        tracker.start()
-        self._open[name] = tracker
-        if name == "mlflow" and name not in ids:
-            ids[name] = tracker.tracker.info.run_id
-            self._keep(ids)
-            tracker.store_init_configuration(dict(options))  # once: MLflow refuses to change a parameter
-        elif name != "mlflow":
-            tracker.store_init_configuration(dict(options))
+            project = os.environ.get("WANDB_PROJECT", PROJECT)
+            return {"run_name": project, "name": shown, "id": ids["id"], "resume": "allow", "dir": str(self._run_dir)}
+        if name == "trackio":
+            return {"run_name": PROJECT, "name": f"{shown}-{ids['id']}", "resume": "allow"}
+        return {"experiment_name": PROJECT, "run_name": shown, "run_id": ids.get(name)}
 
     def _ids(self) -> dict[str, str]:
         try:
@@ -88,16 +103,64 @@ class Mirrors:
     def _keep(self, ids: dict[str, str]) -> None:
         write_text(self._run_dir / IDS, json.dumps(ids) + "\n")
 
-    def _guarded(self, name: str, action: Callable[[], Any]) -> None:
+
+class _Guest:
+    """A tracker in a thread of its own.
+
+    Args:
+        start: gives the tracker.
+        say: called once if it fails.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Any], say: Callable[[str], None]) -> None:
+        self._name, self._start, self._say = name, start, say
+        self._waiting: Queue[tuple[int, dict[str, float]] | None] = Queue(MOST_WAITING)
+        self._gone = False
+        self._thread = Thread(target=self._work, name=f"report to {name}", daemon=True)
+        self._thread.start()
+
+    def give(self, step: int, numbers: dict[str, float]) -> None:
+        """Hand over numbers, without waiting."""
+        if not self._gone:
+            try:
+                self._waiting.put_nowait((step, numbers))
+            except Full:
+                self._leave(f"it is {MOST_WAITING:,} points behind")
+
+    def dismiss(self) -> None:
+        """Ask it to end after what it has been given."""
         try:
-            action()
-        except Exception as error:  # of a package that we do not know: anything
-            self._open.pop(name, None)
-            reason = " ".join(str(error).split())[:200]
-            self._say(f"{name} gets no more of this run ({type(error).__name__}: {reason}); the training goes on")
+            self._waiting.put_nowait(None)
+        except Full:
+            self._gone = True
+
+    def wait(self, deadline: float) -> None:
+        """Wait for its end, until a time of `time.monotonic`."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._leave(f"it does not end within {PATIENCE:.0f} seconds", "")
+
+    def _work(self) -> None:
+        try:
+            tracker = self._start()
+            while not self._gone and (given := self._waiting.get()) is not None:
+                step, numbers = given
+                tracker.log(numbers, step=step)
+            tracker.finish()
+        except BaseException as error:  # of a package that we do not know: anything, also the wish to end the process
+            self._leave(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    def _leave(self, reason: str, cure: str = "; the training goes on") -> None:
+        if not self._gone:
+            self._gone = True
+            self._say(f"{self._name} gets no more of this run ({reason}){cure}")
 
 
 def mirrors(report_to: str | None, run_dir: Path, say: Callable[[str], None]) -> Mirrors | None:
-    """The trackers that --report-to names; None without."""
-    names = trackers_of(report_to)
-    return Mirrors(names, run_dir, say) if names else None
+    """The trackers that --report-to names; None without. A package that has gone since the run began is told."""
+    asked = trackers_of(report_to)
+    there = [name for name in asked if is_installed(name)]
+    for name in asked:
+        if name not in there:
+            say(f"{name} gets no more of this run (it is not installed here); the training goes on")
+    return Mirrors(there, run_dir, say) if there else None

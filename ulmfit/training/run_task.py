@@ -32,7 +32,7 @@ from ulmfit.training.class_scores import class_table
 from ulmfit.training.estimate import estimate, sentences
 from ulmfit.training.loop import Loop, TrainingFailed
 from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stage
-from ulmfit.training.mirror import mirrors
+from ulmfit.training.mirror import Mirrors, mirrors
 from ulmfit.training.privacy import SAMPLES
 from ulmfit.training.result import TrainingResult, result_of
 from ulmfit.training.session import Session, open_session
@@ -122,14 +122,16 @@ def run(
         session.say(f"--precision bf16: {exception}")
     if config.lr_find:
         tested_stage(recipe, config.lr_find_stage)  # refused on all ranks before the collectives of training begin
-        if by_hand is not None and by_hand.start is not None:
+        goes_on = by_hand is not None and by_hand.start is not None
+        if by_hand is not None and goes_on:
             task.net.load_state_dict(runtime.on_main(by_hand.checkpoint)["model"])
         session.end_set_up()
-        return _found(run_finder(task, recipe, config=config, runtime=runtime), session)
+        return _found(run_finder(task, recipe, config=config, runtime=runtime, goes_on=goes_on), session)
 
     run_identity = identity(config, _became(config, resolved, plan), **fingerprints)
     refuse_another_run(run_identity, config, runtime)
     directory = RunDirectory(config, run_identity, runtime, notice=session.say, fault_of=fault_of)
+    guests: Mirrors | None = None
     try:
         if directory.finished:
             session.say(
@@ -149,6 +151,7 @@ def run(
         if runtime.is_main:
             tokenizer.save(directory.path / "tokenizer.json")
         sampled = config.sampled_softmax if isinstance(config, LMConfig) else None
+        guests = mirrors(config.report_to, directory.path, session.say) if runtime.is_main else None
         tracker = Tracker(
             directory.path,
             is_main=runtime.is_main,
@@ -158,7 +161,7 @@ def run(
             task=config.task,
             sampled=sampled is not None,
             stages=[planned.stage.name for planned in plan],
-            mirror=mirrors(config.report_to, directory.path, session.say) if runtime.is_main else None,
+            mirror=guests,
         )
         if start is None and "mixture" in resolved:
             tracker.log_event("mixture", step=0, sources=resolved["mixture"])
@@ -193,6 +196,8 @@ def run(
         return result
     finally:
         directory.close()
+        if guests is not None:  # when all else is done: it may take a while
+            guests.close()
 
 
 def _found(test: RangeTest, session: Session) -> TrainingResult:

@@ -22,6 +22,7 @@ from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.excerpts import values_shown
 from ulmfit.option_types import normalized
+from ulmfit.reports import check_installed
 from ulmfit.run.directory import check_output
 from ulmfit.training.begun import Begun, read_begun
 
@@ -80,6 +81,8 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
         if begun is None:
             check(given)
+            if group.rank == 0:  # the others report nothing
+                check_installed(given.report_to)
             return given
         return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
 
