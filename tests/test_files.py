@@ -119,6 +119,22 @@ def test_publish_new_replaces_nothing(tmp_path, monkeypatch, links):
     assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {"a": "0", "a.1": "1", "a.2": "2"}
 
 
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    from ulmfit.files import new_folder
+
+    path = tmp_path / ("long" * 60)
+    dead = tmp_path / f".{path.name[:40]}.tmp-{files.host_mark()}-999999999-1"
+    dead.mkdir()  # of a writer that was killed
+    with pytest.raises(KeyboardInterrupt), new_folder(path) as aside:
+        (aside / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with new_folder(path) as aside:
+        (aside / "file").write_text("whole")
+        assert not path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name] and (path / "file").read_text() == "whole"
+
+
 def test_nothing_else_renames_files():
     """One place for the order of flushing and renaming."""
     hits = [

@@ -17,7 +17,8 @@ import pytest
 
 import ulmfit
 from tests.tiers import long_tier
-from tests.training import runs, world
+from tests.training import runs as short
+from tests.training import world
 from ulmfit.run import checkpoint
 from ulmfit.training.loop import Loop
 
@@ -37,7 +38,7 @@ def pressing(at: dict[int, int]):
 
 
 def test_the_first_saves_a_checkpoint_and_the_call_goes_on_from_there(tmp_path, reviews, capsys):
-    config = runs.lm_config(tmp_path / "run", data=reviews, **CONFIG)
+    config = short.lm_config(tmp_path / "run", data=reviews, **CONFIG)
     before = signal.getsignal(signal.SIGINT)
     with pressing({2: 1}), pytest.raises(ulmfit.TrainingInterrupted) as caught:
         ulmfit.train_language_model(config)
@@ -53,7 +54,7 @@ def test_the_first_saves_a_checkpoint_and_the_call_goes_on_from_there(tmp_path, 
 
 
 def test_the_second_leaves_at_once_and_the_call_can_be_made_again(tmp_path, reviews):
-    config = runs.lm_config(tmp_path / "run", data=reviews, **CONFIG)
+    config = short.lm_config(tmp_path / "run", data=reviews, **CONFIG)
     with pressing({2: 2}), pytest.raises(KeyboardInterrupt) as caught:
         ulmfit.train_language_model(config)
     assert not isinstance(caught.value, ulmfit.TrainingInterrupted)
@@ -62,7 +63,7 @@ def test_the_second_leaves_at_once_and_the_call_can_be_made_again(tmp_path, revi
 
 
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path, reviews):
-    config = runs.lm_config(tmp_path / "run", data=reviews, **CONFIG)
+    config = short.lm_config(tmp_path / "run", data=reviews, **CONFIG)
     with mock.patch("ulmfit.training.setup.open_any_corpus", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)):
         with pytest.raises(KeyboardInterrupt):
             ulmfit.train_language_model(config)
@@ -70,9 +71,42 @@ def test_before_the_first_step_there_is_nothing_to_save(tmp_path, reviews):
     assert ulmfit.train_language_model(config).state == "done"
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["explain", "{clf}", "a film"], "torch.autograd.grad"),
+        (["explain", "{clf}", "a film", "--html", "{tmp}/out"], "ulmfit.coloured.page"),
+        (["top-losses", "{clf}"], "ulmfit.training.row_losses.scored_split"),
+        (["report", "{clf}", "--output", "{tmp}/out"], "ulmfit.report.judged.scored_split"),
+        (["export", "--model", "{clf}", "--output", "{tmp}/out"], "safetensors.torch.save_file"),
+        (["export", "--model", "{clf}", "--model", "{clf}", "--output", "{tmp}/out"], "safetensors.torch.save_file"),
+        (
+            ["export", "--model", "{clf}", "--output", "{tmp}/out", "--to", "transformers"],
+            "safetensors.torch.save_file",
+        ),
+        (["export", "--model", "{clf}", "--output", "{tmp}/out", "--to", "fastai"], "torch.save"),
+        (["import-fastai", "{tmp}/a.pth", "{tmp}/itos.pkl", "{tmp}/out"], "ulmfit.model.fastai_import.load_fastai"),
+        (["show", "--data", "{data}"], "ulmfit.training.setup.tokenised"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else value.rpartition(".")[2],
+)
+def test_commands_that_save_nothing_end_without_a_word_and_leave_no_half(words, where, runs, reviews, tmp_path, capfd):
+    from ulmfit import cli
+
+    words = [word.format(clf=runs.clf, data=reviews, tmp=tmp_path) for word in words]
+
+    def pressed(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not stopped")
+
+    with mock.patch(where, pressed):
+        assert cli.main(words) == 130
+    assert "Traceback" not in capfd.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_training_in_another_thread_leaves_signals_alone(tmp_path, reviews):
     results, before = [], signal.getsignal(signal.SIGINT)
-    config = runs.lm_config(tmp_path / "run", data=reviews, **CONFIG)
+    config = short.lm_config(tmp_path / "run", data=reviews, **CONFIG)
     thread = threading.Thread(target=lambda: results.append(ulmfit.train_language_model(config)))
     thread.start()
     while thread.is_alive():
@@ -96,7 +130,7 @@ def test_the_stop_button_of_a_notebook(tmp_path, reviews):
         f"config = runs.lm_config({str(tmp_path / 'run')!r}, data={str(reviews)!r}, preset='tiny', max_steps=5000)\n"
         "ulmfit.train_language_model(config)\n"
     )
-    manager, client = manager_of.start_new_kernel(cwd=str(runs.ROOT), env=runs.environment(tmp_path / "cache"))
+    manager, client = manager_of.start_new_kernel(cwd=str(short.ROOT), env=short.environment(tmp_path / "cache"))
     try:
         # A kernel aborts what is queued for a moment after an error; this test wants its next cell run.
         asked = client.execute(cell, stop_on_error=False)
@@ -144,10 +178,10 @@ LAUNCHES = {
 )
 def test_two_processes_stop_together(name, tmp_path):
     """Ctrl-C as a terminal sends it: to the launcher, and to those of its processes that are in its group."""
-    runs.write_reviews(tmp_path / "reviews.csv", 120)
+    short.write_reviews(tmp_path / "reviews.csv", 120)
     command = [sys.executable, *(str(tmp_path) if word == "FOLDER" else word for word in LAUNCHES[name])]
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(tmp_path / "cache"), stdout=log,
+        process = subprocess.Popen(command, cwd=short.ROOT, env=short.environment(tmp_path / "cache"), stdout=log,
                                    stderr=log, start_new_session=True)  # fmt: skip
     run, deadline = tmp_path / "run", time.monotonic() + 150
     while steps(run) < 3:

@@ -7,10 +7,12 @@ which makes the rename durable. Also JSON with a checksum.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -32,13 +34,36 @@ _SILENCE = 24 * 3600.0  # seconds without a change after which a writer on anoth
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """Context with a temporary name in the folder of `path`. At the end, a file that still has this name is deleted."""
-    # The thread id is included, because several threads write status.json.
-    aside = path.with_name(f".{path.name}.tmp-{host_mark()}-{os.getpid()}-{threading.get_native_id()}")
+    aside = _aside(path)
     try:
         yield aside
     finally:
         with suppress(OSError):  # must not hide the error that ends the context; `remove_dead` finds the file later
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Context with a temporary folder beside `path`, into which the caller writes. At the end it is renamed to `path`.
+
+    After an exception, also Ctrl-C, nothing is left. `path` must not exist.
+    """
+    short = path.with_name(path.name[:40])  # with what is added, a long name would be too long for a file system
+    for torn in path.parent.glob(f".{glob.escape(short.name)}.tmp-*"):
+        if torn.is_dir() and _is_dead(torn):
+            shutil.rmtree(torn, ignore_errors=True)
+    aside = _aside(short)
+    try:
+        aside.mkdir()
+        yield aside
+        publish(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    # The thread id is included, because several threads write status.json.
+    return path.with_name(f".{path.name}.tmp-{host_mark()}-{os.getpid()}-{threading.get_native_id()}")
 
 
 @contextmanager
@@ -141,13 +166,15 @@ def remove_dead(folder: Path) -> None:
     with suppress(OSError):
         for torn in list(folder.glob(_TORN)):
             with suppress(OSError):
-                writer = _WRITER.fullmatch(torn.name)
-                if writer and writer[1] == host_mark():
-                    dead = not process_alive(int(writer[2]))
-                else:
-                    dead = time.time() - torn.stat().st_mtime > _SILENCE
-                if dead and torn.is_file():
+                if torn.is_file() and _is_dead(torn):
                     torn.unlink(missing_ok=True)
+
+
+def _is_dead(torn: Path) -> bool:
+    writer = _WRITER.fullmatch(torn.name)
+    if writer and writer[1] == host_mark():
+        return not process_alive(int(writer[2]))
+    return time.time() - torn.stat().st_mtime > _SILENCE
 
 
 def sealed(content: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from tyro.conf import UseAppendAction
 
 from ulmfit.cli.common import check_output
 from ulmfit.errors import UserError
+from ulmfit.files import new_folder
 
 if TYPE_CHECKING:
     from ulmfit.tokenizer.tokenizer import Tokenizer
@@ -56,21 +57,25 @@ def export(options: ExportOptions) -> None:
                 f"--to {options.to} exports one model; export each of the bundle"
                 + ", and give all to --model" * (options.to == "onnx")
             )
-        save_bundle(output, options.model, bits=options.bits)
-        size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-        print(f"{output}: a bundle in {size / 2**20:.1f} MiB")
+        with new_folder(output) as aside:
+            save_bundle(aside, options.model, bits=options.bits)
+        print(f"{output}: a bundle in {_mebibytes(output)}")
         return
     net, tokenizer, config = load_model(options.model[0])
-    if options.to == "fastai":
-        from ulmfit.model.fastai_export import write_fastai
+    with new_folder(output) as aside:
+        if options.to == "fastai":
+            from ulmfit.model.fastai_export import write_fastai
 
-        write_fastai(output, net, tokenizer, config)
-    elif options.to == "ulmfit":
-        save_model(output, net, tokenizer, config, bits=options.bits)
-    else:
-        _write_classifier(options, output, net, tokenizer, config)
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    print(f"{output}: {sum(p.numel() for p in net.parameters()):,} parameters in {size / 2**20:.1f} MiB")
+            write_fastai(aside, net, tokenizer, config, name=output.name)
+        elif options.to == "ulmfit":
+            save_model(aside, net, tokenizer, config, bits=options.bits)
+        else:
+            _write_classifier(options, aside, net, tokenizer, config)
+    print(f"{output}: {sum(p.numel() for p in net.parameters()):,} parameters in {_mebibytes(output)}")
+
+
+def _mebibytes(folder: Path) -> str:
+    return f"{sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 2**20:.1f} MiB"
 
 
 def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer: Tokenizer, config: dict) -> None:

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from ulmfit.cli.common import check_output
 from ulmfit.errors import UserError
+from ulmfit.files import new_folder
 from ulmfit.paths import as_path
 
 
@@ -45,7 +46,8 @@ def import_fastai(options: ImportOptions) -> None:
 
     labels = [name.strip() for name in options.labels.split(",")] if options.labels is not None else None
     found = fastai_import.import_fastai(weights, vocab, labels=labels, backwards=options.backwards, rules=options.rules)
-    save_model(output, found.net, found.tokenizer, found.config)
+    with new_folder(output) as aside:
+        save_model(aside, found.net, found.tokenizer, found.config)
     source, sizes = found.source, found.net.config
     carried = len(set(source.vocab) & set(found.tokenizer.vocab))
     print(

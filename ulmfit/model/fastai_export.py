@@ -24,11 +24,19 @@ _MOST_ERROR = 1e-4  # of a logit, relative, by leaving out the biases of the hea
 
 
 def write_fastai(
-    folder: Path, net: LanguageModelNet | ClassifierNet, tokenizer: Tokenizer, config: dict[str, Any]
+    folder: Path,
+    net: LanguageModelNet | ClassifierNet,
+    tokenizer: Tokenizer,
+    config: dict[str, Any],
+    *,
+    name: str | None = None,
 ) -> list[Path]:
     """Write the whole model, its encoder, the words in id order, and a README.md that tells how fastai loads them.
 
     Returns the files.
+
+    Args:
+        name: of the folder in README.md, if it will be another one.
 
     Raises:
         UserError: a classifier that fastai's head cannot hold, or of several labels a text.
@@ -38,11 +46,11 @@ def write_fastai(
     state = fastai_state(net)
     prefix = "0.module." if isinstance(net, ClassifierNet) else "0."
     encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    name = _CLF if isinstance(net, ClassifierNet) else _LM
+    kind = _CLF if isinstance(net, ClassifierNet) else _LM
     models = folder / MODELS
     models.mkdir(parents=True, exist_ok=True)
     written = []
-    for stem, tensors in ((name, state), (_ENCODER, encoder)):
+    for stem, tensors in ((kind, state), (_ENCODER, encoder)):
         written.append(models / f"{stem}.pth")
         with files.replacing(written[-1]) as aside:
             torch.save(tensors, aside)
@@ -50,7 +58,7 @@ def write_fastai(
     with files.replacing(written[-1]) as aside:
         aside.write_bytes(pickle.dumps(tokenizer.vocab, protocol=2))
     written.append(folder / "README.md")
-    files.write_text(written[-1], _page(folder.name, net, tokenizer, config))
+    files.write_text(written[-1], _page(name or folder.name, net, tokenizer, config))
     return written
 
 
