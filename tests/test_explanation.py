@@ -198,9 +198,14 @@ def test_a_private_model_shows_no_text(run, runs, reviews, tmp_path, in_model):
     model = private(runs, tmp_path / "private", in_model=in_model)
     out = run("explain", model, "a SECRET film")
     assert "SECRET" not in out + run.err and re.search(r"word \d of 3 +[+-]", out)
+    assert re.match(r"no\. \d 0\.\d{3}\n", out) and re.search(r"contribution +no\. \d without it", out)
+    assert "no. 0" in run("explain", model, "a SECRET film", "--label", "neg")
+    run("explain", model, "a SECRET film", "--label", "other", code=2)
+    for name in ("neg", "pos"):
+        assert not re.search(rf"\b{name}\b", out + run.err), "a class is a value of the data too"
     run("explain", model, "a SECRET film", "--html", "page.html", code=2)
     assert "--no-samples" in run.err and "SECRET" not in run.err
-    assert "SECRET" in run("explain", model, "a SECRET film", "--samples")
+    assert re.search("(neg|pos) 0.*SECRET", run("explain", model, "a SECRET film", "--samples"), re.DOTALL)
     shown = run("top-losses", runs.clf, "--data", reviews, "--number", "3")
     hidden = run("top-losses", model, "--data", reviews, "--number", "3", "--samples")
     texts = [line.strip() for line in shown.splitlines() if line.startswith("    ")]

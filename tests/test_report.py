@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.faults.mutations import mutate
 from ulmfit import cli
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
@@ -178,6 +180,83 @@ def test_a_report_reads_model_and_data_but_never_texts_of_a_private_run(runs, ru
         assert piece not in pages[private]
     rows = [re.findall(r"<p>row (\d+):", page) for page in pages.values()]
     assert rows[0] == rows[1] != []
+
+
+def test_a_report_without_samples_is_that_of_a_private_run(runs, run, tmp_path):
+    run("report", runs.clf, "--no-samples", "--output", "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for piece in ('class="words"', "<mark", "Words that decide", "<b>pos</b>", "<b>neg</b>"):
+        assert piece not in page
+    assert "<b>no. 1</b>" in page
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "told"),
+    [
+        ("running", 3, "This training is running, or was killed, at step 3 of 6 of the classifier; the figures are"),
+        ("preempted", 0, "This training was stopped at step 0 of 6 of the classifier"),
+        ("failed", 6, "This training failed at step 6 of 6 of the classifier"),
+    ],
+)
+def test_a_run_that_is_not_done_is_reported_so(runs, run, tmp_path, status, lines, told):
+    """While it runs, stopped before its first evaluation, and failed: there is no model yet."""
+    copy = shutil.copytree(runs.clf, tmp_path / "run")
+    shutil.rmtree(copy / "model")
+    (copy / "status.json").write_text(json.dumps({"state": status, "step": 0}))
+    every = [{"event": "train", "step": step, "stage": 0, "loss": 0.7, "lr": 1e-3} for step in range(1, 7)]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in every[:lines]) + '{"event": "tr')
+    run("report", copy)
+    page = Page((copy / "report.html").read_text())
+    assert not page.faults and told in "".join(page.shown)
+    assert ("No step has been logged yet" in page.text) == (lines == 0)
+    assert "Go on with it" in page.text and "ulmfit predict" not in page.text and "has no model yet" in page.text
+
+
+def test_a_job_whose_classifier_has_not_begun_says_so(runs, run, tmp_path):
+    shutil.copytree(runs.lm, tmp_path / "job" / "lm")
+    (tmp_path / "job" / "config.json").write_text('{"task": "fit", "options": {"data": "reviews.csv"}}')
+    (tmp_path / "job" / "status.json").write_text('{"state": "running"}')
+    run("report", "job")
+    assert "of the language model; the classifier has not begun" in (tmp_path / "job" / "report.html").read_text()
+
+
+def test_changed_data_are_told(runs, run, tmp_path):
+    copy = shutil.copytree(runs.clf, tmp_path / "run")
+    run("report", copy)
+    assert "data have changed" not in (copy / "report.html").read_text()
+    content = json.loads((copy / "config.json").read_text())
+    content["options"]["data"] = str(shutil.copy(content["options"]["data"], tmp_path / "other.csv"))
+    with open(tmp_path / "other.csv", "a") as file:
+        file.write("one more,neg\n")
+    (copy / "config.json").write_text(json.dumps(content))
+    run("report", copy)
+    assert "The data have changed since the training" in (copy / "report.html").read_text()
+
+
+def test_damaged_files_of_a_run_make_a_page_or_a_sentence(runs, tmp_path):
+    """Whatever disks and hands do to them."""
+    made = 0
+    for seed in range(int(os.environ.get("ULMFIT_FUZZ", 0)) // 20 or 60):
+        rng = random.Random(seed)
+        folder = tmp_path / "job"
+        for name in ("clf", "lm"):
+            for file in ("config.json", "metrics.jsonl", "status.json"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(getattr(runs, name) / file, folder / name / file)
+        (folder / "config.json").write_text('{"task": "fit", "options": {"data": "reviews.csv", "lm": {"epochs": 3}}}')
+        (folder / "status.json").write_text('{"state": "done", "minutes": {"lm": 1.5, "clf": 2}}')
+        (folder / "summary.json").write_text(
+            '{"verdict": "v", "systems": {"TF-IDF + logistic regression": {"valid": {"f1": 1}}}}'
+        )
+        told = [mutate(rng.choice(sorted(folder.rglob("*.json*"))), rng) for _ in range(rng.choice((1, 2)))]
+        try:
+            facts = read_facts(str(folder))
+            page = Page(report_page([facts, facts], {}, version="0"))
+        except UserError:
+            continue
+        made += 1
+        assert not [fault for fault in page.faults if "the id" not in fault], told  # two of one run: two of each id
+    assert made > 20
 
 
 def test_a_report_goes_on_without_what_is_gone(runs, run, tmp_path):

@@ -244,8 +244,9 @@ class LMConfig(TrainConfig):
     output_dir: PathOption = "runs/lm"
     """Run directory: config, checkpoints, model, metrics."""
     init: OrElse[PathOption] = None
-    """Model to start from: a run directory or its model/, fastai weights (.pth) beside their vocabulary, english (comes
-    with the package), or none (default: english for English texts with the recipe quick, else none)."""
+    """Model to start from: a run directory or its model/, OWNER/MODEL or OWNER/MODEL@REVISION on the hub, fastai weights
+    (.pth) beside their vocabulary, english (comes with the package), or none (default: english for English texts with
+    the recipe quick, else none)."""
     tokenizer: OrElse[PathOption] = None
     """Use this tokenizer.json (default: train one on the corpus)."""
     vocab_size: OrElse[int] = None
@@ -277,8 +278,9 @@ class ClassifierConfig(TrainConfig):
     output_dir: PathOption = "runs/clf"
     """Run directory: config, checkpoints, model, metrics."""
     encoder: OrElse[PathOption] = None
-    """Language model whose encoder to use: a run directory or its model/, english (comes with the package), or none
-    (default: english for English texts with the recipe quick, else none)."""
+    """Language model whose encoder to use: a run directory or its model/, OWNER/MODEL or OWNER/MODEL@REVISION on the
+    hub, english (comes with the package), or none (default: english for English texts with the recipe quick, else
+    none)."""
     vocab_size: OrElse[int] = None
     """Largest vocabulary, where there is no encoder (default: 60,000)."""
     min_freq: int = 2

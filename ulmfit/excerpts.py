@@ -65,6 +65,15 @@ def listed_values(values: Iterable[Any]) -> str:
     return listed(values) if _values_shown else f"{len(values):,} {_HIDDEN}"
 
 
+def class_name(label: str, index: int, *, shown: bool | None = None) -> str:
+    """A class in a message, on a page or on a terminal. Labels are values of the data: where these are hidden, its number.
+
+    Args:
+        shown: whether values are shown; by default as messages of this process show them.
+    """
+    return listed([label]) if (_values_shown if shown is None else shown) else f"no. {index}"
+
+
 def failure(error: BaseException) -> str:
     """Type and message of an error. Messages of parsers and conversions may quote values: they are hidden too.
 

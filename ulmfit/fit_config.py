@@ -73,8 +73,9 @@ class FitConfig:
     local_cache: OrElse[PathOption] = None
     """Read the tokens from a copy in this folder of each node, as in '$TMPDIR' (default: where the cache is)."""
     init: OrElse[PathOption] = None
-    """Language model to start from: a run directory or its model/, fastai weights (.pth) beside their vocabulary,
-    english (comes with the package), or none (default: english for English texts with the recipe quick, else none)."""
+    """Language model to start from: a run directory or its model/, OWNER/MODEL or OWNER/MODEL@REVISION on the hub,
+    fastai weights (.pth) beside their vocabulary, english (comes with the package), or none (default: english for
+    English texts with the recipe quick, else none)."""
     preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
     """Model size, see train-lm (default: that of --init; tiny on the embedded sample; else small on a CPU, base on a
     GPU)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ulmfit.files import parse_json
 
 METRICS = "metrics.jsonl"
+_MOST = 1e15  # of any number of a run
 CALIBRATION = "calibration"  # the event of metrics.jsonl that follows the evaluations of a run with --calibrate
 
 
@@ -38,11 +38,7 @@ def scores_of(run_dir: Path, best: int | None) -> dict[str, dict[str, Any]]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number; None for anything else, also for an integer that is too large for a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
+    """A number that a run may have; None for anything else, also for one so large that charts would overflow."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST:  # false for nan
+        return float(value)
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from ulmfit.cli.common import check_output
 from ulmfit.errors import UserError
+from ulmfit.excerpts import class_name, values_shown
 from ulmfit.files import write_text
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class ExplainOptions:
     html: str | None = None
     """New file for a page in colours, which loads nothing (default: none is written)."""
     samples: bool | None = None
-    """Show the texts; --no-samples numbers the words instead (default: as the training of the model had it)."""
+    """Show the texts; --no-samples numbers words and classes instead (default: as the training of the model had it)."""
 
 
 def explain(options: ExplainOptions) -> None:
@@ -61,17 +62,28 @@ def explain(options: ExplainOptions) -> None:
             "a page of --html holds the text, and this model was trained with --no-samples; leave it out, or add "
             "--samples if the text may be shown"
         )
-    found = [model.explain(text, options.label) for text in texts]
+    with values_shown(not hidden):
+        found = [model.explain(text, options.label) for text in texts]
+    if hidden:
+        found = [_without_names(one) for one in found]
     colour = wants_colour(sys.stdout)
     for number, one in enumerate(found):
         if number:
             print()
         print("\n".join(lines(one, colour=colour, named=_numbers(one) if hidden else None)))
     if hidden:
-        print("words are shown by their number, as this model was trained with --no-samples", file=sys.stderr)
+        print(
+            "words and classes are shown by their numbers; --samples shows them, if the text may be seen",
+            file=sys.stderr,
+        )
     if options.html is not None:
         write_text(Path(options.html), page(found))
         print(f"written to {options.html}", file=sys.stderr)
+
+
+def _without_names(found: Explanation) -> Explanation:
+    predicted = found.predicted and class_name(found.predicted, found.label_names.index(found.predicted), shown=False)
+    return replace(found, label=class_name(found.label, found.index, shown=False), predicted=predicted)
 
 
 def _numbers(found: Explanation):

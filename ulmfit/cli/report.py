@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ class ReportOptions:
     errors: int = 10
     """Worst errors to show."""
     samples: bool = True
-    """Show texts and words; never those of a run with --no-samples."""
+    """Show texts, words and names of classes; never those of a run with --no-samples."""
     score: bool = True
     """Read model and data; --no-score takes only what the run's files tell."""
 
@@ -49,6 +49,8 @@ def report(options: ReportOptions) -> None:
     from ulmfit.report.report_page import report_page
 
     runs = [read_facts(path.rstrip("/") or path) for path in dict.fromkeys(options.run)]
+    if not options.samples:
+        runs = [replace(run, hidden=True) for run in runs]
     if options.output is None and len(runs) > 1:
         raise UserError("a report of several runs lies in none of them; name a file by --output")
     file = Path(options.output) if options.output else Path(as_path(runs[0].path)) / PAGE
@@ -72,9 +74,8 @@ def _judged(run: Facts, options: ReportOptions) -> Judged | str:
     from ulmfit.distributed.runtime import open_runtime
     from ulmfit.report.judged import judge
 
-    texts = options.samples and not run.hidden
     try:
         with values_shown(not run.hidden), open_runtime(ClassifierConfig()) as (runtime, _):
-            return judge(run, runtime, errors=options.errors, texts=texts)
+            return judge(run, runtime, errors=options.errors, texts=not run.hidden)
     except UserError as error:
         return str(error)

@@ -91,9 +91,10 @@ def _lines(scored: ScoredSplit, name: str, label_names: Sequence[str], number: i
 def _labels(chosen: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], shown: bool) -> str:
     """Names and probabilities of the chosen classes; the numbers of classes where values are hidden."""
     from ulmfit.coloured import visible
+    from ulmfit.excerpts import class_name
 
     found = [
-        f"{visible(label_names[index]) if shown else f'no. {index}'} {probabilities[index]:.3f}"
+        f"{visible(class_name(label_names[index], index, shown=shown))} {probabilities[index]:.3f}"
         for index in chosen.nonzero()[0].tolist()
     ]
     return ", ".join(found) or "none"

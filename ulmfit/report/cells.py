@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ulmfit.coloured import escaped
-from ulmfit.excerpts import listed
+from ulmfit.excerpts import class_name
 from ulmfit.report.facts import Facts, Training, number
 
 MOST_CLASSES = 20  # in a confusion matrix; of more, the pairs that are confused most
@@ -27,16 +27,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str, kind: 
     )
 
 
-def name_of(label: str, index: int, *, hidden: bool) -> str:
-    """A class as HTML. Of a private run its number, for a label is a value of the data."""
-    return f"no. {index}" if hidden else escaped(listed([label]))
-
-
 def labels_of(facts: Facts, metrics: dict[str, Any]) -> list[str]:
     """The classes of a classifier, as HTML."""
     labels = metrics.get("labels")
     return (
-        [name_of(str(label), place, hidden=facts.hidden) for place, label in enumerate(labels)]
+        [escaped(class_name(str(label), place, shown=not facts.hidden)) for place, label in enumerate(labels)]
         if isinstance(labels, list)
         else []
     )

@@ -98,7 +98,7 @@ def bar(share: float, kind: str = "s0") -> str:
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
     """Round values from below `low` to `high` or above."""
-    if not high > low:
+    if not high - low > max(1e-9 * max(abs(low), abs(high)), 1e-300):  # level, but for the last bits
         high = low + (abs(low) or 1.0)
     raw = (high - low) / number
     size = 10 ** math.floor(math.log10(raw))

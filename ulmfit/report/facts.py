@@ -22,6 +22,12 @@ from ulmfit.training.job_files import minutes_of, read_json
 from ulmfit.training.privacy import hides_texts, hides_texts_of_run
 from ulmfit.training.result import read_metrics
 
+_UNFINISHED = {
+    "running": "This training is running, or was killed,",
+    "preempted": "This training was stopped",
+    "failed": "This training failed",
+}
+
 
 @dataclass(frozen=True)
 class Training:
@@ -39,7 +45,6 @@ class Training:
     lines: list[dict[str, Any]]
     metrics: dict[str, dict[str, Any]]
     best_step: int | None
-    state: str
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -54,6 +59,12 @@ class Training:
                 if step is not None and value is not None:
                     found.append((step, value))
         return found
+
+    def reached(self) -> tuple[int, int]:
+        """The last step that was logged, and the steps of the whole training; 0 where that is not known."""
+        logged = (number(line.get("step")) for line in self.lines)
+        planned = (number(stage.get("steps")) for stage in self.resolved.get("stages", []) if isinstance(stage, dict))
+        return int(max(filter(None, logged), default=0)), int(sum(filter(None, planned)))
 
     def stages(self) -> list[tuple[float, str]]:
         """The first step of each stage, and its name."""
@@ -76,6 +87,7 @@ class Facts:
         summary: of the job; empty of a run.
         minutes: by training, of a job.
         hidden: it was trained with --no-samples.
+        state: of the job or run, as status.json tells it: done, running, preempted, failed, or unknown.
     """
 
     path: str
@@ -85,6 +97,18 @@ class Facts:
     summary: dict[str, Any]
     minutes: dict[str, float]
     hidden: bool
+    state: str = "done"
+
+    @property
+    def unfinished(self) -> str:
+        """What a run that is not done has done so far, in a sentence; "" of one that is done."""
+        if self.state not in _UNFINISHED:
+            return ""
+        step, steps = self.main.reached()
+        what = "classifier" if self.clf else "language model"
+        of = f" of {steps:,}" if steps else ""
+        more = "; the classifier has not begun" if self.job.get("task") == "fit" and not self.clf else ""
+        return f"{_UNFINISHED[self.state]} at step {step:,}{of} of the {what}{more}; the figures are those so far"
 
     @property
     def main(self) -> Training:
@@ -100,7 +124,9 @@ class Facts:
 
     def commands(self) -> list[tuple[str, str]]:
         """What was run and what can be run, each with what it does."""
-        found = [("Train it again", command(self.job, self.path))]
+        found = [("Go on with it" if self.unfinished else "Train it again", command(self.job, self.path))]
+        if self.unfinished:  # there is no model yet
+            return found
         if self.clf is not None:
             model = shlex.quote(self.path)
             found += [
@@ -132,16 +158,18 @@ def read_facts(given: str) -> Facts:
     trainings: dict[str, Training | None] = {LM: None, CLF: None}
     summary: Any = {}
     minutes = {}
+    status = read_status(path) or {}
     if task == "fit":
         summary = read_json(path / "summary.json")
-        minutes = minutes_of(read_status(path) or {})
+        minutes = minutes_of(status)
         trainings = {name: _training(path / name) for name in (LM, CLF)}
     else:
         trainings[task] = _training(path)
     if not any(trainings.values()):
         raise UserError(f"{given} holds a job without any training; run it first")
     return Facts(given, job, trainings[LM], trainings[CLF], summary if isinstance(summary, dict) else {}, minutes,
-                 hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]))  # fmt: skip
+                 hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]),
+                 str(status.get("state", "unknown")))  # fmt: skip
 
 
 def _training(path: Path) -> Training | None:
@@ -151,8 +179,7 @@ def _training(path: Path) -> Training | None:
     if stored is None:
         return None
     best, _, metrics = read_metrics(path)
-    status = read_status(path) or {}
-    return Training(path, stored, list(_lines(path / METRICS)), metrics, best, str(status.get("state", "unknown")))
+    return Training(path, stored, list(_lines(path / METRICS)), metrics, best)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -110,7 +110,7 @@ def judge(facts: Facts, runtime: Runtime, *, errors: int, texts: bool) -> Judged
         _bins(scored, several=several),
         words,
         explained,
-        training.stored["identity"].get("corpus") not in (None, corpus.fingerprint),
+        training.stored["identity"].get("corpus (content)") not in (None, corpus.fingerprint),
     )
 
 

@@ -107,7 +107,7 @@ def errors(judged: Judged, labels: Sequence[str], facts: Facts) -> str:
     note = (
         "Words that speak for the wrong class are blue and underlined, words against it orange and dotted. "
         if any(wrong.explanation for wrong in judged.errors)
-        else "The run has --no-samples, so only the numbers of the rows are shown. "
+        else "With --no-samples rows and classes are told by their numbers. "
     )
     return (
         f'<p class="muted">{judged.wrong:,} of {judged.rows:,} {SPLITS[judged.split]} texts are predicted wrong. {note}'

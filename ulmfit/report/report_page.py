@@ -35,6 +35,7 @@ figure{margin:.5rem 0;max-width:24rem}figcaption{font-size:.9rem}
 :root{--c0:#0b62c4;--c1:#b85400;--c2:#1b7f4b;--c3:#8e3bb0;--c4:#a12b45;--c5:#4b5563}
 @media(prefers-color-scheme:dark){:root{--c0:#6fb1ff;--c1:#ffa65c;--c2:#5fd39b;--c3:#d79bf2;--c4:#ff8fa6;--c5:#c0c8d2}}
 .bars td:has(.bar){min-width:6.5rem}
+@media(max-width:30rem){th,td{padding-right:.5rem}.bars td:has(.bar){min-width:4.5rem}}
 .bar{display:block;height:.4rem;border-radius:.2rem;background:var(--line);margin-top:.2rem;overflow:hidden}
 .bar i{display:block;height:100%;background:var(--c0)}.bar .f{background:rgb(var(--for))}
 .matrix td{padding:0 1px 1px 0;border:0}.matrix th{padding-right:.5rem}

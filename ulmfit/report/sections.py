@@ -30,8 +30,9 @@ def purpose(facts: Facts) -> str:
         what = f"Gives each text {kind}: {some}." if labels else "Gives each text a class."
     column = facts.main.resolved.get("text_column")
     read = f", column <code>{escaped(listed(str(column).split(',')))}</code>" if column else ""
+    unfinished = f'<p class="verdict">{escaped(facts.unfinished)}.</p>' if facts.unfinished else ""
     return (
-        f"<p>{what} It was trained on <code>{escaped(facts.data)}</code>{read}.</p>"
+        f"{unfinished}<p>{what} It was trained on <code>{escaped(facts.data)}</code>{read}.</p>"
         '<p class="muted">It is meant for texts like these: of the same kind, language and time. On other texts the figures '
         "below do not hold; score it on some labelled ones first. A class is a guess with a probability, and no reason to "
         "decide about a person without reading the text.</p>"
@@ -128,6 +129,9 @@ def curves(facts: Facts) -> str:
         )
         rate = line_chart("Learning rate", [("lr", training.curve("train", "lr"))], stages=stages)
         told = ", then ".join(escaped(name) for _, name in stages)
+        if not any((loss, scores, rate)):
+            out.append(f"<h4>{title}</h4><p>No step has been logged yet.</p>")
+            continue
         notes = [f"Stages: {told}." if len(stages) > 1 else "",
                  f"The triangle marks step {training.best_step}, whose weights were kept." if training.best_step else ""]  # fmt: skip
         note = " ".join(filter(None, notes))

@@ -64,7 +64,7 @@ def confusion_figure(rows: Sequence[Sequence[int]], names: Sequence[Any]) -> Fig
     if classes <= MOST_CELLS:
         for i, row in enumerate(rows):
             for j, count in enumerate(row):
-                color = "white" if shares[i][j] > 0.5 else "black"
+                color = "white" if shares[i][j] > 0.7 else "black"  # from there on white has more contrast
                 axes.text(j, i, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
     right = sum(rows[i][i] for i in range(classes))
     axes.set_title(f"{right:,} of {sum(map(sum, rows)):,} right", fontsize=11)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ulmfit.excerpts import are_shown, listed
+from ulmfit.excerpts import class_name
 
 MOST_ROWS = 12  # classes in the table
 _SCORES = ("precision", "recall", "f1")
@@ -56,7 +56,7 @@ def class_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(classes) > MOST_ROWS:
         worst = sorted(classes, key=lambda pair: _or(pair[1]["f1"], 2.0))[:MOST_ROWS]
         shown = sorted(worst, key=lambda pair: pair[0])
-    names = [listed([scores["label"]]) if are_shown() else f"no. {index}" for index, scores in shown]
+    names = [class_name(scores["label"], index) for index, scores in shown]
     width = max(map(len, [f"class ({split})", *names]))
     lines = [f"{f'class ({split})':{width}}  precision  recall     f1  documents"]
     for name, (_, scores) in zip(names, shown, strict=True):

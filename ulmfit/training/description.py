@@ -11,7 +11,7 @@ from ulmfit.batches.mixed_stream import MixedStreamedRows
 from ulmfit.batches.mixture import MixedStore
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.faults import reasons
-from ulmfit.excerpts import are_shown, listed
+from ulmfit.excerpts import class_name, listed
 
 MOST_CLASSES = 6  # whose shares are told
 FEW = 10  # documents of a class in training, below which a line warns
@@ -72,10 +72,10 @@ def warnings_about_classes(
     counts = {name: _counts(store, label_names, sets) for name, store in stores.items()}
     lines = []
     if rare := [index for index, count in enumerate(counts["train"]) if count < FEW]:
-        each = [f"{_name(label_names[index], index)} ({counts['train'][index]:,})" for index in rare]
+        each = [f"{class_name(label_names[index], index)} ({counts['train'][index]:,})" for index in rare]
         lines.append(f"warning: fewer than {FEW} training documents of the class {listed(each)}; it is hardly learnt")
     if "valid" in counts and (missing := [index for index, count in enumerate(counts["valid"]) if count == 0]):
-        names = listed(_name(label_names[index], index) for index in missing)
+        names = listed(class_name(label_names[index], index) for index in missing)
         lines.append(
             f"warning: no validation document of the class {names}; the scores do not tell how it is predicted"
         )
@@ -91,7 +91,9 @@ def _rows(store: TokenStore | None, label_names: Sequence[str], sets: np.ndarray
     counts = _counts(store, label_names, sets)
     whole = counts.sum() if sets is None else store.num_documents
     order = np.argsort(-counts, kind="stable")
-    shares = [f"{_name(label_names[index], int(index))} {counts[index] / whole:.0%}" for index in order[:MOST_CLASSES]]
+    shares = [
+        f"{class_name(label_names[index], int(index))} {counts[index] / whole:.0%}" for index in order[:MOST_CLASSES]
+    ]
     more = [f"{len(order) - MOST_CLASSES:,} more classes"] if len(order) > MOST_CLASSES else []
     return f"{rows} ({', '.join([*shares, *more])})"
 
@@ -102,11 +104,6 @@ def _counts(store: TokenStore, label_names: Sequence[str], sets: np.ndarray | No
     if sets is not None:
         return (np.bincount(store.labels, minlength=len(sets)) @ sets).astype(np.int64)
     return np.bincount(store.labels, minlength=len(label_names))
-
-
-def _name(label: str, index: int) -> str:
-    """A class in a line. Labels are values of the data, so under --no-samples only the number of the class is shown."""
-    return listed([label]) if are_shown() else f"no. {index}"
 
 
 def _left_out(stores: Mapping[str, TokenStore]) -> str:

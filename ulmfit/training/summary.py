@@ -18,6 +18,7 @@ from ulmfit.training.result import TrainingResult
 RIVAL = "TF-IDF + logistic regression"
 FEW_LABELS = 1000
 BOARD = "tensorboard"
+NO_LABELS = "label some texts (a column label) and run ulmfit fit again"
 
 
 def summarize(
@@ -50,7 +51,7 @@ def summarize(
     if rivals is None or classifier is None:
         verdict = "the corpus has no labels: the model is the fine-tuned language model, and there is no classifier"
         return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
-                        "advice": ["label some texts (a column label) and run ulmfit fit again"]}  # fmt: skip
+                        "advice": [NO_LABELS]}  # fmt: skip
     ours = {
         split: {
             name: scores.get(name)
@@ -165,7 +166,10 @@ def as_markdown(summary: dict[str, Any]) -> str:
     if summary["advice"]:
         lines += ["", "What to try:", "", *(f"- {line}" for line in summary["advice"])]
     job = Path(summary["model"]).parent
-    lines += ["", f"Use it: ulmfit predict --model {job} --data new.csv --output labels.csv"] * bool(summary["systems"])
+    use = f"predict --model {job} --data new.csv --output labels.csv"
+    if summary["advice"] == [NO_LABELS]:
+        use = f'generate --model {job} "The"'
+    lines += ["", f"Use it: ulmfit {use}"]
     return "\n".join([*lines, "", f"Model: {summary['model']}. Curves: tensorboard --logdir {job}"]) + "\n"
 
 
