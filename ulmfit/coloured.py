@@ -64,9 +64,9 @@ def lines(found: Explanation, *, colour: bool, named: Callable[[Word], str] | No
 
 
 def summary(found: Explanation, what: str = "") -> str:
-    """The class that is explained with its probability, before which `what` stands, and the prediction where it is another."""
+    """The class that is explained, `what` the number is, its probability, and the prediction where it is another."""
     other = f" (predicted: {visible(found.predicted) or 'no label'})" if found.predicted != found.label else ""
-    return f"{visible(found.label)} {what}{found.probability:.3f}{other}"
+    return f"{visible(found.label)}{what} {found.probability:.3f}{other}"
 
 
 def _painted(text: str, size: int) -> str:
@@ -135,7 +135,7 @@ def page(explanations: Sequence[Explanation]) -> str:
     legend = (
         '<p class="legend">Words that speak for the class are blue and underlined, words against it orange and dotted. A '
         "contribution is what a word adds to the log-odds of the class, in nats. For the strongest words the probability "
-        "of the text without the word is told too: where the two disagree, believe that.</p>"
+        "of the text without the word is told too: where the two disagree, believe the probabilities.</p>"
     )
     style = ".legend{color:var(--muted);max-width:45rem}"
     return document("Explanations", legend + "".join(_section(found) for found in explanations), style)
@@ -144,7 +144,7 @@ def page(explanations: Sequence[Explanation]) -> str:
 def _section(found: Explanation) -> str:
     rows = "".join(_rows(found))
     return (
-        f'<section><h2>{escaped(summary(found, "probability "))}</h2><p class="words" dir="auto">{marked(found)}</p>'
+        f'<section><h2>{escaped(summary(found, ", probability"))}</h2><p class="words" dir="auto">{marked(found)}</p>'
         '<div class="wide" tabindex="0" role="region" aria-label="Words that decided most"><table>'
         "<caption>The words that decided most</caption>"
         '<thead><tr><th scope="col">word</th><th scope="col">contribution</th>'

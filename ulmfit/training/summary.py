@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,9 @@ def as_markdown(summary: dict[str, Any]) -> str:
     if summary["advice"]:
         lines += ["", "What to try:", "", *(f"- {line}" for line in summary["advice"])]
     job = Path(summary["model"]).parent
-    use = f"predict --model {job} --data new.csv --output labels.csv"
+    use = f"predict --model {shlex.quote(str(job))} --data new.csv --output labels.csv"
     if summary["advice"] == [NO_LABELS]:
-        use = f'generate --model {job} "The"'
+        use = f'generate --model {shlex.quote(str(job))} "The"'
     lines += ["", f"Use it: ulmfit {use}"]
     return "\n".join([*lines, "", f"Model: {summary['model']}. Curves: tensorboard --logdir {job}"]) + "\n"
 
