@@ -95,6 +95,7 @@ def test_options_become_those_of_a_command_line(monkeypatch):
     assert normalized(given).on_command_line == {"batch_size"}  # the command line notes it on the configuration
 
 
+@pytest.mark.slow
 def test_paths_work_wherever_text_does(tmp_path, reviews, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     common = {"preset": "tiny", "max_steps": 1, "cache_dir": Path("~/cache")}
@@ -123,6 +124,7 @@ def splits(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_result_tells_how_it_ended_also_when_the_run_was_finished_before(splits, tmp_path, runs):
     config = short.clf_config(tmp_path / "clf", data=splits, encoder=runs.lm, max_steps=4, eval_every=2, keep_best=True)
     preempted = ulmfit.train_classifier(config, short.StopAtCall(2))
@@ -144,6 +146,7 @@ def test_a_result_tells_how_it_ended_also_when_the_run_was_finished_before(split
         done.step = 5
 
 
+@pytest.mark.slow
 def test_the_best_step_is_known_also_when_the_run_was_finished_before(splits, tmp_path, runs, monkeypatch):
     """The first evaluation is made the best."""
     from ulmfit.training.clf_task import ClassifierTask
@@ -156,6 +159,7 @@ def test_the_best_step_is_known_also_when_the_run_was_finished_before(splits, tm
     assert ulmfit.train_classifier(config) == done
 
 
+@pytest.mark.slow
 def test_a_search_gives_suggestions_and_no_run(splits, tmp_path):
     config = short.lm_config(tmp_path / "lm", data=splits, preset="tiny", lr_find=True)
     found = ulmfit.train_language_model(config)

@@ -93,6 +93,7 @@ def test_a_language_model_and_a_tokenizer_are_pushed(runs, hub, capsys):
     assert capsys.readouterr().out.startswith("a film")
 
 
+@pytest.mark.slow
 def test_commands_take_names_of_the_hub(runs, hub, tmp_path, capsys):
     ulmfit.TextClassifier.from_pretrained(runs.clf).push_to_hub("someone/films")
     assert main(["predict", "--model", "someone/films", *TEXTS[:1]]) == DONE

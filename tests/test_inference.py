@@ -180,6 +180,7 @@ def test_the_other_kind_of_model_is_refused(runs):
         ulmfit.LanguageModel.from_pretrained(runs.clf)
 
 
+@pytest.mark.slow
 def test_a_text_of_two_million_characters_is_read(classifier):
     words = ("interminably" * 20 + "abcdefg"[number % 7] for number in range(8_300))  # none repeated
     long = " ".join(words) + " a bad film"

@@ -62,6 +62,7 @@ def test_the_second_leaves_at_once_and_the_call_can_be_made_again(tmp_path, revi
     assert ulmfit.train_language_model(config).state == "done"
 
 
+@pytest.mark.slow
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path, reviews):
     config = short.lm_config(tmp_path / "run", data=reviews, **CONFIG)
     with mock.patch("ulmfit.training.setup.open_any_corpus", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)):

@@ -124,12 +124,14 @@ def test_a_language_model_goes_on_with_its_state(made):
     assert config["resolved"]["stages"][1]["lr_divisor"] == pytest.approx(10)
 
 
+@pytest.mark.slow
 def test_the_finder_leaves_the_learner_as_it_stands(made):
     folder, learn = made
     found = learn.lr_find()
     assert found.state == "found" and found.suggestions and learn.run_dir == learn.results[-1].run_dir
 
 
+@pytest.mark.slow
 def test_the_finders_picture_names_what_is_trained(made):
     folder, _ = made
     assert language_model(folder).lr_find().picture.name == "head.png"

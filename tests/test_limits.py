@@ -47,6 +47,7 @@ def test_numbers_out_of_range_are_refused_in_a_sentence(kind):
             assert len(str(raised.value)) < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if numbers(command.options)])
 def test_every_command_refuses_numbers_out_of_range(name):
     kind = COMMANDS[name].options

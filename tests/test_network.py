@@ -29,6 +29,7 @@ def attempts(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_only_a_name_that_is_no_file_reaches_for_the_network(attempts, reviews, runs, tmp_path, capsys):
     tiny = ["--preset", "tiny", "--max-steps", "2", "--batch-size", "8", "--bptt", "20"]
     data = ["--data", str(reviews)]

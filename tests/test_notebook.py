@@ -78,6 +78,7 @@ def test_the_test_finds_what_is_wrong(notebook):
     ]
 
 
+@pytest.mark.slow
 def test_its_cells_run(notebook, runs, reviews, tmp_path, monkeypatch):
     """All but the trainings, on a few reviews: every name, call and option is there."""
     monkeypatch.chdir(tmp_path)

@@ -164,6 +164,7 @@ def test_the_commands_can_be_typed(facts, runs):
     assert (options.max_steps, options.batch_size, options.encoder) == (6, 8, stored["encoder"])
 
 
+@pytest.mark.slow
 def test_a_report_reads_model_and_data_but_never_texts_of_a_private_run(runs, run, tmp_path):
     open_run = shutil.copytree(runs.clf, tmp_path / "open")
     private = shutil.copytree(runs.clf, tmp_path / "private")

@@ -21,6 +21,7 @@ def ulmfit(*words, **options):
     return subprocess.run([sys.executable, "-m", "ulmfit", *words], capture_output=True, text=True, **options)
 
 
+@pytest.mark.slow
 def test_a_model_is_exported_whole_and_in_8_bits(tmp_path):
     whole = ulmfit("export", "--model", "english", "--output", str(tmp_path / "whole"))
     small = ulmfit("export", "--model", str(tmp_path / "whole"), "--output", str(tmp_path / "small"), "--bits", "8")

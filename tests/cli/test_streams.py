@@ -117,6 +117,7 @@ def test_the_trainer_itself_goes_on(tmp_path, reviews, way):
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_predict_into_a_pipe_that_is_closed(tmp_path, runs):
     with open("new.csv", "w") as file:
         file.write("text\n" + "one film\n" * 6000)

@@ -116,6 +116,7 @@ def test_the_rate_finder_speaks_of_lr():
 # evaluate
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_splits_of_the_run(run, runs, reviews):
     for model in (runs.lm, runs.clf):
         scores = json.loads(run("evaluate", "--model", model))

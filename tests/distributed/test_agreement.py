@@ -116,6 +116,7 @@ def saved_steps(path: Path) -> list[int]:
     return sorted(int(entry.name.removeprefix("step-")) for entry in (path / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_a_run_saved_by_the_clock_resumes_with_the_same_bits(tmp_path, data, unhurried):
     options = {"max_steps": 6, "keep": 9}
     train(tmp_path / "straight", data, **options)

@@ -23,6 +23,9 @@ BOUND = 2.0  # seconds; a busy machine gets more
 
 @pytest.fixture
 def stop():
+    for number in SIGNALS:  # nohup starts pytest with SIGHUP ignored, a shell its background jobs with SIGINT
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     return StopRequest.install()
 
 

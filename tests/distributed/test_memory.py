@@ -87,6 +87,7 @@ def test_what_never_fits_is_told_on_every_rank(where, tmp_path, monkeypatch):
     assert tried == [1, 2, 4, 8, 16]  # rows
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_cut_that_was_found(tmp_path, monkeypatch):
     monkeypatch.setattr(Loop, "_stop_agreed", lambda loop: loop.position.step == 2)
     config = runs.lm_config(tmp_path / "run", micro_batches="auto", max_steps=4)

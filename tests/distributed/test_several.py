@@ -104,6 +104,7 @@ def test_thirty_trainings_of_one_launch(one, tmp_path):
     assert on_ranks(2, action, tmp_path / "ranks", seconds=3600) == [["done"] * 30] * 2
 
 
+@pytest.mark.slow
 def test_a_training_leaves_the_configuration_and_the_process_as_they_were(reviews, tmp_path):
     """The caller may hold an Accelerator of other settings, and count on torch's."""
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")

@@ -95,6 +95,7 @@ def expected_logits(model, texts):
     return torch.stack(rows) / model.config.get("temperature", 1.0)
 
 
+@pytest.mark.slow
 def test_the_copied_code_gives_the_same_logits(runs, tmp_path, code, capsys):
     for name in variants(runs, tmp_path):
         out = tmp_path / f"{name}-out"

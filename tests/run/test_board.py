@@ -121,6 +121,7 @@ def test_an_evaluation_has_figures(tmp_path):
     assert [image.step for image in found.Images("metrics/confusion matrix/valid")] == [50]
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_without_pyplot():
     pytest.importorskip("matplotlib")
     for classes in (1, 2, 6, 77, 200):

@@ -228,6 +228,7 @@ def test_unfit_nodes_start_no_training(slurm):
     assert "-m ulmfit preflight --nodes n1 --head 127.0.0.1:20070 --processes 1" in line and line.endswith("--free 50")
 
 
+@pytest.mark.slow
 def test_trainings_in_a_chain_wait_for_each_other(slurm):
     lm, fine, clf = (["--output-dir", f"{slurm.folder}/{name}"] for name in ("lm", "fine", "clf"))
     stages = [

@@ -26,6 +26,7 @@ def tokenizer(request) -> Tokenizer:
     return Tokenizer.train([NORMAL] * 9, rules=rules, min_freq=1, subword=kind, vocab_size=300)
 
 
+@pytest.mark.slow
 def test_texts_that_once_were_slow(tokenizer):
     normal = seconds(tokenizer, (NORMAL * 400)[:SIZE], 3)
     for unit in KNOWN:

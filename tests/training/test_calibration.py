@@ -181,6 +181,7 @@ def test_calibrate_needs_validation_texts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fit_calibrates(tmp_path, reviews):
     short = {"max_steps": 2, "batch_size": 8}
     result = fit(data=str(reviews), preset="tiny", init="none", lm=short, clf=short, calibrate=True, baseline=False,

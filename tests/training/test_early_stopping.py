@@ -56,6 +56,7 @@ def test_the_table_shows_the_lowest_f1_of_many_classes_and_no_name_under_no_samp
     assert class_table({"valid": {"loss": 1.0}}) == class_table({}) == []
 
 
+@pytest.mark.slow
 def test_a_training_tells_its_classes(reviews, tmp_path, capsys):
     result = train_classifier(runs.clf_config(tmp_path / "a", data=str(reviews), **OPTIONS))
     line = [line for line in runs.events(tmp_path / "a", "eval") if line["split"] == "valid"][-1]
@@ -97,6 +98,7 @@ def worsening(monkeypatch):
     monkeypatch.setattr(ClassifierTask, "at", 0, raising=False)
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_nothing_gets_better_and_keeps_the_best(reviews, tmp_path, worsening, capsys):
     options = OPTIONS | {"stop_after": 2, "recipe": "none", "lr": 1e-3}
     config = runs.clf_config(tmp_path / "a", data=str(reviews), **options)
@@ -154,6 +156,7 @@ def test_what_decides_nothing_is_refused(reviews, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_the_metric_belongs_to_the_run(reviews, tmp_path):
     def train(**options):
         return train_classifier(runs.clf_config(tmp_path / "a", data=str(reviews), **OPTIONS | options))

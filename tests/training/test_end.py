@@ -83,6 +83,7 @@ def test_a_crash_in_an_evaluation_loses_no_step(task, number, train, evaluations
     assert steps == [3, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_crash_after_the_evaluation_was_logged_logs_it_once(train, tmp_path, monkeypatch):
     """The best weights of an evaluation that is not in the checkpoint are found again."""
     train("lm", "straight")
@@ -116,6 +117,7 @@ def test_no_checkpoint_but_the_last_is_written_where_none_is_wanted(train, tmp_p
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000008"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_its_model_makes_it_again(train, tmp_path, capsys):
     train("lm", "run")
     model = tmp_path / "run" / "model"

@@ -128,6 +128,7 @@ def test_a_base_classifiers_long_document():
     assert 1.7e9 < with_masks - without < 1.9e9
 
 
+@pytest.mark.slow
 def test_a_sampled_softmax_is_counted_as_such(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
     counted = []

@@ -56,6 +56,7 @@ def test_every_rank_gets_the_rows_that_the_others_computed(tmp_path):
         assert calls == ["all_gather", "all_gather", "all_reduce"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_two_ranks_train_the_classifier_of_one(micro_batches, tmp_path):
     data = str(runs.write_reviews(tmp_path / "reviews.csv", 40))

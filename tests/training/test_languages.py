@@ -43,6 +43,7 @@ def test_all_languages_go_the_whole_way(table, tmp_path):
         assert found.label in SENTENCES and abs(sum(found.probabilities) - 1) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Korean", "Chinese", "Turkish"])
 def test_each_alone_with_automatic_choice(name, table, tmp_path, capsys):
     rows = [i for i, label in enumerate(table["label"]) if label == name] * 4

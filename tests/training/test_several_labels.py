@@ -156,6 +156,7 @@ def test_explanations_errors_and_report_know_several_labels(trained, tmp_path, c
     assert "any of 3 labels" in page and "micro F1" in page and "Label is there (up) by its probability" in page
 
 
+@pytest.mark.slow
 def test_evaluate_scores_as_training_did(trained, capsys):
     folder, data, result = trained
     for arguments, split in (
@@ -217,6 +218,7 @@ def test_an_exported_model_has_the_same_labels(trained, tmp_path):
         assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_cut_of_the_batch_and_a_stop_change_nothing(trained, tmp_path, monkeypatch):
     _, data, _ = trained
     monkeypatch.setattr(Loop, "_stop_agreed", lambda self: self.stop.requested())
@@ -246,6 +248,7 @@ def test_models_of_one_and_of_several_labels_do_not_mix(trained, tmp_path, revie
         train_classifier(runs.clf_config(folder / "run", data=str(folder / "*.jsonl"), label_separator=",", **OPTIONS))
 
 
+@pytest.mark.slow
 def test_the_whole_job_compares_with_a_regression_for_each_label(trained, tmp_path):
     pytest.importorskip("sklearn")
     folder, data, _ = trained

@@ -68,6 +68,7 @@ def test_the_loss_of_one_hot_rows_has_the_bits_of_the_loss_of_labels(dtype):
         assert torch.allclose(soft_cross_entropy(logits, targets), F.cross_entropy(logits, targets), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_hot_probabilities_train_what_labels_train(tables, tmp_path):
     options = {"class_weights": "balanced", "labels": 40, "micro_batches": 2}
     hard = train(tmp_path / "a", tables["hard"], **options)
@@ -89,6 +90,7 @@ def test_soft_targets_do_not_depend_on_the_cut_of_the_batch(tables, tmp_path):
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_predict_writes_goes_straight_back(runs_of_reviews, reviews, tmp_path):
     expected = None
     for suffix in ("csv", "tsv", "jsonl", "parquet"):
@@ -165,6 +167,7 @@ def test_options_that_do_not_fit_are_refused(tables, tmp_path, options, sentence
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_choice_of_columns_is_another_run(tables, tmp_path):
     train(tmp_path / "run", tables["soft"], probability_columns=CLASSES, max_steps=1)
     assert train(tmp_path / "run", tables["soft"], max_steps=1).state == "done"  # what is not given is as it began

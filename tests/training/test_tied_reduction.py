@@ -75,6 +75,7 @@ def test_the_model_is_that_of_one_process(name, runs_of):
     assert runs.distance(runs.weights(folder / name), runs.weights(one)) < 1e-10
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(runs_of):
     folder, _ = runs_of
     a, b = runs.weights(folder / "two"), runs.weights(folder / "two-stopped")
@@ -82,6 +83,7 @@ def test_a_resumed_run_ends_with_the_same_bits(runs_of):
     assert runs.metrics(folder / "two") == runs.metrics(folder / "two-stopped")
 
 
+@pytest.mark.slow
 def test_at_the_end_only_the_rows_of_the_step_s_words_are_sent(runs_of):
     folder, sent = runs_of
     matrices = [shape for shape in sent if len(shape) == 2 and shape[1] == 64]

@@ -91,6 +91,7 @@ def test_training_is_refused_before_anything_is_written(tmp_path, capsys):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_auto_is_stored_with_the_run_and_stays_on_resume(tmp_path, capsys, monkeypatch):
     config = LMConfig(data=rows("Japanese"), output_dir=str(tmp_path / "run"), subword="auto", vocab_size=300, **SHORT)
     train_language_model(config)
@@ -106,6 +107,7 @@ def test_auto_is_stored_with_the_run_and_stays_on_resume(tmp_path, capsys, monke
         train_language_model(replace(config, subword="none"))
 
 
+@pytest.mark.slow
 def test_auto_takes_words_where_there_are_spaces(tmp_path, capsys, monkeypatch):
     config = ClassifierConfig(data=rows("Korean"), output_dir=str(tmp_path / "run"), subword="auto", **SHORT)
     train_classifier(config)
@@ -117,6 +119,7 @@ def test_auto_takes_words_where_there_are_spaces(tmp_path, capsys, monkeypatch):
         assert "holds this run, finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_begun_run_is_not_judged_again(tmp_path, capsys, monkeypatch):
     config = LMConfig(data=rows("Korean"), output_dir=str(tmp_path / "run"), **SHORT)
     train_language_model(config)

@@ -65,6 +65,7 @@ def test_of_several_labels_those_with_a_wrong_set():
     assert line.endswith("...") and len(line) < 700
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [True, False])
 def test_they_are_shown_unless_the_texts_are_private(tmp_path, monkeypatch, samples):
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
