@@ -96,11 +96,71 @@ def test_rows_that_are_no_answer_are_told(tmp_path):
     refused({"text": texts, "a": [1, 0, 0, 1]}, "names a column twice", label_column="a,a")
     refused({"text": texts, "label": [["a"], "b", ["a"], ["b"]]}, "holds lists and 'b'")
     refused({"text": texts, "label": [["a"]] * 4}, "all training rows .* have the labels a")
+    refused({"text": texts, "label": [[]] * 4}, "all training rows .* have no label;")
+    refused({"text": texts, "a": [1, 0, 0, 1]}, "holds an empty name", label_column="a,")
+    refused({"text": texts, "label": ["a", "b", "a,b", ""]}, "--label-separator is empty", label_separator="")
+    refused({"text": texts, "label": [[1, 0], [0, 1], [0, 0], [1.0, True]]}, "holds lists of 2 numbers 0 and 1")
+    refused((texts, np.eye(4)), r"are an array of shape \[4, 4\]; give a dict")
     refused({"text": texts, "label": ["a,b", "a", "b", ""], "x": [1, 1, 0, 0]}, "leave out one of them",
             label_column="label,x", label_separator=",")  # fmt: skip
     split = {"train": {"text": texts, "label": [["a"], ["b"], [], ["b"]]}, "valid": {"text": ["x"], "label": [["c"]]}}
     with pytest.raises(UserError, match="label 'c' in the valid rows .* was not seen in training"):
         open_corpus(in_memory(split), task="clf")
+
+
+def test_separators_have_names_and_a_cell_may_be_a_list():
+    texts = [f"text {row}" for row in range(12)]
+    for separator, cells in (("semicolon", ["a;b", "a", ";"]), ("tab", ["a\tb", "a", '[]']), ("\\t", ["b\ta", "a", "[]"]),
+                             (",", ['["a", "b"]', "['a']", "[]"]), (" and ", ["a and b", "a", "[]"])):  # fmt: skip
+        corpus = corpus_of({"text": texts, "label": cells * 4}, label_separator=separator)
+        assert corpus.label_names == ["a", "b"] and not corpus.notes
+        assert Counter(read(corpus.splits["train"])) == {("a", "b"): 2, ("a",): 2, (): 2}
+    assert LabelSets.of_model({"multi_label": True, "label_names": ["a"]}, "tab").separator == "\t"
+    for cell in ("[a", "[1, [2]]", "{'a'}", "[" * 5000 + "]" * 5000, "['a', f()]"):  # no lists of labels
+        corpus = corpus_of({"text": texts, "label": [cell, "b;c", "b"] * 4}, label_separator=";")
+        assert cell in corpus.label_names
+
+
+def test_sets_in_memory_are_lists():
+    texts = [f"text {row}" for row in range(12)]
+    rows = [{"a", "b", "c", "d"}, frozenset("ab"), set()]
+    sets, lists = (corpus_of({"text": texts, "label": form * 4}) for form in (rows, [sorted(row) for row in rows]))
+    assert sets.label_names == lists.label_names == ["a", "b", "c", "d"] and sets.fingerprint == lists.fingerprint
+
+
+def test_what_is_probably_meant_otherwise_is_told():
+    texts = [f"text {row}" for row in range(12)]
+
+    def notes(cells, **options):
+        return corpus_of({"text": texts, "label": cells * 4}, **options).notes
+
+    assert any("has the label separator '|'" in note for note in notes(["a,b", "a", "c"], label_separator="|"))
+    assert not notes(["a|b", "a", "c"], label_separator="|") and not notes(["|", "a", "c"], label_separator="|")
+    for cells in (["['a', 'b']", "['a']", "[]"], ['["a"]', "[]", "[]"]):
+        assert any("to read it as a list, give --label-separator ','" in note for note in notes(cells))
+
+
+def test_marks_of_unlabelled_rows_are_refused_until_they_are_explained():
+    texts = [f"text {row}" for row in range(12)]
+    for mark, cells in (("NA", ["a;b", "NA", "b"]), ("-1", ["1;2", "-1", "2"]), ("null", ["a;b", "null", "b"])):
+        data = {"text": texts, "label": cells * 4}
+        with pytest.raises(UserError, match=f"has the label {mark}; add --unlabelled {mark} if it marks rows"):
+            corpus_of(data, label_separator=";")
+        assert mark in corpus_of(data, label_separator=";", unlabelled="none").label_names
+        corpus = corpus_of(data, label_separator=";", unlabelled=mark)
+        assert mark not in corpus.label_names and sum(len(read(split)) for split in corpus.splits.values()) == 8
+        rows = open_rows(in_memory(data), label_names=corpus.label_names, several=LabelSets(("label",), ";"),
+                         keep_unlabelled=False, unlabelled=mark)  # fmt: skip
+        assert len(read(rows)) == 8
+    assert "NA" in corpus_of({"text": texts, "label": [["a"], ["NA"], []] * 4}).label_names  # a list says what it holds
+
+
+def test_columns_of_a_model_are_all_needed_to_score():
+    data = in_memory({"text": ["one", "two"], "a": [1, 0], "b": [0, 1]})
+    with pytest.raises(UserError, match="names no column for the label c of the model"):
+        open_rows(data, label_names=["a", "b", "c"], several=LabelSets(("x", "y")), label_column="a,b")
+    rows = open_rows(data, label_names=["a", "b"], several=LabelSets(("x", "y")), label_column="b,a")
+    assert read(rows) == [("a",), ("b",)]
 
 
 def test_rows_to_score_may_leave_out_unseen_labels():

@@ -28,7 +28,7 @@ from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
 from ulmfit.data.splits import NO_LABEL, Choice, Split, as_label
 from ulmfit.errors import UserError
-from ulmfit.excerpts import excerpt, listed
+from ulmfit.excerpts import excerpt, listed, listed_values
 
 DEFAULT_VALID = 0.1
 
@@ -180,7 +180,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
         if access.scheme < SCHEME:  # -1 always meant unlabelled then
             unlabelled = unlabelled or NO_LABEL
         if several is not None:
-            several = label_sets.resolve(splits, several, label_names)
+            several = label_sets.resolve(splits, several, label_names, marks_are_labels=unlabelled is not None)
             label_names = list(several.names)
         else:
             label_names = resolve_labels(splits, labels, label_names, unlabelled)
@@ -188,6 +188,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     notes = notes_of(splits.values())
     if is_clf and several is None and (suspicion := label_sets.suspicion(label_names or [], labels)):
         notes.append(suspicion)
+    if is_clf and several is not None and (unused := label_sets.unused_separator(several)):
+        notes.append(unused)
     return Corpus(splits, texts, (label_column or labels) if is_clf and (several or labels in train.columns) else None,
                   label_names if is_clf else None, several if is_clf else None, valid_name, _words(choice, valid_name), train.revision, notes)  # fmt: skip
 
@@ -255,8 +257,12 @@ def open_rows(
         raise UserError(f"{data} holds unlabelled texts only; label them or give another corpus")
     labels = _label_column(parts[0], label_column)
     if several is not None:
-        several = several.for_rows(parts[0], labels, label_column)
+        several = replace(several.for_rows(parts[0], labels, label_column),
+                          unlabelled=None if unlabelled == "none" else as_label(unlabelled))  # fmt: skip
         labels = several.columns[0]
+        if len(several.columns) > 1 and (lacking := set(label_names or ()) - set(several.columns)):
+            raise UserError(f"--label-column names no column for the label {listed_values(sorted(lacking)[:1])} of the model; name "
+                            "one for each of its labels")  # fmt: skip
     elif label_column and not any(part.has(label_column) for part in parts):
         raise parts[0].lacks(label_column)
     texts = _text_columns(parts[0], text_column, labels, trained_columns)

@@ -110,6 +110,12 @@ def separator_of(option: str) -> str:
     return found
 
 
+def character(name: str) -> str | None:
+    """The separator with a name, such as comma or \\t; None if there is none."""
+    found = (SEPARATORS | _ALIASES).get(name)
+    return None if found == NO_SEPARATOR else found
+
+
 def name_of(separator: str) -> str:
     """The name of a separator in messages."""
     names = {char: name for name, char in (_ALIASES | SEPARATORS).items()}

@@ -166,6 +166,9 @@ def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
         if len(set(map(str, names))) < len(names):
             raise UserError("the data frame names a column twice; rename one")
         return {str(name): (len(data), _column(frame, place)) for place, name in enumerate(names)}
+    if isinstance(data, tuple) and len(data) == 2 and getattr(data[1], "ndim", 0) > 1:
+        raise UserError(f"the labels in data= are an array of shape {list(data[1].shape)}; give a dict with a column of 0 and 1 for "
+                        "each label, and name these columns by label_column, as in a,b,c")  # fmt: skip
     if _is_pair(data):
         data = {"text": data[0], "label": data[1]}
     elif _is_sequence(data):
@@ -197,9 +200,11 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to a plain one, as from a file: missing values to None, numpy's types to Python's."""
+    """Convert a value to a plain one, as from a file: missing values to None, numpy's types to Python's, sets to lists."""
     if getattr(value, "ndim", 0):  # labels of a row, in an array
         return value.tolist()
+    if isinstance(value, set | frozenset):  # likewise, in an order that does not change from process to process
+        return sorted(value, key=str)
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
     missing = type(value).__name__ in ("NAType", "NaTType") or isinstance(value, float) and value != value

@@ -9,6 +9,7 @@ columns that are all empty mean unlabelled.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from ulmfit.data.dialect import character
 from ulmfit.data.fingerprint import hash_of
+from ulmfit.data.labels import MISSING
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
-from ulmfit.data.splits import MARKS, Split, is_integer, label_name, unseen_label
+from ulmfit.data.splits import MARKS, NO_LABEL, Split, is_integer, label_name, unseen_label
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
 
@@ -37,7 +40,8 @@ class LabelSets:
 
     Attributes:
         columns: one column of lists or of cells, or several columns of 0 and 1, named like the labels.
-        separator: between the labels of a cell; None for lists and columns of 0 and 1.
+        separator: between the labels of a cell; None for lists and columns of 0 and 1. A cell that is a list as JSON or
+            Python write it, as pandas does in a .csv, is read as one.
         unlabelled: a cell that means no label.
         names: the labels, in the order of the probabilities.
         sets: the names of all sets in the corpus, ascending. A class number of a split is a place in it.
@@ -68,7 +72,8 @@ class LabelSets:
         if not saved.get("multi_label"):
             return None
         columns = tuple(saved.get("label_columns") or ("label",))
-        return cls(columns, separator or saved.get("label_separator") or joiner(saved["label_names"]))
+        given = None if separator is None else spelled(separator)
+        return cls(columns, given or saved.get("label_separator") or joiner(saved["label_names"]))
 
     def for_rows(self, part: Source, column: str, wanted: str | None) -> LabelSets:
         """With the columns of rows to score: those wanted by --label-column, else those of training, else `column`."""
@@ -97,6 +102,9 @@ class LabelSets:
         text = label_name(part, self.columns[0], value)
         if text is None or text == self.unlabelled:
             return None
+        items = _list_in(text)
+        if items is not None:
+            return set_name(found for item in items if (found := label_name(part, self.columns[0], item)) is not None)
         return set_name(found for piece in text.split(self.separator) if (found := piece.strip()))
 
     def _of_columns(self, part: Source, values: Sequence[Any]) -> str | None:
@@ -120,6 +128,31 @@ def set_name(labels: Iterable[str]) -> str:
 def labels_of(name: str) -> list[str]:
     """The labels of a set."""
     return json.loads(name)
+
+
+def spelled(separator: str) -> str:
+    """The separator of --label-separator, of which some have names, as those of --separator have.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not separator:
+        raise UserError("--label-separator is empty; give what stands between the labels of a cell, such as ;")
+    return character(separator) or separator
+
+
+def _list_in(text: str) -> list[Any] | None:
+    """The list that a cell is, as JSON or Python write it: ["a", "b"], ['a', 'b'], []; None if it is none."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and not any(isinstance(item, list | tuple | dict | set) for item in found):
+            return found
+    return None
 
 
 def joiner(names: Sequence[str]) -> str:
@@ -191,10 +224,12 @@ def found_in(source: Source, column: str, wanted: str | None, separator: str | N
         separator: --label-separator.
 
     Raises:
-        UserError: --label-separator with several columns, or with characters that no cell can hold.
+        UserError: --label-separator is empty, or given with several columns; or the lists are rows of 0 and 1.
     """
     names = tuple(name.strip() for name in wanted.split(",")) if wanted and wanted not in source.columns else ()
     if len(names) > 1:
+        if not all(names):
+            raise UserError(f"--label-column {wanted} holds an empty name; write as in food,staff,pool")
         for name in names:
             if not source.has(name):
                 raise source.lacks(name)
@@ -205,36 +240,54 @@ def found_in(source: Source, column: str, wanted: str | None, separator: str | N
             raise UserError(f"--label-column {listed(names)} names a column twice; give each once")
         return LabelSets(names)
     if separator is not None:
-        return LabelSets((column,), separator)
+        return LabelSets((column,), spelled(separator))
     if column not in source.columns or not source.types.get(column, "list").startswith(("list", "large_list", "tuple")):
         return None
     head: Columns = next(source.read([column], _PEEKED), {column: []})
-    return LabelSets((column,)) if any(isinstance(value, list | tuple) for value in head[column]) else None
+    lists = [value for value in head[column] if isinstance(value, list | tuple)]
+    if lists and len(lists[0]) > 1 and all(map(_is_hot, lists)) and len(set(map(len, lists))) == 1:
+        raise UserError(f"column {column} of {source.what} holds lists of {len(lists[0])} numbers 0 and 1; write the names of "
+                        "a row's labels into its list, or give each label a column and name these by --label-column")  # fmt: skip
+    return LabelSets((column,)) if lists else None
+
+
+def _is_hot(row: Sequence[Any]) -> bool:
+    """Whether it has a 0 or 1 for each label, instead of names."""
+    return all(isinstance(item, int | float) and item in (0, 1) for item in row)
 
 
 def resolve(
-    splits: dict[str, Split], labels: LabelSets, names: list[str] | None, *, skip_unseen: bool = False
+    splits: dict[str, Split],
+    labels: LabelSets,
+    names: list[str] | None,
+    *,
+    skip_unseen: bool = False,
+    marks_are_labels: bool = True,
 ) -> LabelSets:
     """Find the labels and the sets of a corpus, and set them on every split.
 
     Args:
         names: the labels of a saved model.
         skip_unseen: leave sets with other labels than `names` out, instead of raising.
+        marks_are_labels: a cell such as NA, or -1 among whole numbers, is a label. Else it is refused.
 
     Raises:
-        UserError: a label does not occur in training, or all rows of training have the same labels.
+        UserError: a label does not occur in training, or all rows of training have the same labels, or one looks like a
+            mark of rows without a label.
     """
     parts = {name: split for name, split in splits.items() if isinstance(split, LabelSetSplit)}
     counts = {name: split.count_labels() for name, split in parts.items()}
     first = next(iter(parts.values())).parts[0]
+    if not marks_are_labels and labels.separator is not None:
+        _check_marks(set().union(*counts.values()), first, labels.columns[0])
     if names is None:
         learnt = counts["train"] if parts["train"].choice is None else counts["train"] + counts.get("valid", Counter())
         found = sorted({label for name in learnt for label in labels_of(name)})
         found = sorted(found, key=int) if found and all(map(is_integer, found)) else found
         names = list(labels.columns) if len(labels.columns) > 1 else found
         if len(counts["train"]) < 2:
-            what = f"have the labels {listed_values(labels_of(next(iter(counts['train']))))}" if counts["train"] else (
-                    "have none; label some")  # fmt: skip
+            held = next(iter(counts["train"]), set_name(()))
+            what = f"have the labels {listed_values(labels_of(held))}" if labels_of(held) else "have no label"
             raise UserError(f"all training rows of {first.what} {what}; a classifier needs rows that differ")
     for name, split in parts.items():
         unseen = sorted({label for found in counts[name] for label in labels_of(found)} - set(names))
@@ -248,12 +301,35 @@ def resolve(
     return labels
 
 
+def _check_marks(sets: set[str], where: Source, column: str) -> None:
+    """Raise UserError if cells hold what programs write for a missing value, or -1 where all labels are whole numbers."""
+    found = {label for name in sets for label in labels_of(name)}
+    numbers = NO_LABEL in found and all(map(is_integer, found))
+    for mark in sorted(MISSING) + [NO_LABEL] * numbers:
+        if set_name([mark]) in sets:
+            raise UserError(f"column {column} of {where.what} has the label {listed_values([mark])}; add --unlabelled {mark} if "
+                            "it marks rows without a label, or --unlabelled none if it is a label")  # fmt: skip
+
+
+def unused_separator(labels: LabelSets) -> str | None:
+    """A sentence if no cell has several labels, so that the separator may be another one; else None."""
+    if labels.separator is None or any(len(labels_of(name)) != 1 for name in labels.sets):
+        return None
+    return (
+        f"warning: no cell of column {listed_values(labels.columns)} has the label separator {labels.separator!r}, so each row has "
+        "one label; if a cell holds several, give what stands between them"
+    )
+
+
 def suspicion(names: Sequence[str], column: str) -> str | None:
     """A sentence if classes look like several labels in one cell, such as pos#film and film#pos; else None.
 
-    That is where two classes have the same parts in another order, or where the parts of a class are classes too.
+    That is where two classes have the same parts in another order, or where the parts of a class are classes too, or
+    where a cell is a list as JSON or Python write it.
     """
     known = set(names)
+    if written := next((name for name in names if _list_in(name)), None):
+        return f"warning: column {column} holds {excerpt(written)} as a class; to read it as a list, give --label-separator ','"
     for separator in _SUSPECTS:
         pieces = {name: [piece.strip() for piece in name.split(separator)] for name in names if separator in name}
         pieces = {name: parts for name, parts in pieces.items() if all(parts)}
