@@ -53,6 +53,7 @@ SLOW = {
     "check_readonly_memmap_input", "check_estimators_fit_returns_self", "check_n_features_in",
     "check_methods_sample_order_invariance", "check_n_features_in_after_fitting", "check_fit2d_predict1d",
     "check_fit2d_1feature", "check_estimators_overwrite_params", "check_fit_check_is_fitted",
+    "check_classifiers_multilabel_representation_invariance",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,27 +13,22 @@ from typing import Any, Literal
 import numpy as np
 
 from ulmfit.errors import UserError
+from ulmfit.estimator_inputs import InputError, label_sets, more_targets, texts_of_rows, training_targets
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.inference import TextClassifier
 from ulmfit.option_types import PathOption
-from ulmfit.texts import is_missing
 from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.fit import fit as fit_whole_job
 from ulmfit.training.result import TrainingResult
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
-    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils import check_consistent_length, check_random_state
     from sklearn.utils.validation import check_is_fitted
 except ImportError:
     raise UserError("scikit-learn is not installed; pip install 'ulmfit[sklearn]'") from None
 
 _MOST_SEEDS = 2**31 - 1
-
-
-class InputError(UserError, ValueError):
-    """X or y is wrong. scikit-learn's own functions expect a ValueError."""
 
 
 class StoredModel:
@@ -74,7 +70,7 @@ class StoredModel:
 
 
 class UlmfitClassifier(ClassifierMixin, BaseEstimator):
-    """ULMFiT as a classifier of scikit-learn. X are texts, y are labels of any type.
+    """ULMFiT as a classifier of scikit-learn. X are texts, y are labels of any type, or several labels a text.
 
         clf = UlmfitClassifier(random_state=0).fit(texts, labels, unlabeled=more_texts)
         clf.predict(["What a film!"])
@@ -82,6 +78,10 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
     `fit` fine-tunes a language model on the texts of X and `unlabeled`, and trains a classifier on its encoder, as
     `ulmfit.fit` does. With `encoder` it trains the classifier only, which is many times faster where a search or a
     cross-validation fits often. A language model sees only the texts that it is given: none of a fold that is held out.
+
+    With several labels a text y is a matrix [n, C] of 0 and 1 (an array, a frame, or a sparse matrix), or a list with a
+    list of labels for each text. `predict` gives what y was: a matrix, or an array of tuples. Cross-validation and
+    searches of scikit-learn take the matrix only.
 
     A fitted estimator holds its model, so that pickle and joblib take it anywhere. Where several are fitted at once
     (`n_jobs`), give `threads=1` and no `output_dir`.
@@ -109,8 +109,10 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         verbose: print what the trainings print.
 
     Attributes:
-        classes_: the labels, sorted, [C].
+        classes_: the labels, sorted, [C]. Of a matrix the numbers of its columns, or the names that a frame gives them.
         class_prior_: their shares in y, float64 [C]: the probabilities of a row without a text.
+        multilabel_: whether a text may have several labels.
+        thresholds_: float64 [C], with several labels: the probabilities from which a text has them.
         validation_scores_: scores of the model on the validation texts, by name (accuracy, f1, loss, ece ...); empty
             without validation texts.
         model_: the model, a `StoredModel`.
@@ -159,7 +161,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: texts: a list, array or Series [n], or a frame or array of one column [n, 1]. Rows without a text are
                 left out; more than 5 % of them are an error.
-            y: a label for each, [n], of any type that can be sorted.
+            y: a label for each, [n], of any type that can be sorted; or several for each, [n, C] of 0 and 1 or a list
+                of lists.
             unlabeled: more texts for the language model, as X.
             X_val, y_val: texts and labels for validation, instead of a held-out share of X.
 
@@ -171,8 +174,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             UserError: an option is wrong, or the texts cannot be learnt from.
             TrainingInterrupted: Ctrl-C. With `output_dir` the same call goes on.
         """
-        texts, labels = _texts(X, "X"), _labels(y, "y")
-        check_consistent_length(texts, labels)
+        texts, labels = texts_of_rows(X, "X"), training_targets(y, "y")
+        check_consistent_length(texts, labels.codes)
         if not texts:
             raise InputError("X holds no text; give a list of texts and y a label for each")
         if (X_val is None) != (y_val is None):
@@ -180,34 +183,28 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         for what, value in (("unlabeled texts are", unlabeled), ("options lm are", self.lm or None)):
             if value is not None and self.encoder is not None:
                 raise InputError(f"{what} for a language model and encoder names a trained one; leave out one")
-        check_classification_targets(labels)
-        classes, indices = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise InputError("y holds one class only; give labels of two classes or more")
-        data = {"train": _table(texts, indices)}
+        if self.calibrate and labels.several:
+            raise InputError("calibrate is for one label a text; with several, a threshold by label is chosen anyway")
+        data = {"train": {"text": texts, "label": labels.cells()}}
         if X_val is not None:
-            data["valid"] = self._validation_table(X_val, y_val, classes)
+            held_out, truth = texts_of_rows(X_val, "X_val"), more_targets(y_val, "y_val", labels)
+            check_consistent_length(held_out, truth.codes)
+            data["valid"] = {"text": held_out, "label": truth.cells()}
         if unlabeled is not None:
-            data["unsup"] = {"text": _texts(unlabeled, "unlabeled")}
+            data["unsup"] = {"text": texts_of_rows(unlabeled, "unlabeled")}
         with self._folders() as folders, contextlib.nullcontext() if self.verbose else _quiet():
             result = self._train(data, *folders)
             files = {file.name: file.read_bytes() for file in sorted(result.model_dir.iterdir()) if file.is_file()}
-        self.classes_ = classes
-        self.class_prior_ = np.bincount(indices) / len(indices)
+        self.classes_, self.class_prior_ = labels.classes, labels.shares()
+        self.multilabel_, self._form, self._dtype = labels.several, labels.form, labels.dtype
         self.model_ = StoredModel(files)
+        if labels.several:
+            config = json.loads(files["config.json"])
+            self.thresholds_ = np.full(len(labels.classes), 0.5)  # that of a label which no text of training has
+            self.thresholds_[list(map(int, config["label_names"]))] = config["thresholds"]
         scores = result.metrics.get("valid", {})
         self.validation_scores_ = {name: value for name, value in scores.items() if isinstance(value, float)}
         return self
-
-    def _validation_table(self, X_val: Any, y_val: Any, classes: np.ndarray) -> dict[str, list[str]]:
-        texts, labels = _texts(X_val, "X_val"), _labels(y_val, "y_val")
-        check_consistent_length(texts, labels)
-        known = {label: index for index, label in enumerate(classes.tolist())}
-        found = [known.get(label) for label in labels.tolist()]
-        indices = [index for index in found if index is not None]
-        if len(indices) < len(found):
-            raise InputError("y_val holds a label that y does not; leave such rows out")
-        return _table(texts, indices)
 
     @contextlib.contextmanager
     def _folders(self) -> Iterator[tuple[str, str | None]]:
@@ -255,25 +252,48 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities, float64 [n, C], in the order of `classes_`. A row without a text has `class_prior_`.
 
+        With several labels a text each is the probability of one label, and a row need not sum to 1.
+
         Args:
             X: texts, as for `fit`.
         """
         check_is_fitted(self)
-        texts = _texts(X, "X")
+        texts = texts_of_rows(X, "X")
         model = self.model_.loaded()
         readable = [place for place, text in enumerate(texts) if text.strip()]
         found = model.probabilities([texts[place] for place in readable]).astype(np.float64)
         result = np.tile(self.class_prior_, (len(texts), 1))
-        # The model's classes are the numbers of ours, in an order of its own.
-        own = np.empty_like(found)
+        # The model's classes are the numbers of ours, in an order of its own. It lacks a label that no text has.
+        own = np.zeros((len(readable), len(self.classes_)))
         own[:, [int(name) for name in model.label_names]] = found
-        result[readable] = own / own.sum(1, keepdims=True)
+        result[readable] = own if self.multilabel_ else own / own.sum(1, keepdims=True)
         return result
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable label of each text, [n], of the type of y."""
+        """The most probable label of each text, [n], of the type of y.
+
+        With several labels a text those whose probabilities reach `thresholds_`: a matrix [n, C] of 0 and 1 of the type
+        of y, or where y was lists an array of tuples, [n].
+        """
         probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(1)]
+        if not self.multilabel_:
+            return self.classes_[probabilities.argmax(1)]
+        found = probabilities >= self.thresholds_
+        if self._form == "matrix":
+            return found.astype(self._dtype)
+        result = np.empty(len(found), dtype=object)
+        result[:] = [tuple(self.classes_[row].tolist()) for row in found]
+        return result
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of texts whose label, or all of whose labels, are right."""
+        check_is_fitted(self)
+        if self._form != "lists":
+            return super().score(X, y, sample_weight)
+        truth = label_sets(y, "y")
+        check_consistent_length(texts_of_rows(X, "X"), truth, sample_weight)
+        right = [frozenset(found) == labels for found, labels in zip(self.predict(X), truth, strict=True)]
+        return float(np.average(right, weights=sample_weight))
 
     def save_model(self, folder: PathOption) -> None:
         """Write the model as `TextClassifier.from_pretrained` and `ulmfit export` read it.
@@ -292,6 +312,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
         tags.non_deterministic = self.random_state is None
         return tags
 
@@ -305,50 +326,3 @@ def _quiet() -> Iterator[None]:
         contextlib.redirect_stderr(nowhere),
     ):
         yield
-
-
-def _table(texts: list[str], indices: Any) -> dict[str, list[str]]:
-    return {"text": texts, "label": [str(index) for index in indices]}
-
-
-def _texts(given: Any, name: str) -> list[str]:
-    """Texts from a list, array or Series, or from a frame or array of one column. A missing value becomes "".
-
-    Raises:
-        InputError: they are no texts.
-    """
-    if isinstance(given, str | bytes | Mapping) or hasattr(given, "toarray"):
-        what = "one text" if isinstance(given, str) else f"of type {type(given).__name__}"
-        raise InputError(f"{name} is {what}; give a list of texts")
-    if hasattr(given, "columns"):
-        if len(given.columns) != 1:
-            raise InputError(f"{name} is a frame of {len(given.columns)} columns; give the one with the texts")
-        given = given[given.columns[0]]
-    array = given if isinstance(given, np.ndarray) else None
-    if array is not None and array.ndim != 1:
-        if array.ndim != 2 or array.shape[1] != 1:
-            raise InputError(f"{name} is an array of shape {list(array.shape)}; give the texts alone, [n] or [n, 1]")
-        given = array[:, 0]
-    try:
-        items = list(given)
-    except TypeError:
-        raise InputError(f"{name} is of type {type(given).__name__}; give a list of texts") from None
-    for place, item in enumerate(items):
-        if not isinstance(item, str) and not is_missing(item):
-            raise InputError(f"row {place} of {name} is of type {type(item).__name__} and no text; give texts")
-    return [str(item) if isinstance(item, str) else "" for item in items]
-
-
-def _labels(given: Any, name: str) -> np.ndarray:
-    """Labels as an array [n].
-
-    Raises:
-        ValueError: it has another shape, or a label is missing.
-    """
-    if given is None:
-        # scikit-learn's checks look for these words.
-        raise InputError(f"fit requires {name} to be passed, but the target {name} is None; give a label for each text")
-    labels = column_or_1d(given, warn=True)
-    if any(map(is_missing, labels.tolist())):
-        raise InputError(f"{name} has missing labels (NaN or None); give such texts as unlabeled")
-    return labels
