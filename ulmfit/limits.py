@@ -70,6 +70,9 @@ LIMITS = {
     "min_p": Limit(0, 1),
     "number": Limit(1, 10**7),
     "errors": Limit(1, 10**4, off=True),
+    # of `ulmfit sweep`
+    "trials": Limit(1, 10**6),
+    "most_epochs": Limit(1, 10**4),
     # of `ulmfit preflight`
     "node": Limit(0, 10**6),
     "processes": Limit(1, 1024),

@@ -21,10 +21,11 @@ from ulmfit.cli.preflight import PreflightOptions, preflight
 from ulmfit.cli.report import ReportOptions, report
 from ulmfit.cli.show import ShowOptions, show
 from ulmfit.cli.top_losses import TopLossesOptions, top_losses
-from ulmfit.cli.train import fit, train_clf, train_lm
+from ulmfit.cli.train import fit, sweep, train_clf, train_lm
 from ulmfit.cli.train_tokenizer import TokenizerOptions, train_tokenizer
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.fit_config import FitConfig
+from ulmfit.sweep_config import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ COMMANDS = {
     "train-clf": Command(
         ClassifierConfig, train_clf, "--data reviews.csv --encoder runs/lm --output-dir runs/clf", trains=True
     ),
+    "sweep": Command(SweepConfig, sweep, "--data reviews.csv --output-dir runs/sweep --time-budget 2h", trains=True),
     "predict": Command(PredictOptions, predict, "--model runs/clf --data new.csv --output labels.csv", keeps=True),
     "evaluate": Command(EvaluateOptions, evaluate, "--model runs/clf --data labelled.csv --split all"),
     "explain": Command(ExplainOptions, explain, 'runs/clf "What a wonderful film"'),

@@ -1,4 +1,4 @@
-"""fit, train-lm and train-clf: the trainers, whose options are in ulmfit/fit_config.py and ulmfit/config.py."""
+"""fit, sweep, train-lm and train-clf: the trainers, whose options are in ulmfit/fit_config.py, sweep_config.py and config.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.fit_config import FitConfig
+from ulmfit.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from ulmfit.training.result import TrainingResult
@@ -21,6 +22,13 @@ def fit(config: FitConfig, stop: StopRequest) -> None:
     result = job.fit(config, stop=stop)
     if result.state == "preempted" and int(os.environ.get("RANK", 0)) == 0:
         print("stopped with what is done so far; the same command goes on from there")
+
+
+def sweep(config: SweepConfig, stop: StopRequest) -> None:
+    """Work on a sweep."""
+    from ulmfit.training import sweep as trials
+
+    trials.sweep(config, stop)
 
 
 def train_lm(config: LMConfig, stop: StopRequest) -> None:
