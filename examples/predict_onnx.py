@@ -12,7 +12,8 @@ import onnxruntime
 import tokenizers
 
 folder, texts = Path(sys.argv[1]), sys.argv[2:]
-labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+labels, thresholds = config["label_names"], config.get("thresholds")  # thresholds: a text may have several labels
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # a text is no work for several
@@ -24,4 +25,5 @@ tokens = np.zeros((len(rows), lengths.max(initial=1)), np.int64)
 for i, row in enumerate(rows):
     tokens[i, : len(row)] = row  # what stands after a text's length is not read
 for probabilities in session.run(["probabilities"], {"tokens": tokens, "lengths": lengths})[0]:
-    print(f"{labels[probabilities.argmax()]}\t{probabilities.max():.4f}")
+    chosen = [probabilities.argmax()] if thresholds is None else np.flatnonzero(probabilities >= thresholds)
+    print("\t".join(f"{labels[i]}\t{probabilities[i]:.4f}" for i in chosen))

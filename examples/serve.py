@@ -22,7 +22,8 @@ MOST_BYTES, MOST_TEXTS, MOST_TOKENS = 2**20, 64, 5000  # of a request, of a requ
 BATCH, MOST_WAITING = 32, 1024  # texts; a longer queue is refused
 
 folder = Path(os.environ["MODEL"])
-labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+labels, thresholds = config["label_names"], config.get("thresholds")  # thresholds: a text may have several labels
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # for more cores, start more processes (uvicorn --workers)
@@ -89,5 +90,11 @@ async def predict(request: Request) -> list[dict]:
     futures = [asyncio.get_running_loop().create_future() for _ in documents]
     for item in zip(documents, futures, strict=True):
         waiting.put_nowait(item)
-    rows = [dict(zip(labels, row, strict=True)) for row in await asyncio.gather(*futures)]
-    return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in rows]
+    return [answer(row) for row in await asyncio.gather(*futures)]
+
+
+def answer(row: list[float]) -> dict:
+    found = {"probabilities": dict(zip(labels, row, strict=True))}
+    if thresholds is None:
+        return {"label": labels[row.index(max(row))]} | found
+    return {"labels": [label for label, p, least in zip(labels, row, thresholds, strict=True) if p >= least]} | found

@@ -18,6 +18,7 @@ GROUND = {
     "cores",
     "device",
     "errors",
+    "estimator_inputs",
     "excerpts",
     "files",
     "fit_config",
@@ -36,6 +37,7 @@ GROUND = {
     "run_command",
     "run_scores",
     "shipped",
+    "sweep_config",
     "texts",
 }
 # Files at the top that are one room: what uses a trained model.

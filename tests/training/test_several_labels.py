@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from ulmfit import cli, train_classifier
 from ulmfit.data.corpus import open_corpus
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig
+from ulmfit.training.clf_task import ClassifierTask
 from ulmfit.training.label_loss import SeveralLabels, balanced_weights
 from ulmfit.training.label_scores import FEW, best_threshold, choose_thresholds, label_metrics
 from ulmfit.training.loop import Loop
@@ -206,7 +210,7 @@ def test_terminal_lines_have_the_labels_and_their_probabilities(trained, capsys)
     assert both[0] == "city,hill" and len(both[1].split(",")) == 2 and none == [",", ""]
 
 
-def test_an_exported_model_has_the_same_labels(trained, tmp_path):
+def test_an_exported_model_has_the_same_labels_and_so_have_the_examples(trained, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     folder, *_ = trained
     cli.main(["export", "--model", str(folder / "run"), "--output", str(tmp_path / "onnx"), "--to", "onnx"])
@@ -216,6 +220,17 @@ def test_an_exported_model_has_the_same_labels(trained, tmp_path):
     for ours, theirs in zip(*(model.predict(texts) for model in models), strict=True):
         assert ours.labels == theirs.labels
         assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-5)
+    found = models[0].predict(texts)
+    assert {len(one.labels) for one in found} >= {0, 1, 2}
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["predict_onnx.py", str(tmp_path / "onnx"), *texts])
+    runpy.run_path(str(runs.ROOT / "examples" / "predict_onnx.py"))
+    lines = [line.split("\t")[::2] for line in capsys.readouterr().out.splitlines()]
+    assert [set(line) - {""} for line in lines] == [set(one.labels) for one in found]
+    monkeypatch.setenv("MODEL", str(tmp_path / "onnx"))
+    if importlib.util.find_spec("fastapi"):
+        answer = runpy.run_path(str(runs.ROOT / "examples" / "serve.py"))["answer"]
+        assert [answer(one.probabilities.tolist())["labels"] for one in found] == [list(one.labels) for one in found]
 
 
 @pytest.mark.slow
@@ -236,6 +251,36 @@ def test_the_cut_of_the_batch_and_a_stop_change_nothing(trained, tmp_path, monke
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert runs.metrics(whole.run_dir) == runs.metrics(stopped.run_dir)
     assert whole.metrics["valid"]["thresholds"] == stopped.metrics["valid"]["thresholds"]
+
+
+@pytest.mark.parametrize("step", [4, 7])
+def test_a_kill_changes_nothing(trained, tmp_path, monkeypatch, step):
+    """In fp32, between two checkpoints, before and after the best evaluation; the interrupted run writes none of its own."""
+    _, data, _ = trained
+    options = OPTIONS | {"data": str(data), "max_steps": 8, "eval_every": 3, "save_every": 2, "drop_mult": 0.5,
+                         "label_smoothing": 0.1}  # fmt: skip
+    whole = train_classifier(runs.clf_config(tmp_path / "whole", **options))
+    steps = ClassifierTask.step
+
+    def killed(self, engine, batch, number):
+        if number == step:
+            raise RuntimeError("the machine fails")
+        return steps(self, engine, batch, number)
+
+    monkeypatch.setattr(ClassifierTask, "step", killed)
+    with pytest.raises(RuntimeError, match="the machine fails"):
+        train_classifier(runs.clf_config(tmp_path / "killed", **options))
+    monkeypatch.setattr(ClassifierTask, "step", steps)
+    found = train_classifier(runs.clf_config(tmp_path / "killed", **options))
+    a, b = runs.weights(whole.run_dir), runs.weights(found.run_dir)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert runs.metrics(whole.run_dir) == runs.metrics(found.run_dir)
+    assert whole.metrics == found.metrics
+    config = [
+        json.loads((run / "model" / "config.json").read_text())
+        for run in (whole.model_dir.parent, found.model_dir.parent)
+    ]
+    assert config[0] == config[1] and config[0]["thresholds"] == whole.metrics["valid"]["thresholds"]
 
 
 def test_models_of_one_and_of_several_labels_do_not_mix(trained, tmp_path, reviews):

@@ -24,8 +24,8 @@ from ulmfit.fit_config import LM, naming, stage_configs
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import flag, normalized, path_text
 from ulmfit.sweep_config import SweepConfig
-from ulmfit.training.clf_task import train_classifier
-from ulmfit.training.lm_task import train_language_model
+from ulmfit.training.clf_training import train_classifier
+from ulmfit.training.lm_training import train_language_model
 from ulmfit.training.stages import recipe_for
 
 try:
