@@ -23,7 +23,6 @@ class Store(BaseHTTPRequestHandler):
     objects: dict[str, bytes] = {}
     busy = 0  # how many requests for content are refused first
     read: set[str] = set()  # names of the objects of which content was sent
-    gates: dict[str, threading.Event] = {}  # by object, what its content waits for
 
     def do_HEAD(self):
         self._object(head=True)
@@ -61,8 +60,6 @@ class Store(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{hash(self.objects[name])}"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
         if head:
             return self._answer(200, content, headers, body=False)
-        if name in self.gates:
-            self.gates[name].wait()
         if Store.busy:
             Store.busy -= 1
             return self._answer(503, b"<Error><Code>SlowDown</Code></Error>", {})
@@ -111,7 +108,7 @@ def s3_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Store]]:
                         "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    Store.objects, Store.busy, Store.read, Store.gates = {}, 0, set(), {}
+    Store.objects, Store.busy, Store.read = {}, 0, set()
     try:
         yield Store
     finally:

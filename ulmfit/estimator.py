@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ulmfit.errors import UserError
-from ulmfit.estimator_inputs import InputError, label_sets, more_targets, texts_of_rows, training_targets
+from ulmfit.estimator_inputs import Form, InputError, label_sets, more_targets, texts_of_rows, training_targets
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.inference import TextClassifier
 from ulmfit.option_types import PathOption
@@ -117,6 +117,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             without validation texts.
         model_: the model, a `StoredModel`.
     """
+
+    _form: Form = "labels"  # of y; what was pickled before there were several labels does not tell it
 
     def __init__(
         self,
@@ -266,7 +268,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         # The model's classes are the numbers of ours, in an order of its own. It lacks a label that no text has.
         own = np.zeros((len(readable), len(self.classes_)))
         own[:, [int(name) for name in model.label_names]] = found
-        result[readable] = own if self.multilabel_ else own / own.sum(1, keepdims=True)
+        result[readable] = own / own.sum(1, keepdims=True) if self._form == "labels" else own
         return result
 
     def predict(self, X: Any) -> np.ndarray:
@@ -276,7 +278,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         of y, or where y was lists an array of tuples, [n].
         """
         probabilities = self.predict_proba(X)
-        if not self.multilabel_:
+        if self._form == "labels":
             return self.classes_[probabilities.argmax(1)]
         found = probabilities >= self.thresholds_
         if self._form == "matrix":

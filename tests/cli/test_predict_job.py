@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -214,65 +213,74 @@ def served(runs, tmp_path_factory):
     return folder
 
 
-def command_in_chunks(size, *words):
-    """`ulmfit predict` that saves its place after every `size` rows."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(ulmfit.__file__).parents[1])!r}); from ulmfit import cli, resumable;"
-        f"from ulmfit.cli import predict; predict.CHUNK, resumable.SAVE_EVERY = {size}, 0; sys.exit(cli.main(sys.argv[1:]))"
-    )
-    return [sys.executable, "-c", code, "predict", *words]
+IN_CHUNKS = """
+import sys, time
+sys.path.insert(0, {root!r})
+from ulmfit import cli, resumable
+from ulmfit.cli import predict
+from ulmfit.inference import TextClassifier
+predict.CHUNK, resumable.SAVE_EVERY = 50, 0
+probabilities, left = TextClassifier.probabilities, [{chunks}]
+def until(self, texts):
+    left[0] -= 1
+    while left[0] < 0:
+        time.sleep(1)
+    return probabilities(self, texts)
+TextClassifier.probabilities = until
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
-def wait_for_rows(process, folder):
-    """Wait until a process has saved a place after some rows; the files that tell it."""
-    while not (told := [path for path in folder.glob("*.partial.json") if json.loads(path.read_text())["rows"]]):
+def command_in_chunks(*words, chunks=10**9):
+    """`ulmfit predict` that saves its place after every 50 rows, and waits for its end after so many chunks."""
+    code = IN_CHUNKS.format(root=str(Path(ulmfit.__file__).parents[1]), chunks=chunks)
+    return [sys.executable, "-c", code, "predict", *map(str, words)]
+
+
+def kill_after_rows(process, told, rows):
+    """Kill a process that has saved the place after so many rows."""
+    while not (told() and json.loads(told()[0].read_text())["rows"] == rows):
         assert process.poll() is None
         time.sleep(0.01)
-    return told
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 def test_a_killed_process_is_gone_on_with(served, tmp_path):
     rows = "".join(f'{{"text": "film {number}"}}\n' for number in range(2000))
     (tmp_path / "a.jsonl").write_text(rows)
-    words = command_in_chunks(50, "--model", str(served), "--data", "a.jsonl", "--output")
-    process = subprocess.Popen([*words, "o.csv"], cwd=tmp_path)
-    wait_for_rows(process, tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = ["--model", served, "--data", "a.jsonl", "--output"]
+    process = subprocess.Popen(command_in_chunks(*words, "o.csv", chunks=7), cwd=tmp_path)
+    kill_after_rows(process, lambda: list(tmp_path.glob("o.csv.partial.json")), 350)
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "o.csv.partial", "o.csv.partial.json"]
-    again = subprocess.run([*words, "o.csv"], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0 and "going on after" in again.stderr, again.stderr
-    assert subprocess.run([*words, "whole.csv"], cwd=tmp_path).returncode == 0
+    again = subprocess.run(command_in_chunks(*words, "o.csv"), cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0 and "going on after 350 rows" in again.stderr, again.stderr
+    assert subprocess.run(command_in_chunks(*words, "whole.csv"), cwd=tmp_path).returncode == 0
     assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_a_killed_process_is_gone_on_with_from_and_to_s3(served, tmp_path, monkeypatch):
-    """The input is read again from the place of the kill, and the object appears once, when it is whole."""
+    """In the second of three objects. The result appears once, when it is whole."""
     monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
-    rows = [f'{{"text": "film {number}"}}\n' for number in range(3000)]
+    partial = tmp_path / "cache" / "predictions"
     (tmp_path / "in").mkdir()
     with s3_stand_in(monkeypatch) as store:
         for shard in range(3):
-            content = "".join(rows[shard::3])
+            content = "".join(f'{{"text": "film {number}"}}\n' for number in range(shard, 600, 3))
             (tmp_path / "in" / f"{shard}.jsonl").write_text(content)
             store.objects[f"bucket/in/{shard}.jsonl"] = content.encode()
-        store.gates["bucket/in/2.jsonl"] = gate = threading.Event()
-        command = command_in_chunks(50, "--model", str(served), "--data")
-        process = subprocess.Popen([*command, "s3://bucket/in/*.jsonl", "--output", "s3://bucket/o.csv"], cwd=tmp_path)
-        (told,) = wait_for_rows(process, tmp_path / "cache" / "predictions")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        gate.set()
+        words = ["--model", served, "--data", "s3://bucket/in/*.jsonl", "--output", "s3://bucket/o.csv"]
+        process = subprocess.Popen(command_in_chunks(*words, chunks=5), cwd=tmp_path)
+        kill_after_rows(process, lambda: list(partial.glob("*.partial.json")), 250)
         assert "bucket/o.csv" not in store.objects
-        done = json.loads(told.read_text())["rows"]
-        again = subprocess.run([*command, "s3://bucket/in/*.jsonl", "--output", "s3://bucket/o.csv"], cwd=tmp_path,
-                               capture_output=True, text=True)  # fmt: skip
-        assert again.returncode == 0 and f"going on after {done:,} rows" in again.stderr, again.stderr
-        subprocess.run([*command, "in/*.jsonl", "--output", "whole.csv"], cwd=tmp_path, check=True)
+        again = subprocess.run(command_in_chunks(*words), cwd=tmp_path, capture_output=True, text=True)
+        assert again.returncode == 0 and "going on after 250 rows" in again.stderr, again.stderr
+        words[3:6:2] = ["in/*.jsonl", "whole.csv"]
+        subprocess.run(command_in_chunks(*words), cwd=tmp_path, check=True)
         found = store.objects["bucket/o.csv"].decode()
     whole = (tmp_path / "whole.csv").read_text()
-    assert len(found.splitlines()) == 3001 and found.replace("s3://bucket/in/", "") == whole.replace("in/", "")
-    assert not list((tmp_path / "cache" / "predictions").iterdir())
+    assert len(found.splitlines()) == 601 and found.replace("s3://bucket/", "") == whole
+    assert not list(partial.iterdir())
 
 
 # The file
