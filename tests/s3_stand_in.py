@@ -28,6 +28,8 @@ class Store(BaseHTTPRequestHandler):
         self._object(head=True)
 
     def do_PUT(self):
+        if self.headers.get("Expect"):  # the client waits for this before it sends the content
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         content = self.rfile.read(int(self.headers["Content-Length"]))
         if "aws-chunked" in self.headers.get("Content-Encoding", ""):
             content = _unchunked(content)

@@ -278,7 +278,7 @@ def test_a_killed_process_is_gone_on_with_from_and_to_s3(served, tmp_path, monke
         words[3:6:2] = ["in/*.jsonl", "whole.csv"]
         subprocess.run(command_in_chunks(*words), cwd=tmp_path, check=True)
         found = store.objects["bucket/o.csv"].decode()
-    whole = (tmp_path / "whole.csv").read_text()
+    whole = (tmp_path / "whole.csv").read_bytes().decode()
     assert len(found.splitlines()) == 601 and found.replace("s3://bucket/", "") == whole
     assert not list(partial.iterdir())
 

@@ -110,7 +110,7 @@ def test_rows_that_are_no_answer_are_told(tmp_path):
 
 def test_separators_have_names_and_a_cell_may_be_a_list():
     texts = [f"text {row}" for row in range(12)]
-    for separator, cells in (("semicolon", ["a;b", "a", ";"]), ("tab", ["a\tb", "a", '[]']), ("\\t", ["b\ta", "a", "[]"]),
+    for separator, cells in (("semicolon", ["a;b", "a", ";"]), ("tab", ["a\tb", "a", "\t"]), (" ", ["a b", "a", " "]), ("\\t", ["b\ta", "a", " \t "]),
                              (",", ['["a", "b"]', "['a']", "[]"]), (" and ", ["a and b", "a", "[]"])):  # fmt: skip
         corpus = corpus_of({"text": texts, "label": cells * 4}, label_separator=separator)
         assert corpus.label_names == ["a", "b"] and not corpus.notes

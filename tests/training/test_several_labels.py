@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -227,6 +228,12 @@ def test_an_exported_model_has_the_same_labels_and_so_have_the_examples(trained,
     runpy.run_path(str(runs.ROOT / "examples" / "predict_onnx.py"))
     lines = [line.split("\t")[::2] for line in capsys.readouterr().out.splitlines()]
     assert [set(line) - {""} for line in lines] == [set(one.labels) for one in found]
+    config = json.loads((tmp_path / "onnx" / "config.json").read_text())
+    for wrong in ([0.5, 0.5], [0.5, 0.5, float("nan")], [0.5, 0.5, 1.5], ["a", 0.5, 0.5]):
+        shutil.copytree(tmp_path / "onnx", tmp_path / "edited", dirs_exist_ok=True)
+        (tmp_path / "edited" / "config.json").write_text(json.dumps(config | {"thresholds": wrong}))
+        with pytest.raises(UserError, match="thresholds in .* are not a number from 0 to 1 for each"):
+            ulmfit.TextClassifier.from_pretrained(tmp_path / "edited")
     monkeypatch.setenv("MODEL", str(tmp_path / "onnx"))
     if importlib.util.find_spec("fastapi"):
         answer = runpy.run_path(str(runs.ROOT / "examples" / "serve.py"))["answer"]

@@ -99,6 +99,8 @@ class LabelSets:
         if self.separator is None:
             raise UserError(f"column {self.columns[0]} of {part.what} holds lists and {excerpt(value)}; write a list in "
                             "each row, or give --label-separator")  # fmt: skip
+        if isinstance(value, str) and self.separator.isspace() and self.separator in value and not value.strip():
+            return set_name(())  # the separator alone, which is no empty cell
         text = label_name(part, self.columns[0], value)
         if text is None or text == self.unlabelled:
             return None

@@ -29,6 +29,8 @@ def write_export(
 ) -> None:
     """Write the three files, each atomically. `config` is that of the trained model, and is kept."""
     content = {**config, "exported": {"format": "onnx", "bits": bits}}
+    if config.get("multi_label") and config.get("thresholds") is None:
+        content["thresholds"] = [0.5] * len(config["label_names"])  # programs that read the folder look for them
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / TOKENIZER)
     files.write_text(folder / CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -66,9 +68,11 @@ def read_export(path: str | os.PathLike) -> tuple[OnnxReader, Tokenizer, dict[st
         if config.get(name) is not None and not isinstance(config[name], kind):
             raise UserError(f"{name} in {folder / CONFIG} is {excerpt(config[name])}, of another type; {_CURE}")
     if (thresholds := config.get("thresholds")) is not None and (
-        len(thresholds) != len(names) or not all(isinstance(value, int | float) for value in thresholds)
+        len(thresholds) != len(names) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in thresholds)
     ):
-        raise UserError(f"thresholds in {folder / CONFIG} are not a number for each of label_names; {_CURE}")
+        raise UserError(
+            f"thresholds in {folder / CONFIG} are not a number from 0 to 1 for each of label_names; {_CURE}"
+        )
     tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     if config.get("vocabulary", tokenizer.vocabulary_fingerprint) != tokenizer.vocabulary_fingerprint:
         raise UserError(
