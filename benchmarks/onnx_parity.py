@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/onnx_parity.py --presets small base
 
-Small has the English encoder that comes with the package, the others random weights. The head's statistics are those of
-the documents, as after a training, and its weights are large enough that the classes differ from text to text. A batch
+Small has the English encoder that comes with the package, the others random weights, with an embedding so large that the
+encodings vary as trained ones do. The head's statistics are those of documents, as after a training, and its weights are
+large enough that the classes differ from text to text. A batch
 is read by torch in one call, by one call of the graph, padded, and by `OnnxReader`, which divides it. Exits with 1 where
 a difference is above the promised 1e-5.
 """
@@ -23,7 +24,8 @@ from ulmfit.exported.graph import Weights, build
 from ulmfit.exported.reader import OnnxReader
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.pretrained import ENCODERS, load_model
+from ulmfit.model.pretrained import load_model
+from ulmfit.shipped import ENCODERS
 
 PROMISED = 1e-5
 MOST_PADDED = 12_000  # tokens of one call of the graph, which reads padding too
@@ -71,10 +73,12 @@ def network(preset: str, several: bool) -> ClassifierNet:
     sizes = AWDLSTMConfig(vocab_size=20_000, **PRESETS[preset])
     english = load_model(ENCODERS / "english")[0] if preset == "small" else None
     net = ClassifierNet(sizes if english is None else english.config, 3, multi_label=several).requires_grad_(False)
-    if english is not None:
+    if english is None:
+        net.encoder.embedding.weight.mul_(10)
+    else:
         net.encoder.load_state_dict(english.encoder.state_dict())
     pooled = net.encode(*padded(documents(np.arange(2, 66), 7, net.config.vocab_size))).pooled
-    net.head.linear2.weight.mul_(6)
+    net.head.linear2.weight.mul_(6 if english is not None else 2)
     for norm, rows in ((net.head.norm1, pooled), (net.head.norm2, None)):
         if rows is None:  # of the hidden layer
             rows = net.head.linear1((pooled - pooled.mean(0)) / (pooled.var(0) + norm.eps).sqrt()).relu()

@@ -23,7 +23,7 @@ ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/training/test
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
 ULMFIT_LONG=1 python -m pytest -q tests/one_gpu
 # `.venv/bin/pip install s3fs optuna` runs what skips here: a kill between objects of S3's stand-in, and sweeps.
-python -m pytest -q -rs tests/data/test_object_store.py tests/cli/test_predict_job.py tests/test_sweep.py
+python -m pytest -q -rs tests/data/test_object_store.py tests/cli/test_predict_job.py tests/test_sweep.py -k "s3 or store or sweep"
 python benchmarks/onnx_parity.py
 # Parity with an installed fastai, both ways.
 peer=${ULMFIT_PEER:-$root/.peer/bin/python}
