@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="minutes: set ULMFIT_LONG, as tests/run_long.sh does"),
 ]
 STEPS = {"lm": 120, "clf": 80}
+TAKEN = "Ctrl-C again to leave at once"
 PATIENCE = 600.0  # seconds for what has to happen by itself
 FORKS = multiprocessing.get_context("fork")
 
@@ -62,8 +63,11 @@ class Job:
             for name, value in values.items():
                 self.words += [f"--{training}.{name}", str(value)]
         self.ranks: list[multiprocessing.process.BaseProcess] = []
+        self.before: dict[Path, int | None] = {}
 
     def start(self) -> None:
+        files = (self.run / "status.json", self.run / "clf" / "status.json")
+        self.before = {file: _time_of(file) for file in files}  # of what the last start has left
         port = free_port()
         environment = runs.environment(self.run.parent / "cache")
         self.ranks = [
@@ -109,19 +113,42 @@ class Job:
             time.sleep(0.01)
 
     def reach(self, stage: str) -> None:
-        """Wait until the job is in a stage."""
+        """Wait until this start of the job is in a stage."""
         steps = {training: self.count(training) for training in STEPS}
 
         def reached() -> bool:
-            if self.status().get("state") != "running":  # what the last start has left
-                return False
+            told = self.run / "clf" / "status.json" if stage == "final" else self.run / "status.json"
+            if _time_of(told) == self.before.get(told) or json.loads(told.read_text())["state"] != "running":
+                return False  # what the last start has left
+            if stage == "final":  # the trainings are at their ends: what follows is an evaluation
+                return self.count("clf") == STEPS["clf"]
             if stage in ("baseline", "between"):
                 return self.status()["stage"] == {"baseline": "baseline", "between": "clf"}[stage]
-            if stage == "final":
-                return self.count("clf") == STEPS["clf"] and self.count("clf", "eval") > 0
             return self.count(stage) > steps[stage] + 3
 
         self.wait(reached)
+
+    def check_equal(self, other: Job) -> None:
+        """Both are done, with the same bits and the same log."""
+        assert self.status()["state"] == other.status()["state"] == "done"
+        for training in ("lm", "clf", "."):
+            a, b = runs.weights(self.run / training), runs.weights(other.run / training)
+            assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for training in STEPS:
+            assert runs.metrics(self.run / training) == runs.metrics(other.run / training)
+
+
+def _time_of(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Job:
+    """A job that nothing stops."""
+    job = Job(tmp_path_factory.mktemp("whole") / "run")
+    job.start()
+    assert job.end() == [0, 0], job.told()
+    return job
 
 
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
@@ -134,46 +161,44 @@ STOPS = {
 }
 
 
-def test_stopped_by_each_signal_in_each_stage_it_ends_with_the_same_bits(tmp_path):
-    whole, job = Job(tmp_path / "whole"), Job(tmp_path / "run")
-    whole.start()
-    assert whole.end() == [0, 0], whole.told()
+def test_stopped_by_each_signal_in_each_stage_it_ends_with_the_same_bits(whole, tmp_path):
+    job = Job(tmp_path / "run")
     for stage in ("baseline", "lm", "between", "clf"):
+        begun = len(job.log.read_text()) if job.log.exists() else 0
         for name, signals in STOPS.items():
             job.start()
             job.reach(stage)
             job.send(signals)
             assert job.end() == [0, 0], f"{name} in {stage}: {job.told()}"
             assert job.status()["state"] == "preempted", f"{name} in {stage}: {job.status()} {job.told()}"
-            print(name, stage, job.status(), flush=True)
-        assert not any(word in job.log.read_text() for word in ("error: ", "failed: ", "Traceback")), job.told()
+        told = job.log.read_text()
+        assert not any(word in told[begun:] for word in ("error: ", "failed: ", "Traceback")), job.told()
         # Ctrl-C twice leaves at once: the first one has been taken when it is told.
-        before = job.log.read_text().count("Ctrl-C again to leave at once")
         job.start()
         job.reach(stage)
         job.send(STOPS["Ctrl-C"])
-        job.wait(lambda before=before: job.log.read_text().count("Ctrl-C again to leave at once") > before)
+        job.wait(lambda told=told: job.log.read_text().count(TAKEN) > told.count(TAKEN))
         for rank in job.ranks:
             if rank.is_alive():
                 os.kill(int(str(rank.pid)), INT)
-        codes = job.end()
-        print("Ctrl-C twice", stage, codes, job.status(), flush=True)
-        assert set(codes) <= {0, 1, 130}, job.told()  # 1: the other rank has left before its second one arrived
+        assert set(job.end()) <= {0, 1, 130}, job.told()  # 1: the other rank has left before its second one arrived
+    job.start()
+    assert job.end() == [0, 0], job.told()
+    job.check_equal(whole)
+
+
+def test_killed_and_asked_to_stop_at_its_end_it_ends_with_the_same_bits(whole, tmp_path):
+    job = Job(tmp_path / "run")
     job.start()
     job.reach("final")
     for rank in job.ranks:
         os.kill(int(str(rank.pid)), signal.SIGKILL)
-    job.end()
-    assert job.status()["state"] == "running"
+    assert job.end() == [-signal.SIGKILL] * 2 and job.status()["state"] == "running"
     job.start()
     job.reach("final")
-    job.send(STOPS["SIGTERM to one rank"])  # nothing is left to save: it ends
-    print("final", job.end(), job.status(), flush=True)
+    job.send(STOPS["SIGTERM to one rank"])  # no step is left: it does the rest, or leaves it to the next start
+    assert job.end() == [0, 0], job.told()
+    assert job.status()["state"] in ("done", "preempted")
     job.start()
     assert job.end() == [0, 0], job.told()
-    assert job.status()["state"] == "done"
-    for training in ("lm", "clf", "."):
-        a, b = runs.weights(whole.run / training), runs.weights(job.run / training)
-        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    for training in STEPS:
-        assert runs.metrics(whole.run / training) == runs.metrics(job.run / training)
+    job.check_equal(whole)
