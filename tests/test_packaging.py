@@ -101,7 +101,7 @@ def test_imports_are_declared_dependencies():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     optional = {
         canonicalize_name(Requirement(line).name)
-        for extra in ("deepspeed", "onnx", "sklearn")
+        for extra in ("deepspeed", "onnx", "sklearn", "sweep")
         for line in PROJECT["optional-dependencies"][extra]
     }
     # torch's wheels for CUDA bring triton, at the version that they need; without it the loss takes another path.

@@ -21,7 +21,7 @@ _OPERATION = frozenset({"output_dir", "trials", "time_budget", "threads", "cache
 
 @dataclass
 class SweepConfig:
-    """Search learning rate, dropout and epochs of the classifier by its score on the validation rows.
+    """Search learning rate, dropout and epochs of the classifier by its validation score.
 
     Needs Optuna (pip install 'ulmfit[sweep]'). Any number of processes may work on one sweep: start the same command
     several times, or as an array job. Whatever ended a process, the same command goes on, and a training that was cut

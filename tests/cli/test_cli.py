@@ -21,6 +21,7 @@ from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, parse
 from ulmfit.config import GROUPS, PATHS, ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig
+from ulmfit.sweep_config import SweepConfig
 
 ROOT = Path(ulmfit.__file__).parents[1]
 TRAINERS = [name for name, command in COMMANDS.items() if command.trains]
@@ -62,7 +63,7 @@ def test_without_a_command_each_is_listed_with_a_line(capsys):
 
 def parts_of(kind):
     """The trainings of a command, whose options it takes with their name before them."""
-    return ("lm", "clf") if kind is FitConfig else ()
+    return ("lm", "clf") if kind in (FitConfig, SweepConfig) else ()
 
 
 def entries(text):
@@ -105,8 +106,9 @@ def test_help_has_each_option_once_with_its_default(capsys, name):
 def test_help_of_the_trainers_is_in_groups(capsys, name):
     text, fields = ended(capsys, name, "--help"), fields_of(COMMANDS[name].options)
     groups = getattr(COMMANDS[name].options, "groups", GROUPS)
-    heads = [line for line in text.splitlines() if line and not line.startswith((" ", "usage:"))]
-    assert heads[1:] == [*groups, "example"]  # behind the sentence on the command
+    _, _, options = text.split("\n\n", 2)  # behind the usage, and the sentences on the command
+    heads = [line for line in options.splitlines() if line and not line.startswith(" ")]
+    assert heads == [*groups, "example"]
     for group, names in groups.items():
         part = text.split(f"\n{group}\n")[1].split("\n\n")[0]
         wanted = [flag_of(option) for option in names if option in fields]

@@ -56,7 +56,10 @@ class OneLabel:
 
 @dataclass
 class SeveralLabels:
-    """Binary cross-entropy (nats) of each label, the mean over labels. A document is right if all its labels are, at 0.5.
+    """Binary cross-entropy (nats) of each label. A document is right if all its labels are, at 0.5.
+
+    What is trained on is the sum over labels: a document's loss is then as large as with one label, and so are its parts
+    beside AR and TAR and under clipping, however many labels there are. What is logged is their mean.
 
     Attributes:
         weight: [2, C], of documents without and with a label; None for equal ones.
@@ -71,7 +74,8 @@ class SeveralLabels:
         targets = targets.to(logits.dtype)
         weight = None if self.weight is None else torch.lerp(self.weight[0], self.weight[1], targets)
         smooth = targets * (1 - self.smoothing) + self.smoothing / 2 if self.smoothing else targets
-        return F.binary_cross_entropy_with_logits(logits, smooth, weight=weight)
+        loss_sum = F.binary_cross_entropy_with_logits(logits, smooth, weight=weight, reduction="sum")
+        return loss_sum / len(logits)
 
     def sums(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         assert targets is not None
