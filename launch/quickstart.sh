@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole job on the embedded sample of film reviews, from a fresh checkout: set-up, language model, classifier and
-# comparison, a generated text and two predictions. Needs Python 3.11 or newer; about five minutes on two CPU cores.
+# comparison, a generated text and two predictions. Needs Python 3.11 or newer; two to five minutes on two CPU cores.
 # Trains on all GPUs there are, else on the CPU. Run again, it finds the finished job and trains nothing anew;
 # delete runs/sample to start over.
 set -euo pipefail
