@@ -36,8 +36,8 @@ _OPERATION = frozenset({"output_dir", "resume", "max_time", "config", "cache_dir
 
 
 @dataclass
-class FitConfig:
-    """Do the whole job: language model, classifier, comparison with a baseline."""
+class JobData:
+    """What a whole job reads, and how: the options that `ulmfit fit` and `ulmfit sweep` share."""
 
     data: OrElse[DataOption] = None
     """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
@@ -64,6 +64,12 @@ class FitConfig:
     header: OrElse[bool] = None
     """Whether the first line of a table names the columns; with --no-header they are 0, 1, 2 ... (default: found in
     the file)."""
+
+
+@dataclass
+class FitConfig(JobData):
+    """Do the whole job: language model, classifier, comparison with a baseline."""
+
     lm_on_test: bool = False
     """Let the language model read the texts of the test split too, without their labels."""
     backwards: bool = False

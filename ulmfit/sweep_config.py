@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
 from ulmfit.config import ClassifierConfig, LMConfig, Metric, OrElse, TrainConfig
 from ulmfit.errors import UserError
-from ulmfit.fit_config import CLF, LM, FitConfig
-from ulmfit.option_types import DataOption, PathOption
+from ulmfit.fit_config import CLF, LM, FitConfig, JobData
+from ulmfit.option_types import PathOption
 
+_DATA = tuple(option.name for option in fields(JobData))
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 # What does not change what a trial trains, and may differ between the processes of a sweep.
 _OPERATION = frozenset({"output_dir", "trials", "time_budget", "threads", "cache_dir", "samples"})
 
 
 @dataclass
-class SweepConfig:
+class SweepConfig(JobData):
     """Search learning rate, dropout and epochs of the classifier by its validation score.
 
     Needs Optuna (pip install 'ulmfit[sweep]'). Any number of processes may work on one sweep: start the same command
@@ -28,31 +29,6 @@ class SweepConfig:
     off goes on from its checkpoint. What --clf sets is not searched.
     """
 
-    data: OrElse[DataOption] = None
-    """Corpus: file, glob, folder or hub data set name (default: the embedded sample)."""
-    text_column: OrElse[str] = None
-    """Column with the text; several, comma-separated, are joined with xxfld (default: text, else the only one)."""
-    label_column: OrElse[str] = None
-    """Column with the label, or with lists of labels; several, comma-separated, of 0 and 1 (default: label)."""
-    label_separator: OrElse[str] = None
-    """Between the labels of a cell, of which a row may have any number, as in "," (default: one label a row)."""
-    valid: OrElse[PathOption] = None
-    """Validation data: a fraction, a split name, a path or a boolean column (default: a valid split, else 0.1)."""
-    group_column: OrElse[str] = None
-    """Column of groups (film, author, ticket) that a held-out fraction does not divide (default: equal texts stay
-    together)."""
-    labels: OrElse[int] = None
-    """Train the classifier on so many labelled documents, drawn evenly from the classes by the seed (default: all)."""
-    unlabelled: OrElse[str] = None
-    """Label of rows without a label; none where each is a class (default: -1 among whole numbers, if that is clear)."""
-    separator: OrElse[str] = None
-    """Between the fields of a table: a character, comma, semicolon, tab, bar, space, or none (default: found in the
-    file)."""
-    encoding: OrElse[str] = None
-    """Encoding of text files and tables (default: UTF-8, UTF-16 or cp1252, as found in the file)."""
-    header: OrElse[bool] = None
-    """Whether the first line of a table names the columns; with --no-header they are 0, 1, 2 ... (default: found in
-    the file)."""
     cache_dir: OrElse[PathOption] = None
     """Where tokenised corpora are kept (default: $ULMFIT_CACHE, else ~/.cache/ulmfit)."""
     encoder: OrElse[PathOption] = None
@@ -92,20 +68,7 @@ class SweepConfig:
     nested: ClassVar[dict[str, type[TrainConfig]]] = {LM: LMConfig, CLF: ClassifierConfig}
     #: The groups of `--help`.
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
-        "data": (
-            "data",
-            "text_column",
-            "label_column",
-            "label_separator",
-            "valid",
-            "group_column",
-            "labels",
-            "unlabelled",
-            "separator",
-            "encoding",
-            "header",
-            "cache_dir",
-        ),
+        "data": (*_DATA, "cache_dir"),
         "model": ("encoder", "init", "preset"),
         "search": ("trials", "time_budget", "metric", "most_epochs"),
         "training": ("recipe", "seed", "lm", "clf"),
@@ -127,8 +90,7 @@ class SweepConfig:
 
     def job(self, output_dir: str, clf: Mapping[str, Any]) -> FitConfig:
         """The whole job with these options of the classifier."""
-        shared = ("data", "text_column", "label_column", "label_separator", "valid", "group_column", "labels", "unlabelled",
-                  "separator", "encoding", "header", "cache_dir", "init", "preset", "recipe", "seed", "threads", "samples")  # fmt: skip
+        shared = (*_DATA, "cache_dir", "init", "preset", "recipe", "seed", "threads", "samples")
         options = {name: getattr(self, name) for name in shared}
         return FitConfig(**options, output_dir=output_dir, lm=dict(self.lm), clf=dict(clf))
 
