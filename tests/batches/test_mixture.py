@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit.batches import mixed_stream
+from ulmfit.batches import mixed_stream, mixture
 from ulmfit.batches.lm import CachedRows, StreamedRows, merge_states
 from ulmfit.batches.mixed_stream import MixedStreamedRows
 from ulmfit.batches.mixture import MixedStore, quotas
+from ulmfit.batches.order import permutation, permuted_part
 from ulmfit.errors import UserError
 
 BATCH_SIZE, BPTT = 8, 5
@@ -60,6 +61,28 @@ def epoch_tokens(source, epoch):
     batches = list(source.epoch_batches(epoch))
     rows = [torch.cat([batch.tokens[row][batch.targets[row] >= 0] for batch in batches]) for row in range(BATCH_SIZE)]
     return torch.cat(rows).numpy(), int(batches[-1].targets[-1][batches[-1].targets[-1] >= 0][-1])
+
+
+def test_a_part_of_a_pass_is_that_of_the_whole_order_and_little_is_sorted(mixed, monkeypatch):
+    store, sorted_ = mixed(), []
+
+    def whole(lengths, begin, end, *place):
+        return permutation(len(lengths), *place), 0
+
+    def part(*arguments):
+        order, position = permuted_part(*arguments)
+        sorted_.append((len(arguments[0]), len(order)))
+        return order, position
+
+    for epoch in range(4):
+        monkeypatch.setattr(mixture, "permuted_part", whole)
+        expected = store.of_epoch(3, epoch)
+        monkeypatch.setattr(mixture, "permuted_part", part)
+        found = store.of_epoch(3, epoch)
+        assert np.array_equal(found.offsets, expected.offsets) and np.array_equal(found.lengths, expected.lengths)
+    largest = [number for documents, number in sorted_ if documents == 2000]
+    assert len(largest) == 4 and max(largest) < 400
+    assert mixed((0.5, 0.5, 1e-9)).of_epoch(3, 0).num_documents > 0
 
 
 def test_shares_are_exact_and_no_text_is_read_again_before_all_others(mixed):

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.order import permutation
+from ulmfit.batches.order import permuted_part
 
 _PASSES = 2  # gives the orders within sources other generators than the order of an epoch and the jitter of steps
 
@@ -151,14 +151,19 @@ def quotas(weights: Sequence[float], total: int) -> list[int]:
 
 
 def _pieces(store: TokenStore, begin: int, end: int, seed: int, source: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(starts, lengths) of the pieces from token `begin` to token `end` - 1 of the passes of a source, by pass."""
-    found = []
+    """(starts, lengths) of the pieces from token `begin` to token `end` - 1 of the passes of a source, by pass.
+
+    Of a pass that is read in part only that part is sorted.
+    """
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    if begin == end:  # a weight too small for a token
+        return found
     size = store.num_tokens
     for number in range(begin // size, -(-end // size)):
-        order = permutation(store.num_documents, seed, number, source, _PASSES)
-        bounds = np.zeros(len(order) + 1, dtype=np.int64)
-        np.cumsum(store.lengths[order], out=bounds[1:])
         first, last = max(0, begin - number * size), min(size, end - number * size)
+        order, position = permuted_part(store.lengths, first, last, seed, number, source, _PASSES)
+        bounds = np.full(len(order) + 1, position, dtype=np.int64)
+        bounds[1:] += np.cumsum(store.lengths[order], dtype=np.int64)
         a = int(np.searchsorted(bounds, first, side="right")) - 1
         b = int(np.searchsorted(bounds, last, side="left"))
         begins, ends = np.maximum(bounds[a:b], first), np.minimum(bounds[a + 1 : b + 1], last)
