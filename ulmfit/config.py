@@ -176,7 +176,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of data order, dropout and initial weights."""
     precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
-    """Arithmetic: fp16 and bf16 are for a GPU; on a CPU fp16 is refused and bf16 computes in fp32."""
+    """Arithmetic: bf16 is for a GPU, or a CPU with AMX (any other computes it in fp32); fp16 is for a GPU."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint; never: move the old directory aside and start afresh."""
     save_every: OrElse[int] = None

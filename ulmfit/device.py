@@ -1,4 +1,4 @@
-"""Copies between host and device that do not make the host wait.
+"""What a device can do, and copies between host and device that do not make the host wait.
 
 A copy from page-locked (pinned) memory to a GPU returns at once. For a copy from other memory the host waits until the
 device has reached it, and cannot submit the rest of the step meanwhile. torch does not reuse a pinned buffer before
@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@cache
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has matrix units for bfloat16 (AMX: Intel Xeon from Sapphire Rapids on), and torch uses them.
+
+    They multiply 8 times as fast as float32. Without them bfloat16 is slower than float32 or, for an LSTM, missing.
+    """
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) and torch.backends.mkldnn.is_available()
 
 
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:

@@ -109,7 +109,7 @@ class FitConfig(JobData):
     max_time: OrElse[float] = None
     """Minutes after which to save a checkpoint and stop as preempted (default: no limit)."""
     precision: Literal["fp32", "fp16", "bf16", "fp64"] = "fp32"
-    """Arithmetic: fp16 and bf16 are for a GPU; on a CPU fp16 is refused and bf16 computes in fp32."""
+    """Arithmetic: bf16 is for a GPU, or a CPU with AMX (any other computes it in fp32); fp16 is for a GPU."""
     threads: OrElse[int] = None
     """CPU threads of each process, at most one a core (default: the physical cores that it may use; restored on
     resume)."""

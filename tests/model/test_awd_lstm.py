@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ulmfit.device import cpu_multiplies_bf16
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig, fp32_in_bf16, recurrence_dtype
 from ulmfit.training.masks import Masks
@@ -217,7 +218,8 @@ def test_ddp_gives_the_gradients_of_the_bare_module(tmp_path):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=1e-12)
 
 
-def test_cpu_autocast_leaves_the_recurrence_in_float32():
+def test_autocast_leaves_the_recurrence_in_float32_on_a_cpu_without_matrix_units(monkeypatch):
+    monkeypatch.setattr("ulmfit.model.awd_lstm.cpu_multiplies_bf16", lambda: False)
     net = encoder(dtype=torch.float32)
     expected, _ = net(tokens(), net.init_state(4), masks())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -251,18 +253,22 @@ def test_settings_out_of_range_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("device", "weights", "autocast", "bf16_in_cudnn", "expected"),
+    ("device", "weights", "autocast", "has_bf16", "expected"),
     [
         ("cuda", torch.float32, None, True, torch.float32),
         ("cuda", torch.float64, None, True, torch.float64),
         ("cuda", torch.float32, torch.float16, False, torch.float16),
         ("cuda", torch.float32, torch.bfloat16, True, torch.bfloat16),
         ("cuda", torch.float32, torch.bfloat16, False, torch.float32),
+        ("cpu", torch.float32, None, True, torch.float32),
         ("cpu", torch.float32, torch.bfloat16, False, torch.float32),
+        ("cpu", torch.float32, torch.bfloat16, True, torch.bfloat16),
+        ("cpu", torch.float32, torch.float16, True, torch.float32),
+        ("cpu", torch.float64, torch.bfloat16, True, torch.float64),
     ],
 )
-def test_the_dtype_of_the_recurrence(device, weights, autocast, bf16_in_cudnn, expected):
-    found = recurrence_dtype(device, weights, autocast, hidden_size=400, bf16_in_cudnn=bf16_in_cudnn)
+def test_the_dtype_of_the_recurrence(device, weights, autocast, has_bf16, expected):
+    found = recurrence_dtype(device, weights, autocast, hidden_size=400, has_bf16=has_bf16)
     assert found == expected
 
 
@@ -271,23 +277,24 @@ def test_the_dtype_of_the_recurrence(device, weights, autocast, bf16_in_cudnn, e
 )
 def test_small_layers_are_not_run_in_bf16_by_cudnn(hidden_size, expected):
     """There it has a kernel of its own, which torch chooses up to 192 units; fp16 is not concerned."""
-    options = {"hidden_size": hidden_size, "bf16_in_cudnn": True}
+    options = {"hidden_size": hidden_size, "has_bf16": True}
     assert recurrence_dtype("cuda", torch.float32, torch.bfloat16, **options) == expected
     assert recurrence_dtype("cuda", torch.float32, torch.float16, **options) == torch.float16
 
 
 @pytest.mark.parametrize(
-    ("preset", "device", "bf16_in_cudnn", "told"),
+    ("preset", "device", "has_bf16", "told"),
     [
-        ("base", "cpu", None, "on a CPU"),
+        ("base", "cpu", False, "no matrix units"),
+        ("tiny", "cpu", True, None),
         ("base", "cuda", False, "this version of cuDNN"),
         ("tiny", "cuda", True, "at most 192 units"),
         ("small", "cuda", True, None),
         ("base", "cuda", True, None),
     ],
 )
-def test_what_bf16_computes_in_fp32_is_told(preset, device, bf16_in_cudnn, told):
-    found = fp32_in_bf16(AWDLSTMConfig(30, **PRESETS[preset]), device, bf16_in_cudnn=bf16_in_cudnn)
+def test_what_bf16_computes_in_fp32_is_told(preset, device, has_bf16, told):
+    found = fp32_in_bf16(AWDLSTMConfig(30, **PRESETS[preset]), device, has_bf16=has_bf16)
     assert found is None if told is None else told in found
 
 
@@ -319,6 +326,25 @@ def test_a_half_precision_recurrence_keeps_state_masks_and_gradients_in_float32(
     assert (output.float() - expected).norm() < near * expected.norm()
     for name, grad in grads.items():
         assert grad.dtype == torch.float32 and 0 < (grad - wanted[name]).norm() < 3 * near * wanted[name].norm(), name
+
+
+@pytest.mark.skipif(not cpu_multiplies_bf16(), reason="this CPU has no matrix units for bf16")
+def test_the_matrix_units_of_a_cpu_compute_what_float32_does():
+    net = encoder(AWDLSTMConfig(30, embedding_size=32, hidden_size=64, num_layers=2), torch.float32)
+
+    def run():
+        net.zero_grad()
+        output, state = net(tokens(), net.init_state(4), masks())
+        output.float().square().sum().backward()
+        return output, state, {name: p.grad.clone() for name, p in net.named_parameters()}
+
+    expected, _, wanted = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state, grads = run()
+    assert output.dtype == torch.bfloat16 and all(part.dtype == torch.float32 for pair in state for part in pair)
+    assert 0 < (output.float() - expected).norm() < 2e-2 * expected.norm()
+    for name, grad in grads.items():
+        assert grad.dtype == torch.float32 and 0 < (grad - wanted[name]).norm() < 6e-2 * wanted[name].norm(), name
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])

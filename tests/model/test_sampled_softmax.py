@@ -141,7 +141,7 @@ def test_float32_is_as_exact_as_torch():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_products_keep_float32_gradients(dtype):
-    """As under CUDA autocast. A word of probability 1e-9 would have no gradient at all in float16."""
+    """As under autocast. A word of probability 1e-9 would have no gradient at all in float16."""
     *inputs, targets = problem(torch.float32, masked=(3,))
     with torch.no_grad():
         inputs[2][0] -= 20  # word 0 is always a candidate

@@ -12,6 +12,7 @@ import torch
 
 from tests.training import runs
 from ulmfit import cli, train_classifier, train_language_model
+from ulmfit.device import cpu_multiplies_bf16
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
@@ -331,11 +332,30 @@ def test_the_sampled_softmax_is_trained_on_and_the_full_one_scored(tmp_path, enc
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bf16 on a GPU is bf16")
 @pytest.mark.parametrize("task", ["lm", "clf"])
-def test_bf16_on_a_cpu_is_fp32_and_says_so(task, tmp_path, encoder, capsys):
-    """A CPU without matrix units of its own would take several times as long in bf16."""
+def test_bf16_on_a_cpu_without_matrix_units_is_fp32_and_says_so(task, tmp_path, encoder, capsys, monkeypatch):
+    """It would take several times as long in bf16."""
+    for module in ("chunks", "awd_lstm"):
+        monkeypatch.setattr(f"ulmfit.model.{module}.cpu_multiplies_bf16", lambda: False)
     for precision in ("fp32", "bf16"):
         train(task, tmp_path / precision, encoder, max_steps=3, precision=precision)
-        said = "on a CPU the model computes in fp32" in capsys.readouterr().out
+        said = "the model computes in fp32, with the bits of --precision fp32" in capsys.readouterr().out
         assert said == (precision == "bf16")
     a, b = runs.weights(tmp_path / "fp32"), runs.weights(tmp_path / "bf16")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or not cpu_multiplies_bf16(), reason="of a CPU with matrix units")
+@pytest.mark.parametrize("task", ["lm", "sampled", "clf"])
+def test_bf16_on_a_cpu_with_matrix_units_learns_alike_and_resumes_with_the_same_bits(task, tmp_path, encoder, capsys):
+    for precision in ("fp32", "bf16"):
+        train(task, tmp_path / precision, encoder, precision=precision)
+    assert "computes in fp32" not in capsys.readouterr().out
+    fp32, bf16 = (runs.weights(tmp_path / precision) for precision in ("fp32", "bf16"))
+    assert all(bf16[name].dtype == fp32[name].dtype for name in fp32)
+    assert any(not torch.equal(fp32[name], bf16[name]) for name in fp32)
+    a, b = (runs.events(tmp_path / precision, "eval")[-1]["loss"] for precision in ("fp32", "bf16"))
+    assert b == pytest.approx(a, rel=0.01)
+    assert train(task, tmp_path / "stopped", encoder, runs.StopAtCall(3), precision="bf16").state == "preempted"
+    assert train(task, tmp_path / "stopped", encoder, precision="bf16").state == "done"
+    stopped = runs.weights(tmp_path / "stopped")
+    assert all(torch.equal(bf16[name], stopped[name]) for name in bf16)

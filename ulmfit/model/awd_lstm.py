@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit import private_api
+from ulmfit.device import cpu_multiplies_bf16
 from ulmfit.errors import UserError
 
 State = list[tuple[Tensor, Tensor]]
@@ -103,27 +104,33 @@ SMALL_IN_CUDNN = 192
 
 
 def recurrence_dtype(
-    device: str, weights: torch.dtype, autocast: torch.dtype | None, *, hidden_size: int, bf16_in_cudnn: bool
+    device: str, weights: torch.dtype, autocast: torch.dtype | None, *, hidden_size: int, has_bf16: bool
 ) -> torch.dtype:
-    """The dtype in which the LSTM runs: autocast's on CUDA, else that of the parameters.
+    """The dtype in which the LSTM runs: autocast's where the device has an LSTM in it, else that of the parameters.
 
     Args:
         device: type of the device: cuda, cpu.
         weights: dtype of the parameters.
         autocast: the dtype of autocast on that device; None without autocast.
         hidden_size: units of the layer.
-        bf16_in_cudnn: whether cuDNN has a bfloat16 LSTM.
+        has_bf16: whether cuDNN, or oneDNN on this CPU, has a fast bfloat16 LSTM.
 
     The choice is not left to torch, whose autocast always runs cuDNN's LSTM in float16
     (aten/src/ATen/cudnn/AutocastRNN.cpp); with bfloat16 there is no loss scale, which float16 needs. The parameters'
-    dtype is used where cuDNN has no bfloat16 LSTM, in small layers too (SMALL_IN_CUDNN), and on the CPU, because
-    oneDNN has one on few machines only.
+    dtype is used where there is no bfloat16 LSTM, and in cuDNN in small layers too (SMALL_IN_CUDNN).
     """
-    if device != "cuda" or autocast is None:
+    if autocast is None or weights == torch.float64:
         return weights
-    if autocast == torch.bfloat16 and not (bf16_in_cudnn and hidden_size > SMALL_IN_CUDNN):
+    if device == "cpu":
+        return autocast if autocast == torch.bfloat16 and has_bf16 else weights
+    if autocast == torch.bfloat16 and not (has_bf16 and hidden_size > SMALL_IN_CUDNN):
         return weights
     return autocast
+
+
+def _has_bf16(device: str) -> bool:
+    """Whether LSTMs run in bfloat16 on this type of device."""
+    return _bf16_in_cudnn() if device == "cuda" else cpu_multiplies_bf16()
 
 
 @cache
@@ -135,16 +142,21 @@ def _bf16_in_cudnn() -> bool:
     return (torch.backends.cudnn.version() or 0) >= 91300 and torch.cuda.get_device_capability() >= (8, 0)
 
 
-def fp32_in_bf16(config: AWDLSTMConfig, device: str, *, bf16_in_cudnn: bool | None = None) -> str | None:
+def fp32_in_bf16(config: AWDLSTMConfig, device: str, *, has_bf16: bool | None = None) -> str | None:
     """A sentence on what --precision bf16 computes in fp32 on this device; None if nothing.
 
     Args:
         device: type of the device: cuda, cpu.
-        bf16_in_cudnn: whether cuDNN has a bfloat16 LSTM; None: look.
+        has_bf16: as of `recurrence_dtype`; None: look.
     """
+    has_bf16 = _has_bf16(device) if has_bf16 is None else has_bf16
     if device != "cuda":
-        return "on a CPU the model computes in fp32, with the bits of --precision fp32"
-    if not (_bf16_in_cudnn() if bf16_in_cudnn is None else bf16_in_cudnn):
+        if has_bf16:
+            return None
+        return (
+            "this CPU has no matrix units for bf16 (AMX): the model computes in fp32, with the bits of --precision fp32"
+        )
+    if not has_bf16:
         return "the LSTM computes in fp32, because this GPU or this version of cuDNN has none in bf16"
     if min(config.embedding_size, config.hidden_size) <= SMALL_IN_CUDNN:  # the sizes of the last and the other layers
         return f"LSTM layers of at most {SMALL_IN_CUDNN} units compute in fp32, because cuDNN may have none in bf16"
@@ -211,7 +223,7 @@ class WeightDropLSTM(nn.Module):
             self.weight_hh.dtype,
             autocast,
             hidden_size=self.weight_hh.shape[1],
-            bf16_in_cudnn=device == "cuda" and _bf16_in_cudnn(),
+            has_bf16=autocast is not None and _has_bf16(device),
         )
 
 

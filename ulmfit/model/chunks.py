@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ulmfit.device import cpu_multiplies_bf16
+
 #: A target that is not counted.
 IGNORE = -100
 
@@ -81,14 +83,22 @@ def chunk_rows(num_rows: int, num_columns: int, itemsize: int, memory: int | Non
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
-    """The default dtype of the operands of matrix products: autocast's under CUDA autocast, else the weight's."""
-    autocast = weight.is_cuda and torch.is_autocast_enabled("cuda")
-    return torch.get_autocast_dtype("cuda") if autocast else weight.dtype
+    """The default dtype of the operands of matrix products: autocast's where the device multiplies it, else the weight's."""
+    device = weight.device.type
+    autocast = torch.is_autocast_enabled(device) and (weight.is_cuda or cpu_multiplies_bf16())
+    return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix product of half-precision operands in a wider dtype, without rounding the accumulator."""
-    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
+    """The matrix product of half-precision operands in a wider dtype.
+
+    The accumulator is rounded only by the matrix units of a CPU: torch has no product of theirs with a wider result.
+    """
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    if a.dtype == torch.bfloat16 and cpu_multiplies_bf16():
+        return torch.mm(a, b).to(dtype)
+    return torch.mm(a.to(dtype), b.to(dtype))
 
 
 def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ulmfit.model.chunks import HALF_SCALE, IGNORE, add_product, product, product_dtype, rows_of_a_chunk
@@ -130,14 +131,16 @@ def _compute(
     scale = HALF_SCALE if half else 1.0
     offset = bias.to(full) - log_probability.to(full)  # subtracting the correction from the bias corrects the logits
     operand, offset_of_words = weight[words].to(compute_dtype), offset[words]
+    if half and not weight.is_cuda:
+        operand, offset_of_words = _padded(operand, offset_of_words)
     column_of = words.new_full((weight.shape[0],), -1)
     column_of[words] = torch.arange(len(words), device=words.device)
 
     grad_hidden = hidden.new_empty(hidden.shape, dtype=full)
-    of_words, bias_of_words = hidden.new_zeros(operand.shape, dtype=full), offset.new_zeros(len(words))
+    of_words, bias_of_words = hidden.new_zeros(operand.shape, dtype=full), offset.new_zeros(len(operand))
     of_targets, bias_of_targets = torch.empty_like(grad_hidden), offset.new_empty(num_rows)
     losses, correct = offset.new_zeros(num_rows), torch.zeros_like(targets, dtype=torch.bool)
-    buffer = hidden.new_empty((size, len(words)), dtype=full)
+    buffer = hidden.new_empty((size, len(operand)), dtype=full)
     for start in range(0, num_rows, size):
         rows = slice(start, min(start + size, num_rows))
         h, target = hidden[rows].to(compute_dtype), targets[rows]
@@ -171,4 +174,15 @@ def _compute(
             torch.mm(exp, operand, out=grad_hidden[rows]).mul_(factor)
             of_words.addmm_(exp.t(), h * factor)
         grad_hidden[rows] += of_extra * own_weight
+    of_words, bias_of_words = of_words[: len(words)], bias_of_words[: len(words)]
     return _Result(losses.sum(), correct.sum(), (grad_hidden, of_words, of_targets, bias_of_words, bias_of_targets))
+
+
+def _padded(operand: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Add candidates of probability zero up to a multiple of 256.
+
+    oneDNN compiles a product anew for each shape, for longer than a product takes, and no two steps have the same
+    number of candidates.
+    """
+    missing = -len(operand) % 256
+    return F.pad(operand, (0, 0, 0, missing)), F.pad(offset, (0, missing), value=-torch.inf)
