@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ulmfit.prediction import Prediction
     from ulmfit.tokenizer.tokenizer import Tokenizer
     from ulmfit.training.clf_training import train_classifier
-    from ulmfit.training.fit import FitResult, fit
+    from ulmfit.training.fit import fit
     from ulmfit.training.lm_training import train_language_model
-    from ulmfit.training.result import TrainingResult
+    from ulmfit.training.result import FitResult, TrainingResult
     from ulmfit.training.show_batch import show_batch
 
 __version__ = "0.3.0.dev0"
@@ -57,7 +57,7 @@ _WITH_EXTRA = {"UlmfitClassifier": "ulmfit.estimator"}
 _HOMES = {
     "ClassifierConfig": "ulmfit.config",
     "FitConfig": "ulmfit.fit_config",
-    "FitResult": "ulmfit.training.fit",
+    "FitResult": "ulmfit.training.result",
     "LMConfig": "ulmfit.config",
     "LanguageModel": "ulmfit.generation",
     "Prediction": "ulmfit.prediction",

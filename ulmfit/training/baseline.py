@@ -18,7 +18,10 @@ import torch
 
 from ulmfit.batches.order import permutation
 from ulmfit.data.corpus import Corpus
+from ulmfit.data.fingerprint import Access
+from ulmfit.data.sources import find
 from ulmfit.data.splits import Split
+from ulmfit.fit_config import FitConfig
 from ulmfit.training.clf_training import balanced_draw
 from ulmfit.training.label_baseline import fit as fit_labels
 from ulmfit.training.label_baseline import scores_of_set
@@ -53,6 +56,19 @@ class _Model:
     def predict(self, texts: list[str]) -> np.ndarray:
         """The classes of texts, int64 [n]."""
         return self.classifier.predict(self.vectorizer.transform(texts))
+
+
+def has_labels(config: FitConfig, access: Access) -> bool:
+    """Whether the corpus has a column that may hold labels: any besides the texts and a mark of validation rows.
+
+    If the label column has another name, `open_corpus` raises a UserError that lists the columns.
+    """
+    train = find(config.data, access).get("train")
+    if train is None or config.label_column is not None or train.default_label or "label" in train.columns:
+        return True
+    texts = [name.strip() for name in (config.text_column or "text").split(",")]
+    others = set(train.columns) - {*texts, "is_valid", str(config.valid)}
+    return bool(others) and len(train.columns) > 1
 
 
 def run_baselines(

@@ -8,19 +8,16 @@ is.
 
 from __future__ import annotations
 
-import filecmp
 import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ulmfit import files
 from ulmfit.config import ClassifierConfig, LMConfig, options
 from ulmfit.config_check import check
-from ulmfit.data.fingerprint import Access
 from ulmfit.data.in_memory import in_memory
 from ulmfit.data.sources import find
 from ulmfit.distributed.early_stop import EarlyStop
@@ -30,64 +27,34 @@ from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure, values_shown
 from ulmfit.fit_config import CLF, LM, FitConfig, filled, naming, stage_configs
-from ulmfit.generation import LanguageModel
-from ulmfit.inference import TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
 from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
 from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_output
-from ulmfit.run.stored import read_stored
 from ulmfit.run.tracking import STATUS, read_status, write_status
-from ulmfit.training.baseline import NOT_INSTALLED, Stopped, is_installed, run_baselines
+from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import train_classifier
-from ulmfit.training.job_files import begun_options, holds_training, minutes_of, read_json, sound_rivals
+from ulmfit.training.job_files import (
+    begun_options,
+    content_of,
+    copy_file,
+    holds_training,
+    minutes_of,
+    read_json,
+    sound_rivals,
+    start_and_length,
+)
 from ulmfit.training.lm_training import train_language_model
-from ulmfit.training.result import TrainingResult
+from ulmfit.training.result import FitResult, TrainingResult
 from ulmfit.training.session import tell_stopped_early
 from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
-from ulmfit.training.summary import BOARD, RIVAL, as_markdown, measure_of, summarize, write_board
+from ulmfit.training.summary import BOARD, as_markdown, summarize, tell_rivals, write_board
 
 RIVALS, SUMMARY, PAGE = "baseline.json", "summary.json", "summary.md"
 _SHORTEST = 1e-3  # minutes left to a training whose time is up: it saves a checkpoint and stops
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How the whole job ended. Equal on all processes of a launch.
-
-    Attributes:
-        state: "done", or "preempted" with checkpoints from which the same call goes on.
-        run_dir: the output directory.
-        model_dir: its model/, which exists if the state is "done": the classifier, or the language model if the corpus
-            has no labels.
-        language_model: the result of its training; None if that was not reached.
-        classifier: likewise; None too if the corpus has no labels.
-        summary: the content of summary.json; empty if the state is not "done".
-    """
-
-    state: Literal["done", "preempted"]
-    run_dir: Path
-    model_dir: Path
-    language_model: TrainingResult | None = None
-    classifier: TrainingResult | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def model(self, **options: Any) -> LanguageModel | TextClassifier:
-        """Load the model, a TextClassifier if the corpus has labels. Each call loads a new one.
-
-        Args:
-            options: keyword arguments of its `from_pretrained`, such as device.
-
-        Raises:
-            UserError: the state is not "done".
-        """
-        if self.state != "done":
-            raise UserError("this job is not done and has no model; call it again to go on")
-        kind = LanguageModel if self.classifier is None else TextClassifier
-        return kind.from_pretrained(self.model_dir, **options)
 
 
 def fit(config: FitConfig | None = None, /, *, stop: StopRequest | None = None, **options: Any) -> FitResult:
@@ -213,7 +180,7 @@ class _Job:
         access = access_of(config, read_begun(config), runtime)  # as the trainings of this job read it
         labelled, corpus, unlabelled = True, None, False
         if stored is None:
-            labelled = bool(config.probability_columns) or _has_labels(self._config, access)
+            labelled = bool(config.probability_columns) or has_labels(self._config, access)
             unlabelled = config.labels is not None or "unsup" in find(self._config.data, access)
         if stored is None and labelled:
             with self._stop.interruptible():
@@ -233,19 +200,8 @@ class _Job:
             return "stopped"
         rivals["unlabelled"] = unlabelled or bool(corpus.splits["train"].skipped["unlabelled"])
         files.write_text(self._path / RIVALS, json.dumps(rivals, indent=2) + "\n")
-        self._tell_rivals(rivals)
+        tell_rivals(rivals)
         return rivals
-
-    def _tell_rivals(self, rivals: dict[str, Any]) -> None:
-        on = "test" if "test" in rivals["rows"] else "valid"
-        tfidf = rivals["tfidf"]
-        if tfidf is not None and on in rivals["rows"]:
-            measure = measure_of(tfidf[on])
-            print(
-                f"to beat on the {on} rows{', micro F1' * (measure == 'micro_f1')}: majority class "
-                f"{rivals['majority'][on][measure]:.3f}, {RIVAL} {tfidf[on][measure]:.3f}",
-                flush=True,
-            )
 
     def _open(self) -> None:
         """Lock the directory and write what the job is."""
@@ -262,7 +218,7 @@ class _Job:
             files.remove_torn(self._path)
             status = read_status(self._path) or {}
             self._was_done = status.get("state") == "done"
-            self._before = {name: _bytes(self._path / name) for name in ("config.json", STATUS, RIVALS)}
+            self._before = {name: content_of(self._path / name) for name in ("config.json", STATUS, RIVALS)}
             self._minutes = minutes_of(status)
             if not self._was_done:
                 content = {"task": "fit", "options": options(self._config)} | environment()
@@ -308,15 +264,7 @@ class _Job:
         """On rank 0: write the model and the summary, and print it."""
         source = classifier or language_model
         for name in (CONFIG, WEIGHTS, TOKENIZER):
-            _copy(source.model_dir / name, self._path / MODEL / name)
-        length, init = {}, "none"
-        for name in (LM, CLF) if classifier else (LM,):
-            resolved = (read_stored(self._path / name) or {}).get("resolved", {})
-            stages = resolved.get("stages") or [{"steps": 1}]
-            by_steps = getattr(self._config, name).get("max_steps") is not None
-            length[name] = ("max-steps", sum(stage["steps"] for stage in stages)) if by_steps else (
-                "epochs", stages[-1].get("epochs", 1))  # fmt: skip
-            init = resolved.get("init", init)
+            copy_file(source.model_dir / name, self._path / MODEL / name)
         summary = summarize(
             data=str(self._config.data or "the embedded sample"),
             rivals=rivals,
@@ -325,10 +273,9 @@ class _Job:
             minutes=self._minutes,
             model=str(self._path / MODEL),
             used={
-                "init": init != "none",
                 "unlabelled": bool(rivals and rivals.get("unlabelled")),
-                "length": length,
                 "seed": self._config.seed,
+                **start_and_length(self._path, self._config, (LM, CLF) if classifier else (LM,)),
             },
         )
         text = json.dumps(summary, indent=2) + "\n"
@@ -378,39 +325,9 @@ class _Job:
         for name, content in self._before.items():
             if content is None:
                 (self._path / name).unlink(missing_ok=True)
-            elif _bytes(self._path / name) != content:
+            elif content_of(self._path / name) != content:
                 with files.replacing(self._path / name) as aside:
                     aside.write_bytes(content)
         self._lock.close()
         with suppress(OSError):  # it was there before
             self._path.rmdir()
-
-
-def _has_labels(config: FitConfig, access: Access) -> bool:
-    """Whether the corpus has a column that may hold labels: any besides the texts and a mark of validation rows.
-
-    If the label column has another name, `open_corpus` raises a UserError that lists the columns.
-    """
-    train = find(config.data, access).get("train")
-    if train is None or config.label_column is not None or train.default_label or "label" in train.columns:
-        return True
-    texts = [name.strip() for name in (config.text_column or "text").split(",")]
-    others = set(train.columns) - {*texts, "is_valid", str(config.valid)}
-    return bool(others) and len(train.columns) > 1
-
-
-def _bytes(path: Path) -> bytes | None:
-    """The content of a file; None if it is absent."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, unless its copy is there."""
-    if target.exists() and filecmp.cmp(source, target, shallow=False):
-        return
-    target.parent.mkdir(exist_ok=True)
-    with files.replacing(target) as aside:
-        aside.write_bytes(source.read_bytes())

@@ -1,22 +1,24 @@
-"""Reads what an earlier start of a job (`fit`) has left in its directory. Users edit these files, and disks damage them.
+"""The files of a job (`fit`): reads what an earlier start has left. Users edit these files, and disks damage them.
 
 Nothing in them is worth a finished training: what is damaged is told or made again, and the job goes on.
 """
 
 from __future__ import annotations
 
+import filecmp
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ulmfit import files
 from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM, FitConfig
 from ulmfit.option_types import is_of_type
-from ulmfit.run.stored import CONFIG
+from ulmfit.run.stored import CONFIG, read_stored
 
 _TASKS: dict[str, type[TrainConfig]] = {LM: LMConfig, CLF: ClassifierConfig}
 
@@ -90,6 +92,20 @@ def minutes_of(status: dict[str, Any]) -> dict[str, float]:
     return {name: float(stored[name]) for name in _TASKS if _is_number(stored.get(name)) and stored[name] >= 0}
 
 
+def start_and_length(path: Path, config: FitConfig, trainings: Sequence[str]) -> dict[str, Any]:
+    """What finished trainings of a job began with, for its advice: `init`, whether that was a pretrained model, and
+    `length`, by training the option that set its length and the value."""
+    length, init = {}, "none"
+    for name in trainings:
+        resolved = (read_stored(path / name) or {}).get("resolved", {})
+        stages = resolved.get("stages") or [{"steps": 1}]
+        by_steps = getattr(config, name).get("max_steps") is not None
+        length[name] = ("max-steps", sum(stage["steps"] for stage in stages)) if by_steps else (
+            "epochs", stages[-1].get("epochs", 1))  # fmt: skip
+        init = resolved.get("init", init)
+    return {"init": init != "none", "length": length}
+
+
 def sound_rivals(stored: Any) -> dict[str, Any] | None:
     """The content of baseline.json, as of `run_baselines`; None if something is missing in it."""
     if not isinstance(stored, dict) or not {"rows", "classes", "majority", "tfidf", "reason"} <= stored.keys():
@@ -113,3 +129,20 @@ def sound_rivals(stored: Any) -> dict[str, Any] | None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # false for nan, and no float overflows
+
+
+def content_of(path: Path) -> bytes | None:
+    """The content of a file; None if it is absent."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, unless its copy is there."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
+    target.parent.mkdir(exist_ok=True)
+    with files.replacing(target) as aside:
+        aside.write_bytes(source.read_bytes())

@@ -1,4 +1,4 @@
-"""The result of a training call."""
+"""The result of a call of a training or of the whole job."""
 
 from __future__ import annotations
 
@@ -89,6 +89,45 @@ class TrainingResult:
         from ulmfit.run.figures import confusion_figure
 
         return confusion_figure(found["confusion"], [scores["label"] for scores in found["by_class"]])
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How the whole job ended. Equal on all processes of a launch.
+
+    Attributes:
+        state: "done", or "preempted" with checkpoints from which the same call goes on.
+        run_dir: the output directory.
+        model_dir: its model/, which exists if the state is "done": the classifier, or the language model if the corpus
+            has no labels.
+        language_model: the result of its training; None if that was not reached.
+        classifier: likewise; None too if the corpus has no labels.
+        summary: the content of summary.json; empty if the state is not "done".
+    """
+
+    state: Literal["done", "preempted"]
+    run_dir: Path
+    model_dir: Path
+    language_model: TrainingResult | None = None
+    classifier: TrainingResult | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, **options: Any) -> LanguageModel | TextClassifier:
+        """Load the model, a TextClassifier if the corpus has labels. Each call loads a new one.
+
+        Args:
+            options: keyword arguments of its `from_pretrained`, such as device.
+
+        Raises:
+            UserError: the state is not "done".
+        """
+        if self.state != "done":
+            raise UserError("this job is not done and has no model; call it again to go on")
+        from ulmfit.generation import LanguageModel
+        from ulmfit.inference import TextClassifier
+
+        kind = LanguageModel if self.classifier is None else TextClassifier
+        return kind.from_pretrained(self.model_dir, **options)
 
 
 def result_of(

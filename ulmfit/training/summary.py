@@ -108,6 +108,19 @@ def measure_of(scores: dict[str, float]) -> str:
     return "micro_f1" if "micro_f1" in scores else "accuracy"
 
 
+def tell_rivals(rivals: dict[str, Any]) -> None:
+    """Print what the classifier has to beat."""
+    on = "test" if "test" in rivals["rows"] else "valid"
+    tfidf = rivals["tfidf"]
+    if tfidf is not None and on in rivals["rows"]:
+        measure = measure_of(tfidf[on])
+        print(
+            f"to beat on the {on} rows{', micro F1' * (measure == 'micro_f1')}: majority class "
+            f"{rivals['majority'][on][measure]:.3f}, {RIVAL} {tfidf[on][measure]:.3f}",
+            flush=True,
+        )
+
+
 def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str]:
     """What to try where ours is not better, the most promising first."""
     lines = []
