@@ -1,7 +1,7 @@
 """Several classifiers as one, whose probabilities are the mean of theirs: usually a forward and a backward half.
 
-A bundle on disk is a folder with bundle.json, which names its members, and a model folder for each of them. In memory it
-is a `TextClassifier`.
+A bundle on disk is a folder with bundle.json, which names its members, and a model folder for each of them; so is the
+model/ of a job with --ensemble. In memory it is a `TextClassifier`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Bundle(TextClassifier):
             folder = save_directory / str(number)
             folder.mkdir(parents=True, exist_ok=True)
             member._save_pretrained(folder)
-        _write_index(save_directory, self.label_names, len(self.members))
+        write_index(save_directory, self.label_names, len(self.members))
 
 
 def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -106,12 +106,14 @@ def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
 
 
 def members_of(path: str | Path) -> list[Path] | None:
-    """The model folders of a bundle; None if the path is none.
+    """The model folders of a bundle, or of a directory whose model/ is one; None if the path is neither.
 
     Raises:
         UserError: bundle.json is damaged.
     """
     folder = Path(as_path(path))
+    if not (folder / BUNDLE).is_file():
+        folder /= "model"  # of a job (fit) with --ensemble
     file = folder / BUNDLE
     if not file.is_file():
         return None
@@ -146,10 +148,13 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
     for number, path in enumerate(found, 1):
         net, tokenizer, config = load_model(path)
         save_model(folder / str(number), net, tokenizer, config, bits=bits)
-    _write_index(folder, bundle.label_names, len(found))
+    write_index(folder, bundle.label_names, len(found))
 
 
-def _write_index(folder: Path, label_names: Sequence[str], members: int) -> None:
+def write_index(folder: Path, label_names: Sequence[str], members: int) -> None:
+    """Write bundle.json of a folder with the members 1, 2, 3, ..., unless it is there."""
     content: dict[str, Any] = {"format_version": FORMAT_VERSION, "label_names": list(label_names),
                                "members": [str(number) for number in range(1, members + 1)]}  # fmt: skip
-    files.write_text(folder / BUNDLE, json.dumps(content, indent=2) + "\n")
+    text = json.dumps(content, indent=2) + "\n"
+    if not (folder / BUNDLE).is_file() or (folder / BUNDLE).read_text(encoding="utf-8", errors="replace") != text:
+        files.write_text(folder / BUNDLE, text)

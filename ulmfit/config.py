@@ -74,6 +74,7 @@ GROUPS = {
         "drop_mult",
         "bptt",
         "seed",
+        "draw_seed",
         "class_weights",
         "label_smoothing",
         "calibrate",
@@ -230,6 +231,11 @@ class TrainConfig:
     resume)."""
 
     @property
+    def seed_of_draws(self) -> int:
+        """Seed of the draw of held-out rows, and of that of --labels."""
+        return self.seed
+
+    @property
     def steps_between_saves(self) -> int:
         """Steps between checkpoints; 0 if steps do not count."""
         if self.save_every is not None:
@@ -314,8 +320,15 @@ class ClassifierConfig(TrainConfig):
     calibrate: bool = False
     """Fit a temperature on the validation texts at the end, so that probabilities tell how often a prediction is right;
     predictions stay the same."""
+    draw_seed: OrElse[int] = None
+    """Seed of the rows that are held out and of those of --labels, so that several classifiers may differ in --seed and
+    have the same rows (default: --seed)."""
 
     task: ClassVar[Literal["lm", "clf"]] = "clf"
+
+    @property
+    def seed_of_draws(self) -> int:
+        return self.seed if self.draw_seed is None else self.draw_seed
 
 
 def expand_paths(config: Options) -> Options:

@@ -90,6 +90,10 @@ class FitConfig(JobData):
     calibrate: bool = False
     """Fit a temperature of the classifier on the validation texts, so that probabilities tell how often a prediction is
     right; predictions stay the same."""
+    ensemble: int = 1
+    """Train so many classifiers, with seeds of their own, on the one language model, and average their probabilities:
+    three are right on about one text more in a hundred, for three times the classifier's time. A later start may give
+    another number; what is trained is kept."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0
@@ -142,7 +146,7 @@ class FitConfig(JobData):
             "local_cache",
         ),
         "model": ("init", "preset"),
-        "training": ("recipe", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),
+        "training": ("recipe", "ensemble", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),
         "saving": ("output_dir", "resume", "config", "max_time"),
         "speed": ("precision", "threads"),
         "logging": ("samples", "report_to"),
@@ -167,6 +171,25 @@ def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
     if config.calibrate:
         classifier["calibrate"] = True
     return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
+
+
+def classifier_configs(config: FitConfig) -> dict[str, ClassifierConfig]:
+    """The configurations of the classifiers by name, which is that of their folder: clf, clf-2, clf-3, ...
+
+    The first one is that of a job of one classifier. The others have the seeds after its seed, and hold out and draw
+    the same rows.
+
+    Raises:
+        UserError: as `stage_configs`.
+    """
+    _, first = stage_configs(config)
+    found = {CLF: first}
+    for number in range(2, config.ensemble + 1):
+        name = f"{CLF}-{number}"
+        own = {option: getattr(first, option) for option in first.on_command_line}
+        own |= {"seed": first.seed + number - 1, "draw_seed": first.seed_of_draws}
+        found[name] = _config(ClassifierConfig, own | {"output_dir": os.path.join(path_text(config.output_dir), name)})
+    return found
 
 
 @contextmanager

@@ -44,6 +44,7 @@ LIMITS = {
     "alpha": Limit(0, 10**6),
     "beta": Limit(0, 10**6),
     "seed": Limit(0, 2**63 - 1),
+    "draw_seed": Limit(0, 2**63 - 1),
     "save_every": Limit(1, MOST_STEPS, off=True),
     "save_minutes": Limit(_ABOVE_ZERO, 10**7),
     "keep": Limit(1, 10**6),
@@ -70,6 +71,8 @@ LIMITS = {
     "min_p": Limit(0, 1),
     "number": Limit(1, 10**7),
     "errors": Limit(1, 10**4, off=True),
+    # of `ulmfit fit`
+    "ensemble": Limit(1, 100),
     # of `ulmfit sweep`
     "trials": Limit(1, 10**6),
     "most_epochs": Limit(1, 10**4),

@@ -9,6 +9,7 @@ from typing import Any
 from ulmfit.files import parse_json
 
 METRICS = "metrics.jsonl"
+ENSEMBLE = "ensemble.json"  # of a job of several classifiers: the scores of their mean
 _MOST = 1e15  # of any number of a run
 CALIBRATION = "calibration"  # the event of metrics.jsonl that follows the evaluations of a run with --calibrate
 
@@ -35,6 +36,21 @@ def scores_of(run_dir: Path, best: int | None) -> dict[str, dict[str, Any]]:
                         name: value for name, value in line.items() if name not in ("event", "split")
                     }
     return metrics
+
+
+def ensemble_scores(job: Path, weights: dict[str, str] | None = None) -> dict[str, dict[str, Any]] | None:
+    """The scores by split in the ensemble.json of a job; None if it is missing or damaged.
+
+    Args:
+        weights: fingerprints by classifier. Scores of others are none.
+    """
+    try:
+        content = parse_json((job / ENSEMBLE).read_text(encoding="utf-8"))
+        told, metrics = content["weights"], content["metrics"]
+        sound = all(number(scores[name]) is not None for scores in metrics.values() for name in ("accuracy", "f1"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return metrics if sound and weights in (None, told) else None
 
 
 def number(value: Any) -> float | None:

@@ -160,8 +160,9 @@ def find_model(path: str | os.PathLike, *, language_model: bool = False) -> Path
             return folder
     if not path.exists():
         raise UserError(f"{path} does not exist; {_CURE}")
-    if (path / "bundle.json").is_file():  # see ulmfit/bundle.py
-        raise UserError(f"{path} is a bundle of classifiers; give one of the models in its folders")
+    for folder in (path, path / "model"):
+        if (folder / "bundle.json").is_file():  # see ulmfit/bundle.py
+            raise UserError(f"{folder} is a bundle of classifiers; give one of the models in its folders")
     if (path / "model.onnx").is_file():  # see ulmfit/exported
         raise UserError(
             f"{path} holds an exported classifier, which only ulmfit predict and TextClassifier can use; "

@@ -283,12 +283,12 @@ class Tracker:
 
     def _is_logged(self, line: dict[str, Any]) -> bool:
         """Whether the line was logged at the checkpoint's step, before the interruption."""
-        return line["step"] == self.start_step and _key(_plain(line)) in self._kept
+        return line["step"] == self.start_step and _key(plain(line)) in self._kept
 
     def _write(self, line: dict[str, Any]) -> bool:
         if self._is_logged(line):
             return False
-        line = _plain(line)
+        line = plain(line)
         text = (json.dumps(line, allow_nan=False) + "\n").encode()
         while text:  # an almost full disk may write only a part, and raises next time
             text = text[self._metrics.write(text) :]
@@ -344,7 +344,7 @@ def _begun_curves(path: Path) -> set[str]:
 def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> None:
     """Replace status.json. It tells how the run ended, because launchers do not pass on exit codes."""
     path = output_dir / STATUS
-    text = json.dumps(_plain({"state": state, "step": step} | fields)) + "\n"
+    text = json.dumps(plain({"state": state, "step": step} | fields)) + "\n"
     try:
         write_text(path, text)
     except OSError:
@@ -384,14 +384,14 @@ def _key(line: dict[str, Any]) -> str:
     return json.dumps(line, sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert tensors and numpy values to Python's, and nan and infinities to None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

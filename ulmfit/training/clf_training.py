@@ -88,7 +88,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         name: setup.store_of(session, split, tokenizer, with_labels=True) for name, split in corpus.splits.items()
     }
     if config.labels is not None:
-        chosen = balanced_draw(classes_of(stores["train"]), config.labels, seed=config.seed)
+        chosen = balanced_draw(classes_of(stores["train"]), config.labels, seed=config.seed_of_draws)
         stores["train"] = stores["train"].subset(chosen)
     sets = corpus.label_sets.matrix() if corpus.label_sets else None
     for line in description(corpus, stores, label_names, sets) + warnings_about_classes(stores, label_names, sets):

@@ -1,9 +1,8 @@
 """fit: the whole job. Language model, classifier, a baseline beside them, and one summary.
 
-The two trainings are those of `train_language_model` and `train_classifier`, each with a run directory of its own in
-OUTPUT, and end with the same bits. This file puts them in order, keeps OUTPUT/status.json, and compares. A job that was
-stopped or killed goes on with the same call: each training resumes from its own checkpoint, a finished one is left as it
-is.
+The trainings are those of `train_language_model` and `train_classifier`, each with a run directory of its own in OUTPUT,
+and end with the same bits. This file puts them in order, keeps OUTPUT/status.json, and compares. A job that was stopped
+or killed goes on with the same call: each training resumes from its own checkpoint, a finished one is left as it is.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure, values_shown
-from ulmfit.fit_config import CLF, LM, FitConfig, filled, naming, stage_configs
-from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
+from ulmfit.fit_config import CLF, LM, FitConfig, classifier_configs, filled, naming, stage_configs
+from ulmfit.limits import check_numbers
 from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
 from ulmfit.run import lock
@@ -36,24 +35,26 @@ from ulmfit.run.tracking import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import train_classifier
+from ulmfit.training.ensemble import score_together, write_model
 from ulmfit.training.job_files import (
     begun_options,
     content_of,
-    copy_file,
+    ensemble_of,
     holds_training,
+    locked,
     minutes_of,
     read_json,
     sound_rivals,
     start_and_length,
 )
 from ulmfit.training.lm_training import train_language_model
-from ulmfit.training.result import FitResult, TrainingResult
+from ulmfit.training.result import FitResult, TrainingResult, result_of_job
 from ulmfit.training.session import tell_stopped_early
 from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
-from ulmfit.training.summary import BOARD, as_markdown, summarize, tell_rivals, write_board
+from ulmfit.training.summary import as_markdown, summarize, tell_rivals, write_summary
 
-RIVALS, SUMMARY, PAGE = "baseline.json", "summary.json", "summary.md"
+RIVALS = "baseline.json"
 _SHORTEST = 1e-3  # minutes left to a training whose time is up: it saves a checkpoint and stops
 
 
@@ -97,34 +98,43 @@ class _Job:
         self._lock: lock.DirectoryLock | None = None
         self._is_main = True
         self._stage = "baseline"
+        self._classifiers: dict[str, ClassifierConfig] = {}  # by name of their folder
         self._minutes: dict[str, float] = {}
         self._was_done = self._has_trained = False
         self._before: dict[str, bytes | None] = {}  # files of the job as this start found them
 
     def run(self) -> FitResult:
         """Do what is left to do."""
-        language_model = classifier = None
+        language_model: TrainingResult | None = None
+        members: list[TrainingResult] = []
         try:
             with self._status_of_failure():
                 rivals = self._prepare()
                 if rivals == "stopped":
-                    return self._preempted(None, None)
-                lm_config, clf_config = stage_configs(self._config)
-                with self._training(LM, lm_config):
+                    return self._preempted(None, members)
+                lm_config, _ = stage_configs(self._config)
+                with self._training(LM, LM, lm_config):
                     language_model = train_language_model(lm_config, self._stop)
                 if language_model.state != "done":
-                    return self._preempted(language_model, None)
-                if rivals is not None:
-                    with self._training(CLF, clf_config):
-                        classifier = train_classifier(clf_config, self._stop)
-                    if classifier.state != "done":
-                        return self._preempted(language_model, classifier)
+                    return self._preempted(language_model, members)
+                for name, config in self._classifiers.items() if rivals is not None else ():
+                    if len(self._classifiers) > 1 and self._is_main:
+                        number = len(members) + 1
+                        print(f"classifier {number} of {len(self._classifiers)}, seed {config.seed}", flush=True)
+                    with self._training(name, CLF, config):
+                        members.append(train_classifier(config, self._stop))
+                    if members[-1].state != "done":
+                        return self._preempted(language_model, members)
                 self._stage = "summary"
+                clf_config = self._classifiers[CLF]
+                scores = members[0].metrics if members else {}
+                if len(members) > 1:
+                    scores = score_together(self._path, members, clf_config, self._stop)
                 with open_runtime(clf_config) as (runtime, _):
-                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, classifier))
-            return FitResult("done", self._path, self._path / MODEL, language_model, classifier, summary)
+                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, scores))
+            return result_of_job("done", self._path, language_model, members, summary)
         except StoppedEarly:  # while the corpus was read
-            return self._preempted(language_model, classifier)
+            return self._preempted(language_model, members)
         finally:
             if self._lock is not None:
                 self._lock.close()
@@ -137,7 +147,6 @@ class _Job:
         Raises:
             UserError: an option or the corpus is wrong. Nothing was written.
         """
-        resolved: list[tuple[LMConfig, ClassifierConfig]] = []
 
         def prepare(group: Group) -> ClassifierConfig:
             afresh = self._given.resume == "never"
@@ -147,14 +156,16 @@ class _Job:
             begun = group.broadcast(begun)  # disks may be local to a machine
             if begun is not None:
                 self._config = filled(self._given, begun)
-            resolved.append(stage_configs(self._config))
-            for name, training in zip((LM, CLF), resolved[0], strict=True):
-                with naming(self._config, name):
+            check_numbers(vars(self._config))
+            language_model, _ = stage_configs(self._config)
+            self._classifiers = classifier_configs(self._config)
+            for training in (language_model, *self._classifiers.values()):
+                with naming(self._config, training.task):
                     check(training)
                     recipe_for(training, pretrained=True)  # refuses a recipe without its options now, not hours later
                     if begun is None and not group.rank:
                         check_installed(training.report_to)
-            return resolved[0][1]
+            return self._classifiers[CLF]
 
         with open_runtime(ClassifierConfig(), prepare) as (runtime, clf_config):
             assert isinstance(clf_config, ClassifierConfig)
@@ -194,7 +205,11 @@ class _Job:
         try:
             with self._stop.interruptible():
                 rivals = run_baselines(
-                    corpus, labels=config.labels, seed=config.seed, wanted=self._config.baseline, stopped=self._asked
+                    corpus,
+                    labels=config.labels,
+                    seed=config.seed_of_draws,
+                    wanted=self._config.baseline,
+                    stopped=self._asked,
                 )
         except (Stopped, StoppedEarly):
             return "stopped"
@@ -206,18 +221,14 @@ class _Job:
     def _open(self) -> None:
         """Lock the directory and write what the job is."""
         try:
-            if self._given.resume == "never" and self._path.exists() and any(self._path.iterdir()):
-                held = lock.DirectoryLock(self._path)
-                aside = lock.rename_aside(self._path)
-                (aside / held.path.name).unlink()
-                held.close()
-                print(f"moved the earlier job to {aside}", flush=True)
-            self._lock = lock.DirectoryLock(self._path)
+            self._lock = locked(self._path, afresh=self._given.resume == "never")
             (self._path / STOP_FILE).unlink(missing_ok=True)
             self._stop.watch_job(self._path)
             files.remove_torn(self._path)
             status = read_status(self._path) or {}
-            self._was_done = status.get("state") == "done"
+            stored = read_json(self._path / "config.json")
+            # With another number of classifiers some may be to train, and the model is another one.
+            self._was_done = status.get("state") == "done" and self._config.ensemble == ensemble_of(stored)
             self._before = {name: content_of(self._path / name) for name in ("config.json", STATUS, RIVALS)}
             self._minutes = minutes_of(status)
             if not self._was_done:
@@ -232,8 +243,13 @@ class _Job:
     # The trainings
 
     @contextmanager
-    def _training(self, name: str, config: LMConfig | ClassifierConfig) -> Iterator[None]:
-        """Context of a training: its time limit, its minutes, and what status.json says meanwhile."""
+    def _training(self, name: str, kind: str, config: LMConfig | ClassifierConfig) -> Iterator[None]:
+        """Context of a training: its time limit, its minutes, and what status.json says meanwhile.
+
+        Args:
+            name: of its folder.
+            kind: LM or CLF, by which its options are named.
+        """
         self._stage = name
         if self._config.max_time is not None:
             config.max_time = max(_SHORTEST, self._config.max_time - (time.monotonic() - self._started) / 60)
@@ -241,7 +257,7 @@ class _Job:
         begun = time.monotonic()
         if not self._was_done:
             self._status("running")
-        with naming(self._config, name):
+        with naming(self._config, kind):
             yield
         if self._is_main and not (before and before.get("state") == "done"):
             self._has_trained = True
@@ -252,48 +268,48 @@ class _Job:
         limit = self._config.max_time
         return self._stop.requested() or (limit is not None and time.monotonic() - self._started >= 60 * limit)
 
-    def _preempted(self, language_model: TrainingResult | None, classifier: TrainingResult | None) -> FitResult:
-        self._status("preempted", reason=self._stop.reason or "--max-time or another process")
-        return FitResult("preempted", self._path, self._path / MODEL, language_model, classifier)
-
     # The end
 
+    def _preempted(self, language_model: TrainingResult | None, members: list[TrainingResult]) -> FitResult:
+        self._status("preempted", reason=self._stop.reason or "--max-time or another process")
+        return result_of_job("preempted", self._path, language_model, members)
+
     def _finish(
-        self, rivals: dict[str, Any] | None, language_model: TrainingResult, classifier: TrainingResult | None
+        self,
+        rivals: dict[str, Any] | None,
+        language_model: TrainingResult,
+        members: list[TrainingResult],
+        scores: dict[str, dict[str, Any]],
     ) -> dict[str, Any]:
-        """On rank 0: write the model and the summary, and print it."""
-        source = classifier or language_model
-        for name in (CONFIG, WEIGHTS, TOKENIZER):
-            copy_file(source.model_dir / name, self._path / MODEL / name)
+        """On rank 0: write the model and the summary, and print it. `scores` are the model's by split."""
+        sources = members or [language_model]
+        write_model(self._path / MODEL, [source.model_dir for source in sources])
         summary = summarize(
             data=str(self._config.data or "the embedded sample"),
             rivals=rivals,
             language_model=language_model,
-            classifier=classifier,
-            minutes=self._minutes,
+            classifiers=members,
+            seeds=[config.seed for config in self._classifiers.values()],
+            scores=scores,
+            minutes={name: self._minutes[name] for name in (LM, *self._classifiers) if name in self._minutes},
             model=str(self._path / MODEL),
             used={
                 "unlabelled": bool(rivals and rivals.get("unlabelled")),
-                "seed": self._config.seed,
-                **start_and_length(self._path, self._config, (LM, CLF) if classifier else (LM,)),
+                **start_and_length(self._path, self._config, (LM, CLF) if members else (LM,)),
             },
         )
-        text = json.dumps(summary, indent=2) + "\n"
         if self._was_done:
             print(f"{self._path} holds this job, finished; --resume never starts it afresh", flush=True)
-        if not self._was_done or read_json(self._path / SUMMARY) != json.loads(text):
-            files.write_text(self._path / SUMMARY, text)
-            files.write_text(self._path / PAGE, as_markdown(summary))
-            write_board(self._path / BOARD, summary, source.step)
+        write_summary(self._path, summary, sources[0].step, anew=not self._was_done)
         print(f"\n{as_markdown(summary)}", flush=True)
         self._stage = "done"
         self._status("done")
         return summary
 
     def _status(self, state: Literal["running", "done", "preempted", "failed"], **fields: Any) -> None:
-        """Write status.json. Its step counts those of both trainings, so that it grows from start to start."""
+        """Write status.json. Its step counts those of all trainings, so that it grows from start to start."""
         if self._is_main and self._lock is not None:
-            step = sum((read_status(self._path / name) or {}).get("step", 0) for name in (LM, CLF))
+            step = sum((read_status(self._path / name) or {}).get("step", 0) for name in (LM, *self._classifiers))
             write_status(self._path, state, step, stage=self._stage, minutes=self._minutes, **fields)
 
     @contextmanager

@@ -6,6 +6,7 @@ Nothing in them is worth a finished training: what is damaged is told or made ag
 from __future__ import annotations
 
 import filecmp
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +19,11 @@ from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM, FitConfig
 from ulmfit.option_types import is_of_type
+from ulmfit.run import lock
 from ulmfit.run.stored import CONFIG, read_stored
 
 _TASKS: dict[str, type[TrainConfig]] = {LM: LMConfig, CLF: ClassifierConfig}
+_TRAINING = re.compile(rf"{LM}|{CLF}(-\d+)?")
 
 
 def read_json(path: Path) -> Any:
@@ -84,12 +87,22 @@ def _fault_of(stored: Any) -> str:
     return ""
 
 
+def ensemble_of(stored: Any) -> int:
+    """The number of classifiers in the config.json of a job; those of earlier versions have one."""
+    options = stored.get("options") if isinstance(stored, dict) else None
+    return options.get("ensemble", 1) if isinstance(options, dict) else 1
+
+
 def minutes_of(status: dict[str, Any]) -> dict[str, float]:
     """The minutes of each training in a status.json."""
     stored = status.get("minutes")
     if not isinstance(stored, dict):
         return {}
-    return {name: float(stored[name]) for name in _TASKS if _is_number(stored.get(name)) and stored[name] >= 0}
+    return {
+        name: float(value)
+        for name, value in stored.items()
+        if _TRAINING.fullmatch(name) and _is_number(value) and value >= 0
+    }
 
 
 def start_and_length(path: Path, config: FitConfig, trainings: Sequence[str]) -> dict[str, Any]:
@@ -143,6 +156,25 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file, unless its copy is there."""
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(target) as aside:
         aside.write_bytes(source.read_bytes())
+
+
+def locked(path: Path, *, afresh: bool) -> lock.DirectoryLock:
+    """Lock the directory of a job, which is made where it is not there.
+
+    Args:
+        afresh: move an earlier job aside.
+
+    Raises:
+        UserError: a live process has the lock.
+        OSError: the directory cannot be written.
+    """
+    if afresh and path.exists() and any(path.iterdir()):
+        held = lock.DirectoryLock(path)
+        aside = lock.rename_aside(path)
+        (aside / held.path.name).unlink()
+        held.close()
+        print(f"moved the earlier job to {aside}", flush=True)
+    return lock.DirectoryLock(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,8 +102,9 @@ class FitResult:
         model_dir: its model/, which exists if the state is "done": the classifier, or the language model if the corpus
             has no labels.
         language_model: the result of its training; None if that was not reached.
-        classifier: likewise; None too if the corpus has no labels.
+        classifier: likewise; None too if the corpus has no labels. With several (`ensemble`) that of the first one.
         summary: the content of summary.json; empty if the state is not "done".
+        members: the results of all classifiers that were reached.
     """
 
     state: Literal["done", "preempted"]
@@ -111,6 +113,7 @@ class FitResult:
     language_model: TrainingResult | None = None
     classifier: TrainingResult | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    members: tuple[TrainingResult, ...] = ()
 
     def model(self, **options: Any) -> LanguageModel | TextClassifier:
         """Load the model, a TextClassifier if the corpus has labels. Each call loads a new one.
@@ -128,6 +131,18 @@ class FitResult:
 
         kind = LanguageModel if self.classifier is None else TextClassifier
         return kind.from_pretrained(self.model_dir, **options)
+
+
+def result_of_job(
+    state: Literal["done", "preempted"],
+    path: Path,
+    language_model: TrainingResult | None,
+    members: Sequence[TrainingResult],
+    summary: dict[str, Any] | None = None,
+) -> FitResult:
+    """The result of a job in a directory, from those of its trainings."""
+    first = members[0] if members else None
+    return FitResult(state, path, path / "model", language_model, first, summary or {}, tuple(members))
 
 
 def result_of(

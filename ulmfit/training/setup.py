@@ -73,7 +73,7 @@ def opened_corpus(
         label_separator=config.label_separator,
         valid=path_text(config.valid),
         group_column=config.group_column,
-        seed=config.seed,
+        seed=config.seed_of_draws,
         streaming=config.streaming,
         include_test=include_test,
         label_names=label_names,

@@ -5,20 +5,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ulmfit import files
+from ulmfit.fit_config import LM
+from ulmfit.paths import DESCRIBED
 from ulmfit.run.board import FINAL, score_tag
 from ulmfit.run_scores import METRICS
 from ulmfit.training.baseline import NOT_INSTALLED
+from ulmfit.training.job_files import read_json
 from ulmfit.training.result import TrainingResult
 
 RIVAL = "TF-IDF + logistic regression"
 FEW_LABELS = 1000
-BOARD = "tensorboard"
+BOARD, SUMMARY, PAGE = "tensorboard", "summary.json", "summary.md"
+ALONE = "one of them alone"  # in the table of several classifiers
 NO_LABELS = "label some texts (a column label) and run ulmfit fit again"
 
 
@@ -27,7 +34,9 @@ def summarize(
     data: str,
     rivals: dict[str, Any] | None,
     language_model: TrainingResult,
-    classifier: TrainingResult | None,
+    classifiers: Sequence[TrainingResult],
+    seeds: Sequence[int],
+    scores: Mapping[str, Mapping[str, Any]],
     minutes: dict[str, float],
     model: str,
     used: dict[str, Any],
@@ -36,43 +45,60 @@ def summarize(
 
     Args:
         rivals: of `run_baselines`; None for a corpus without labels.
-        classifier: None for a corpus without labels.
-        minutes: of each training, by "lm" and "clf".
+        classifiers: none for a corpus without labels. Of several the model is the mean of their probabilities.
+        seeds: of the classifiers.
+        scores: of the model, by split.
+        minutes: of each training, by the name of its folder: "lm", "clf", "clf-2" ...
         used: facts that the advice depends on: `init`, whether a pretrained model was the start; `unlabelled`,
-            whether the language model read more texts than the classifier; `seed`, that of the job; `length`, by training the option that set
+            whether the language model read more texts than the classifier; `length`, by training the option that set
             its length and the value.
 
     Returns:
         `systems`: by name the scores ("valid", "test": accuracy and f1; "minutes"); `compared_on`; `beats_baseline`,
-        None where there is none; `verdict`, a sentence or two; `advice`, a list of sentences.
+        None where there is none; `verdict`, a sentence or two; `advice`, a list of sentences. With several classifiers
+        `members`, by classifier "run", "seed", "minutes" and the scores by split.
     """
     # The user may have edited metrics.jsonl of a finished run.
     perplexity = {split: scores.get("perplexity") for split, scores in language_model.metrics.items()}
     found: dict[str, Any] = {"data": data, "model": model, "minutes": minutes, "perplexity": perplexity}
-    if rivals is None or classifier is None:
+    if rivals is None or not classifiers:
         verdict = "the corpus has no labels: the model is the fine-tuned language model, and there is no classifier"
         return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
                         "advice": [NO_LABELS]}  # fmt: skip
-    ours = {
-        split: {
-            name: scores.get(name)
-            for name in ("accuracy", "f1", "micro_f1", "loss")
-            if name in scores or name != "micro_f1"
-        }
-        for split, scores in classifier.metrics.items()
-        if split in rivals["rows"] and all(isinstance(scores.get(name), int | float) for name in ("accuracy", "f1"))
-    }
+    ours = _shown(scores, rivals)
     if not ours:
         verdict = "no labelled rows are held out, so there is nothing to compare"
         if len(rivals["rows"]) > 1:  # the user has deleted them since
-            verdict = f"the evaluations are gone from {classifier.run_dir / METRICS}, so there is nothing to compare"
+            verdict = (
+                f"the evaluations are gone from {classifiers[0].run_dir / METRICS}, so there is nothing to compare"
+            )
         return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
                         "advice": ["give labelled rows to compare on: --valid, or a file test.csv beside train.csv"]}  # fmt: skip
     systems = {"majority class": rivals["majority"], RIVAL: rivals["tfidf"]}
     systems["ulmfit"] = ours | {"minutes": sum(minutes.values())}
     on = "test" if "test" in ours else "valid"
     found |= {"rows": rivals["rows"], "classes": rivals["classes"], "systems": systems, "compared_on": on}
-    return found | _judge(systems, on, rivals, used | {"run": str(Path(model).parent), "data": data})
+    if len(classifiers) > 1:
+        found["members"] = [
+            {"run": str(member.run_dir), "seed": seed, "minutes": minutes.get(member.run_dir.name)}
+            | _shown(member.metrics, rivals)
+            for member, seed in zip(classifiers, seeds, strict=True)
+        ]
+    used = used | {"run": str(Path(model).parent), "data": data, "classifiers": len(classifiers)}
+    return found | _judge(systems, on, rivals, used)
+
+
+def _shown(scores: Mapping[str, Mapping[str, Any]], rivals: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By split what the summary tells of the scores of a model, where they are whole."""
+    return {
+        split: {
+            name: found.get(name)
+            for name in ("accuracy", "f1", "micro_f1", "loss")
+            if name in found or name != "micro_f1"
+        }
+        for split, found in scores.items()
+        if split in rivals["rows"] and all(isinstance(found.get(name), int | float) for name in ("accuracy", "f1"))
+    }
 
 
 def _judge(systems: dict[str, Any], on: str, rivals: dict[str, Any], used: dict[str, Any]) -> dict[str, Any]:
@@ -135,12 +161,11 @@ def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str
         )
     options = " ".join(f"--{training}.{option} {2 * value:g}" for training, (option, value) in used["length"].items())
     lines.append(f"train twice as long: {options}")
-    run, first, second = used["run"], used["seed"] + 1, used["seed"] + 2
-    lines.append(
-        f"average the classifiers of three seeds: ulmfit train-clf --data {used['data']} --encoder {run}/lm --seed {first} "
-        f"--output-dir {run}-seed{first}, the same with {second}, both with your other options for data and classifier, then "
-        f"ulmfit predict --model {run} --model {run}-seed{first} --model {run}-seed{second}"
-    )
+    if used["classifiers"] == 1:
+        same = f"ulmfit fit --output-dir {shlex.quote(used['run'])} --ensemble 3"
+        if used["data"].startswith(DESCRIBED):
+            same = "the same call with ensemble=3"
+        lines.append(f"average three classifiers: {same} trains two more on this language model")
     lines.append("average with the backward half: the same command with --backwards and another --output-dir, then "
                  "ulmfit predict --model FORWARD --model BACKWARD")  # fmt: skip
     if rivals["rows"]["train"] < FEW_LABELS:
@@ -154,7 +179,7 @@ def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str
 def as_markdown(summary: dict[str, Any]) -> str:
     """The page of a summary, which is also readable as plain text."""
     lines = [f"# {summary['data']}", ""]
-    shown = summary["minutes"]
+    shown, members = summary["minutes"], summary.get("members", [])
     if summary["systems"]:
         splits = [split for split in ("test", "valid") if split in summary["rows"]]
         measure = measure_of(summary["systems"]["ulmfit"][splits[0]])
@@ -167,15 +192,24 @@ def as_markdown(summary: dict[str, Any]) -> str:
                 continue
             accuracies = [f"{scores[split][measure]:.3f}" for split in splits]
             rows.append([name, *accuracies, f"{scores[splits[0]]['f1']:.3f}", f"{scores['minutes']:.1f}"])
+        if members:
+            rows[-1][0] += f", mean of {len(members)} classifiers"
+            known = [member["minutes"] for member in members if member["minutes"] is not None]
+            alone = f"{shown.get(LM, 0.0) + sum(known) / len(known):.1f}" if known else "-"
+            rows.append([ALONE, *(_range(members, split, measure) for split in splits), _range(members, splits[0], "f1"),
+                         alone])  # fmt: skip
         lines += [*_table(rows), ""]
         number = summary["rows"]
         parts = [f"{number['train']:,} labelled texts to train on"]
         parts += [f"{number[split]:,} of {'test' if split == 'test' else 'validation'}" for split in splits]
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
-    lines += ["Minutes: " + ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in shown.items()) + "."]
+    told = {"language model": shown[LM]} if LM in shown else {}
+    if classifying := [value for name, value in shown.items() if name != LM]:
+        told |= {f"{len(members)} classifiers" if members else "classifier": sum(classifying)}
+    lines += ["Minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in told.items()) + "."]
     if summary["perplexity"]:
-        told = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())
-        lines += [f"Perplexity of the language model: {', '.join(told)}."]
+        values = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())
+        lines += [f"Perplexity of the language model: {', '.join(values)}."]
     lines += ["", f"**{summary['verdict']}**"]
     if summary["advice"]:
         lines += ["", "What to try:", "", *(f"- {line}" for line in summary["advice"])]
@@ -187,7 +221,10 @@ def as_markdown(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Model: {summary['model']}. Curves: tensorboard --logdir {job}"]) + "\n"
 
 
-NAMES = {"lm": "language model", "clf": "classifier"}
+def _range(members: Sequence[dict[str, Any]], split: str, score: str) -> str:
+    """The smallest and the largest score of the members, as far as their files tell them."""
+    values = [member[split][score] for member in members if split in member]
+    return f"{min(values):.3f} to {max(values):.3f}" if values else "-"
 
 
 def _perplexity(value: Any) -> str:
@@ -202,8 +239,23 @@ def _table(rows: list[list[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
+def write_summary(path: Path, summary: dict[str, Any], steps: int, *, anew: bool) -> None:
+    """Write summary.json, summary.md and the lines in TensorBoard into the directory of a job.
+
+    Args:
+        steps: as of `write_board`.
+        anew: whether to write them even if summary.json is there already.
+    """
+    text = json.dumps(summary, indent=2) + "\n"
+    if anew or read_json(path / SUMMARY) != json.loads(text):
+        files.write_text(path / SUMMARY, text)
+        files.write_text(path / PAGE, as_markdown(summary))
+        write_board(path / BOARD, summary, steps)
+
+
 def write_board(folder: Path, summary: dict[str, Any], steps: int) -> None:
-    """Write the summary as a text, and the accuracies of the rivals as level lines beside the classifier's curves.
+    """Write the summary as a text, and the accuracies of the rivals, and of the mean of several classifiers, as level
+    lines beside the classifier's curves.
 
     Args:
         folder: of the event files, replaced if it exists.
@@ -215,9 +267,9 @@ def write_board(folder: Path, summary: dict[str, Any], steps: int) -> None:
     with SummaryWriter(str(folder)) as board:
         board.add_text("summary", as_markdown(summary), steps)
     for name, scores in summary["systems"].items():
-        if scores is None or name == "ulmfit":
+        if scores is None or name == "ulmfit" and "members" not in summary:  # one classifier's run has its scores
             continue
-        with SummaryWriter(str(folder / ("tfidf" if name == RIVAL else "majority"))) as board:
+        with SummaryWriter(str(folder / {RIVAL: "tfidf", "ulmfit": "ensemble"}.get(name, "majority"))) as board:
             for split in ("valid", "test"):
                 for step in (0, steps) if split in scores else ():
                     for score in ("accuracy", "f1"):
