@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ulmfit.files import fingerprint, parse_json
 from ulmfit.fit_config import CLF, LM
-from ulmfit.run_scores import scores_of
+from ulmfit.run_scores import ensemble_scores, scores_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Origin:
 
 def origin_of(folder: Path | None) -> Origin:
     """The runs of the model in a folder. Files that users have edited or deleted are told less of."""
+    if folder is not None and (folder.parent / "bundle.json").is_file():  # a member
+        folder = folder.parent
     # Another model may have been exported into a run's directory. launch/pretrain.sh names the run's own "encoder".
     if folder is None or folder.resolve().name not in ("model", "encoder"):
         return Origin()
@@ -71,6 +73,9 @@ def origin_of(folder: Path | None) -> Origin:
     stored = _read(place / "config.json")
     if stored.get("task") == "fit":
         runs = [_run(place / name) for name in (CLF, LM)]
+        options = as_dict(stored.get("options"))
+        if options.get("ensemble", 1) != 1 and (scores := ensemble_scores(place)):
+            runs[0] = replace(runs[0], scores=scores)
         return Origin(
             [run for run in runs if run.stored.get("task") in (CLF, LM)], stored, _read(place / "summary.json")
         )

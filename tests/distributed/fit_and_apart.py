@@ -42,6 +42,6 @@ def soft(folder: Path, name: str) -> Path:
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     soft(place, "soft2")
-    assert fit(config(place, "fit")).state == "done"
+    assert fit(config(place, "fit", ensemble=2)).state == "done"
     apart(place)
     print("end", flush=True)

@@ -79,8 +79,8 @@ def test_its_models_are_those_of_the_separate_trainings(folder, whole):
     assert ulmfit.train_classifier(stage_configs(job.config(whole.parent, "fit"))[1]).state == "done"
 
 
-def test_two_processes_train_what_the_separate_trainings_of_two_train(folder):
-    """And with probabilities as targets, what one process trains."""
+def test_two_processes_train_what_the_separate_trainings_of_two_train(folder, capsys):
+    """And with probabilities as targets, what one process trains. A second classifier and both together are scored."""
     rows = list(csv.DictReader((folder / "reviews.csv").read_text().splitlines()))
     with open(folder / "soft.csv", "w", newline="") as file:
         table = csv.writer(file)
@@ -98,6 +98,11 @@ def test_two_processes_train_what_the_separate_trainings_of_two_train(folder):
     one = job.soft(folder, "soft1")
     assert runs.distance(runs.weights(one), runs.weights(folder / "soft2")) < 1e-10
     assert done.stdout.count("majority class") == 2  # in the verdict and in the table of rank 0 alone
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--model", str(folder / "fit"), "--split", "valid"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    told = json.loads((folder / "fit/summary.json").read_text())["systems"]["ulmfit"]["valid"]
+    assert alone["models"] == 2 and alone["loss"] == pytest.approx(told["loss"], rel=1e-5)
 
 
 def stop_at(monkeypatch, run: Path, task: str, number: int) -> None:

@@ -90,13 +90,17 @@ def split_of_run(
 
 
 def folder_of_run(model: str) -> Path:
-    """The run directory that a model lies in; of the model of a job (fit), that of its last training."""
+    """The run directory that a model lies in; of the model of a job (fit), that of its last training, or of the first
+    one of several classifiers."""
+    from ulmfit.bundle import BUNDLE
     from ulmfit.fit_config import CLF, LM
     from ulmfit.model.pretrained import find_model
     from ulmfit.run.stored import CONFIG
     from ulmfit.training.job_files import read_json
 
     place = find_model(model).parent
+    if (place / BUNDLE).is_file():  # the model is a member
+        place = place.parent
     content = read_json(place / CONFIG)
     if isinstance(content, dict) and content.get("task") == "fit":
         return next((place / name for name in (CLF, LM) if (place / name / CONFIG).exists()), place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ulmfit.paths import as_path
 from ulmfit.run.stored import CONFIG, read_stored
 from ulmfit.run.tracking import read_status
 from ulmfit.run_command import KINDS, words_of_command
-from ulmfit.run_scores import METRICS, number
-from ulmfit.training.job_files import minutes_of, read_json
+from ulmfit.run_scores import METRICS, ensemble_scores, number
+from ulmfit.training.job_files import ensemble_of, minutes_of, read_json
 from ulmfit.training.privacy import hides_texts, hides_texts_of_run
 from ulmfit.training.result import read_metrics
 
@@ -88,6 +88,9 @@ class Facts:
         minutes: by training, of a job.
         hidden: it was trained with --no-samples.
         state: of the job or run, as status.json tells it: done, running, preempted, failed, or unknown.
+        members: of several classifiers of a job (--ensemble) those that have begun; `clf` is the first of them, with the
+            scores of all together.
+        ensemble: how many classifiers the model is the mean of.
     """
 
     path: str
@@ -98,14 +101,18 @@ class Facts:
     minutes: dict[str, float]
     hidden: bool
     state: str = "done"
+    members: tuple[Training, ...] = ()
+    ensemble: int = 1
 
     @property
     def unfinished(self) -> str:
         """What a run that is not done has done so far, in a sentence; "" of one that is done."""
         if self.state not in _UNFINISHED:
             return ""
-        step, steps = self.main.reached()
+        step, steps = (self.members[-1] if self.members else self.main).reached()
         what = "classifier" if self.clf else "language model"
+        if self.ensemble > 1 and self.members:
+            what = f"classifier {len(self.members)} of {self.ensemble}"
         of = f" of {steps:,}" if steps else ""
         more = "; the classifier has not begun" if self.job.get("task") == "fit" and not self.clf else ""
         return f"{_UNFINISHED[self.state]} at step {step:,}{of} of the {what}{more}; the figures are those so far"
@@ -158,18 +165,26 @@ def read_facts(given: str) -> Facts:
     trainings: dict[str, Training | None] = {LM: None, CLF: None}
     summary: Any = {}
     minutes = {}
+    members: list[Training] = []
+    ensemble = 1
     status = read_status(path) or {}
     if task == "fit":
         summary = read_json(path / "summary.json")
         minutes = minutes_of(status)
         trainings = {name: _training(path / name) for name in (LM, CLF)}
+        ensemble = ensemble_of(job)
+        if ensemble > 1 and (first := trainings[CLF]):
+            names = [CLF, *(f"{CLF}-{number}" for number in range(2, ensemble + 1))]
+            members = [found for name in names if (found := _training(path / name))]
+            if status.get("state") == "done":
+                trainings[CLF] = replace(first, metrics=ensemble_scores(path) or first.metrics)
     else:
         trainings[task] = _training(path)
     if not any(trainings.values()):
         raise UserError(f"{given} holds a job without any training; run it first")
     return Facts(given, job, trainings[LM], trainings[CLF], summary if isinstance(summary, dict) else {}, minutes,
                  hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]),
-                 str(status.get("state", "unknown")))  # fmt: skip
+                 str(status.get("state", "unknown")), tuple(members), ensemble)  # fmt: skip
 
 
 def _training(path: Path) -> Training | None:

@@ -28,6 +28,8 @@ def purpose(facts: Facts) -> str:
         several = "thresholds" in metrics
         kind = f"any of {len(labels)} labels" if several else f"one of {len(labels)} classes"
         what = f"Gives each text {kind}: {some}." if labels else "Gives each text a class."
+        if facts.ensemble > 1:
+            what += f" Its probabilities are the mean of {facts.ensemble} classifiers."
     column = facts.main.resolved.get("text_column")
     read = f", column <code>{escaped(listed(str(column).split(',')))}</code>" if column else ""
     unfinished = f'<p class="verdict">{escaped(facts.unfinished)}.</p>' if facts.unfinished else ""
@@ -68,7 +70,8 @@ def tiles(facts: Facts, judged: Judged | None) -> str:
         )
     size = number(training.resolved.get("parameters"))
     if size:
-        found.append((f"{size / 1e6:.1f} M", "parameters", f"{training.resolved.get('vocabulary', 0):,} words"))
+        each = f" of each of {facts.ensemble} classifiers" if facts.ensemble > 1 else ""
+        found.append((f"{size / 1e6:.1f} M", f"parameters{each}", f"{training.resolved.get('vocabulary', 0):,} words"))
     cells = "".join(f"<li><b>{value}</b><span>{label}</span><small>{note}</small></li>" for value, label, note in found)
     verdict = facts.summary.get("verdict")
     told = f'<p class="verdict">{escaped(verdict)}.</p>' if isinstance(verdict, str) else ""
@@ -110,7 +113,8 @@ def _classes(parts: Sequence[Part], labels: Sequence[str]) -> str:
 def curves(facts: Facts) -> str:
     """Loss and scores over the steps of each training."""
     out = []
-    for title, training in (("Classifier", facts.clf), ("Language model", facts.lm)):
+    first = f"Classifier 1 of {facts.ensemble}" if facts.ensemble > 1 else "Classifier"
+    for title, training in ((first, facts.clf), ("Language model", facts.lm)):
         if training is None:
             continue
         stages = training.stages()

@@ -18,6 +18,7 @@ from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM, FitConfig
+from ulmfit.limits import LIMITS
 from ulmfit.option_types import is_of_type
 from ulmfit.run import lock
 from ulmfit.run.stored import CONFIG, read_stored
@@ -90,7 +91,9 @@ def _fault_of(stored: Any) -> str:
 def ensemble_of(stored: Any) -> int:
     """The number of classifiers in the config.json of a job; those of earlier versions have one."""
     options = stored.get("options") if isinstance(stored, dict) else None
-    return options.get("ensemble", 1) if isinstance(options, dict) else 1
+    found = options.get("ensemble", 1) if isinstance(options, dict) else 1
+    least, most, _ = LIMITS["ensemble"]
+    return found if type(found) is int and least <= found <= most else 1
 
 
 def minutes_of(status: dict[str, Any]) -> dict[str, float]:

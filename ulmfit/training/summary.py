@@ -224,7 +224,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
 def _range(members: Sequence[dict[str, Any]], split: str, score: str) -> str:
     """The smallest and the largest score of the members, as far as their files tell them."""
     values = [member[split][score] for member in members if split in member]
-    return f"{min(values):.3f} to {max(values):.3f}" if values else "-"
+    return " to ".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values)))) if values else "-"
 
 
 def _perplexity(value: Any) -> str:
