@@ -102,7 +102,7 @@ GROUPS = {
         "watchdog",
     ),
     "speed": ("precision", "micro_batches", "threads", "sampled_softmax", "compress_gradients", "deterministic"),
-    "logging": ("log_every", "eval_every", "samples", "report_to"),
+    "logging": ("log_every", "eval_every", "score_test", "samples", "report_to"),
 }
 
 
@@ -273,6 +273,8 @@ class LMConfig(TrainConfig):
     pretrained model is fine-tuned on a CPU, else 0 for all words)."""
     lm_on_test: OrElse[bool] = None
     """Read the texts of the test split too, without their labels (default: only with the recipe blog)."""
+    score_test: bool = True
+    """Score the test split at the end."""
 
     task: ClassVar[Literal["lm", "clf"]] = "lm"
 

@@ -19,6 +19,7 @@ OPERATION = frozenset(
         "keep",
         "log_every",
         "eval_every",
+        "score_test",
         "resume",
         "max_time",
         "samples",

@@ -296,6 +296,9 @@ def test_the_summary_compares_on_the_test_split(finished):
         ours[-1]["accuracy"] > systems["TF-IDF + logistic regression"]["test"]["accuracy"])  # fmt: skip
     assert summary["verdict"] in page and f"{ours[-1]['accuracy']:.3f}" in page
     assert set(summary["minutes"]) == {"lm", "clf"}
+    assert (
+        {line["split"] for line in runs.events(finished / "run/lm", "eval")} == set(summary["perplexity"]) == {"valid"}
+    )
     # Unlabelled texts are read by the language model: what to try does not ask for them.
     assert "zebra" in ulmfit.LanguageModel.from_pretrained(finished / "run/lm").tokenizer.vocab
     assert not any("unlabelled" in line for line in summary["advice"])
@@ -317,9 +320,12 @@ def test_the_language_model_reads_the_test_texts_only_when_asked(folder, monkeyp
 
 
 def test_texts_without_labels_give_a_language_model(folder):
-    (folder / "texts.csv").write_text("text\n" + "".join(f"a film that I liked {n}\n" for n in range(40)))
-    result = ulmfit.fit(job.config(folder, "run", data=str(folder / "texts.csv"), valid=0.5))
+    (folder / "texts").mkdir()
+    (folder / "texts/train.csv").write_text("text\n" + "".join(f"a film that I liked {n}\n" for n in range(40)))
+    (folder / "texts/test.csv").write_text("text\na film that nobody liked\n")
+    result = ulmfit.fit(job.config(folder, "run", data=str(folder / "texts"), valid=0.5))
     assert result.state == "done" and result.classifier is None and not (folder / "run/clf").exists()
+    assert set(result.summary["perplexity"]) == {"valid", "test"}
     assert isinstance(result.model(), ulmfit.LanguageModel)
     assert "no labels" in (folder / "run/summary.md").read_text()
     # A column that may hold labels under another name is asked for instead.

@@ -113,6 +113,10 @@ class _Job:
                 if rivals == "stopped":
                     return self._preempted(None, members)
                 lm_config, _ = stage_configs(self._config)
+                if "score_test" not in self._config.lm:
+                    # Beside a classifier nothing is chosen by it, and the full softmax over IMDb's test texts takes a core
+                    # 45 minutes.
+                    lm_config.score_test = rivals is None
                 with self._training(LM, LM, lm_config):
                     language_model = train_language_model(lm_config, self._stop)
                 if language_model.state != "done":

@@ -149,7 +149,7 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
         recipe,
         session,
         tokenizer=tokenizer,
-        test=held_out.get("test"),
+        test=held_out.get("test") if config.score_test else None,
         saved={"backwards": config.backwards, "bptt": recipe.bptt, "eval_rows": recipe.batch_size},
         keep_best=setup.keeps_best(config, corpus),
         resolved=setup.resolved_data(
