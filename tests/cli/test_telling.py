@@ -104,13 +104,18 @@ def test_a_line_clears_the_bar_first():
 
 def test_the_rate_finder_speaks_of_lr():
     plain, staged = RangeTest(100), RangeTest(100, stage="head", last_stage=0.05)
-    for test in (plain, staged):
+    last = RangeTest(100, stage="last 3 groups")
+    for test in (plain, staged, last):
         while test.record(3 / (1 + test.next_rate * 100) + test.next_rate):
             pass
     assert staged.suggestions == {rule: pytest.approx(rate / 20) for rule, rate in plain.suggestions.items()}
-    assert "in the stage head; --lr is the rate of the last stage, 0.05 times" in staged.report()
+    assert staged.report().splitlines()[1:3] == [
+        "  it trained the head, from the weights at the start",
+        "  --lr is the rate of the last stage, 0.05 times the rate here, so these are values of --lr:",
+    ]
+    assert last.report().splitlines()[1] == "  it trained the last 3 groups of layers, from the weights at the start"
     assert staged.report().splitlines()[-1] == f"try --lr {plain.suggestions['valley'] / 20:.1e}"
-    assert "stage" not in plain.report()
+    assert "stage" not in plain.report() + last.report() and "trained" not in plain.report()
 
 
 # evaluate

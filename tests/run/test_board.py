@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -51,6 +52,28 @@ def test_what_is_looked_at_first_comes_first_and_the_rates_by_layer_last(tmp_pat
     assert {number for _, number in points} == {2}
     assert curve(tmp_path / "clf", "final/accuracy/test") == [(0, 0.9), (20, 0.9)]
     assert "labels" not in str(tags)
+
+
+def test_custom_scalars_of_a_whole_job_begin_with_loss_and_accuracy_and_end_with_the_rates(tmp_path):
+    """As TensorBoard's own plugin joins the pages of the two runs; of the classifier's it reads first."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+
+    for task in ("lm", "clf"):
+        tracker(tmp_path / task, task=task).close()
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    runs.Reload()
+    provider = MultiplexerDataProvider(runs, str(tmp_path))
+    page = json.loads(CustomScalarsPlugin(TBContext(data_provider=provider)).layout_impl(RequestContext(), ""))
+    assert [(group["title"], [chart["title"] for chart in group["chart"]]) for group in page["category"]] == [
+        ("loss and accuracy", ["loss of the classifier", "accuracy of the classifier", "f1 of the classifier",
+                               "loss of the language model", "accuracy of the language model",
+                               "perplexity of the language model"]),
+        ("learning rates", ["by layer"]),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 
@@ -159,6 +160,36 @@ def test_a_network_that_does_not_answer_holds_up_neither_the_steps_nor_the_end(p
     mirror.close()
     assert said == ["wandb gets no more of this run (it is 2 points behind); the training goes on"]
     answers.set()
+
+
+HANGS = """
+import atexit, threading
+def init(**options): threading.Event().wait()
+threading.Thread(target=threading.Event().wait).start()  # Python waits for it at the end
+atexit.register(threading.Event().wait)
+"""
+
+
+@pytest.mark.slow
+def test_a_tracker_whose_server_is_gone_holds_up_the_end_of_a_command_for_seconds(packages, tmp_path):
+    """MLflow and wandb wait for their servers while the process ends, for minutes: here for ever."""
+    (packages.folder / "wandb.py").write_text(HANGS)
+    data = runs.write_reviews(tmp_path / "reviews.csv", 40)
+    options = ["train-lm", "--data", str(data), "--preset", "tiny", "--init", "none", "--max-steps", "2", "--report-to",
+               "wandb", "--output-dir", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]  # fmt: skip
+    code = (
+        "import sys; from ulmfit.cli import main; from ulmfit.training import mirror\n"
+        f"mirror.PATIENCE, mirror.LEAVE = 0.5, 0.25\nsys.exit(main({options!r}))"
+    )
+    path = os.pathsep.join([str(packages.folder), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "wandb gets no more of this run (it does not end within 0.5 seconds)" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("the model is in ")
+    assert done.stderr.splitlines()[-1] == (
+        "this process does not wait any longer for wandb (--report-to), which did not end within 0.25 seconds"
+    )
 
 
 def test_a_tracker_gets_no_console_and_no_code_unless_the_user_says_so(packages, tmp_path, monkeypatch):

@@ -41,7 +41,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """
     # torch reads it once. Its C++ code remarks at the first step that no parameter is unused, which is as intended.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    stop = StopRequest.install()
+    status = _status(argv, prog, StopRequest.install())
+    if (mirror := sys.modules.get("ulmfit.training.mirror")) is not None:  # nothing else imports it than a training
+        mirror.bound_end(status)
+    return status
+
+
+def _status(argv: Sequence[str] | None, prog: str | None, stop: StopRequest) -> int:
     with standard_streams(), values_shown(), _threads_in_a_sentence():
         try:
             check_launch()

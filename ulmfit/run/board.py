@@ -177,7 +177,13 @@ def verbatim(text: str) -> str:
 
 
 def _layout(task: Literal["lm", "clf"]) -> dict[str, Any]:
-    """The page of custom scalars: training and validation in one chart, and all layers in one."""
+    """The page of custom scalars: training and validation in one chart, and all layers in one.
+
+    TensorBoard joins the pages of the runs in a logdir, in the order of their names: charts of an equal group come together,
+    a group that is new comes last. So both tasks have the same two groups, and the rates stay last.
+    """
     names = ["loss", "accuracy", *(["perplexity"] if task == "lm" else ["f1"])]
-    scores = {name: ["Multiline", [rf"^{TASKS[task]}/(sampled )?{name}/.*"]] for name in names}
-    return {TASKS[task]: scores, "learning rates": {"by layer": ["Multiline", ["^rates by layer/.*"]]}}
+    scores = {
+        f"{name} of the {TASKS[task]}": ["Multiline", [rf"^{TASKS[task]}/(sampled )?{name}/.*"]] for name in names
+    }
+    return {"loss and accuracy": scores, "learning rates": {"by layer": ["Multiline", ["^rates by layer/.*"]]}}

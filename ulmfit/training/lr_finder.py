@@ -150,7 +150,8 @@ class RangeTest:
         lines = [f"  {name:13}{found[name]:.2e}  {text}" for name, text in rules.items() if name in found]
         return "\n".join(
             [
-                f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}{self._tested()}:",
+                f"learning-rate finder, {len(self.rates)} steps up to {self.rates[-1]:.2e}:",
+                *self._tested(),
                 *lines,
                 *["  the curve is noisy, so look at it before; a larger --batch-size makes it smoother"]
                 * self.is_noisy,
@@ -184,15 +185,17 @@ class RangeTest:
             board.add_image(f"learning-rate finder/{stage}", figures.pixels(figure), 0, dataformats="HWC")
         return path
 
-    def _tested(self) -> str:
+    def _tested(self) -> list[str]:
+        """Lines that say which layers were trained from which weights, and what --lr means there; none if that is plain."""
         if self._alone or not self._stage:
-            return ""
-        if self._last_stage == 1:
-            return f" in the stage {self._stage}, from {self._weights}"
-        return (
-            f" in the stage {self._stage}; --lr is the rate of the last stage, {self._last_stage:.3g} times this "
-            "stage's, and these are its values"
-        )
+            return []
+        layers = "the head" if self._stage == "head" else f"{'the ' * ('last' in self._stage)}{self._stage} of layers"
+        lines = [f"  it trained {layers}, from {self._weights}"]
+        if self._last_stage != 1:
+            lines.append(
+                f"  --lr is the rate of the last stage, {self._last_stage:.3g} times the rate here, so these are values of --lr:"
+            )
+        return lines
 
 
 def tested_stage(recipe: Recipe, name: str | None) -> Stage:

@@ -2,19 +2,21 @@
 
 TensorBoard's own writer stays: accelerate's would begin another curve at every restart. A tracker is a guest. Each works in
 a thread of its own, so a step never waits for a network. What a tracker cannot do (no network, no login, a full quota) is
-told once, and the run goes on without it.
+told once, and the run goes on without it. The packages have work of their own at the end of the process (MLflow ends its
+run, wandb waits for its service), which takes minutes where a server is gone: `bound_end` ends it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Full, Queue
-from threading import Thread
+from threading import Thread, main_thread
 from typing import Any
 
 from ulmfit.files import parse_json, write_text
@@ -23,11 +25,15 @@ from ulmfit.reports import is_installed, trackers_of
 IDS = "trackers.json"  # in the run directory: by which names the trackers know this run
 PROJECT = "ulmfit"
 MOST_WAITING = 20_000  # points that a tracker may be behind
-PATIENCE = 20.0  # seconds at the end for what is still to be sent; SLURM gives a stopped job 30
+# Seconds at the end of a run for what is still to be sent, and then for what the packages do while the process ends.
+# SLURM gives a stopped job 30.
+PATIENCE, LEAVE = 15.0, 10.0
 # Only numbers are promised to leave the machine, and wandb would send the console and the user's source code too. MLflow would
 # try for a quarter of an hour at the end. Whoever sets these variables gets what they say.
 _ENVIRONMENT = {"WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true",
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # fmt: skip
+
+_started: dict[str, None] = {}  # trackers of this process, also those that have ended
 
 
 class Mirrors:
@@ -49,6 +55,7 @@ class Mirrors:
             os.environ.setdefault(name, value)
         ids = self._ids()
         for name in self._names:
+            _started[name] = None
             self._guests.append(_Guest(name, self._starter(name, ids, dict(options)), self._say))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -138,7 +145,7 @@ class _Guest:
         """Wait for its end, until a time of `time.monotonic`."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._leave(f"it does not end within {PATIENCE:.0f} seconds", "")
+            self._leave(f"it does not end within {PATIENCE:g} seconds", "")
 
     def _work(self) -> None:
         try:
@@ -154,6 +161,30 @@ class _Guest:
         if not self._gone:
             self._gone = True
             self._say(f"{self._name} gets no more of this run ({reason}){cure}")
+
+
+def bound_end(status: int) -> None:
+    """Bound what the trackers' packages do while this process ends: after `LEAVE` seconds it ends without them.
+
+    For a program that has nothing else to do after its main thread; it does nothing where no tracker has been started.
+
+    Args:
+        status: the exit code.
+    """
+    if _started:
+        Thread(target=_end, args=(status,), name="end of the trackers", daemon=True).start()
+
+
+def _end(status: int) -> None:
+    main_thread().join()  # from here on Python waits for other threads and calls what is registered for the exit
+    time.sleep(LEAVE)
+    print(
+        f"this process does not wait any longer for {' and '.join(_started)} (--report-to), which did not end within "
+        f"{LEAVE:g} seconds",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(status)
 
 
 def mirrors(report_to: str | None, run_dir: Path, say: Callable[[str], None]) -> Mirrors | None:
