@@ -1,11 +1,12 @@
 """The exported graph in fp32 beside torch: the largest difference of a logit and of a probability, by batch and length.
 
     OMP_NUM_THREADS=1 python benchmarks/onnx_parity.py --presets small base
+    OMP_NUM_THREADS=1 python benchmarks/onnx_parity.py --model runs/clf
 
 Small has the English encoder that comes with the package, the others random weights, with an embedding so large that the
 encodings vary as trained ones do. The head's statistics are those of documents, as after a training, and its weights are
-large enough that the classes differ from text to text. A batch
-is read by torch in one call, by one call of the graph, padded, and by `OnnxReader`, which divides it. Exits with 1 where
+large enough that the classes differ from text to text. With --model it is a trained classifier, on random words of its
+vocabulary. A batch is read by torch in one call, by one call of the graph, padded, and by `OnnxReader`, which divides it. Exits with 1 where
 a difference is above the promised 1e-5.
 """
 
@@ -22,6 +23,7 @@ import torch
 from ulmfit.batches.documents import pad
 from ulmfit.exported.graph import Weights, build
 from ulmfit.exported.reader import OnnxReader
+from ulmfit.inference import TextClassifier
 from ulmfit.model.awd_lstm import PRESETS, AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.pretrained import load_model
@@ -29,42 +31,66 @@ from ulmfit.shipped import ENCODERS
 
 PROMISED = 1e-5
 MOST_PADDED = 12_000  # tokens of one call of the graph, which reads padding too
-ALONE = (1, 2, 71, 72, 73, 127, 128, 129, 500, 1441, 5000)
-BATCHES = {2: (5000, 1), 3: (1, 2, 3), 8: (1, 128, 129, 200), 17: (1, 150), 32: (1, 100), 64: (1, 60)}
+ALONE = (1, 2, 71, 72, 73, 127, 128, 129, 500, 1000, 1441, 2500, 5000)
+BATCHES = ((2, (5000, 1)), (3, (1, 2, 3)), (8, (1, 128, 129, 200)), (17, (1, 150)), (32, (1, 100)), (64, (1, 60)))
+LONG_BATCH = (64, (1, 500))  # of a trained model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["small", "base"], choices=PRESETS)
+    parser.add_argument("--model", help="a trained classifier in place of the presets")
     options = parser.parse_args()
     print(f"{sides.machine()}\n")
-    print("| preset | classes | batch | lengths | logit | probability | spread of probabilities | CPU s |")
+    print("| model | classes | batch | lengths | logit | probability | spread of probabilities | CPU s |")
     print("|---|---|---|---|---|---|---|---|")
-    worst = max(difference for preset in options.presets for difference in table(preset))
+    if options.model is not None:
+        differences = trained(options.model)
+    else:
+        differences = [difference for preset in options.presets for difference in table(preset)]
+    worst = max(differences)
     print(f"\nlargest difference: {worst:.1e}")
     sys.exit(worst > PROMISED)
+
+
+def trained(path: str) -> list[float]:
+    """The rows of a trained classifier; returns the differences of the probabilities."""
+    model = TextClassifier.from_pretrained(path, backend="torch")
+    assert model.net is not None
+    net, sizes = model.net.requires_grad_(False), model.net.config
+    name = f"{sizes.embedding_size}/{sizes.hidden_size}/{sizes.num_layers}, trained"
+    batches = [*((1, (length,)) for length in ALONE), *BATCHES, LONG_BATCH]
+    return rows(name, net, len(model.label_names), batches, backwards=bool(model.config.get("backwards")))
 
 
 def table(preset: str) -> list[float]:
     """The rows of a preset; returns the differences of the probabilities."""
     differences = []
-    rng = np.random.default_rng(0)
     for backwards, several in ((False, False), (True, True)):
         net = network(preset, several)
-        config = {"architecture": {"num_layers": net.config.num_layers}, "max_len": net.max_len,
-                  "backwards": backwards, "multi_label": several}  # fmt: skip
-        tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-        reader = OnnxReader(build(Weights.of(tensors, config)))
-        batches = [(1, (length,)) for length in ALONE] + list(BATCHES.items())
-        for size, given in batches if not several else batches[-1:]:
-            drawn = [*given, *rng.integers(min(given), max(given) + 1, max(0, size - len(given)))][:size]
-            begun = time.process_time()
-            logit, probability, spread = compare(net, reader, drawn, backwards=backwards, seed=size)
-            differences.append(probability)
-            kind = "any of 3" if several else "one of 3"
-            shown = f"{min(drawn):,} to {max(drawn):,}" if size > 1 else f"{drawn[0]:,}"
-            print(f"| {preset} | {kind}{', backwards' if backwards else ''} | {size} | {shown} | {logit:.1e} | {probability:.1e} | "
-                  f"{spread:.2f} | {time.process_time() - begun:.1f} |", flush=True)  # fmt: skip
+        batches = [*((1, (length,)) for length in ALONE), *BATCHES]
+        differences += rows(preset, net, 3, batches[-1:] if several else batches, backwards=backwards)
+    return differences
+
+
+def rows(
+    name: str, net: ClassifierNet, classes: int, batches: list[tuple[int, tuple[int, ...]]], *, backwards: bool
+) -> list[float]:
+    """Print a row for each batch (size, some of its lengths); returns the differences of the probabilities."""
+    differences = []
+    rng = np.random.default_rng(0)
+    config = {"architecture": {"num_layers": net.config.num_layers}, "max_len": net.max_len,
+              "backwards": backwards, "multi_label": net.multi_label}  # fmt: skip
+    reader = OnnxReader(build(Weights.of({key: tensor.numpy() for key, tensor in net.state_dict().items()}, config)))
+    for size, given in batches:
+        drawn = [*given, *rng.integers(min(given), max(given) + 1, max(0, size - len(given)))][:size]
+        begun = time.process_time()
+        logit, probability, spread = compare(net, reader, drawn, backwards=backwards, seed=size)
+        differences.append(probability)
+        kind = f"{'any' if net.multi_label else 'one'} of {classes}"
+        shown = f"{min(drawn):,} to {max(drawn):,}" if size > 1 else f"{drawn[0]:,}"
+        print(f"| {name} | {kind}{', backwards' if backwards else ''} | {size} | {shown} | {logit:.1e} | {probability:.1e} | "
+              f"{spread:.2f} | {time.process_time() - begun:.1f} |", flush=True)  # fmt: skip
     return differences
 
 

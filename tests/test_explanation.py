@@ -156,6 +156,16 @@ def test_a_long_text_is_cut_with_ellipses():
     assert re.sub("<.*?>", "", marked(found)) == found.text
 
 
+def test_a_word_that_is_a_whole_line_is_cut_in_the_table():
+    """As the text rules make one word of a word that is repeated."""
+    found = made("x" * 400 + " is great")
+    shown = lines(found, colour=False)
+    table = shown[next(at for at, line in enumerate(shown) if line.startswith("word ")) :]
+    assert max(map(len, table)) < 100 and "x" * 37 + "..." in "\n".join(table)
+    assert any("x" * 400 in line for line in shown), "the text itself is whole"
+    assert re.findall("x{41,}", found.html()) == ["x" * 400]
+
+
 def test_colours_are_for_terminals_that_want_them(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from ulmfit.excerpts import cut
 from ulmfit.explanation import Explanation, Word
 
 FADED = 0.05  # words below this share of the strongest are not coloured
@@ -50,7 +51,7 @@ def lines(found: Explanation, *, colour: bool, named: Callable[[Word], str] | No
         )
         shown += ["", *text.strip("\n").split("\n"), ""]
     rows = [
-        (visible(word.text).replace("\n", " ") if named is None else named(word), word)
+        (cut(visible(word.text).replace("\n", " ")) if named is None else named(word), word)
         for word in found.strongest(_TABLE)
     ]
     width = max([*(len(name) for name, _ in rows), len("word")])
@@ -156,7 +157,7 @@ def _rows(found: Explanation) -> Iterator[str]:
     for word in found.strongest(_TABLE):
         tried = "" if word.without is None else f"{found.probability:.3f} \u2192 {word.without:.3f}"
         yield (
-            f'<tr><th scope="row" dir="auto">{escaped(word.text)}</th><td>{word.contribution:+.3f}</td><td>{tried}</td></tr>'
+            f'<tr><th scope="row" dir="auto">{escaped(cut(word.text))}</th><td>{word.contribution:+.3f}</td><td>{tried}</td></tr>'
         )
 
 

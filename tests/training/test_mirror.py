@@ -118,6 +118,18 @@ def test_a_training_sends_what_tensorboard_gets_and_no_text(packages, tmp_path, 
     assert len(lines(packages, "wandb", "init")) == 1
 
 
+def test_the_rate_finder_sends_nothing_and_says_its_suggestions(packages, tmp_path, monkeypatch):
+    """It is no run: none is begun in the directory, and none in the trackers."""
+    monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path / "cache"))
+    data = str(runs.write_reviews(tmp_path / "reviews.csv", 60))
+    found = train_language_model(
+        runs.lm_config(tmp_path / "run", data=data, preset="tiny", max_steps=4, lr_find=True, report_to="all")
+    )
+    assert found.state == "found" and found.suggestions["valley"] > 0
+    assert [packages(name) for name in ("wandb", "mlflow", "trackio")] == [[], [], []]
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_tracker_that_fails_is_told_once_and_costs_no_step(packages, tmp_path):
     wandb = INIT.format(log="raise ConnectionError('no\\nnetwork')")
     (packages.folder / "wandb.py").write_text("def put(**line): pass\n" + wandb)
