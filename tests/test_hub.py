@@ -263,6 +263,9 @@ def test_a_hub_that_refuses_or_is_gone(runs, hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # nobody listens
     with pytest.raises(ulmfit.UserError, match="cannot be got from the hub"):
         local_folder("someone/films")
+    with pytest.raises(ulmfit.UserError, match=r"the hub cannot be reached \(.+\), so someone/x is not uploaded"):
+        tokenizer.push_to_hub("someone/x", token="hf_of_the_stand_in")
+    assert not hub.repositories
 
 
 def test_the_card_of_a_classifier_tells_its_run(runs, tmp_path):

@@ -209,10 +209,14 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
             )
         except HFValidationError as error:
             raise UserError(f"{cut(repo_id)} is no name for the hub ({_reason(error)}); give OWNER/MODEL") from None
-        except (HfHubHTTPError, private_api.http_error(), ConnectionError) as error:
+        except HfHubHTTPError as error:  # its answer
             raise UserError(
                 f"the hub does not take {cut(repo_id)} ({_reason(error)}); log in by hf auth login with a token that may "
                 "write, or name another"
+            ) from None
+        except (private_api.http_error(), ConnectionError) as error:
+            raise UserError(
+                f"the hub cannot be reached ({_reason(error)}), so {cut(repo_id)} is not uploaded; see to the connection"
             ) from None
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
