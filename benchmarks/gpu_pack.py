@@ -43,8 +43,8 @@ class EveryNth(Split):
     def fingerprint(self) -> str:
         return super().fingerprint + (f"/{self.every}" if self.every > 1 else "")
 
-    def batches(self, batch_size=1000, start=None):
-        for batch in super().batches(batch_size, start):
+    def batches(self, batch_size=1000, start=None, until=None):
+        for batch in super().batches(batch_size, start, until):
             kept = [place for place, row in enumerate(batch.rows) if row % self.every == 0]
             if kept:
                 chosen = [None if part is None else [part[place] for place in kept] for part in batch[:3]]

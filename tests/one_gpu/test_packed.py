@@ -2,14 +2,17 @@
 
 import filecmp
 import json
+from itertools import islice
 
 import gpu_pack
 import numpy as np
 import packed
+import pandas
 import pytest
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.cache_writer import CacheWriter
+from ulmfit.data import sample
 from ulmfit.errors import UserError
 
 VOCAB = 300
@@ -142,3 +145,23 @@ def test_a_file_comes_back_in_parts(tmp_path):
     (parts / "model.tar.01").unlink()
     with pytest.raises(UserError, match="model.tar.01 is not there"):
         packed.join_file(parts / "model.tar.json", tmp_path / "again")
+
+
+def test_both_corpora_are_tokenised_packed_and_dealt(tmp_path, monkeypatch, capsys):
+    """With --every, as in a rehearsal."""
+    rows = [{"text": row["text"], "label": row["label"]} for row in islice(sample.generate("train"), 120)]
+    (tmp_path / "imdb").mkdir()
+    for number, name in enumerate(("train", "test", "unsup")):
+        some = rows[40 * number : 40 * number + 40]
+        table = pandas.DataFrame(some if name != "unsup" else [{"text": row["text"]} for row in some])
+        table.to_parquet(tmp_path / "imdb" / f"{name}.parquet")
+    pandas.DataFrame({"text": [row["text"] for row in rows]}).to_parquet(tmp_path / "wikipedia.parquet")
+    options = {"wikipedia": tmp_path / "wikipedia.parquet", "imdb": tmp_path / "imdb", "output": tmp_path / "packed",
+               "cache-dir": tmp_path / "cache", "every": 2, "tokens": 2000, "vocab-size": 500}  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr("sys.argv", ["gpu_pack.py", "make", *words])
+    gpu_pack.main()
+    told = capsys.readouterr().out
+    assert "wikipedia: 60 documents" in told and told.count(": 20 documents") == 3
+    whole = packed.Packed([tmp_path / "packed" / "reproduction", tmp_path / "packed" / "probe"])
+    assert set(whole.check().values()) == {"whole"}
