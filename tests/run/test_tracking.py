@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ulmfit.run import tracking
+from ulmfit.run import time_left, tracking
 from ulmfit.run.tracking import Tracker, memory_mib, read_status, write_status
 
 TRAIN_KEYS = [
@@ -295,7 +295,7 @@ def test_a_terminal_gets_a_bar_that_starts_where_the_run_goes_on(tmp_path):
 
 def test_the_time_left_counts_from_the_resumed_step(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: now[0])
     console = io.StringIO()
     log = tracker(tmp_path, console=console, start_step=40)
     now[0] += 100
@@ -305,6 +305,26 @@ def test_the_time_left_counts_from_the_resumed_step(tmp_path, monkeypatch):
     log.close()
     first, second = console.getvalue().splitlines()
     assert first.endswith("left 3:20") and second.endswith("left 10:01:40")
+
+
+def test_the_time_left_knows_that_stages_differ_in_speed(tmp_path, monkeypatch):
+    """A stage of the head alone is faster: it told a quarter of the time left of the whole."""
+    now = [0.0]
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: now[0])
+    left = time_left.TimeLeft([(10, 1.0), (30, 4.0)])
+    assert math.isnan(left.seconds(0))
+    for step in range(1, 41):
+        now[0] += 2 if step <= 10 else 5  # four times the work, but not four times as long
+        left.passed(step)
+        if step == 5:
+            assert left.seconds(step) == pytest.approx(5 * 2 + 30 * 8)
+        if step == 10:
+            assert left.seconds(step) == pytest.approx(30 * 8)  # no step of the next stage is done
+        if step > 10:
+            assert left.seconds(step) == pytest.approx((40 - step) * 5)
+    resumed = time_left.TimeLeft([(10, 1.0), (30, 4.0)], start_step=20)
+    now[0] += 30
+    assert resumed.seconds(30) == pytest.approx(30)
 
 
 @pytest.mark.parametrize("bar", [False, True])

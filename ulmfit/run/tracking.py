@@ -12,7 +12,6 @@ import math
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from ulmfit.console import duration
 from ulmfit.errors import without_keys
 from ulmfit.files import parse_json, replacing, write_text
 from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
+from ulmfit.run.time_left import TimeLeft
 from ulmfit.run_scores import METRICS
 
 STATUS, TENSORBOARD = "status.json", "tensorboard"
@@ -67,14 +67,14 @@ class Tracker:
         log_every: int,
         task: Literal["lm", "clf"] = "lm",
         sampled: bool = False,
-        stages: Sequence[str] = (),
+        stages: Sequence[tuple[str, int, float]] = (),
         console: TextIO | None = None,
         mirror: Mirror | None = None,
     ) -> None:
         self.is_main, self.task, self.sampled = is_main, task, sampled
         self.total_steps, self.start_step, self.log_every = total_steps, start_step, log_every
-        self._stages = stages
-        self._began = time.monotonic()
+        self._stages = [name for name, _, _ in stages]
+        self._left = TimeLeft([(steps, work) for _, steps, work in stages] or [(total_steps, 1.0)], start_step)
         if not is_main:
             return
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -105,9 +105,10 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step` finished steps."""
+        self._left.passed(step)
         if self.is_main:
             if not self._bar.disable:
-                self._bar.set_postfix_str(f"left {duration(self._left(step))}", refresh=False)
+                self._bar.set_postfix_str(f"left {duration(self._left.seconds(step))}", refresh=False)
             self._show(lambda: self._bar.update(step - self._bar.n))
 
     def log_train(
@@ -176,17 +177,12 @@ class Tracker:
         perplexity = f"  perplexity {scalars['perplexity']:.1f}" if "perplexity" in scalars else ""
         width = len(str(self.total_steps))
         stage_name = self._stages[stage] if isinstance(stage, int) and stage < len(self._stages) else stage
-        left = f"  left {duration(self._left(step))}" if self._bar.disable else ""
+        left = f"  left {duration(self._left.seconds(step))}" if self._bar.disable else ""
         self.print(
             f"step {step:{width}}/{self.total_steps}  epoch {_short(epoch)}  stage {stage_name}  "
             f"{'sampled ' if self.sampled else ''}loss {loss:.4f}{perplexity}  lr {lr:.2e}  "
             f"{tokens_per_second:,.0f} tokens/s{left}"
         )
-
-    def _left(self, step: int) -> float:
-        """Seconds to the end of the run, at the mean speed since the start of this process; NaN if not known."""
-        passed = step - self.start_step
-        return (time.monotonic() - self._began) / passed * (self.total_steps - step) if passed > 0 else math.nan
 
     def log_eval(self, step: int, split: str, **metrics: Any) -> None:
         """Log an evaluation after `step` steps.

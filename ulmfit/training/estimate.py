@@ -113,9 +113,7 @@ def estimate(task: Task, plan: Sequence[PlannedStage], *, config: TrainConfig, r
     sizes, parameters = task.net.config, list(task.net.parameters())
     itemsize, dtype = parameters[0].element_size(), parameters[0].dtype
     weights = sum(p.numel() for p in parameters) * itemsize
-    output_words = 0
-    if isinstance(config, LMConfig):
-        output_words = config.sampled_softmax or sizes.vocab_size
+    output_words = _output_words(sizes, config)
     # Loss: rows of logits and their exponentials, and a second gradient of the tied weights besides the embedding's;
     # for the sampled softmax also the gradient of the candidates.
     loss = itemsize * output_words * (3 * 512 + sizes.embedding_size)
@@ -127,13 +125,7 @@ def estimate(task: Task, plan: Sequence[PlannedStage], *, config: TrainConfig, r
     memory = psutil.Process().memory_info().rss + (3 + 3 * runtime.is_main) * weights + loss + saved
     speed = matrix_speed(dtype) * STEP_EFFICIENCY * runtime.world_size
     steps = [planned.num_steps for planned in plan]
-    work = [
-        task.mean_tokens()
-        * flops_per_token(
-            sizes, output_words=output_words, first_trained=first_group(planned.stage.freeze_to, task.groups)
-        )
-        for planned in plan
-    ]
+    work = [task.mean_tokens() * flops for flops in work_of_stages(task, plan, config)]
     whole = sum(flops * count for flops, count in zip(work, steps, strict=True)) / speed
     place = Path(config.output_dir).absolute()
     while not place.exists():
@@ -146,6 +138,19 @@ def estimate(task: Task, plan: Sequence[PlannedStage], *, config: TrainConfig, r
         whole / max(1, sum(steps)),
         whole,
     )
+
+
+def work_of_stages(task: Task, plan: Sequence[PlannedStage], config: TrainConfig) -> list[float]:
+    """Floating-point operations for a token in each stage."""
+    sizes = task.net.config
+    firsts = [first_group(planned.stage.freeze_to, task.groups) for planned in plan]
+    words = _output_words(sizes, config)
+    return [flops_per_token(sizes, output_words=words, first_trained=first) for first in firsts]
+
+
+def _output_words(sizes: AWDLSTMConfig, config: TrainConfig) -> int:
+    """Width of the output layer in training, 0 for a classifier."""
+    return (config.sampled_softmax or sizes.vocab_size) if isinstance(config, LMConfig) else 0
 
 
 def sentences(needs: Estimate, *, world_size: int, sampled: int | None = None) -> list[str]:

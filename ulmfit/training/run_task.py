@@ -29,7 +29,7 @@ from ulmfit.run_scores import CALIBRATION, scores_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.by_hand import ByHand
 from ulmfit.training.class_scores import class_table
-from ulmfit.training.estimate import estimate, sentences
+from ulmfit.training.estimate import estimate, sentences, work_of_stages
 from ulmfit.training.loop import Loop, TrainingFailed
 from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stage
 from ulmfit.training.mirror import Mirrors, mirrors
@@ -160,7 +160,10 @@ def run(
             start_step=start["position"]["step"] if start else 0,
             task=config.task,
             sampled=sampled is not None,
-            stages=[planned.stage.name for planned in plan],
+            stages=[
+                (planned.stage.name, planned.num_steps, work)
+                for planned, work in zip(plan, work_of_stages(task, plan, config), strict=True)
+            ],
             mirror=guests,
         )
         if start is None and "mixture" in resolved:
