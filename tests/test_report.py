@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -359,13 +360,52 @@ def test_charts():
     assert many.count("L") <= 300 and "4999" not in many.split("over steps")[0]
 
 
+def test_a_label_of_an_axis_stands_below_its_value():
+    chart = line_chart("t", [("a", [(0.0, 1.0), (616.0, 2.0)])])
+    labels = {
+        text: float(x) for x, text in re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">(\d+)<', chart)
+    }
+    steps = [labels[text] for text in ("0", "200", "400", "600")]
+    assert np.ptp(np.diff(steps)) < 0.2, "evenly spread, also near the right end"
+    chart = reliability_chart([(0.9, 0.8, 3)], several=False)
+    x = float(re.search(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">100%', chart)[1])
+    assert 340 < x < 350, "moved only as far as it would leave the chart"
+
+
+def test_a_loss_among_sampled_words_is_told_from_that_of_validation(runs):
+    lm = read_facts(str(runs.lm))
+    lines = [line | {"sampled": True} if line.get("event") == "train" else line for line in lm.lm.lines]
+    sampled = replace(lm, lm=replace(lm.lm, lines=lines))
+    pages = [" ".join(Page(report_page([facts], {}, version="0")).shown) for facts in (lm, sampled)]
+    for told in ("(sampled words)", "does not compare with that of validation"):
+        assert told not in pages[0] and told in pages[1]
+    for page in pages:  # and the only score of a language model has its name
+        assert "Accuracy on the validation texts" in page and "Scores on" not in page
+
+
+def test_what_trained_a_job_again_trains_its_baseline_too(facts):
+    job = dict(facts.job, task="fit", options={"data": "reviews.csv", "baseline": False})
+    scores = {"TF-IDF + logistic regression": {"valid": {"accuracy": 0.875}}}
+    with_rival = replace(facts, job=job, summary={"systems": scores}, minutes={"clf": 3.0})
+    without = replace(with_rival, summary={"systems": dict.fromkeys(scores)})
+    assert with_rival.commands()[0][1] == f"ulmfit fit --data reviews.csv --output-dir {facts.path}"
+    assert without.commands()[0][1] == f"ulmfit fit --data reviews.csv --no-baseline --output-dir {facts.path}"
+    page = report_page([with_rival], {}, version="0")
+    assert "<b>87.5%</b><span>TF-IDF baseline</span>" in page and "<small>1 process</small>" in page
+    assert "<span>--output-dir</span>" in page, "a line of a command does not end within an option"
+    assert "calibration error</span>" not in page and "expected calibration error is" in page
+
+
 @pytest.mark.skipif(not os.environ.get("ULMFIT_LONG"), reason="long: headless Chromium (see tests/run_long.sh)")
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_page(facts, tmp_path, width, scheme):
     sync_api = pytest.importorskip("playwright.sync_api")
     file = tmp_path / "report.html"
-    file.write_text(report_page([facts], {facts.path: judged(facts)}, version="0"))
+    labels = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
+    six = {"labels": labels, "confusion": [[137] * 6] * 6, "accuracy": 1 / 6}
+    larger = replace(facts, path="six", clf=replace(facts.clf, metrics={"test": six}))
+    file.write_text(report_page([facts, larger], {facts.path: judged(facts)}, version="0"))
     with sync_api.sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -377,6 +417,10 @@ def test_a_browser_shows_the_page(facts, tmp_path, width, scheme):
         page.goto(file.as_uri())
         assert not told and asked == [file.as_uri()]
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page does not scroll sideways"
+        fitting = page.evaluate(
+            "[...document.querySelectorAll('.matrix')].map(e => e.offsetWidth <= e.parentNode.clientWidth)"
+        )
+        assert fitting == [True, True], "confusion matrices of two and of six classes are whole on a phone"
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
         assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0

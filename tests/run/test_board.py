@@ -144,6 +144,15 @@ def test_an_evaluation_has_figures(tmp_path):
     assert [image.step for image in found.Images("metrics/confusion matrix/valid")] == [50]
 
 
+def test_the_discs_of_a_calibration_curve_are_whole():
+    pytest.importorskip("matplotlib")
+    axes = figures.calibration_figure(EVALUATION["bins"], 0.1).axes[0]
+    (discs,) = axes.collections
+    assert discs.get_offsets().tolist() == [[0.99, 0.875]] and not discs.get_clip_on(), (
+        "cut off at the edge of the axes"
+    )
+
+
 @pytest.mark.slow
 def test_figures_are_drawn_without_pyplot():
     pytest.importorskip("matplotlib")

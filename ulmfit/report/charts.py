@@ -10,6 +10,7 @@ from ulmfit.coloured import escaped
 Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 230  # so that the letters of a chart are as large as those of the page on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 14, 36
+LETTER = 7.5  # width of a digit, at most: a label under the right end is moved only as far as it would leave the chart
 _MOST_POINTS = 300
 
 
@@ -85,7 +86,9 @@ def reliability_chart(bins: Sequence[tuple[float, float, int]], *, several: bool
         for confidence, right, count in bins
     ]
     title = (
-        "Label is there (up) by its probability (right)" if several else "Right predictions (up) by confidence (right)"
+        "Label is there (upwards) by its probability (across)"
+        if several
+        else "Right predictions (upwards) by confidence (across)"
     )
     told = "; ".join(f"{count:,} at {confidence:.0%}: {right:.0%}" for confidence, right, count in bins)
     return _figure(title, f"{title}: {told}", "".join(parts), [])
@@ -126,7 +129,7 @@ def _axes(
         for value in y_ticks
     ]
     parts += [
-        f'<text x="{x_of(value):.1f}" y="{HEIGHT - 10}" text-anchor="{"end" if x_of(value) > WIDTH - 30 else "middle"}">'
+        f'<text x="{min(x_of(value), WIDTH - len(show(value)) * LETTER / 2):.1f}" y="{HEIGHT - 10}" text-anchor="middle">'
         f"{show(value)}</text>"
         for value in x_ticks
         if value <= right * 1.0001

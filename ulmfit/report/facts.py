@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,13 +125,22 @@ class Facts:
         return found
 
     @property
+    def rival(self) -> dict[str, Any]:
+        """The scores of the TF-IDF baseline by split; empty where there is none."""
+        systems = self.summary.get("systems")
+        scores = systems.get("TF-IDF + logistic regression") if isinstance(systems, dict) else None
+        return scores if isinstance(scores, dict) else {}
+
+    @property
     def data(self) -> str:
         """The corpus, as it was named."""
         return without_keys(str(self.job["options"].get("data") or "the embedded sample"))
 
     def commands(self) -> list[tuple[str, str]]:
         """What was run and what can be run, each with what it does."""
-        found = [("Go on with it" if self.unfinished else "Train it again", command(self.job, self.path))]
+        # A baseline may have been added to a finished job; its config.json tells how it was trained.
+        never = {"baseline"} if self.rival else set()
+        found = [("Go on with it" if self.unfinished else "Train it again", command(self.job, self.path, never))]
         if self.unfinished:  # there is no model yet
             return found
         if self.clf is not None:
@@ -206,10 +215,15 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield line
 
 
-def command(stored: dict[str, Any], path: str) -> str:
-    """The command that trains a run again in its directory, but for keys in URLs: pages are shown to others."""
+def command(stored: dict[str, Any], path: str, never: Collection[str] = ()) -> str:
+    """The command that trains a run again in its directory, but for keys in URLs: pages are shown to others.
+
+    Args:
+        never: options that are left out.
+    """
     options = stored["options"] | {"output_dir": path}
-    return shlex.join(map(without_keys, words_of_command(stored["task"], options, always={"output_dir"})))
+    words = words_of_command(stored["task"], options, always={"output_dir"}, never=never)
+    return shlex.join(map(without_keys, words))
 
 
 def differing(runs: list[Facts]) -> list[tuple[str, list[str]]]:

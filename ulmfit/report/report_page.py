@@ -40,9 +40,10 @@ figure{margin:.5rem 0;max-width:24rem}figcaption{font-size:.9rem}
 .bar i{display:block;height:100%;background:var(--c0)}.bar .f{background:rgb(var(--for))}
 .matrix td{padding:0 1px 1px 0;border:0}.matrix th{padding-right:.5rem}
 .heat{display:block;padding:.4rem .6rem;min-width:3rem;border-radius:.2rem}
+@media(max-width:30rem){.matrix{font-size:.85rem}.matrix th{padding-right:.3rem}.heat{min-width:0;padding:.4rem .3rem}}
 .heat.hit{background:rgb(var(--for)/var(--heat))}.heat.miss{background:rgb(var(--against)/var(--heat))}
-.errors{padding-left:1.5rem}.errors li{margin:0 0 1rem}.errors p{margin:.25rem 0}
-.commands dt{margin-top:.75rem}.commands dd{margin:0}
+.errors{padding-left:2rem}.errors li{margin:0 0 1rem}.errors p{margin:.25rem 0}
+.commands dt{margin-top:.75rem}.commands dd{margin:0}.commands span{display:inline-block;max-width:100%}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.4rem;padding:.6rem;overflow-x:auto;margin:.25rem 0;
 white-space:pre-wrap}code{font-family:ui-monospace,monospace;font-size:.9em}
 details{margin:.5rem 0}summary{cursor:pointer;padding:.25rem 0}

@@ -46,7 +46,7 @@ def tiles(facts: Facts, judged: Judged | None) -> str:
     training = facts.main
     split, metrics = scored_on(training)
     found: list[tuple[str, str, str]] = []
-    for name in ("micro_f1", "accuracy", "f1", "perplexity", "ece"):
+    for name in ("micro_f1", "accuracy", "f1", "perplexity"):  # the calibration error has a section that explains it
         if number(metrics.get(name)) is not None and len(found) < 3:
             found.append((score(name, metrics[name]), SCORES[name], f"{SPLITS.get(split, split)} texts"))
     rival = _rival(facts, split)
@@ -61,11 +61,12 @@ def tiles(facts: Facts, judged: Judged | None) -> str:
             )
         )
     if facts.minutes:
+        processes = int(number(training.stored.get("world_size")) or 1)
         found.append(
             (
                 f"{sum(facts.minutes.values()):.0f} min",
                 "training",
-                f"{number(training.stored.get('world_size')) or 1:.0f} process(es)",
+                f"{processes:,} process{'es' if processes > 1 else ''}",
             )
         )
     size = number(training.resolved.get("parameters"))
@@ -79,9 +80,7 @@ def tiles(facts: Facts, judged: Judged | None) -> str:
 
 
 def _rival(facts: Facts, split: str) -> float | None:
-    systems = facts.summary.get("systems")
-    scores = systems.get("TF-IDF + logistic regression") if isinstance(systems, dict) else None
-    found = scores.get(split) if isinstance(scores, dict) else None
+    found = facts.rival.get(split)
     return number(found.get("micro_f1", found.get("accuracy"))) if isinstance(found, dict) else None
 
 
@@ -118,25 +117,26 @@ def curves(facts: Facts) -> str:
         if training is None:
             continue
         stages = training.stages()
+        sampled = any(line.get("sampled") is True for line in training.lines)
+        taught = "training (sampled words)" if sampled else "training"
         loss = line_chart(
             "Loss",
-            [("training", training.curve("train", "loss")), ("validation", training.curve("eval", "loss", "valid"))],
+            [(taught, training.curve("train", "loss")), ("validation", training.curve("eval", "loss", "valid"))],
             stages=stages,
             marked=training.best_step,
         )
         names = ("accuracy", "f1", "micro_f1") if training is facts.clf else ("accuracy",)
-        scores = line_chart(
-            "Scores on the validation texts",
-            [(SCORES[name], training.curve("eval", name, "valid")) for name in names],
-            stages=stages,
-            marked=training.best_step,
-        )
+        curves = [(SCORES[name], points) for name in names if (points := training.curve("eval", name, "valid"))]
+        what = curves[0][0].capitalize() if len(curves) == 1 else "Scores"  # one curve has no legend
+        scores = line_chart(f"{what} on the validation texts", curves, stages=stages, marked=training.best_step)
         rate = line_chart("Learning rate", [("lr", training.curve("train", "lr"))], stages=stages)
         told = ", then ".join(escaped(name) for _, name in stages)
         if not any((loss, scores, rate)):
             out.append(f"<h4>{title}</h4><p>No step has been logged yet.</p>")
             continue
-        notes = [f"Stages: {told}." if len(stages) > 1 else "",
+        notes = [f"Stages: {told}; a dashed line is where the next one begins." if len(stages) > 1 else "",
+                 "Training steps learn from some of the vocabulary: their loss does not compare with that of validation, "
+                 "which goes by all words." if sampled else "",
                  f"The triangle marks step {training.best_step}, whose weights were kept." if training.best_step else ""]  # fmt: skip
         note = " ".join(filter(None, notes))
         out.append(f'<h4>{title}</h4><div class="grid2">{loss}{scores}{rate}</div>' + (f'<p class="muted">{note}</p>' if note else "")
@@ -161,7 +161,7 @@ def _evaluations(training: Training) -> str:
 def commands(facts: Facts) -> str:
     """How to make and use the model."""
     found = "".join(
-        f'<dt>{told}</dt><dd><pre tabindex="0"><code>{escaped(line)}</code></pre></dd>'
+        f'<dt>{told}</dt><dd><pre tabindex="0"><code>{_unbroken(line)}</code></pre></dd>'
         for told, line in facts.commands()
     )
     versions = facts.main.stored.get("versions", {})
@@ -173,6 +173,11 @@ def commands(facts: Facts) -> str:
     commit = facts.main.stored.get("git_commit")
     told = f"{named}{f', commit {escaped(str(commit)[:10])}' if commit else ''}"
     return f'<dl class="commands">{found}</dl><p class="muted">Made with {told}.</p>'
+
+
+def _unbroken(line: str) -> str:
+    """A command as HTML, whose lines end between words: a browser would also break them at the hyphens of options."""
+    return " ".join(f"<span>{escaped(word)}</span>" for word in line.split(" "))
 
 
 def comparison(runs: Sequence[Facts], names: Sequence[str]) -> str:

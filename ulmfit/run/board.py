@@ -1,9 +1,10 @@
 """TensorBoard: what a run shows there, and under which names (docs/training.md lists them).
 
 TensorBoard sorts charts and figures by name and opens the first two groups. So the groups are, in this order:
-"classifier" and "language model" (loss and accuracy of training and validation), "final", "metrics" (with the figures),
-"optimizer", "pace", and last "rates by layer". Of the texts "errors" and "samples" come first. The names differ between the two tasks, because their losses do not compare. Of the same task they are
-the same in every run, so that runs in one logdir lie in one chart.
+"classifier" (loss and accuracy of training and validation), "final", "language model", "metrics" (with the figures),
+"optimizer", "pace", and last "rates by layer". Of the texts "errors" and "samples" come first. The names differ between the
+two tasks, because their losses do not compare. Of the same task they are the same in every run, so that runs in one logdir
+lie in one chart.
 """
 
 from __future__ import annotations

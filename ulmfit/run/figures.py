@@ -82,13 +82,14 @@ def calibration_figure(bins: Sequence[Mapping[str, Any]], error: float) -> Figur
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
     width, total = 1 / len(bins), sum(part["number"] for part in bins)
     middles = [(i + 0.5) * width for i in range(len(bins))]
-    axes = figure.add_subplot(grid[0], xlim=(0, 1), ylim=(0, 1.02), ylabel="share of right predictions")
+    axes = figure.add_subplot(grid[0], xlim=(0, 1), ylim=(0, 1), ylabel="share of right predictions")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="as often right as it says")
     filled = [part for part in bins if part["number"]]
     sizes = [15 + 120 * part["number"] / max(1, total) for part in filled]
     confidences, accuracies = ([part[name] for part in filled] for name in ("confidence", "accuracy"))
     axes.plot(confidences, accuracies, color="tab:blue", linewidth=1.2)
-    axes.scatter(confidences, accuracies, s=sizes, color="tab:blue", label="this model", zorder=3)
+    # Not clipped: the largest disc is often in the corner, where all is right and sure.
+    axes.scatter(confidences, accuracies, s=sizes, color="tab:blue", label="this model", zorder=3, clip_on=False)
     axes.legend(loc="upper left", fontsize=9, frameon=False)
     axes.set_title(f"expected calibration error {error:.3f}", fontsize=11)
     below = figure.add_subplot(
