@@ -109,7 +109,8 @@ def test_out_of_memory_is_no_fault_of_the_kernel(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_product_is_added_in_the_wider_dtype(dtype):
+def test_a_product_is_added_in_the_wider_dtype(dtype, monkeypatch):
+    monkeypatch.setattr(chunks, "cpu_multiplies_bf16", lambda: False)
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(5, 40, generator=g).to(dtype), torch.randn(40, 3, generator=g).to(dtype)
     total = torch.ones(5, 3)
@@ -118,6 +119,17 @@ def test_a_product_is_added_in_the_wider_dtype(dtype):
     wide = torch.ones(5, 3)
     chunks.add_product(wide, a.float(), b.float(), 0.25)
     torch.testing.assert_close(wide, total)
+
+
+@pytest.mark.skipif(not chunks.cpu_multiplies_bf16(), reason="this CPU has no matrix units for bf16")
+def test_matrix_units_of_a_cpu_round_a_product_once():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(64, 300, generator=g).bfloat16(), torch.randn(300, 48, generator=g).bfloat16()
+    exact = a.double() @ b.double()
+    found = chunks.product(a, b, torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float())
+    # Half a unit of bfloat16's last place, and float32's error in sums of numbers of opposite signs.
+    assert ((found - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
 
 
 def test_where_addmm_does_not_widen_it_is_not_used(monkeypatch):
