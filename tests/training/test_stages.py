@@ -8,7 +8,7 @@ from ulmfit import train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.limits import MOST_STEPS
-from ulmfit.training.stages import DISCRIMINATIVE, Stage, lengthen_quick, narrow_quick, recipe_for, share_steps
+from ulmfit.training.stages import DISCRIMINATIVE, Stage, fit_length, narrow_quick, recipe_for, share_steps
 
 
 def test_blog_recipe_has_the_posts_numbers():
@@ -57,13 +57,30 @@ def test_recipe_none_asks_for_what_it_needs():
     assert [(s.lr, s.freeze_to) for s in recipe.stages] == [(0.1, 0)]
 
 
-def test_quick_is_longer_on_small_data_unless_told():
-    config = ClassifierConfig()
-    recipe = recipe_for(config, pretrained=True)
-    assert lengthen_quick(recipe, config, 10).stages[-1].epochs > recipe.stages[-1].epochs
-    assert lengthen_quick(recipe, config, 10_000) == recipe
-    told = ClassifierConfig(epochs=1)
-    assert lengthen_quick(recipe_for(told, pretrained=True), told, 10).stages[-1].epochs == 1
+@pytest.mark.parametrize(
+    ("task", "pretrained", "steps_per_epoch", "epochs"),
+    [
+        ("clf", True, 10, 12),  # few texts: as many epochs as ever
+        ("clf", True, 70, 5),  # about 350 steps
+        ("clf", True, 267, 3),  # MR
+        ("clf", True, 400, 2),
+        ("clf", True, 743, 1),  # IMDb
+        ("clf", True, 100_000, 1),
+        ("clf", False, 743, 3),
+        ("lm", True, 100_000, 2),
+    ],
+)
+def test_the_length_of_quick_goes_by_the_data(task, pretrained, steps_per_epoch, epochs):
+    config = ClassifierConfig() if task == "clf" else LMConfig()
+    recipe = recipe_for(config, pretrained=pretrained)
+    found = fit_length(recipe, config, steps_per_epoch)
+    assert found.stages[-1].epochs == epochs and found.stages[:-1] == recipe.stages[:-1]
+
+
+def test_a_length_that_is_told_is_kept():
+    for told in (ClassifierConfig(epochs=7), ClassifierConfig(max_steps=9), ClassifierConfig(recipe="ulmfit")):
+        recipe = recipe_for(told, pretrained=True)
+        assert fit_length(recipe, told, 10) == fit_length(recipe, told, 10_000) == recipe
 
 
 def test_shared_steps_add_up_and_leave_no_stage_out():

@@ -21,7 +21,7 @@ from ulmfit.training.pretrained_start import check_direction
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.session import Session
-from ulmfit.training.stages import lengthen_quick, recipe_for
+from ulmfit.training.stages import fit_length, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 
 _LABELS = 2  # gives the draw of --labels another generator than the order of an epoch
@@ -95,7 +95,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         session.say(line)
     train = corpus.splits["train"]
     targets = train.probabilities(stores["train"].rows) if isinstance(train, SoftSplit) else None
-    recipe = lengthen_quick(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
+    recipe = fit_length(recipe, config, -(-stores["train"].num_documents // recipe.batch_size))
 
     torch.manual_seed(config.seed)
     sizes = setup.architecture(config, len(tokenizer), pretrained.config if pretrained else None)

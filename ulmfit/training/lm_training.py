@@ -28,7 +28,7 @@ from ulmfit.training.pretrained_start import check_direction
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.run_task import run, run_session
 from ulmfit.training.session import Session
-from ulmfit.training.stages import Recipe, lengthen_quick, narrow_quick, recipe_for
+from ulmfit.training.stages import Recipe, fit_length, narrow_quick, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
 
 QUICK_SAMPLE = 4096
@@ -108,7 +108,7 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
             backwards=config.backwards,
             jitter=config.bptt_jitter,
         )
-        recipe = lengthen_quick(recipe, config, cached.steps_per_epoch(0))
+        recipe = fit_length(recipe, config, cached.steps_per_epoch(0))
     held_out = {
         name: setup.store_of(session, split, tokenizer, with_labels=False)
         for name, split in corpus.splits.items()
