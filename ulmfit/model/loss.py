@@ -41,7 +41,8 @@ def linear_cross_entropy(
         hidden: [N, E]; weight: [V, E]; bias: [V] or None.
         targets: [N] int64; -100 marks rows that are not counted.
         chunk_size: rows of logits in memory at a time; default 512 on CPU, more on CUDA (`chunks.chunk_rows`).
-        compute_dtype: of the operands of the matrix products. Default: `chunks.product_dtype`. Softmax, sums and the stored gradients are always float32 or float64.
+        compute_dtype: of the operands of the matrix products (default: `chunks.product_dtype`). Softmax, sums and the
+            stored gradients are always float32 or float64.
 
     Returns:
         The sum, 0-d, float32 (float64 for a float64 weight), and the number of rows whose target has the largest

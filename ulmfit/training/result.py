@@ -63,11 +63,7 @@ class TrainingResult:
         if self.state != "done":
             cure = "call it again to go on" if self.state == "preempted" else "call it without lr_find to train"
             raise UserError(f"this training is not done and has no model; {cure}")
-        from ulmfit.generation import LanguageModel
-        from ulmfit.inference import TextClassifier
-
-        kind = LanguageModel if self.task == "lm" else TextClassifier
-        return kind.from_pretrained(self.model_dir, **options)
+        return _loaded(self.model_dir, self.task, options)
 
     def plot_confusion_matrix(self, split: str = "valid") -> Figure:
         """Draw how often each class (rows) was taken for each class (columns) in the last evaluation of a split.
@@ -126,11 +122,16 @@ class FitResult:
         """
         if self.state != "done":
             raise UserError("this job is not done and has no model; call it again to go on")
-        from ulmfit.generation import LanguageModel
-        from ulmfit.inference import TextClassifier
+        return _loaded(self.model_dir, "lm" if self.classifier is None else "clf", options)
 
-        kind = LanguageModel if self.classifier is None else TextClassifier
-        return kind.from_pretrained(self.model_dir, **options)
+
+def _loaded(folder: Path, task: Literal["lm", "clf"], options: dict[str, Any]) -> LanguageModel | TextClassifier:
+    """Load the model of a task."""
+    from ulmfit.generation import LanguageModel
+    from ulmfit.inference import TextClassifier
+
+    kind = LanguageModel if task == "lm" else TextClassifier
+    return kind.from_pretrained(folder, **options)
 
 
 def result_of_job(
