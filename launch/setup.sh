@@ -41,6 +41,21 @@ venv_is_whole() {
     "$venv/bin/pip" --version 2>/dev/null | grep -qF "$venv/"
 }
 
+# Says why .venv may not be made anew, if it may not: what a user has made there, or elsewhere behind a link, is not ours
+# to delete. An environment with a stamp is ours, and so is an empty folder.
+refuse_to_clear() {
+    local why
+    if [ -L "$venv" ]; then
+        why="is a link to $(readlink "$venv"): remove the link"
+    elif [ -e "$venv" ] && [ ! -e "$stamp" ] && [ -n "$(ls -A "$venv")" ]; then
+        why="was not made by this script, and is not an environment of Python 3.11 or newer with pip: move it away"
+    else
+        return 0
+    fi
+    echo "$venv $why and run this again." >&2
+    exit 2
+}
+
 # set_up [dev]: afterwards .venv/bin stands first in PATH, and python, accelerate and ulmfit are those of .venv.
 set_up() {
     local extra="${1:-}" wanted python
@@ -49,10 +64,13 @@ set_up() {
     if [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$wanted" ] ||
         { [ -n "$extra" ] && [ "$(sed -n 2p "$stamp")" != "$extra" ]; }; then
         if ! venv_is_whole; then
+            refuse_to_clear
             python="$(find_python)"
             echo "Creating $venv ($("$python" --version))"
-            "$python" -m venv --clear "$venv"
-            : >"$stamp"
+            mkdir -p "$venv"
+            : >"$stamp" # before all else: interrupted anywhere from here on, what is there is known as ours
+            find "$venv" -mindepth 1 ! -path "$stamp" -delete
+            "$python" -m venv "$venv"
         fi
         echo "Installing the pinned packages of constraints.txt (a few minutes the first time)"
         (

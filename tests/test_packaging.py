@@ -166,12 +166,20 @@ def test_accelerate_reads_the_launch_configs(path):
     assert (config.distributed_type.value, config.deepspeed_config, config.fsdp_config) == expected
 
 
+def setup_tree(folder: Path) -> Path:
+    """`folder` with what the set-up reads."""
+    (folder / "launch").mkdir(parents=True)
+    for file in ("constraints.txt", "pyproject.toml", "launch/setup.sh"):
+        (folder / file).write_bytes((ROOT / file).read_bytes())
+    return folder
+
+
 def bare_python(folder: Path, name: str, body: str) -> dict[str, str]:
     """An environment whose only Python is a shell script `name` with this body."""
     script = folder / name
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
-    for tool in ("bash", "cat", "cksum", "sed", "grep", "dirname"):
+    for tool in ("bash", "cat", "cksum", "sed", "grep", "dirname", "mkdir", "find"):
         found = subprocess.run(["which", tool], capture_output=True, text=True, check=True).stdout.strip()
         (folder / tool).symlink_to(found)
     return {"PATH": str(folder)}
@@ -188,11 +196,8 @@ def bare_python(folder: Path, name: str, body: str) -> dict[str, str]:
     ids=["no venv module", "too old"],
 )
 def test_setup_says_what_is_missing(tmp_path, name, body, cure):
-    tree, tools = tmp_path / "a tree", tmp_path / "bin"
-    (tree / "launch").mkdir(parents=True)
+    tree, tools = setup_tree(tmp_path / "a tree"), tmp_path / "bin"
     tools.mkdir()
-    for file in ("constraints.txt", "pyproject.toml", "launch/setup.sh"):
-        (tree / file).write_bytes((ROOT / file).read_bytes())
     done = subprocess.run(
         ["bash", tree / "launch" / "setup.sh"],
         env=bare_python(tools, name, body),
@@ -203,6 +208,36 @@ def test_setup_says_what_is_missing(tmp_path, name, body, cure):
     assert done.returncode == 2
     assert cure in done.stderr and done.stderr.count("\n") == 1
     assert not (tree / ".venv").exists()
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_setup_deletes_no_environment_of_the_user(tmp_path, linked):
+    """.venv may be a link to the environment of another project, or one that another program has made."""
+    tree, theirs = setup_tree(tmp_path / "tree"), tmp_path / "tree" / ".venv"
+    if linked:
+        theirs = tmp_path / "shared"
+        (tree / ".venv").symlink_to(theirs)
+    theirs.mkdir()
+    (theirs / "pyvenv.cfg").write_text("home = /usr/bin")
+    done = subprocess.run(["bash", tree / "launch" / "setup.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert ("is a link to" if linked else "was not made by this script") in done.stderr
+    assert (theirs / "pyvenv.cfg").exists()
+
+
+def test_setup_makes_an_interrupted_environment_anew(tmp_path):
+    tree, tools = setup_tree(tmp_path / "tree"), tmp_path / "bin"
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    (tree / ".venv" / "ulmfit-setup").touch()
+    (tree / ".venv" / "bin" / "python").touch()
+    tools.mkdir()
+    # A Python that makes no environment, as one that is interrupted here.
+    environment = bare_python(tools, "python3.11", 'case "$*" in *"-m venv"*) exit 130;; esac')
+    done = subprocess.run(
+        ["bash", tree / "launch" / "setup.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert [path.name for path in (tree / ".venv").iterdir()] == ["ulmfit-setup"]
 
 
 @pytest.mark.slow

@@ -176,6 +176,7 @@ def test_why_another_rank_failed_is_not_written_over(tmp_path, monkeypatch):
     assert status == {"state": "failed", "step": 3, "error": "shard 7 is damaged", "rank": 1}
 
 
+# What a first training imports (many seconds on a slow disk) is imported before the watchdog counts.
 HANG = """
 import sys, time
 from tests.training import runs
@@ -191,8 +192,10 @@ def hanging(self, state):
             time.sleep(600)
         yield item
 
+folder = Path(sys.argv[1])
+train_language_model(runs.lm_config(folder.with_name("first"), max_steps=2))
 LanguageModelTask.batches = hanging
-train_language_model(runs.lm_config(Path(sys.argv[1]), watchdog=0.1, save_every=2))
+train_language_model(runs.lm_config(folder, watchdog=0.1, save_every=2))
 """
 
 
