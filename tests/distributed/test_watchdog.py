@@ -16,7 +16,7 @@ from ulmfit import train_language_model
 from ulmfit.distributed import watchdog as watchdog_module
 from ulmfit.distributed.progress import WAITING, Progress
 from ulmfit.distributed.watchdog import Watchdog, describe
-from ulmfit.run.tracking import write_status
+from ulmfit.run.status import write_status
 from ulmfit.training import run_task
 from ulmfit.training.loop import Loop
 

@@ -24,7 +24,7 @@ from tests.training import runs
 from ulmfit.cli import DONE, FAILED, USER_ERROR, main
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.run import checkpoint
-from ulmfit.run.tracking import read_status
+from ulmfit.run.status import read_status
 
 COMMON = {"preset": "tiny", "max_steps": 4, "save_every": 2, "log_every": 1, "eval_every": 2, "keep": 2, "threads": 1}
 TRAINING = {

@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ulmfit.run import time_left, tracking
-from ulmfit.run.tracking import Tracker, memory_mib, read_status, write_status
+from ulmfit.run.tracking import Tracker, memory_mib
 
 TRAIN_KEYS = [
     "event",
@@ -79,7 +79,9 @@ def board(directory: Path) -> EventAccumulator:
 
 
 def curve(directory: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, round(event.value, 5)) for event in board(directory).Scalars(tag)]
+    """In the order of writing: of two files of one second, TensorBoard may read the later one first."""
+    events = sorted(board(directory).Scalars(tag), key=lambda event: event.wall_time)
+    return [(event.step, round(event.value, 5)) for event in events]
 
 
 def text_of(directory: Path, tag: str) -> str:
@@ -349,31 +351,8 @@ def test_a_console_that_went_away_does_not_stop_training(tmp_path, bar):
     assert [line["step"] for line in lines(tmp_path)] == [10, 20]
 
 
-def test_status_is_written_whole(tmp_path):
-    assert read_status(tmp_path) is None
-    write_status(tmp_path, "running", 0)
-    write_status(tmp_path, "preempted", 12, reason="SIGTERM", loss=math.nan)
-    assert read_status(tmp_path) == {"state": "preempted", "step": 12, "reason": "SIGTERM", "loss": None}
-    assert [entry.name for entry in tmp_path.iterdir()] == [tracking.STATUS]
-    (tmp_path / tracking.STATUS).write_text("{")
-    assert read_status(tmp_path) is None
-
-
 def test_memory_is_in_mib():
     before = memory_mib()
     assert 10 < before < 1_000_000
     block = torch.ones(64 * 2**20, dtype=torch.uint8)
     assert memory_mib() >= before and block.sum() == 64 * 2**20
-
-
-def test_a_full_disk_still_gets_the_outcome(tmp_path, monkeypatch):
-    def full(path, text):
-        raise OSError(28, "No space left on device")
-
-    write_status(tmp_path, "running", 100, note="longer than what follows")
-    monkeypatch.setattr(tracking, "write_text", full)
-    for step, state in ((7, "failed"), (8, "preempted")):
-        write_status(tmp_path, state, step)
-        assert read_status(tmp_path) == {"state": state, "step": step}
-    with pytest.raises(OSError, match="No space"):
-        write_status(tmp_path / "elsewhere", "failed", 1)

@@ -11,8 +11,8 @@ import ulmfit
 from ulmfit.config import LMConfig
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig
+from ulmfit.run.status import read_status
 from ulmfit.run.stored import read_stored
-from ulmfit.run.tracking import read_status
 from ulmfit.training.job_files import begun_options, minutes_of, sound_rivals
 
 DEEP = "[" * 100_000 + "]" * 100_000

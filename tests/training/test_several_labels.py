@@ -158,7 +158,11 @@ def test_explanations_errors_and_report_know_several_labels(trained, tmp_path, c
     assert len(rows) == 2 and float(rows[0][0]) >= float(rows[1][0]) > 0
     assert cli.main(["report", run, "--errors", "2", "--output", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
-    assert "any of 3 labels" in page and "micro F1" in page and "Label is there (upwards) by its probability (across)" in page
+    assert (
+        "any of 3 labels" in page
+        and "micro F1" in page
+        and "Label is there (upwards) by its probability (across)" in page
+    )
 
 
 @pytest.mark.slow

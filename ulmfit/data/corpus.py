@@ -20,13 +20,14 @@ from ulmfit.data.fingerprint import SCHEME, Access, Revision
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.label_sets import LabelSets, LabelSetSplit
+from ulmfit.data.label_values import NO_LABEL, as_label
 from ulmfit.data.labels import resolve_labels
 from ulmfit.data.locations import is_url
 from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
-from ulmfit.data.splits import NO_LABEL, Choice, Split, as_label
+from ulmfit.data.splits import Choice, Split
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
 

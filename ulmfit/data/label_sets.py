@@ -20,10 +20,11 @@ import numpy as np
 
 from ulmfit.data.dialect import character
 from ulmfit.data.fingerprint import hash_of
+from ulmfit.data.label_values import NO_LABEL, is_integer, label_name, unseen_label
 from ulmfit.data.labels import MISSING
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
-from ulmfit.data.splits import MARKS, NO_LABEL, Split, is_integer, label_name, unseen_label
+from ulmfit.data.splits import MARKS, Split
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
 

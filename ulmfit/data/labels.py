@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from ulmfit.data.faults import Tally
+from ulmfit.data.label_values import NO_LABEL, as_label, is_integer, unseen_label
 from ulmfit.data.source import Source
-from ulmfit.data.splits import NO_LABEL, Split, as_label, is_integer, unseen_label
+from ulmfit.data.splits import Split
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed_values
 

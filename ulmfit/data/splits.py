@@ -9,7 +9,6 @@ skipped without a count. `Split.every_row` is for prediction: it yields a row fo
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.holdout import HeldOut
+from ulmfit.data.label_values import NO_LABEL, is_broken, is_integer, is_utf_8, label_name, unseen_label
 from ulmfit.data.locations import size_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
-from ulmfit.excerpts import excerpt, listed_values
+from ulmfit.excerpts import excerpt
 
-NO_LABEL = "-1"  # the integer label of rows without one, if no other is negative
 MARKS = {TORN: "torn", UNDECODABLE: "undecodable"}  # mark of a reader in a value -> reason why the row has no text
 _TRUE, _FALSE = {"true", "1", "yes", "1.0"}, {"false", "0", "no", "0.0", ""}
 
@@ -188,7 +187,7 @@ class Split:
                     if found is None:
                         fault = UNSEEN
                     elif found < 0 and not self.keep_unlabelled:
-                        fault = ("torn" if value == TORN else "undecodable") if _is_broken(value) else UNLABELLED
+                        fault = ("torn" if value == TORN else "undecodable") if is_broken(value) else UNLABELLED
                     else:
                         label = found
                 if fault:
@@ -349,51 +348,6 @@ class Split:
         return index[name]
 
 
-def unseen_label(part: Source, split: str, name: str, names: list[str]) -> UserError:
-    which = "rows" if split == "whole" else f"{split} rows"
-    return UserError(f"label {excerpt(name)} in the {which} of {part.what} was not seen in training, which has "
-                     f"{listed_values(names)}; correct it or leave these rows out")  # fmt: skip
-
-
-# Values
-
-
-def label_name(part: Source, column: str | None, value: Any) -> str | None:
-    """A label as text; None if there is none. 1, 1.0 and "1" are the same class."""
-    names = part.classes.get(str(column))
-    if names is not None and isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None
-    if isinstance(value, list | dict):
-        raise UserError(f"column {column} of {part.what} holds {type(value).__name__}s, no single labels; "
-                        "choose another by --label-column")  # fmt: skip
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    text = as_label(str(value))
-    return None if not text or _is_broken(text) else text
-
-
-def as_label(text: str | None) -> str | None:
-    """The name of the class that is written so: without blanks, and 1 for 1.0."""
-    text = text and text.strip()
-    # pandas writes integers so if a column has missing values
-    return text[:-2] if text and text.endswith(".0") and is_integer(text[:-2]) else text
-
-
-def _is_broken(label: Any) -> bool:
-    """Whether a label was not readable, or holds half of a surrogate pair, as JSON may."""
-    return isinstance(label, str) and (UNDECODABLE in label or not _is_utf_8(label))
-
-
-def _is_utf_8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _join(values: tuple[Any, ...]) -> tuple[str, str]:
     """Join the fields of a row. Returns (text, reason for skipping the row); the reason of a good row is ""."""
     present = [value for value in values if isinstance(value, str)]
@@ -406,7 +360,7 @@ def _join(values: tuple[Any, ...]) -> tuple[str, str]:
     for mark, reason in MARKS.items():
         if mark in text:
             return "", reason
-    if not _is_utf_8(text):
+    if not is_utf_8(text):
         return "", "undecodable"
     if not any(value.strip() for value in present):
         return "", "empty"
@@ -425,8 +379,3 @@ def _truth(value: Any, column: str) -> bool:
     if text not in _TRUE | _FALSE:
         raise UserError(f"column {column} splits train and validation and holds {excerpt(value)}; write true or false")
     return text in _TRUE
-
-
-def is_integer(text: str) -> bool:
-    """Whether a label is written as a whole number."""
-    return text.removeprefix("-").isdecimal()

@@ -14,8 +14,8 @@ from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM
 from ulmfit.option_types import flag
 from ulmfit.paths import as_path
+from ulmfit.run.status import read_status
 from ulmfit.run.stored import CONFIG, read_stored
-from ulmfit.run.tracking import read_status
 from ulmfit.run_command import KINDS, words_of_command
 from ulmfit.run_scores import METRICS, ensemble_scores, number
 from ulmfit.training.job_files import ensemble_of, minutes_of, read_json

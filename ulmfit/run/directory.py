@@ -16,8 +16,8 @@ from ulmfit.distributed.stop import SAVE_FILE, STOP_FILE
 from ulmfit.errors import UserError
 from ulmfit.identity import differences
 from ulmfit.run import checkpoint, lock
+from ulmfit.run.status import State, read_status, write_status
 from ulmfit.run.stored import CONFIG, as_text, begun_by, holds_copy, identity_of, read_stored
-from ulmfit.run.tracking import State, read_status, write_status
 
 MODEL = "model"  # folder of the exported model
 

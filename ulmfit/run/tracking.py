@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, TensorBoard, console, status.json. Only rank 0 writes.
+"""Logs of a run: metrics.jsonl, TensorBoard, console. Only rank 0 writes.
 
 metrics.jsonl has one JSON object per line, each with "event" and "step". nan and infinite numbers are written as null,
 because JSON does not have them. A resumed run continues the file as if it had never stopped: lines of steps after the
@@ -22,14 +22,13 @@ from tqdm import tqdm
 
 from ulmfit.console import duration
 from ulmfit.errors import without_keys
-from ulmfit.files import parse_json, replacing, write_text
+from ulmfit.files import parse_json, replacing
 from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
+from ulmfit.run.status import plain
 from ulmfit.run.time_left import TimeLeft
 from ulmfit.run_scores import METRICS
 
-STATUS, TENSORBOARD = "status.json", "tensorboard"
-_STATUS_TYPES: dict[str, type] = {"state": str, "step": int, "error": str, "best_step": int}
-State = Literal["running", "done", "preempted", "failed"]
+TENSORBOARD = "tensorboard"
 
 
 class Mirror(Protocol):
@@ -337,31 +336,6 @@ def _begun_curves(path: Path) -> set[str]:
     return found
 
 
-def write_status(output_dir: Path, state: State, step: int, **fields: Any) -> None:
-    """Replace status.json. It tells how the run ended, because launchers do not pass on exit codes."""
-    path = output_dir / STATUS
-    text = json.dumps(plain({"state": state, "step": step} | fields)) + "\n"
-    try:
-        write_text(path, text)
-    except OSError:
-        if not path.exists():
-            raise
-        # On a full disk a second file is not possible, but the space of the existing one can be overwritten.
-        with open(path, "r+b", buffering=0) as file:
-            file.write(text.encode().ljust(os.fstat(file.fileno()).st_size))
-
-
-def read_status(output_dir: Path) -> dict[str, Any] | None:
-    """Read status.json. None if there is none or it cannot be read. What has another type than we write is left out."""
-    try:
-        status = parse_json((output_dir / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(status, dict):
-        return None
-    return {name: value for name, value in status.items() if type(value) is _STATUS_TYPES.get(name, type(value))}
-
-
 def memory_mib() -> float:
     """Peak memory so far in MiB: on a GPU that of torch's allocator, else the process's resident set size."""
     if torch.cuda.is_available():
@@ -378,19 +352,6 @@ def _key(line: dict[str, Any]) -> str:
     if line["event"] in ("train", "eval"):
         return json.dumps([line["event"], line.get("split")])
     return json.dumps(line, sort_keys=True)
-
-
-def plain(value: Any) -> Any:
-    """Convert tensors and numpy values to Python's, and nan and infinities to None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.run import checkpoint
 from ulmfit.run.directory import MODEL
-from ulmfit.run.tracking import read_status
+from ulmfit.run.status import read_status
 from ulmfit.training.stages import Stage
 
 

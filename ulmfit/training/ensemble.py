@@ -18,7 +18,7 @@ from ulmfit.config import ClassifierConfig
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.inference import TextClassifier
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, read_config
-from ulmfit.run.tracking import plain
+from ulmfit.run.status import plain
 from ulmfit.run_scores import ENSEMBLE, ensemble_scores
 from ulmfit.training import setup
 from ulmfit.training.job_files import copy_file

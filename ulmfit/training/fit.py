@@ -31,7 +31,7 @@ from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
 from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_output
-from ulmfit.run.tracking import STATUS, read_status, write_status
+from ulmfit.run.status import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import train_classifier

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed
-from ulmfit.run.tracking import read_status
+from ulmfit.run.status import read_status
 from ulmfit.run_scores import scores_of
 
 if TYPE_CHECKING:
