@@ -70,7 +70,8 @@ def test_a_run_of_an_earlier_version_ends_with_the_bits_of_that_version(name, wo
         result = train_language_model(LMConfig(output_dir=f"{name}-begun", **given))
     assert (result.state, result.step) == ("done", 4)
     ours, theirs = runs.weights(Path(f"{name}-begun")), runs.weights(Path(f"{name}-done"))
-    # The fixture comes from another CPU, which rounds otherwise: 1e-5 was seen. The two steps themselves change a tensor by more than 0.1.
+    # The fixture comes from another CPU, which rounds otherwise: 1e-5 was seen. The two steps themselves change a
+    # tensor by more than 0.1.
     assert runs.distance(ours, theirs) < 1e-4
     assert Path(f"{name}-begun/tokenizer.json").read_bytes() == Path("lm-begun/tokenizer.json").read_bytes()
 
