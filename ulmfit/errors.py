@@ -68,6 +68,10 @@ class TrainingInterrupted(KeyboardInterrupt):
         return type(self), (self.run_dir, self.step)
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was left unfinished, because a rank was asked to stop. Raised on all ranks; the loop catches it."""
+
+
 class StoppedEarly(BaseException):
     """A script was asked to stop before the first step of its training. Raised on all ranks.
 

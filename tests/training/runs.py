@@ -148,3 +148,6 @@ class StopAtCall(StopRequest):
     def requested(self) -> bool:
         self._calls_left -= 1
         return self._calls_left <= 0
+
+    def ends_evaluations(self) -> bool:
+        return False  # the calls are counted between steps

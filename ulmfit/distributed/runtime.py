@@ -26,7 +26,7 @@ from ulmfit.cores import machine_cores
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
-from ulmfit.errors import StoppedEarly, UserError
+from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
 from ulmfit.private_api import forget_prepared
 
 Result = TypeVar("Result")
@@ -44,6 +44,7 @@ class Runtime:
         compress_gradients: whether gradients are averaged over ranks in bf16.
         splits_tied_gradient: whether the tied weight's gradient is reduced in two parts (see tied_reduction.py). Only
             on GPUs: on a CPU the reduction takes the cores from the computation behind which it would hide.
+        stop_scoring: whether this rank was asked to leave an evaluation unfinished. Scores ask it after each batch.
         threads: CPU threads as asked for, or by default those of torch. Not more are used than the machine has cores.
 
     Args:
@@ -66,6 +67,7 @@ class Runtime:
         self.splits_tied_gradient = (
             self.device.type in SPLIT_ON and self.world_size > 1 and not config.compress_gradients
         )
+        self.stop_scoring: Callable[[], bool] = lambda: False
         self._settings = _Settings()
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, machine_cores()))
@@ -113,6 +115,15 @@ class Runtime:
         total = values.clone()
         dist.all_reduce(total)
         return total
+
+    def end_scoring(self, unfinished: bool) -> None:
+        """Agree on whether all ranks have scored their part to the end (a collective).
+
+        Raises:
+            EvaluationStopped: one has not; raised on all ranks.
+        """
+        if self.max([unfinished])[0]:
+            raise EvaluationStopped
 
     def max(self, values: list[float]) -> list[float]:
         """The element-wise maximum of numbers over ranks (a collective)."""

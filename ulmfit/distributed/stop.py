@@ -24,6 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOP_FILE = "stop"
 # A file and no signal: launchers hand on none that is free, and die of it.
 SAVE_FILE = "save-now"
+MAX_TIME = "--max-time"
 # A launcher forwards a Ctrl-C that its processes may also get from the terminal. Within so many seconds the two count
 # as one.
 ECHO = 1.0
@@ -184,13 +185,20 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether this process has been asked to stop."""
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "--max-time"
+            self.reason = MAX_TIME
         files = [file for file in (self._file, self._job_file) if file is not None]
         if self.reason is None and any(map(_is_there, files)):
             self.reason = f"{STOP_FILE} file"
         if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
             self.reason = "the launcher's death"
         return self.reason is not None
+
+    def ends_evaluations(self) -> bool:
+        """Whether an evaluation should be left unfinished. The resumed run begins with it.
+
+        The time limit does not ask for that: with one shorter than an evaluation, the run would never get beyond it.
+        """
+        return self.requested() and self.reason != MAX_TIME
 
 
 def _is_there(file: Path) -> bool:

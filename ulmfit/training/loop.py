@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,12 +22,14 @@ from ulmfit.device import pinned
 from ulmfit.distributed.memory import advice, is_out_of_memory
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
+from ulmfit.errors import EvaluationStopped
 from ulmfit.run.directory import RunDirectory
 from ulmfit.run.saver import Saver
 from ulmfit.run.tracking import Tracker
 from ulmfit.training import optim
 from ulmfit.training.agreement import Agreed, Agreement
 from ulmfit.training.engine import build_engine
+from ulmfit.training.position import Best, Position, Stale
 from ulmfit.training.stages import Recipe
 from ulmfit.training.step_log import StepLog
 from ulmfit.training.task import PlannedStage, StepResult, Task
@@ -38,55 +39,6 @@ MAX_SKIPPED = 50  # consecutive steps without a finite gradient after which the 
 
 class TrainingFailed(RuntimeError):
     """Training cannot continue. The message gives the step and a remedy."""
-
-
-@dataclass
-class Position:
-    """Progress of the run: the part of a checkpoint that is not tensors.
-
-    Attributes:
-        step: optimizer steps done, over all stages.
-        stage: index of the current stage.
-        step_in_stage: steps done in it.
-        tokens: tokens read so far, over all ranks.
-        data: position in the data after the last step; None before the first.
-    """
-
-    step: int = 0
-    stage: int = 0
-    step_in_stage: int = 0
-    tokens: int = 0
-    data: dict[str, Any] | None = None
-
-
-@dataclass
-class Best:
-    """The weights of the best evaluation so far.
-
-    Attributes:
-        step: the step after which the evaluation was made.
-        quality: `Task.quality` of its metrics; lists are compared element by element, larger is better.
-        model: the state dict, on the CPU.
-    """
-
-    step: int
-    quality: list[float]
-    model: dict[str, Tensor]
-
-
-@dataclass
-class Stale:
-    """What --stop-after counts.
-
-    Attributes:
-        quality: the best `Task.quality` so far, over all stages.
-        step: the step of that evaluation.
-        evaluations: those of the last stage since then.
-    """
-
-    quality: list[float] | None = None
-    step: int = 0
-    evaluations: int = 0
 
 
 class Loop:
@@ -140,20 +92,28 @@ class Loop:
         self._evaluation_due = start is not None and bool(start.get("evaluation_due", False))
         self._saved = (self.position.step, self._evaluation_due) if start is not None else None
         self._agreement = Agreement(runtime, stop, self.saver, config.save_minutes)
+        runtime.stop_scoring = stop.ends_evaluations
 
     def run(self) -> Literal["done", "preempted"]:
         """Train. Returns "done", or "preempted" after a stop request. In both cases a checkpoint is written."""
-        position = self.position
-        with Prefetcher(pinned(self.task.batches(position.data), self.runtime.device)) as batches:
-            while position.stage < len(self.plan):
-                if not self._run_stage(self.plan[position.stage], batches):
-                    self.save()
-                    self.finish_saving()
-                    return "preempted"
-                position.stage += 1
-                position.step_in_stage = 0
+        with Prefetcher(pinned(self.task.batches(self.position.data), self.runtime.device)) as batches:
+            try:
+                done = self._run_stages(batches)
+            except EvaluationStopped:  # the resumed run begins with it
+                done = False
+            if not done:
+                self.save()
         self.finish_saving()
-        return "done"
+        return "done" if done else "preempted"
+
+    def _run_stages(self, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
+        position = self.position
+        while position.stage < len(self.plan):
+            if not self._run_stage(self.plan[position.stage], batches):
+                return False
+            position.stage += 1
+            position.step_in_stage = 0
+        return True
 
     def _run_stage(self, planned: PlannedStage, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
         position, stage, task = self.position, planned.stage, self.task

@@ -18,7 +18,7 @@ from ulmfit.distributed.memory import fit_micro_batches
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.distributed.watchdog import Watchdog
-from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
+from ulmfit.errors import EvaluationStopped, StoppedEarly, TrainingInterrupted, UserError
 from ulmfit.excerpts import failure
 from ulmfit.identity import differences, identity
 from ulmfit.model.awd_lstm import fp32_in_bf16
@@ -332,29 +332,10 @@ def _guarded(
         state = loop.run()
         loop.stop.in_loop = False
         if state == "done":
-            with loop.engine.full_weights():
-                if loop.best is not None and loop.best.step != loop.position.step:
-                    loop.task.net.load_state_dict(loop.best.model)
-                    tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
-                    best["best_step"] = loop.best.step
-                _refuse_diverged(loop.task, runtime)
-                if calibrated := loop.task.calibrate():
-                    # An event of its own: the evaluation of this step is in the log already.
-                    tracker.log_event(CALIBRATION, step=loop.position.step, split="valid", **calibrated)
-                    tracker.print(
-                        f"temperature {calibrated['temperature']:.3f}: calibration error on the validation texts "
-                        f"{calibrated['ece_before']:.4f} before and {calibrated['ece']:.4f} after"
-                    )
-                    saved = saved | {"temperature": calibrated["temperature"]}
-                saved = saved | loop.task.model_entries()
-                if runtime.is_main:
-                    save_model(directory.path / MODEL, loop.task.net, tokenizer, saved)
-                if test is not None:
-                    scores = loop.evaluate(test)
-                    assert scores is not None, "there is something to score"
-                    tracker.log_eval(loop.position.step, "test", **scores)
-            if runtime.is_main:
-                tracker.log_result(loop.position.step, scores_of(directory.path, best.get("best_step")))
+            try:
+                best = _finish(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+            except EvaluationStopped:  # the last step has its checkpoint, from which all of this is done again
+                state = "preempted"
             tracker.flush()  # before status.json says that all is there
         tracker.close()
     except BaseException as error:
@@ -370,3 +351,46 @@ def _guarded(
     reason = {"reason": loop.stop.reason or "asked of another rank"} if state == "preempted" else {}
     directory.status(state, loop.position.step, **reason, **best)
     return state, loop.position.step
+
+
+def _finish(
+    loop: Loop,
+    directory: RunDirectory,
+    tracker: Tracker,
+    *,
+    tokenizer: Tokenizer,
+    test: TokenStore | None,
+    saved: dict[str, Any],
+) -> dict[str, int]:
+    """What comes after the last step: the model is written, and the test split scored. Returns {"best_step": step} if
+    the weights are not those of the last step.
+
+    Raises:
+        EvaluationStopped: a rank was asked to stop meanwhile.
+    """
+    best: dict[str, int] = {}
+    runtime, step = loop.runtime, loop.position.step
+    with loop.engine.full_weights():
+        if loop.best is not None and loop.best.step != step:
+            loop.task.net.load_state_dict(loop.best.model)
+            tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
+            best["best_step"] = loop.best.step
+        _refuse_diverged(loop.task, runtime)
+        if calibrated := loop.task.calibrate():
+            # An event of its own: the evaluation of this step is in the log already.
+            tracker.log_event(CALIBRATION, step=step, split="valid", **calibrated)
+            tracker.print(
+                f"temperature {calibrated['temperature']:.3f}: calibration error on the validation texts "
+                f"{calibrated['ece_before']:.4f} before and {calibrated['ece']:.4f} after"
+            )
+            saved = saved | {"temperature": calibrated["temperature"]}
+        saved = saved | loop.task.model_entries()
+        if runtime.is_main:
+            save_model(directory.path / MODEL, loop.task.net, tokenizer, saved)
+        if test is not None:
+            scores = loop.evaluate(test)
+            assert scores is not None, "there is something to score"
+            tracker.log_eval(step, "test", **scores)
+    if runtime.is_main:
+        tracker.log_result(step, scores_of(directory.path, best.get("best_step")))
+    return best

@@ -1,4 +1,8 @@
-"""Scores of a model on a whole split. Each token or document counts once, on any number of processes."""
+"""Scores of a model on a whole split. Each token or document counts once, on any number of processes.
+
+All of them raise EvaluationStopped on all ranks if one is asked to stop meanwhile (`Runtime.stop_scoring`): on a large
+vocabulary or a large split they take minutes, longer than a scheduler waits for a job that it has asked to end.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ def score_language_model(
     num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
     rows = runtime.own_rows(num_rows)
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-    training = net.training
+    training, stopped = net.training, False
     net.eval()
     if len(rows):
         source = CachedRows(
@@ -66,7 +70,10 @@ def score_language_model(
                 out = net(tokens, targets, state)
             state = out.state
             sums += torch.stack([out.ce_sum.double(), out.num_correct.double(), (targets >= 0).sum().double()])
+            if stopped := runtime.stop_scoring():
+                break
     net.train(training)
+    runtime.end_scoring(stopped)
     loss, correct, count = runtime.sum(sums).tolist()
     return {"loss": loss / count, "perplexity": _exp(loss / count), "accuracy": correct / count}
 
@@ -162,16 +169,21 @@ def _logits(
     net.eval()
     # Documents are assigned to ranks first, because the batch size may differ: it depends on the rank's threads.
     own = np.argsort(-store.lengths, kind="stable")[runtime.rank :: runtime.world_size]
-    for part, logits in _read(net, store, own, runtime, pad_id=pad_id, backwards=backwards):
-        labels = torch.from_numpy(store.labels[part.indices.numpy()].astype(np.int64))
-        yield part.indices, to_device(labels, runtime.device), logits
-    net.train(training)
+    try:
+        for part, logits in _read(net, store, own, runtime, pad_id=pad_id, backwards=backwards):
+            labels = torch.from_numpy(store.labels[part.indices.numpy()].astype(np.int64))
+            yield part.indices, to_device(labels, runtime.device), logits
+    finally:
+        net.train(training)
 
 
 def _read(
     net: ClassifierNet, store: TokenStore, own: np.ndarray, runtime: Runtime, *, pad_id: int, backwards: bool
 ) -> Iterator[tuple[DocumentBatch, Tensor]]:
-    """The documents `own` in batches, with their logits [n, C] in fp32 or fp64. Positions are places in `own`."""
+    """The documents `own` in batches, with their logits [n, C] in fp32 or fp64. Positions are places in `own`.
+
+    All ranks read to the end, or until it raises EvaluationStopped.
+    """
 
     def read(places: np.ndarray) -> tuple[DocumentBatch, Tensor]:
         part = collate(store, own[places], places, pad_id=pad_id, backwards=backwards)
@@ -179,9 +191,13 @@ def _read(
             logits = net(to_device(part.tokens, runtime.device), part.lengths).logits
         return part, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    stopped = False
     for found in read_side_by_side(read, reading_batches(store.lengths[own], net, runtime.device), runtime.device):
         runtime.progress.now("evaluating")
         yield found
+        if stopped := runtime.stop_scoring():
+            break
+    runtime.end_scoring(stopped)
 
 
 @torch.inference_mode()

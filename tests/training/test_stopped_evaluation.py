@@ -1,0 +1,108 @@
+"""A request to stop leaves an evaluation unfinished; the same command begins with it and ends as if never stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+
+from tests.distributed.ranks import on_ranks
+from tests.training import runs
+from ulmfit import cli, train_language_model
+from ulmfit.distributed.progress import Progress
+from ulmfit.distributed.stop import StopRequest
+
+FIRST, LAST, TEST = "the first evaluation", "that of the last step", "the test split"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    for first, name in ((0, "train"), (200, "valid"), (400, "test")):
+        runs.write_reviews(path / f"{name}.csv", 80, first=first)
+    return path
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Counts the batches of all evaluations, and asks the program to stop at the one of this number."""
+
+    class Scored:
+        number, stop_at = 0, None
+
+    now = Progress.now
+
+    def counting(self, doing):
+        now(self, doing)
+        if doing == "evaluating":
+            Scored.number += 1
+            if Scored.number == Scored.stop_at:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "now", counting)
+    return Scored
+
+
+def words(task, run, data, **options):
+    shared = {"data": str(data), "preset": "tiny", "max_steps": 4, "eval_every": 2} | options
+    if task == "lm":
+        return ["train-lm", *runs.arguments(runs.lm_config(run, **shared))]
+    return ["train-clf", *runs.arguments(runs.clf_config(run, encoder="none", **shared))]
+
+
+def status(run):
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.mark.parametrize("where", [FIRST, LAST, TEST])
+@pytest.mark.parametrize("task", ["lm", "clf"])
+def test_the_end_is_that_of_a_run_never_stopped(task, where, data, scored, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert cli.main(words(task, straight, data)) == 0 and status(straight)["state"] == "done"
+    each, rest = divmod(scored.number, 3)  # two evaluations and the test split, of as many documents
+    assert each >= 2 and rest <= 2
+    before = {FIRST: 0, LAST: each, TEST: 2 * each}[where]
+
+    scored.number, scored.stop_at = 0, before + 2
+    assert cli.main(words(task, stopped, data)) == 0
+    assert scored.number == before + 2, "the evaluation goes on"
+    assert status(stopped) == {"state": "preempted", "step": 2 if where == FIRST else 4, "reason": "SIGTERM"}
+    assert len(runs.events(stopped, "eval")) == [FIRST, LAST, TEST].index(where)
+
+    assert cli.main(words(task, stopped, data)) == 0 and status(stopped)["state"] == "done"
+    assert runs.metrics(stopped) == runs.metrics(straight)
+    a, b = runs.weights(straight), runs.weights(stopped)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_time_limit_waits_for_the_end_of_an_evaluation(data, scored, tmp_path):
+    """Else a run whose evaluations take longer than the limit would begin with the same one for ever."""
+    run = tmp_path / "run"
+    assert cli.main(words("lm", run, data, max_time=1e-6)) == 0
+    first = status(run)
+    assert first["state"] == "preempted" and first["reason"] == "--max-time"
+    while status(run)["state"] != "done":
+        step = status(run)["step"]
+        assert cli.main(words("lm", run, data, max_time=1e-6)) == 0
+        assert status(run)["step"] > step or status(run)["state"] == "done"
+    assert [line["split"] for line in runs.events(run, "eval")] == ["valid", "valid", "test"]
+
+
+def test_ranks_leave_it_together_though_one_alone_is_asked(data, tmp_path):
+    def train(rank: int) -> list[tuple]:
+        batches: list[int] = []
+
+        def asked(self):
+            batches.append(len(batches))
+            return rank == 1 and len(batches) == 2
+
+        shared = {"data": str(data), "preset": "tiny", "max_steps": 4, "eval_every": 2}
+        straight = train_language_model(runs.lm_config(tmp_path / "straight", **shared))
+        StopRequest.ends_evaluations = asked
+        results = [train_language_model(runs.lm_config(tmp_path / "stopped", **shared)) for _ in range(2)]
+        return [(result.state, result.step) for result in (straight, *results)]
+
+    assert on_ranks(2, train, tmp_path) == [[("done", 4), ("preempted", 2), ("done", 4)]] * 2
+    assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
