@@ -1,4 +1,4 @@
-"""An hour of bad days: kills, stops, disks that fill up and busy neighbours, over training and prediction, mixed.
+"""An hour of bad days: kills, stops, disks that fill up and busy neighbours, over training, jobs and prediction, mixed.
 
     python -m tests.soak_faults                             60 minutes
     python -m tests.soak_faults --minutes 2 --task lm predict
@@ -36,8 +36,9 @@ from tests import soak_kill
 from tests.soak_kill import PATIENCE, Run, a_run, finish, prepare, read_from, start, tail, wait_for
 from tests.training import runs
 from tests.training.runs import ROOT
+from tests.training.world import LAUNCHERS
 
-TASKS = ("lm", "clf", "stream", "predict")
+TASKS = ("lm", "clf", "stream", "predict", "fit")
 EVENTS = ("kill", "stop", "full")
 WORLDS = (1, 1, 2)
 NEIGHBOURS = 3  # busy processes, niced so that others on the machine are not held up
@@ -80,6 +81,25 @@ def predict_run(folder: Path, name: str) -> Run:
     output = folder / name / "out.csv"
     output.parent.mkdir(exist_ok=True)
     return Run(output, [sys.executable, "-m", "ulmfit", *words, "--output", str(output)], 1)
+
+
+def fit_run(folder: Path, world: int, name: str) -> Run:
+    """A whole job: a language model of 60 steps and a classifier of 40, saving often."""
+    shared = ["--preset", "tiny", "--threads", "1", "--no-samples"]
+    stages = [f"--{stage}.{option}" for stage, steps in (("lm", 60), ("clf", 40))
+              for option in (f"max-steps={steps}", "batch-size=8", "save-every=4", "eval-every=15", "log-every=1")]  # fmt: skip
+    words = [
+        "ulmfit",
+        "fit",
+        "--data",
+        str(folder / "reviews.csv"),
+        "--output-dir",
+        str(folder / name),
+        "--init",
+        "none",
+    ]
+    launcher = [] if world == 1 else ["-m", *LAUNCHERS["torchrun"], str(world)]
+    return Run(folder / name, [sys.executable, *launcher, "-m", *words, *shared, *stages], world)
 
 
 def prepare_prediction(folder: Path) -> None:
@@ -146,6 +166,9 @@ def befall(run: Run, event: str, rng: random.Random) -> bool:
 
 
 def differences(reference: Run, run: Run) -> dict[str, bool]:
+    if (reference.path / "lm").exists():
+        stages = [soak_kill.differences(reference.path / stage, run.path / stage) for stage in ("lm", "clf")]
+        return {name: all(stage[name] for stage in stages) for name in stages[0]}
     if run.path.suffix != ".csv":
         return soak_kill.differences(reference.path, run.path)
     left = [path.name for path in run.path.parent.iterdir() if path not in (run.path, run.log)]
@@ -164,6 +187,8 @@ def soak(folder: Path, minutes: float, tasks: list[str], rng: random.Random) -> 
         key = task, world
 
         def new(name: str, task: str = task, world: int = world) -> Run:
+            if task == "fit":
+                return fit_run(folder, world, name)
             return predict_run(folder, name) if task == "predict" else a_run(folder, task, world, name)
 
         if key not in references:

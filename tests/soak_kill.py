@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,11 +165,13 @@ def tail(run: Run) -> str:
 
 
 def unfinished(run: Run) -> set[str]:
-    """Folders of checkpoints that are being written, or were when their writer died."""
-    try:
-        return {name for name in os.listdir(run.path / "checkpoints") if name.startswith(".step-") and ".tmp-" in name}
-    except FileNotFoundError:
-        return set()
+    """Folders of checkpoints that are being written, or were when their writer died; of a job, those of its stages."""
+    found = set()
+    for stage in ("", "lm", "clf"):
+        with suppress(FileNotFoundError):
+            names = os.listdir(run.path / stage / "checkpoints")
+            found |= {f"{stage}/{name}" for name in names if name.startswith(".step-") and ".tmp-" in name}
+    return found
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
