@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import pytest
 import torch
@@ -88,6 +89,17 @@ def test_a_time_limit_waits_for_the_end_of_an_evaluation(data, scored, tmp_path)
         assert cli.main(words("lm", run, data, max_time=1e-6)) == 0
         assert status(run)["step"] > step or status(run)["state"] == "done"
     assert [line["split"] for line in runs.events(run, "eval")] == ["valid", "valid", "test"]
+
+
+def test_a_signal_is_more_urgent_than_the_time_limit(tmp_path):
+    request = StopRequest.install()
+    try:
+        request.watch(tmp_path, 0.0, time.monotonic())
+        assert request.requested() and not request.ends_evaluations()
+        signal.raise_signal(signal.SIGTERM)
+        assert request.ends_evaluations() and request.reason == "SIGTERM"
+    finally:
+        request.restore()
 
 
 def test_ranks_leave_it_together_though_one_alone_is_asked(data, tmp_path):

@@ -150,7 +150,8 @@ class StopRequest:
             if self._interrupts > 1:
                 os._exit(130)
             _announce()
-        self.reason = self.reason or signal.Signals(number).name
+        if self.reason in (None, MAX_TIME):  # a signal is more urgent, see `ends_evaluations`
+            self.reason = signal.Signals(number).name
         self._raise_if_asked()
 
     def watch(self, directory: Path, max_minutes: float | None, started: float) -> None:
