@@ -160,7 +160,7 @@ def befall(run: Run, event: str, rng: random.Random) -> bool:
         process.send_signal(signal.SIGKILL if event == "kill" else signal.SIGTERM)
     code = process.wait(PATIENCE)
     if run.path.suffix == ".csv":
-        return code == 0
+        return code == 0 and run.path.exists()  # a stop before the first row ends with 0 too
     assert code == 0, f"a stop ended with {code}, the log with\n{tail(run)}"
     return b'"state": "done"' in (run.path / "status.json").read_bytes()
 
