@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import threading
 import time
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.runs import one_rank
 from ulmfit import parallel_inference
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
@@ -133,13 +133,6 @@ def test_ranks_with_other_numbers_of_threads_score_each_document_once(monkeypatc
     store = SimpleNamespace(lengths=np.arange(1, 401), labels=np.zeros(400, np.int32))
     for rank, threads in ((0, 1), (1, 7)):
         torch.set_num_threads(threads)
-        runtime = SimpleNamespace(
-            rank=rank,
-            world_size=2,
-            device=CPU,
-            sum=lambda values: values,
-            progress=SimpleNamespace(now=lambda _: None),
-            accelerator=SimpleNamespace(autocast=contextlib.nullcontext),
-        )
+        runtime = one_rank(rank, 2)
         scores.score_classifier(net, store, runtime, label_names=["a", "b"], pad_id=1)
     assert sorted(scored) == list(range(400))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -135,6 +139,20 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         )
         .max()
         .item()
+    )
+
+
+def one_rank(rank: int, world_size: int, sum: Callable[[Tensor], Tensor] = lambda values: values) -> Any:
+    """What scoring needs of a Runtime, for one of several ranks without the others: `sum` gives its own values."""
+    return SimpleNamespace(
+        rank=rank,
+        world_size=world_size,
+        device=torch.device("cpu"),
+        sum=sum,
+        progress=SimpleNamespace(now=lambda _: None),
+        accelerator=SimpleNamespace(autocast=nullcontext),
+        stop_scoring=lambda: False,
+        end_scoring=lambda unfinished: None,
     )
 
 

@@ -1,8 +1,6 @@
 """The calibration error against its definition, temperature scaling against a search, and both in a training."""
 
-import contextlib
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.batches.conftest import FakeSplit, FakeTokenizer
-from tests.training.runs import clf_config
+from tests.training.runs import clf_config, one_rank
 from ulmfit import train_classifier
 from ulmfit.batches.cache import build_or_open
 from ulmfit.cli import main
@@ -86,14 +84,7 @@ def test_ranks_gather_the_logits_of_all(tmp_path):
     store = build_or_open(split, FakeTokenizer(60), tmp_path, with_labels=True)
     parts = []
     for rank, world_size in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        runtime = SimpleNamespace(
-            rank=rank,
-            world_size=world_size,
-            device=torch.device("cpu"),
-            sum=lambda values: values,
-            progress=SimpleNamespace(now=lambda _: None),
-            accelerator=SimpleNamespace(autocast=contextlib.nullcontext),
-        )
+        runtime = one_rank(rank, world_size)
         parts.append(all_logits(net, store, runtime, pad_id=1))
     torch.testing.assert_close(parts[1] + parts[2] + parts[3], parts[0], atol=1e-6, rtol=1e-5)
     with torch.no_grad():

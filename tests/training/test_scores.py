@@ -1,13 +1,11 @@
 """Scores against scikit-learn, and of splits of any size."""
 
-import contextlib
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from tests.batches.conftest import FakeSplit, FakeTokenizer
+from tests.training.runs import one_rank
 from ulmfit.batches.cache import build_or_open
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
@@ -49,14 +47,7 @@ def test_a_split_of_any_size_is_scored_whole(threads, tmp_path):
         for number in range(1, 301):
             found = np.zeros((3, 3), int)
             for rank in range(2):
-                runtime = SimpleNamespace(
-                    rank=rank,
-                    world_size=2,
-                    device=torch.device("cpu"),
-                    sum=lambda values: values.clamp(min=1e-9),
-                    progress=SimpleNamespace(now=lambda _: None),
-                    accelerator=SimpleNamespace(autocast=contextlib.nullcontext),
-                )
+                runtime = one_rank(rank, 2, lambda values: values.clamp(min=1e-9))
                 part = store.subset(np.arange(number))
                 metrics = score_classifier(net, part, runtime, label_names=["a", "b", "c"], pad_id=1)
                 found += np.array(metrics["confusion"])

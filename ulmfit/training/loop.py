@@ -29,7 +29,7 @@ from ulmfit.run.tracking import Tracker
 from ulmfit.training import optim
 from ulmfit.training.agreement import Agreed, Agreement
 from ulmfit.training.engine import build_engine
-from ulmfit.training.position import Best, Position, Stale
+from ulmfit.training.loop_state import Best, Position, Stale
 from ulmfit.training.stages import Recipe
 from ulmfit.training.step_log import StepLog
 from ulmfit.training.task import PlannedStage, StepResult, Task
