@@ -57,8 +57,8 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 JobRequeue=1
 ReturnToService=2
 SlurmdParameters=config_overrides
-SlurmdTimeout=20
-KillWait=30
+SlurmdTimeout=120
+KillWait=120
 GresTypes=gpu
 CONF
     # GPUs to ask for and to be given, though there are none.
