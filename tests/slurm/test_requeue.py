@@ -104,6 +104,19 @@ def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, opt
     assert (slurm.folder / "logs" / "requeued").exists() == requeued
 
 
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_scancel_ends_a_job_for_good_though_srun_gives_up_before_the_processes_have_ended(cancelled, slurm):
+    slurm.put("squeue", f"echo {'COMPLETING' if cancelled else 'RUNNING'}")
+    # Its parent is the shell of the background job, whose parent is the script.
+    slurm.put("srun", 'cp -r "$AFTER/." "$RUN"; read -r _ _ _ script _ </proc/$PPID/stat; kill -TERM "$script"; exit 1')
+    write(slurm.run, "preempted", 40, 40)
+    write(slurm.folder / "after", "running", 90, 80)
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run))
+    assert ("the job was cancelled: not requeued" in done.stdout) == cancelled == (done.returncode == 1), done.stdout
+    # A TERM that comes from elsewhere is a reason to go on.
+    assert (slurm.folder / "logs" / "requeued").exists() != cancelled
+
+
 def test_where_requeueing_is_forbidden_a_job_submits_itself_again(slurm):
     write(slurm.folder / "after", "preempted", 40, 40)
     words = [*TRAINER, "--resume", "never", "--output-dir", str(slurm.run)]
