@@ -106,6 +106,28 @@ def test_a_curve_that_has_begun_ends_with_its_last_step(tmp_path):
     assert [step for step, _ in curve(tmp_path, "classifier/loss/train")] == [10, 15]
 
 
+def test_a_run_that_is_killed_while_it_draws_the_figures_has_each_point_once(tmp_path, monkeypatch):
+    """The figures of an evaluation take a second, in which what was given to TensorBoard before may reach the disk."""
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    log = tracker(tmp_path, total_steps=30, task="clf")
+    log_step(log, 10)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(boards.Board, "evaluation", killed)
+        log.log_eval(10, "valid", loss=1.0)
+    log.close()
+    log = tracker(tmp_path, total_steps=30, task="clf", start_step=10)
+    log.log_eval(10, "valid", loss=1.0)
+    log.log_eval(20, "valid", loss=0.5)
+    log.close()
+    assert curve(tmp_path, "classifier/loss/valid") == [(10, 1.0), (20, 0.5)]
+
+
 def test_the_scores_at_the_end_are_written_once_however_often(tmp_path):
     for start in (0, 100, 100):
         log = tracker(tmp_path, task="clf", start_step=start)

@@ -195,11 +195,12 @@ class Tracker:
         numbers = {name: value for name, value in metrics.items() if _is_number(value)}
         line = {"event": "eval", "split": split, "step": step} | metrics
         if not self._is_logged(line):
-            if split != "test":
-                self._add(step, split, {score_tag(self.task, name, split): value for name, value in numbers.items()})
             self._board.evaluation(step, split, metrics)
             # The checkpoint of this step may be written already. A run that resumes there repeats the evaluation, and
-            # logs it unless the line is in metrics.jsonl. So the line comes after the curves.
+            # logs it unless the line is in metrics.jsonl. So the line comes after the curves, and at once: of a run that
+            # is killed in between, TensorBoard shows the point twice. Figures, which take a second to draw, come first.
+            if split != "test":
+                self._add(step, split, {score_tag(self.task, name, split): value for name, value in numbers.items()})
             self._board.flush()
             self._write(line)
         shown = "  ".join(f"{name} {_number(value)}" for name, value in numbers.items())
