@@ -43,6 +43,8 @@ def rank_of_job(rank: int, port: int, words: list[str], log: str, environment: d
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    # pytest's own write to where it captures, whatever the descriptors are.
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
     sys.exit(cli.main(words))
 
 
