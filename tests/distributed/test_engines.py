@@ -27,7 +27,7 @@ needs_deepspeed = pytest.mark.skipif(
 STEPS, EARLY, LATE = 20, 5, 15  # the language model's second stage begins at step 7
 LM = {"max_steps": STEPS, "save_every": 5, "keep": 9}
 CLF = {"max_steps": STEPS, "recipe": "blog"}
-FP32 = 1e-3  # 20 steps of sums in another order: 1.4e-4 was seen on an AMD CPU, less on Intel's
+CLF32 = 5e-4  # 20 steps of sums in another order in fp32: 1.4e-4 was seen on an AMD CPU, less on Intel's
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +132,10 @@ def zero3(plain32):
 @pytest.mark.slow
 @needs_deepspeed
 def test_zero3_trains_the_same_language_model_and_plain_goes_on_from_its_checkpoint(plain32, zero3):
-    assert_same(zero3, plain32 / "lm32", FP32)
+    assert_same(zero3, plain32 / "lm32", 1e-4)
     resumed = interrupted(zero3, "lm-zero3-plain", LATE)
     train_language_model(lm_config(plain32, resumed.name, precision="fp32"))
-    assert_same(resumed, plain32 / "lm32", FP32)
+    assert_same(resumed, plain32 / "lm32", 1e-4)
 
 
 @long_tier("ZeRO 2 of the classifier, ZeRO 3 of the language model")
@@ -143,7 +143,7 @@ def test_zero3_trains_the_same_language_model_and_plain_goes_on_from_its_checkpo
 @needs_deepspeed
 def test_zero2_trains_the_same_language_model(plain32):
     run = train("zero2", plain32, lm_config(plain32, "lm-zero2", precision="fp32", micro_batches=2))
-    assert_same(run, plain32 / "lm32", FP32)
+    assert_same(run, plain32 / "lm32", 1e-4)
 
 
 @long_tier("a plain run that goes on from ZeRO 3; ZeRO 1 in the skipped steps")
@@ -151,14 +151,14 @@ def test_zero2_trains_the_same_language_model(plain32):
 @needs_deepspeed
 def test_zero1_goes_on_from_a_checkpoint_of_zero3(plain32, zero3):
     resumed = interrupted(zero3, "lm-zero3-zero1", EARLY)
-    assert_same(train("zero1", plain32, lm_config(plain32, resumed.name, precision="fp32")), plain32 / "lm32", FP32)
+    assert_same(train("zero1", plain32, lm_config(plain32, resumed.name, precision="fp32")), plain32 / "lm32", 1e-4)
 
 
 @pytest.mark.slow
 @needs_deepspeed
 def test_zero2_trains_the_same_classifier(plain32):
     run = train("zero2", plain32, clf_config(plain32, "clf-zero2", precision="fp32", micro_batches=2))
-    assert_same(run, plain32 / "clf32", FP32)
+    assert_same(run, plain32 / "clf32", CLF32)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import markdown
 import numpy as np
 import pytest
 
-from tests.run.test_tracking import board, curve, log_step, numbers_of_equal_length, text_of, tracker  # noqa: F401
+from tests.run.test_tracking import board, curve, log_step, text_of, tracker
 from ulmfit.run import board as boards
 from ulmfit.run import figures, tracking
 from ulmfit.training.calibration import BINS

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
 
 from ulmfit.run import time_left, tracking
 from ulmfit.run.tracking import Tracker, memory_mib
@@ -36,12 +35,6 @@ TRAIN_KEYS = [
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(scope="session", autouse=True)
-def numbers_of_equal_length():
-    """TensorBoard reads the files of one second in the order of their numbers as text: 9 after 10."""
-    event_file_writer._global_uid = event_file_writer.AtomicCounter(1000)
 
 
 def tracker(directory: Path, **options) -> Tracker:
