@@ -107,6 +107,7 @@ class Loop:
         return "done" if done else "preempted"
 
     def _run_stages(self, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
+        """Train to the end of the plan. False after a stop request."""
         position = self.position
         while position.stage < len(self.plan):
             if not self._run_stage(self.plan[position.stage], batches):

@@ -6,8 +6,8 @@ vocabulary or a large split they take minutes, longer than a scheduler waits for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, collate
-from ulmfit.batches.lm import CachedRows
+from ulmfit.batches.lm import CachedRows, LMBatch
 from ulmfit.batches.mixture import MixedStore
 from ulmfit.bundle import Bundle
 from ulmfit.device import to_device
@@ -29,6 +29,8 @@ from ulmfit.training.calibration import BINS, bin_sums, bin_table, calibration_e
 from ulmfit.training.class_scores import class_scores
 from ulmfit.training.label_scores import label_metrics
 from ulmfit.training.worst_errors import WorstErrors
+
+Part = TypeVar("Part")
 
 
 @torch.inference_mode()
@@ -56,24 +58,23 @@ def score_language_model(
     num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
     rows = runtime.own_rows(num_rows)
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-    training, stopped = net.training, False
+    training = net.training
     net.eval()
+    batches: Iterable[LMBatch] = ()
     if len(rows):
         source = CachedRows(
             store, batch_size=num_rows, bptt=bptt, seed=0, rows=rows, shuffle=False, backwards=backwards
         )
-        state = net.init_state(len(rows))
-        for batch in source.epoch_batches(0):
-            runtime.progress.now("evaluating")
+        batches, state = source.epoch_batches(0), net.init_state(len(rows))
+    try:
+        for batch in _until_stopped(batches, runtime):
             tokens, targets = to_device(batch.tokens, runtime.device), to_device(batch.targets, runtime.device)
             with runtime.accelerator.autocast():
                 out = net(tokens, targets, state)
             state = out.state
             sums += torch.stack([out.ce_sum.double(), out.num_correct.double(), (targets >= 0).sum().double()])
-            if stopped := runtime.stop_scoring():
-                break
-    net.train(training)
-    runtime.end_scoring(stopped)
+    finally:
+        net.train(training)
     loss, correct, count = runtime.sum(sums).tolist()
     return {"loss": loss / count, "perplexity": _exp(loss / count), "accuracy": correct / count}
 
@@ -191,10 +192,20 @@ def _read(
             logits = net(to_device(part.tokens, runtime.device), part.lengths).logits
         return part, logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    batches = reading_batches(store.lengths[own], net, runtime.device)
+    yield from _until_stopped(read_side_by_side(read, batches, runtime.device), runtime)
+
+
+def _until_stopped(parts: Iterable[Part], runtime: Runtime) -> Iterator[Part]:
+    """This rank's parts of an evaluation, until a rank is asked to stop (a collective at the end, of all ranks).
+
+    Raises:
+        EvaluationStopped: at the end, on all ranks, if one has left its parts unfinished.
+    """
     stopped = False
-    for found in read_side_by_side(read, reading_batches(store.lengths[own], net, runtime.device), runtime.device):
+    for part in parts:
         runtime.progress.now("evaluating")
-        yield found
+        yield part
         if stopped := runtime.stop_scoring():
             break
     runtime.end_scoring(stopped)
