@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 from ulmfit.errors import UserError
 from ulmfit.excerpts import cut
+from ulmfit.texts import is_utf_8
 
 # Options of any command that name a file or a folder (--data and --valid may name other things too).
 PATHS = frozenset(
@@ -54,7 +55,7 @@ def as_path(given: str | os.PathLike[str] | os.PathLike[bytes], option: str = ""
             f"{what} {cut(path)} has characters that names of files cannot have here ({sys.getfilesystemencoding()}); "
             "set PYTHONUTF8=1, or rename it"
         ) from None
-    if option == "--output-dir" and not _is_utf_8(path):
+    if option == "--output-dir" and not is_utf_8(path):
         raise UserError(f"{what} {cut(path)} is not UTF-8, which the writers of TensorBoard and of weights need; give "
                         "another name")  # fmt: skip
     if b"\0" in encoded:
@@ -102,11 +103,3 @@ def without_folders(data: str, whole: Collection[str] = ()) -> str:
     if not sources:
         return last(data)
     return ",".join(f"{name}={weight}:{path if name in whole else last(path)}" for name, weight, path in sources)
-
-
-def _is_utf_8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -55,3 +55,12 @@ def texts_of(given: Any) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"text {place} is of type {type(text).__name__}; give a str")
     return texts
+
+
+def is_utf_8(text: str) -> bool:
+    """Whether it can be written in UTF-8: without halves of surrogate pairs, as JSON, pickles and file names may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -9,6 +9,7 @@ from ulmfit.data.encoding import UNDECODABLE
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed_values
+from ulmfit.texts import is_utf_8
 
 NO_LABEL = "-1"  # the integer label of rows without one, if no other is negative
 
@@ -45,14 +46,6 @@ def as_label(text: str | None) -> str | None:
 def is_broken(label: Any) -> bool:
     """Whether a label was not readable, or holds half of a surrogate pair, as JSON may."""
     return isinstance(label, str) and (UNDECODABLE in label or not is_utf_8(label))
-
-
-def is_utf_8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def is_integer(text: str) -> bool:

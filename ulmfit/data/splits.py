@@ -20,12 +20,13 @@ from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.fingerprint import hash_of
 from ulmfit.data.holdout import HeldOut
-from ulmfit.data.label_values import NO_LABEL, is_broken, is_integer, is_utf_8, label_name, unseen_label
+from ulmfit.data.label_values import NO_LABEL, is_broken, is_integer, label_name, unseen_label
 from ulmfit.data.locations import size_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
+from ulmfit.texts import is_utf_8
 
 MARKS = {TORN: "torn", UNDECODABLE: "undecodable"}  # mark of a reader in a value -> reason why the row has no text
 _TRUE, _FALSE = {"true", "1", "yes", "1.0"}, {"false", "0", "no", "0.0", ""}

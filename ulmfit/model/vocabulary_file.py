@@ -16,6 +16,7 @@ from typing import Any
 
 from ulmfit.errors import UserError
 from ulmfit.files import parse_json
+from ulmfit.texts import is_utf_8
 
 #: Larger files are refused. A vocabulary of 60,000 words takes half a megabyte.
 MOST_BYTES = 16 * 2**20
@@ -68,17 +69,7 @@ def read_words_and_labels(path: str | os.PathLike) -> tuple[list[str], list[str]
 
 def _is_texts(words: Any) -> bool:
     """Whether it is a list of texts. JSON and pickles may hold halves of surrogate pairs, which are no text."""
-    return (
-        isinstance(words, list) and bool(words) and all(isinstance(word, str) and _is_unicode(word) for word in words)
-    )
-
-
-def _is_unicode(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(words, list) and bool(words) and all(isinstance(word, str) and is_utf_8(word) for word in words)
 
 
 def _words(content: bytes, suffix: str) -> Any:
