@@ -47,13 +47,22 @@ def test_texts_are_the_same_every_time_and_of_many_kinds():
     assert longer.startswith(texts[7][0])
 
 
-def test_the_search_finds_what_is_quadratic():
-    class Quadratic:
-        def encode(self, text):
-            if not text.startswith(NORMAL):
-                sum(len(text[i:]) for i in range(len(text)))
+def test_the_search_finds_what_is_quadratic_and_nothing_else(monkeypatch):
+    clock = 0.0
 
-    assert len(search(Quadratic(), range(2), size=40_000)) == 2
+    class Timed:
+        """Reads with a clock of its own: linear in the normal text, and by `power` in any other."""
+
+        def __init__(self, power: int):
+            self.power = power
+
+        def encode(self, text: str) -> None:
+            nonlocal clock
+            clock += len(text) * 1e-6 * (1 if text.startswith(NORMAL) else 9 * len(text) ** (self.power - 1))
+
+    monkeypatch.setattr("time.process_time", lambda: clock)
+    assert [slow.seed for slow in search(Timed(2), range(2), size=40_000)] == [0, 1]
+    assert search(Timed(1), range(2), size=40_000) == []
 
 
 @pytest.mark.skipif(NUM_TEXTS < 100, reason="a megabyte of each text is for the long tier")
