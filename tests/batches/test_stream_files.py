@@ -202,7 +202,7 @@ def test_reading_ends_at_once_when_a_run_stops(stream):
             next(batches)
             thread = batches._thread
             begin = time.monotonic()
-        assert not thread.is_alive() and time.monotonic() - begin < 2
+        assert not thread.is_alive() and time.monotonic() - begin < 20  # it would wait for ever; busy machines
 
 
 def resident():
