@@ -14,6 +14,9 @@ texts stands in train. No option was chosen on them.
     supervised   ours: the package's language model fine-tuned on the N labelled reviews
     semi         ours: fine-tuned on the reviews without label too; --lm RUN names that language model, trained once with
                  `ulmfit train-lm --data IMDB` (or launch/reproduce_imdb.sh)
+    mean         the mean probability of several of `semi`, with seeds of their own (--teachers)
+    pseudo       a classifier that learns the probabilities that `mean` gives reviews without label (--unlabelled), and the
+                 labelled reviews
 
 A line a system and draw is added to WORK/results.jsonl; what stands there is not computed again.
 """
@@ -27,6 +30,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +42,11 @@ import rivals
 from ulmfit import train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 
-OURS = ("scratch", "english", "supervised", "semi")
+TUNED = ("semi", "mean", "pseudo")  # on the language model that --lm names
+OURS = ("scratch", "english", "supervised", *TUNED)
 SYSTEMS = (*rivals.RIVALS, *OURS)
 SEED = 20261128
+Predict = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -96,24 +102,52 @@ def test_rows(test: Rows, train: Rows, number: int) -> Rows:
     return test.at(balanced(test, np.random.default_rng(SEED).permutation(fresh), number))
 
 
-def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespace) -> float:
-    """Train with default options on the tables in `folder`; the accuracy on its test.csv."""
+def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespace) -> Predict:
+    """Train with default options on the tables in `folder`; a function from texts to probabilities, float32 [n, C]."""
     common: dict[str, Any] = {"threads": options.threads, "samples": False, "save_every": 0}
-    encoder: str | None = {"scratch": "none", "english": "english", "semi": options.lm}.get(system)
+    encoder: str | None = {"scratch": "none", "english": "english"}.get(system, options.lm)
     if system == "supervised":
         encoder = str(work / "lm")
         train_language_model(LMConfig(data=str(folder), output_dir=encoder, **common))
-    result = train_classifier(
+    preset = "small" if system == "scratch" else None
+    common |= {"encoder": encoder, "preset": preset, "valid": str(folder / "valid.csv"), **json.loads(options.clf)}
+    models = [
+        train_classifier(
+            ClassifierConfig(data=str(folder / "train.csv"), output_dir=str(work / f"clf{seed}"), seed=seed, **common)
+        ).model()
+        for seed in range(options.teachers if system in ("mean", "pseudo") else 1)
+    ]
+
+    def mean(texts: list[str]) -> np.ndarray:
+        return np.mean([model.probabilities(texts) for model in models], axis=0)
+
+    if system != "pseudo":
+        return mean
+    write_pseudo_labels(work / "pseudo.csv", models[0].label_names, mean, folder, options)
+    student = train_classifier(
         ClassifierConfig(
-            data=str(folder),
-            output_dir=str(work / "clf"),
-            encoder=encoder,
-            preset="small" if system == "scratch" else None,
+            data=str(work / "pseudo.csv"),
+            probability_columns=",".join(models[0].label_names),
+            output_dir=str(work / "student"),
             **common,
-            **json.loads(options.clf),
         )
     )
-    return result.metrics["test"]["accuracy"]
+    return student.model().probabilities
+
+
+def write_pseudo_labels(
+    path: Path, names: list[str], teach: Predict, folder: Path, options: argparse.Namespace
+) -> None:
+    """A table of probabilities: those that the teachers give reviews without label, and 0 and 1 of the labelled ones."""
+    import pandas as pd
+
+    texts = pq.read_table(options.imdb / "unsup.parquet", columns=["text"])["text"].to_pylist()
+    some = [texts[i] for i in np.random.default_rng(SEED).permutation(len(texts))[: options.unlabelled]]
+    labelled = pd.read_csv(folder / "train.csv")
+    known = (labelled["label"].astype(str).to_numpy()[:, None] == np.array(names)).astype(float)
+    table = pd.DataFrame(np.concatenate([known, teach(some)]), columns=names)
+    table.insert(0, "text", [*labelled["text"], *some])
+    table.sample(frac=1, random_state=SEED).to_csv(path, index=False)
 
 
 def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: argparse.Namespace) -> dict[str, Any]:
@@ -125,10 +159,11 @@ def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: a
         accuracy = float(np.mean(predict(test.texts) == test.labels))
     else:
         work = options.work / f"{system}-{number}-{draw}"
-        for name, rows in (("train", chosen), ("valid", valid), ("test", test)):
+        for name, rows in (("train", chosen), ("valid", valid)):
             rows.write(work / "data" / f"{name}.csv")
         with contextlib.redirect_stdout(io.StringIO()):
-            accuracy = train_ours(system, work / "data", work, options)
+            probabilities = train_ours(system, work / "data", work, options)(test.texts)
+        accuracy = float(np.mean(probabilities.argmax(1) == test.labels))
         shutil.rmtree(work)
     return {
         "system": system,
@@ -136,8 +171,10 @@ def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: a
         "draw": draw,
         "accuracy": accuracy,
         "cpu_minutes": round((time.process_time() - begun) / 60, 2),
-        "lm": options.lm if system == "semi" else None,
+        "lm": options.lm if system in TUNED else None,
         "clf": options.clf if system in OURS else None,
+        "teachers": options.teachers if system in ("mean", "pseudo") else None,
+        "unlabelled": options.unlabelled if system == "pseudo" else None,
     }
 
 
@@ -166,7 +203,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--test-rows", type=int, default=5000)
-    parser.add_argument("--lm", help="run of the language model of `semi`")
+    parser.add_argument("--lm", help="run of the language model of `semi`, `mean` and `pseudo`")
+    parser.add_argument("--teachers", type=int, default=3, help="classifiers of `mean` and `pseudo`")
+    parser.add_argument("--unlabelled", type=int, default=5000, help="reviews without label that `pseudo` learns from")
     parser.add_argument("--clf", default="{}", help="JSON options of our classifiers")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -196,7 +235,7 @@ def _left_out(system: str, options: argparse.Namespace) -> str | None:
     """Why a system cannot be run here."""
     if system in rivals.RIVALS and (modules := rivals.missing(system)):
         return f"{', '.join(modules)} is not installed"
-    if system == "semi" and options.lm is None:
+    if system in TUNED and options.lm is None:
         return "no --lm"
     return None
 
