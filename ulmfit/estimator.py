@@ -234,6 +234,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             threads=self.threads,
             lm=dict(self.lm or {}),
             clf=dict(self.clf or {}) | {name: value for name, value in own.items() if value is not None},
+            ensemble=1,  # scikit-learn has VotingClassifier for more
             baseline=False,
             samples=False,
             output_dir=output_dir,

@@ -90,10 +90,11 @@ class FitConfig(JobData):
     calibrate: bool = False
     """Fit a temperature of the classifier on the validation texts, so that probabilities tell how often a prediction is
     right; predictions stay the same."""
-    ensemble: int = 1
+    ensemble: OrElse[int] = None
     """Train so many classifiers, with seeds of their own, on the one language model, and average their probabilities:
     three are right on about one text more in a hundred, for three times the classifier's time. A later start may give
-    another number; what is trained is kept."""
+    another number; what is trained is kept (default: 3 on at most 10,000 labelled texts and a pretrained language
+    model with the recipe quick, else 1)."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0
@@ -184,7 +185,7 @@ def classifier_configs(config: FitConfig) -> dict[str, ClassifierConfig]:
     """
     _, first = stage_configs(config)
     found = {CLF: first}
-    for number in range(2, config.ensemble + 1):
+    for number in range(2, (config.ensemble or 1) + 1):
         name = f"{CLF}-{number}"
         own = {option: getattr(first, option) for option in first.on_command_line}
         own |= {"seed": first.seed + number - 1, "draw_seed": first.seed_of_draws}

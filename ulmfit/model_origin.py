@@ -74,7 +74,7 @@ def origin_of(folder: Path | None) -> Origin:
     if stored.get("task") == "fit":
         runs = [_run(place / name) for name in (CLF, LM)]
         options = as_dict(stored.get("options"))
-        if options.get("ensemble", 1) != 1 and (scores := ensemble_scores(place)):
+        if options.get("ensemble") != 1 and (scores := ensemble_scores(place)):
             runs[0] = replace(runs[0], scores=scores)
         return Origin(
             [run for run in runs if run.stored.get("task") in (CLF, LM)], stored, _read(place / "summary.json")

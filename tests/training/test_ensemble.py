@@ -176,6 +176,43 @@ def test_a_job_of_one_grows_and_shrinks_and_trains_nothing_twice(folder, monkeyp
     assert (run / "clf-3/model").exists() and "members" not in content(run / "summary.json")
 
 
+@pytest.mark.parametrize(
+    ("options", "rows", "init", "number"),
+    [
+        ({}, 10_000, "english", 3),
+        ({}, 10_001, "english", 1),
+        ({}, 100, "none", 1),
+        ({"recipe": "blog"}, 100, "english", 1),
+        ({"seed": 2**63 - 2}, 100, "english", 2),  # the largest seed is that of the second
+        ({"clf": {"seed": 2**63 - 1}}, 100, "english", 1),
+    ],
+)
+def test_the_usual_number(options, rows, init, number, monkeypatch):
+    monkeypatch.setattr(ensemble, "start_and_length", lambda *_: {"init": init != "none"})
+    assert ensemble.usual_number(Path("job"), FitConfig(**options), rows) == number
+
+
+@pytest.mark.slow
+def test_few_texts_and_a_pretrained_model_get_three(folder, capsys):
+    run, start = folder / "usual", {"init": str(folder / "three"), "preset": None}
+    began = ulmfit.fit(config(folder, "usual", max_time=1e-3, **start))
+    assert began.state == "preempted" and content(run / "config.json")["options"]["ensemble"] is None
+    done = ulmfit.fit(output_dir=run)
+    assert done.state == "done" and len(done.members) == 3 and content(run / "config.json")["options"]["ensemble"] == 3
+    assert (
+        "training 3 classifiers, whose probabilities are averaged; --ensemble 1 trains one" in capsys.readouterr().out
+    )
+    assert len(ulmfit.TextClassifier.from_pretrained(run).members) == 3
+    assert ulmfit.fit(output_dir=run).summary == done.summary
+    one = ulmfit.fit(output_dir=run, ensemble=1)
+    assert equal(run, run / "clf") and "members" not in one.summary
+    # A job that an earlier version has begun stays what it was.
+    stored = content(run / "config.json")
+    del stored["options"]["ensemble"]
+    (run / "config.json").write_text(json.dumps(stored))
+    assert "members" not in ulmfit.fit(output_dir=run).summary and equal(run, run / "clf")
+
+
 @pytest.mark.slow
 def test_a_stop_in_the_second_classifier_is_gone_on_from(folder, monkeypatch):
     run, three = folder / "run", folder / "three"

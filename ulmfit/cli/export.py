@@ -46,16 +46,17 @@ def export(options: ExportOptions) -> None:
     if options.to != "onnx" and options.int8:
         cure = "give --bits 8 for weights in 8 bits" if options.to == "ulmfit" else "leave it out"
         raise UserError(f"--int8 is for --to onnx; {cure}")
-    from ulmfit.bundle import members_of, save_bundle
+    from ulmfit.bundle import each_model, members_of, save_bundle
     from ulmfit.hub import local_folder
     from ulmfit.model.pretrained import load_model, save_model
 
     options = replace(options, model=[local_folder(model) for model in options.model])
     if len(options.model) > 1 or members_of(options.model[0]):
         if options.to != "ulmfit":
+            one, *others = each_model(options.model)
             raise UserError(
-                f"--to {options.to} exports one model; export each of the bundle"
-                + ", and give all to --model" * (options.to == "onnx")
+                f"--to {options.to} exports one model, and these are {1 + len(others)}; give one of them, such as {one}"
+                + ", or export each and give all to predict --model" * (options.to == "onnx")
             )
         with new_folder(output) as aside:
             save_bundle(aside, options.model, bits=options.bits)

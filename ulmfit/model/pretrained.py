@@ -162,7 +162,7 @@ def find_model(path: str | os.PathLike, *, language_model: bool = False) -> Path
         raise UserError(f"{path} does not exist; {_CURE}")
     for folder in (path, path / "model"):
         if (folder / "bundle.json").is_file():  # see ulmfit/bundle.py
-            raise UserError(f"{folder} is a bundle of classifiers; give one of the models in its folders")
+            raise UserError(f"{folder} is a bundle of classifiers; give one of them, such as {folder / '1'}")
     if (path / "model.onnx").is_file():  # see ulmfit/exported
         raise UserError(
             f"{path} holds an exported classifier, which only ulmfit predict and TextClassifier can use; "

@@ -35,7 +35,7 @@ from ulmfit.run.status import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import train_classifier
-from ulmfit.training.ensemble import score_together, write_model
+from ulmfit.training.ensemble import score_together, usual_number, write_model
 from ulmfit.training.job_files import (
     begun_options,
     content_of,
@@ -121,6 +121,8 @@ class _Job:
                     language_model = train_language_model(lm_config, self._stop)
                 if language_model.state != "done":
                     return self._preempted(language_model, members)
+                if rivals is not None:
+                    self._settle_number(rivals["rows"]["train"])
                 for name, config in self._classifiers.items() if rivals is not None else ():
                     if len(self._classifiers) > 1 and self._is_main:
                         number = len(members) + 1
@@ -232,19 +234,40 @@ class _Job:
             status = read_status(self._path) or {}
             stored = read_json(self._path / "config.json")
             # With another number of classifiers some may be to train, and the model is another one.
-            self._was_done = status.get("state") == "done" and self._config.ensemble == ensemble_of(stored)
+            self._was_done = status.get("state") == "done" and (self._config.ensemble or 1) == ensemble_of(stored)
             self._before = {name: content_of(self._path / name) for name in ("config.json", STATUS, RIVALS)}
             self._minutes = minutes_of(status)
             if not self._was_done:
-                content = {"task": "fit", "options": options(self._config)} | environment()
-                files.write_text(self._path / "config.json", json.dumps(content, indent=2) + "\n")
+                self._write_config()
                 self._status("running")
         except OSError as error:
             raise UserError(
                 f"--output-dir {self._path} cannot be written ({error.strerror}); name a directory you may write to"
             ) from None
 
+    def _write_config(self) -> None:
+        content = {"task": "fit", "options": options(self._config)} | environment()
+        files.write_text(self._path / "config.json", json.dumps(content, indent=2) + "\n")
+
     # The trainings
+
+    def _settle_number(self, rows: int) -> None:
+        """Decide how many classifiers are trained, and keep it for later starts (a collective)."""
+        if self._config.ensemble is not None:
+            return
+
+        def settle() -> int:
+            number = usual_number(self._path, self._config, rows)
+            if number > 1:
+                print(
+                    f"training {number} classifiers, whose probabilities are averaged; --ensemble 1 trains one, in less "
+                    "time", flush=True)  # fmt: skip
+            return number
+
+        with open_runtime(self._classifiers[CLF]) as (runtime, _):
+            self._config.ensemble = runtime.on_main(settle)
+            self._classifiers = classifier_configs(self._config)
+            runtime.on_main(self._write_config)
 
     @contextmanager
     def _training(self, name: str, kind: str, config: LMConfig | ClassifierConfig) -> Iterator[None]:
