@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(runs, exports, tmp_path, capsys):
         (["--model", str(runs.lm), "--to", "onnx"], "is a language model"),
         (["--model", str(runs.clf), "--to", "onnx", "--bits", "8"], "give --int8"),
         (["--model", str(runs.clf), "--int8"], "give --bits 8"),
-        (["--model", str(runs.clf), "--model", str(runs.clf), "--to", "onnx"], "exports one model"),
+        (["--model", str(runs.clf), "--model", str(runs.clf), "--to", "fastai"], "exports one model, and these are 2"),
     ):
         assert main(["export", *words, "--output", str(tmp_path / "none")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -13,6 +13,7 @@ from ulmfit.errors import UserError
 from ulmfit.files import new_folder
 
 if TYPE_CHECKING:
+    from ulmfit.exported.graph import Weights
     from ulmfit.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class ExportOptions:
     """Write a model as a folder, for this package, ONNX Runtime, transformers or fastai.
 
-    Several classifiers become a bundle, whose probabilities are the mean of theirs.
+    Several classifiers become a bundle, or one ONNX graph, whose probabilities are the mean of theirs.
     """
 
     model: UseAppendAction[list[str]]
@@ -52,12 +53,16 @@ def export(options: ExportOptions) -> None:
 
     options = replace(options, model=[local_folder(model) for model in options.model])
     if len(options.model) > 1 or members_of(options.model[0]):
-        if options.to != "ulmfit":
+        if options.to not in ("ulmfit", "onnx"):
             one, *others = each_model(options.model)
             raise UserError(
                 f"--to {options.to} exports one model, and these are {1 + len(others)}; give one of them, such as {one}"
-                + ", or export each and give all to predict --model" * (options.to == "onnx")
             )
+        if options.to == "onnx":
+            with new_folder(output) as aside:
+                _write_mean(options, aside)
+            print(f"{output}: the mean of {len(each_model(options.model))} classifiers in {_mebibytes(output)}")
+            return
         with new_folder(output) as aside:
             save_bundle(aside, options.model, bits=options.bits)
         print(f"{output}: a bundle in {_mebibytes(output)}")
@@ -93,8 +98,34 @@ def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer:
         write_transformers(output, net, tokenizer, config, source=find_model(options.model[0]))
         return
     from ulmfit.exported.folder import write_export
-    from ulmfit.exported.graph import Weights, build
+    from ulmfit.exported.graph import build
 
-    tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     bits: Literal[8, 32] = 8 if options.int8 else 32
-    write_export(output, build(Weights.of(tensors, config), bits), tokenizer, config, bits=bits)
+    write_export(output, build(_weights(net, config), bits), tokenizer, config, bits=bits)
+
+
+def _write_mean(options: ExportOptions, output: Path) -> None:
+    from ulmfit.bundle import each_model, load_bundle
+    from ulmfit.exported.folder import write_export
+    from ulmfit.exported.mean import build_mean
+    from ulmfit.model.pretrained import load_model
+
+    bundle = load_bundle(options.model, backend="torch")
+    members = [load_model(path) for path in each_model(options.model)]
+    if len({tokenizer.to_str() for _, tokenizer, _ in members}) > 1:
+        raise UserError(
+            "these classifiers have other vocabularies, and an ONNX graph takes one; export each and give all to "
+            "predict --model"
+        )
+    bits: Literal[8, 32] = 8 if options.int8 else 32
+    model = build_mean([_weights(net, config) for net, _, config in members], bundle.places, bits)
+    config = bundle.config | {"temperature": None}  # the members' are in their probabilities
+    if bundle.thresholds is not None:
+        config["thresholds"] = bundle.thresholds.tolist()
+    write_export(output, model, bundle.tokenizer, config, bits=bits)
+
+
+def _weights(net: Any, config: dict) -> Weights:
+    from ulmfit.exported.graph import Weights
+
+    return Weights.of({name: tensor.numpy() for name, tensor in net.state_dict().items()}, config)

@@ -1,0 +1,86 @@
+"""Several classifiers as one ONNX graph, with the inputs and outputs of one: the mean of their probabilities.
+
+`logits` are those of the mean: its logarithm, or with several labels a text the log-odds of each label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ulmfit.errors import UserError
+from ulmfit.exported.graph import MOST_BYTES, Weights, build, onnx
+
+_INPUTS = ("tokens", "lengths")
+_SMALLEST = np.float32(1e-38)  # its logarithm is finite
+
+
+def build_mean(members: Sequence[Weights], places: Sequence[np.ndarray], bits: Literal[8, 32] = 32) -> bytes:
+    """The model, serialised.
+
+    Args:
+        members: classifiers of the same vocabulary and classes.
+        places: by member, the place of each class of the first one among its own, int [C].
+        bits: as of `build`.
+
+    Raises:
+        UserError: they are larger together than an ONNX file may be.
+    """
+    helper = onnx.helper
+
+    def array(value: Any, name: str) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(np.asarray(value), name)
+
+    whole, nodes, constants, rows = None, [], [], []
+    for number, (member, place) in enumerate(zip(members, places, strict=True), 1):
+        model = onnx.load_from_string(build(member, bits))
+        whole = whole or model
+        _prefix(model.graph, f"{number}.")
+        nodes += model.graph.node
+        constants += [*model.graph.initializer, array(np.asarray(place, np.int64), f"{number}.places")]
+        rows.append(f"{number}.ordered")
+        nodes.append(helper.make_node("Gather", [f"{number}.probabilities", f"{number}.places"], [rows[-1]], axis=1))
+    if sum(constant.ByteSize() for constant in constants) > MOST_BYTES:
+        raise UserError(
+            f"{len(members)} such classifiers are more than the 2 GiB of an ONNX file; export fewer, or with --int8"
+        )
+    assert whole is not None
+    constants.append(array(_SMALLEST, "smallest"))
+    nodes.append(helper.make_node("Mean", rows, ["probabilities"]))
+    nodes.append(helper.make_node("Max", ["probabilities", "smallest"], ["positive"]))
+    if members[0].multi_label:
+        constants.append(array(np.float32(1), "all"))
+        nodes.append(helper.make_node("Sub", ["all", "probabilities"], ["others"]))
+        nodes.append(helper.make_node("Max", ["others", "smallest"], ["positive_others"]))
+        nodes.append(helper.make_node("Div", ["positive", "positive_others"], ["odds"]))
+        nodes.append(helper.make_node("Log", ["odds"], ["logits"]))
+    else:
+        nodes.append(helper.make_node("Log", ["positive"], ["logits"]))
+    shapes = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", len(places[0])])
+        for name in ("logits", "probabilities")
+    ]
+    graph = helper.make_graph(nodes, "ulmfit", whole.graph.input, shapes, constants)
+    return helper.make_model(
+        graph, producer_name="ulmfit", opset_imports=whole.opset_import, ir_version=whole.ir_version
+    ).SerializeToString()
+
+
+def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
+    """Put a prefix before all names but those of the inputs, also in the graphs of nodes.
+
+    `onnx.compose.add_prefix` leaves the constants alone that an inner graph takes from the outer one (onnx 1.23).
+    """
+
+    def longer(name: str) -> str:
+        return name if name in ("", *_INPUTS) else prefix + name
+
+    for node in graph.node:
+        node.input[:], node.output[:] = map(longer, node.input), map(longer, node.output)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _prefix(attribute.g, prefix)
+    for value in (*graph.initializer, *graph.input, *graph.output):
+        value.name = longer(value.name)
