@@ -247,3 +247,24 @@ def test_a_stop_in_the_second_classifier_is_gone_on_from(folder, monkeypatch):
     assert all(runs.metrics(run / name) == runs.metrics(three / name) for name in NAMES)
     assert content(run / "ensemble.json") == content(three / "ensemble.json")
     assert content(run / "status.json")["step"] == content(three / "status.json")["step"] == 24
+
+
+@pytest.mark.slow
+def test_a_stop_while_they_are_scored_together_leaves_that_to_the_next_start(folder, monkeypatch):
+    run, three = folder / "asked", folder / "three"
+    score = ensemble.score_bundle
+
+    def asked(*given):
+        (run / "stop").touch()
+        return score(*given)
+
+    monkeypatch.setattr(ensemble, "score_bundle", asked)
+    stopped = ulmfit.fit(config(folder, "asked", ensemble=3))
+    assert stopped.state == "preempted" and [member.state for member in stopped.members] == ["done"] * 3
+    status = content(run / "status.json")
+    assert (status["state"], status["stage"], status["reason"]) == ("preempted", "summary", "stop file")
+    assert not (run / "ensemble.json").exists() and not (run / "model").exists()
+    monkeypatch.setattr(ensemble, "score_bundle", score)
+    monkeypatch.setattr(Loop, "_step", pytest.fail)
+    assert ulmfit.fit(output_dir=run).state == "done"
+    assert content(run / "ensemble.json") == content(three / "ensemble.json")

@@ -16,6 +16,7 @@ from ulmfit import files
 from ulmfit.bundle import BUNDLE, Bundle, write_index
 from ulmfit.config import ClassifierConfig
 from ulmfit.distributed.stop import StopRequest
+from ulmfit.errors import EvaluationStopped, StoppedEarly
 from ulmfit.fit_config import LM, FitConfig
 from ulmfit.inference import TextClassifier
 from ulmfit.limits import LIMITS
@@ -63,7 +64,7 @@ def score_together(
 
     Raises:
         UserError: a model is damaged, or the corpus cannot be read.
-        StoppedEarly: a stop was requested while the corpus was read.
+        StoppedEarly: a stop was requested while the corpus was read or scored.
     """
     with open_session(config, stop) as session:
         runtime = session.runtime
@@ -81,12 +82,16 @@ def score_together(
         )
         corpus = setup.corpus_of(silent, label_names=bundle.label_names)
         matrix = corpus.label_sets.matrix() if corpus.label_sets else None
+        runtime.stop_scoring = session.stop.ends_evaluations
         scores = {}
         for name in ("valid", "test"):
             if name in corpus.splits:
                 # The members have the tokenizer of their language model, so that one store is that of all.
                 store = setup.store_of(silent, corpus.splits[name], bundle.tokenizer, with_labels=True)
-                found = score_bundle(bundle, [store] * len(members), runtime, matrix)
+                try:
+                    found = score_bundle(bundle, [store] * len(members), runtime, matrix)
+                except EvaluationStopped:
+                    raise StoppedEarly(session.stop.reason or "asked of another rank") from None
                 scores[name] = plain(found)
         if runtime.is_main:
             content = {"weights": weights, "metrics": scores}
