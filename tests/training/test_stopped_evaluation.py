@@ -11,9 +11,10 @@ import torch
 
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
-from ulmfit import cli, train_language_model
+from ulmfit import TrainingInterrupted, cli, train_classifier, train_language_model
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.stop import StopRequest
+from ulmfit.run.tracking import Tracker
 
 FIRST, LAST, TEST = "the first evaluation", "that of the last step", "the test split"
 
@@ -31,7 +32,7 @@ def scored(monkeypatch):
     """Counts the batches of all evaluations, and asks the program to stop at the one of this number."""
 
     class Scored:
-        number, stop_at = 0, None
+        number, stop_at, sends = 0, None, signal.SIGTERM
 
     now = Progress.now
 
@@ -40,7 +41,7 @@ def scored(monkeypatch):
         if doing == "evaluating":
             Scored.number += 1
             if Scored.number == Scored.stop_at:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(Scored.sends)
 
     monkeypatch.setattr(Progress, "now", counting)
     return Scored
@@ -75,6 +76,27 @@ def test_the_end_is_that_of_a_run_never_stopped(task, where, data, scored, tmp_p
     assert cli.main(words(task, stopped, data)) == 0 and status(stopped)["state"] == "done"
     assert runs.metrics(stopped) == runs.metrics(straight)
     a, b = runs.weights(straight), runs.weights(stopped)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_in_a_call_from_python_ends_the_scoring_of_the_test_split(data, scored, monkeypatch, tmp_path):
+    def train(name):
+        shared = {"data": str(data), "preset": "tiny", "encoder": "none", "max_steps": 4}
+        return train_classifier(runs.clf_config(tmp_path / name, **shared)).state
+
+    assert train("straight") == "done"
+    scored.number, scored.stop_at, scored.sends = 0, scored.number - 1, signal.SIGINT
+    with pytest.raises(TrainingInterrupted):
+        train("stopped")
+    assert status(tmp_path / "stopped") == {"state": "preempted", "step": 4, "reason": "KeyboardInterrupt"}
+    # When all is scored it stops nothing of this training, but what comes after it.
+    log = Tracker.log_result
+    monkeypatch.setattr(Tracker, "log_result", lambda *given: (signal.raise_signal(signal.SIGINT), log(*given)))
+    with pytest.raises(TrainingInterrupted):
+        train("stopped")
+    assert status(tmp_path / "stopped")["state"] == "done" and train("stopped") == "done"
+    assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")
+    a, b = runs.weights(tmp_path / "straight"), runs.weights(tmp_path / "stopped")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -42,7 +42,7 @@ class StopRequest:
     Attributes:
         reason: the reason of the request; None without one.
         interrupted: True if it came by Ctrl-C in a call from Python.
-        in_loop: True while the loop reads requests. At other times Ctrl-C raises KeyboardInterrupt at once.
+        in_loop: True while the loop, or an evaluation after it, reads requests. At other times Ctrl-C raises KeyboardInterrupt at once.
         raised: True after a request has ended long work.
         before_leaving: called on rank 0 before a process that does not answer a request is ended.
     """

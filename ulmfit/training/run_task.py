@@ -62,7 +62,8 @@ def run_session(
         with open_session(config, stop) as session:
             session.by_hand = by_hand
             result = train(session.config, session)
-            interrupted = result.state == "preempted" and any(session.runtime.max([session.stop.interrupted]))
+            # Also where it came too late to stop anything: what follows in a notebook or a script is not to run.
+            interrupted = any(session.runtime.max([session.stop.interrupted]))
     except StoppedEarly:
         run_dir = Path(config.output_dir)
         return TrainingResult(config.task, "preempted", 0, run_dir, run_dir / MODEL)
@@ -330,13 +331,13 @@ def _guarded(
     try:
         loop.stop.in_loop = True
         state = loop.run()
-        loop.stop.in_loop = False
         if state == "done":
             try:
                 best = _finish(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
             except EvaluationStopped:  # the last step has its checkpoint, from which all of this is done again
                 state = "preempted"
             tracker.flush()  # before status.json says that all is there
+        loop.stop.in_loop = False
         tracker.close()
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide the first error
