@@ -14,7 +14,8 @@ import pytest
 from tests.distributed.test_several import two_processes
 from tests.training import runs
 from ulmfit import train_language_model
-from ulmfit.distributed.stop import SIGNALS, StopRequest
+from ulmfit.distributed.early_stop import EarlyStop
+from ulmfit.distributed.stop import MAX_TIME, SIGNALS, StopRequest
 from ulmfit.errors import StoppedEarly
 from ulmfit.training.lm_task import LanguageModelTask
 
@@ -43,6 +44,18 @@ def test_a_request_from_before_is_heard_at_the_beginning(stop):
     os.kill(os.getpid(), signal.SIGTERM)  # while torch is being imported, say
     with pytest.raises(StoppedEarly), stop.interruptible():
         pytest.fail("long work has begun")
+
+
+def test_a_time_limit_that_passes_in_long_work_is_told_as_one(stop, tmp_path):
+    """Of a whole job: that of the training before, while the next one reads its corpus."""
+    early = EarlyStop(stop, rank=0, world_size=1, store=None, tell=lambda: None)
+    try:
+        with pytest.raises(StoppedEarly, match=MAX_TIME), stop.interruptible():
+            stop.watch(tmp_path, 0.0, time.monotonic())
+            time.sleep(60)
+    finally:
+        early.close()
+    assert stop.reason == MAX_TIME
 
 
 def test_calls_from_python_are_left_alone():

@@ -150,7 +150,8 @@ class StopRequest:
             if self._interrupts > 1:
                 os._exit(130)
             _announce()
-        if self.reason in (None, MAX_TIME):  # a signal is more urgent, see `ends_evaluations`
+        # A signal is more urgent than the time limit, see `ends_evaluations`. In long work it may be that of `EarlyStop`.
+        if self.reason is None or (self.reason == MAX_TIME and not self._interruptible):
             self.reason = signal.Signals(number).name
         self._raise_if_asked()
 
