@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ulmfit.run import time_left, tracking
 from ulmfit.run.tracking import Tracker, memory_mib
+from ulmfit.run_scores import CALIBRATION
 
 TRAIN_KEYS = [
     "event",
@@ -210,6 +211,14 @@ def test_an_interrupted_run_leaves_the_same_record(tmp_path, checkpoint, killed)
         assert curve(tmp_path / "cut", tag) == curve(tmp_path / "whole", tag)
     assert [step for step, _ in curve(tmp_path / "cut", "language model/loss/train")] == list(range(10, 90, 10))
     assert not list((tmp_path / "cut").glob(".*"))
+
+
+def test_a_temperature_is_logged_once_though_another_number_of_processes_finds_other_last_bits(tmp_path):
+    for found in (0.2753784770091454, 0.27537847133440585):
+        log = tracker(tmp_path, start_step=40, total_steps=40)
+        log.log_event(CALIBRATION, step=40, split="valid", temperature=found)
+        log.close()
+    assert [line["temperature"] for line in lines(tmp_path)] == [0.2753784770091454]
 
 
 def test_a_torn_last_line_is_dropped_even_if_it_is_json(tmp_path):

@@ -26,7 +26,7 @@ from ulmfit.files import parse_json, replacing
 from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
 from ulmfit.run.status import plain
 from ulmfit.run.time_left import TimeLeft
-from ulmfit.run_scores import METRICS
+from ulmfit.run_scores import CALIBRATION, METRICS
 
 TENSORBOARD = "tensorboard"
 
@@ -348,9 +348,10 @@ def memory_mib() -> float:
 def _key(line: dict[str, Any]) -> str:
     """A key that distinguishes a line from others of the same step.
 
-    For training steps and evaluations it is the kind, because their timings vary. For others it is the whole line.
+    For training steps and evaluations it is the kind, because their timings vary, and on another number of processes the
+    last bits of their scores. For others it is the whole line.
     """
-    if line["event"] in ("train", "eval"):
+    if line["event"] in ("train", "eval", CALIBRATION):
         return json.dumps([line["event"], line.get("split")])
     return json.dumps(line, sort_keys=True)
 
