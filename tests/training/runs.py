@@ -151,7 +151,7 @@ def one_rank(rank: int, world_size: int, sum: Callable[[Tensor], Tensor] = lambd
         sum=sum,
         progress=SimpleNamespace(now=lambda _: None),
         accelerator=SimpleNamespace(autocast=nullcontext),
-        stop_scoring=lambda: False,
+        leaves_scoring=lambda: False,
         end_scoring=lambda unfinished: None,
     )
 

@@ -12,8 +12,10 @@ import torch
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
 from ulmfit import TrainingInterrupted, cli, train_classifier, train_language_model
+from ulmfit.distributed import left_scoring
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.stop import StopRequest
+from ulmfit.private_api import group_store
 from ulmfit.run.tracking import Tracker
 
 FIRST, LAST, TEST = "the first evaluation", "that of the last step", "the test split"
@@ -125,18 +127,24 @@ def test_a_signal_is_more_urgent_than_the_time_limit(tmp_path):
 
 
 def test_ranks_leave_it_together_though_one_alone_is_asked(data, tmp_path):
-    def train(rank: int) -> list[tuple]:
+    def train(rank: int) -> list:
         batches: list[int] = []
 
         def asked(self):
             batches.append(len(batches))
+            if rank == 0 and len(batches) == 1:  # it is slow, or has a larger part
+                while not group_store().check([f"ulmfit/left scoring/{left_scoring.LeftScoring.number}"]):
+                    time.sleep(0.01)
             return rank == 1 and len(batches) == 2
 
         shared = {"data": str(data), "preset": "tiny", "max_steps": 4, "eval_every": 2}
         straight = train_language_model(runs.lm_config(tmp_path / "straight", **shared))
-        StopRequest.ends_evaluations = asked
-        results = [train_language_model(runs.lm_config(tmp_path / "stopped", **shared)) for _ in range(2)]
-        return [(result.state, result.step) for result in (straight, *results)]
+        StopRequest.ends_evaluations, left_scoring.PERIOD = asked, 0.0
+        stopped = train_language_model(runs.lm_config(tmp_path / "stopped", **shared))
+        read = len(batches)
+        done = train_language_model(runs.lm_config(tmp_path / "stopped", **shared))
+        return [read, *((result.state, result.step) for result in (straight, stopped, done))]
 
-    assert on_ranks(2, train, tmp_path) == [[("done", 4), ("preempted", 2), ("done", 4)]] * 2
+    ends = [("done", 4), ("preempted", 2), ("done", 4)]
+    assert on_ranks(2, train, tmp_path) == [[1, *ends], [2, *ends]], "a rank reads on for scores that nobody gets"
     assert runs.metrics(tmp_path / "stopped") == runs.metrics(tmp_path / "straight")

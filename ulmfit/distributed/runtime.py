@@ -24,6 +24,7 @@ from ulmfit import __version__
 from ulmfit.config import TrainConfig
 from ulmfit.cores import machine_cores
 from ulmfit.distributed.group import Group
+from ulmfit.distributed.left_scoring import LeftScoring
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
 from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
@@ -44,7 +45,7 @@ class Runtime:
         compress_gradients: whether gradients are averaged over ranks in bf16.
         splits_tied_gradient: whether the tied weight's gradient is reduced in two parts (see tied_reduction.py). Only
             on GPUs: on a CPU the reduction takes the cores from the computation behind which it would hide.
-        stop_scoring: whether this rank was asked to leave an evaluation unfinished. Scores ask it after each batch.
+        stop_scoring: whether this rank was asked to leave an evaluation unfinished.
         threads: CPU threads as asked for, or by default those of torch. Not more are used than the machine has cores.
 
     Args:
@@ -68,6 +69,7 @@ class Runtime:
             self.device.type in SPLIT_ON and self.world_size > 1 and not config.compress_gradients
         )
         self.stop_scoring: Callable[[], bool] = lambda: False
+        self._left_scoring = LeftScoring(self.store())
         self._settings = _Settings()
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, machine_cores()))
@@ -116,13 +118,20 @@ class Runtime:
         dist.all_reduce(total)
         return total
 
+    def leaves_scoring(self) -> bool:
+        """Whether to leave an evaluation unfinished, as this rank or another one was asked to. Scores ask it after each
+        batch."""
+        return self._left_scoring.is_left(self.stop_scoring())
+
     def end_scoring(self, unfinished: bool) -> None:
         """Agree on whether all ranks have scored their part to the end (a collective).
 
         Raises:
             EvaluationStopped: one has not; raised on all ranks.
         """
-        if self.max([unfinished])[0]:
+        stopped = self.max([unfinished])[0]
+        self._left_scoring.ended()
+        if stopped:
             raise EvaluationStopped
 
     def max(self, values: list[float]) -> list[float]:

@@ -1,6 +1,6 @@
 """Scores of a model on a whole split. Each token or document counts once, on any number of processes.
 
-All of them raise EvaluationStopped on all ranks if one is asked to stop meanwhile (`Runtime.stop_scoring`): on a large
+All of them raise EvaluationStopped on all ranks if one is asked to stop meanwhile (`Runtime.leaves_scoring`): on a large
 vocabulary or a large split they take minutes, longer than a scheduler waits for a job that it has asked to end.
 """
 
@@ -206,7 +206,7 @@ def _until_stopped(parts: Iterable[Part], runtime: Runtime) -> Iterator[Part]:
     for part in parts:
         runtime.progress.now("evaluating")
         yield part
-        if stopped := runtime.stop_scoring():
+        if stopped := runtime.leaves_scoring():
             break
     runtime.end_scoring(stopped)
 
