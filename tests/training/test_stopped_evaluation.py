@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
@@ -14,7 +15,7 @@ from tests.training import runs
 from ulmfit import TrainingInterrupted, cli, train_classifier, train_language_model
 from ulmfit.distributed import left_scoring
 from ulmfit.distributed.progress import Progress
-from ulmfit.distributed.stop import StopRequest
+from ulmfit.distributed.stop import LAUNCHER_MARKS, StopRequest
 from ulmfit.private_api import group_store
 from ulmfit.run.tracking import Tracker
 
@@ -115,13 +116,20 @@ def test_a_time_limit_waits_for_the_end_of_an_evaluation(data, scored, tmp_path)
     assert [line["split"] for line in runs.events(run, "eval")] == ["valid", "valid", "test"]
 
 
-def test_a_signal_is_more_urgent_than_the_time_limit(tmp_path):
+@pytest.mark.parametrize("asked", ["SIGTERM", "stop file", "the launcher's death"])
+def test_other_requests_are_more_urgent_than_the_time_limit(asked, monkeypatch, tmp_path):
+    monkeypatch.setenv(LAUNCHER_MARKS[0], "1")
     request = StopRequest.install()
     try:
         request.watch(tmp_path, 0.0, time.monotonic())
-        assert request.requested() and not request.ends_evaluations()
-        signal.raise_signal(signal.SIGTERM)
-        assert request.ends_evaluations() and request.reason == "SIGTERM"
+        assert request.requested() and not request.ends_evaluations() and request.reason == "--max-time"
+        if asked == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        elif asked == "stop file":
+            (tmp_path / "stop").touch()
+        else:
+            monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert request.ends_evaluations() and request.reason == asked
     finally:
         request.restore()
 

@@ -188,10 +188,11 @@ class StopRequest:
         """Whether this process has been asked to stop."""
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = MAX_TIME
+        # The others are more urgent than the time limit, see `ends_evaluations`.
         files = [file for file in (self._file, self._job_file) if file is not None]
-        if self.reason is None and any(map(_is_there, files)):
+        if self.reason in (None, MAX_TIME) and any(map(_is_there, files)):
             self.reason = f"{STOP_FILE} file"
-        if self.reason is None and self._launcher is not None and os.getppid() != self._launcher:
+        if self.reason in (None, MAX_TIME) and self._launcher is not None and os.getppid() != self._launcher:
             self.reason = "the launcher's death"
         return self.reason is not None
 
