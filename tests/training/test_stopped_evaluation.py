@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
@@ -76,8 +77,26 @@ def test_the_end_is_that_of_a_run_never_stopped(task, where, data, scored, tmp_p
     assert status(stopped) == {"state": "preempted", "step": 2 if where == FIRST else 4, "reason": "SIGTERM"}
     assert len(runs.events(stopped, "eval")) == [FIRST, LAST, TEST].index(where)
 
+    scored.number, scored.stop_at = 0, None
     assert cli.main(words(task, stopped, data)) == 0 and status(stopped)["state"] == "done"
+    left = 3 - [FIRST, LAST, TEST].index(where)
+    assert left * each <= scored.number <= left * each + rest, "what was scored is scored again"
     assert runs.metrics(stopped) == runs.metrics(straight)
+    a, b = runs.weights(straight), runs.weights(stopped)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_stopped_with_the_best_weights_in_place_its_checkpoint_holds_the_last(data, scored, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    options = {"keep_best": True, "lr": 0.02, "schedule": "constant", "max_steps": 8}
+    assert cli.main(words("clf", straight, data, **options)) == 0 and status(straight)["best_step"] == 4
+    scored.number, scored.stop_at = 0, scored.number - 1
+    assert cli.main(words("clf", stopped, data, **options)) == 0
+    assert status(stopped) == {"state": "preempted", "step": 8, "reason": "SIGTERM"}
+    last = [load_file(run / "checkpoints" / "step-00000008" / "tensors.safetensors") for run in (straight, stopped)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0] if not name.startswith("best"))
+    assert cli.main(words("clf", stopped, data, **options)) == 0
+    assert status(stopped) == status(straight) and runs.metrics(stopped) == runs.metrics(straight)
     a, b = runs.weights(straight), runs.weights(stopped)
     assert all(torch.equal(a[name], b[name]) for name in a)
 

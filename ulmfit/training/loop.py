@@ -109,12 +109,12 @@ class Loop:
     def _run_stages(self, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
         """Train to the end of the plan. False after a stop request."""
         position = self.position
-        while position.stage < len(self.plan):
-            if not self._run_stage(self.plan[position.stage], batches):
-                return False
+        while self._run_stage(self.plan[position.stage], batches):
+            if position.stage == len(self.plan) - 1:  # the position stays one that a checkpoint can hold
+                return True
             position.stage += 1
             position.step_in_stage = 0
-        return True
+        return False
 
     def _run_stage(self, planned: PlannedStage, batches: Iterator[tuple[Any, dict[str, Any]]]) -> bool:
         position, stage, task = self.position, planned.stage, self.task

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -334,7 +334,9 @@ def _guarded(
         if state == "done":
             try:
                 best = _finish(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
-            except EvaluationStopped:  # the last step has its checkpoint, from which all of this is done again
+            except EvaluationStopped:
+                loop.save()  # after the evaluation of the last step, which is not to be done again
+                loop.finish_saving()
                 state = "preempted"
             tracker.flush()  # before status.json says that all is there
         loop.stop.in_loop = False
@@ -354,6 +356,20 @@ def _guarded(
     return state, loop.position.step
 
 
+@contextmanager
+def _last_weights_if_stopped(loop: Loop) -> Iterator[None]:
+    """Context after which an EvaluationStopped leaves the network with the weights that it had before."""
+    net = loop.task.net
+    replaced = loop.best is not None and loop.best.step != loop.position.step
+    last = {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()} if replaced else None
+    try:
+        yield
+    except EvaluationStopped:
+        if last is not None:
+            net.load_state_dict(last)
+        raise
+
+
 def _finish(
     loop: Loop,
     directory: RunDirectory,
@@ -367,11 +383,11 @@ def _finish(
     the weights are not those of the last step.
 
     Raises:
-        EvaluationStopped: a rank was asked to stop meanwhile.
+        EvaluationStopped: a rank was asked to stop meanwhile. The network has the weights of the last step.
     """
     best: dict[str, int] = {}
     runtime, step = loop.runtime, loop.position.step
-    with loop.engine.full_weights():
+    with loop.engine.full_weights(), _last_weights_if_stopped(loop):
         if loop.best is not None and loop.best.step != step:
             loop.task.net.load_state_dict(loop.best.model)
             tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
