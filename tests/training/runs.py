@@ -159,13 +159,15 @@ def one_rank(rank: int, world_size: int, sum: Callable[[Tensor], Tensor] = lambd
 class StopAtCall(StopRequest):
     """Asks to stop when it is asked for the n-th time; the loop asks once a step or less."""
 
-    def __init__(self, call: int) -> None:
+    def __init__(self, call: int, *, ctrl_c: bool = False) -> None:
         super().__init__()
-        self._calls_left = call
+        self._calls_left, self._ctrl_c = call, ctrl_c
 
     def requested(self) -> bool:
         self._calls_left -= 1
-        return self._calls_left <= 0
+        asked = self._calls_left <= 0
+        self.interrupted = asked and self._ctrl_c
+        return asked
 
     def ends_evaluations(self) -> bool:
         return False  # the calls are counted between steps

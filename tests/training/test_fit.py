@@ -192,10 +192,8 @@ def test_a_failure_is_told_and_ctrl_c_is_a_stop(folder, monkeypatch):
     status = json.loads((folder / "run" / "status.json").read_text())
     assert status["state"] == "failed" and "the disk is on fire" in status["error"] and status["stage"] == "clf"
     monkeypatch.setattr(Loop, "_step", step)
-    interrupt = runs.StopAtCall(1)
-    interrupt.interrupted = True
     with pytest.raises(TrainingInterrupted):
-        ulmfit.fit(job.config(folder, "run"), stop=interrupt)
+        ulmfit.fit(job.config(folder, "run"), stop=runs.StopAtCall(1, ctrl_c=True))
     assert state(folder / "run") == ("preempted", "clf")
 
 
