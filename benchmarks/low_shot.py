@@ -39,7 +39,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import rivals
 
-from ulmfit import train_classifier, train_language_model
+from ulmfit import TextClassifier, train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 
 TUNED = ("semi", "mean", "pseudo")  # on the language model that --lm names
@@ -111,23 +111,20 @@ def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespac
         train_language_model(LMConfig(data=str(folder), output_dir=encoder, **common))
     preset = "small" if system == "scratch" else None
     common |= {"encoder": encoder, "preset": preset, "valid": str(folder / "valid.csv"), **json.loads(options.clf)}
-    models = [
+    runs = [
         train_classifier(
             ClassifierConfig(data=str(folder / "train.csv"), output_dir=str(work / f"clf{seed}"), seed=seed, **common)
-        ).model()
+        ).run_dir
         for seed in range(options.teachers if system in ("mean", "pseudo") else 1)
     ]
-
-    def mean(texts: list[str]) -> np.ndarray:
-        return np.mean([model.probabilities(texts) for model in models], axis=0)
-
+    model = TextClassifier.from_pretrained(runs)  # of several their mean
     if system != "pseudo":
-        return mean
-    write_pseudo_labels(work / "pseudo.csv", models[0].label_names, mean, folder, options)
+        return model.probabilities
+    write_pseudo_labels(work / "pseudo.csv", model, folder, options)
     student = train_classifier(
         ClassifierConfig(
             data=str(work / "pseudo.csv"),
-            probability_columns=",".join(models[0].label_names),
+            probability_columns=",".join(model.label_names),
             output_dir=str(work / "student"),
             **common,
         )
@@ -135,17 +132,15 @@ def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespac
     return student.model().probabilities
 
 
-def write_pseudo_labels(
-    path: Path, names: list[str], teach: Predict, folder: Path, options: argparse.Namespace
-) -> None:
-    """A table of probabilities: those that the teachers give reviews without label, and 0 and 1 of the labelled ones."""
+def write_pseudo_labels(path: Path, teacher: TextClassifier, folder: Path, options: argparse.Namespace) -> None:
+    """A table of probabilities: those that the teacher gives reviews without label, and 0 and 1 of the labelled ones."""
     import pandas as pd
 
     texts = pq.read_table(options.imdb / "unsup.parquet", columns=["text"])["text"].to_pylist()
     some = [texts[i] for i in np.random.default_rng(SEED).permutation(len(texts))[: options.unlabelled]]
     labelled = pd.read_csv(folder / "train.csv")
-    known = (labelled["label"].astype(str).to_numpy()[:, None] == np.array(names)).astype(float)
-    table = pd.DataFrame(np.concatenate([known, teach(some)]), columns=names)
+    known = (labelled["label"].astype(str).to_numpy()[:, None] == np.array(teacher.label_names)).astype(float)
+    table = pd.DataFrame(np.concatenate([known, teacher.probabilities(some)]), columns=teacher.label_names)
     table.insert(0, "text", [*labelled["text"], *some])
     table.sample(frac=1, random_state=SEED).to_csv(path, index=False)
 

@@ -53,19 +53,18 @@ def export(options: ExportOptions) -> None:
 
     options = replace(options, model=[local_folder(model) for model in options.model])
     if len(options.model) > 1 or members_of(options.model[0]):
+        found = each_model(options.model)
         if options.to not in ("ulmfit", "onnx"):
-            one, *others = each_model(options.model)
             raise UserError(
-                f"--to {options.to} exports one model, and these are {1 + len(others)}; give one of them, such as {one}"
+                f"--to {options.to} exports one model, and these are {len(found)}; give one of them, such as {found[0]}"
             )
-        if options.to == "onnx":
-            with new_folder(output) as aside:
-                _write_mean(options, aside)
-            print(f"{output}: the mean of {len(each_model(options.model))} classifiers in {_mebibytes(output)}")
-            return
         with new_folder(output) as aside:
-            save_bundle(aside, options.model, bits=options.bits)
-        print(f"{output}: a bundle in {_mebibytes(output)}")
+            if options.to == "onnx":
+                _write_mean(options, aside)
+            else:
+                save_bundle(aside, options.model, bits=options.bits)
+        what = f"the mean of {len(found)} classifiers" if options.to == "onnx" else "a bundle"
+        print(f"{output}: {what} in {_mebibytes(output)}")
         return
     net, tokenizer, config = load_model(options.model[0])
     with new_folder(output) as aside:
@@ -105,20 +104,18 @@ def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer:
 
 
 def _write_mean(options: ExportOptions, output: Path) -> None:
-    from ulmfit.bundle import each_model, load_bundle
+    from ulmfit.bundle import load_bundle
     from ulmfit.exported.folder import write_export
     from ulmfit.exported.mean import build_mean
-    from ulmfit.model.pretrained import load_model
 
     bundle = load_bundle(options.model, backend="torch")
-    members = [load_model(path) for path in each_model(options.model)]
-    if len({tokenizer.to_str() for _, tokenizer, _ in members}) > 1:
+    if len({member.tokenizer.to_str() for member in bundle.members}) > 1:
         raise UserError(
             "these classifiers have other vocabularies, and an ONNX graph takes one; export each and give all to "
             "predict --model"
         )
     bits: Literal[8, 32] = 8 if options.int8 else 32
-    model = build_mean([_weights(net, config) for net, _, config in members], bundle.places, bits)
+    model = build_mean([_weights(member.net, member.config) for member in bundle.members], bundle.places, bits)
     config = bundle.config | {"temperature": None}  # the members' are in their probabilities
     if bundle.thresholds is not None:
         config["thresholds"] = bundle.thresholds.tolist()
