@@ -166,7 +166,7 @@ def test_an_edit_anywhere_in_the_config_of_a_run_is_refused_in_a_sentence_or_har
     good = json.loads(file.read_text())
     random_ = random.Random(0)
     edits = [(path, value) for path in places(good) for value in [*VALUES, "DELETE"]]
-    monkeypatch.setattr("ulmfit.training.run_task._guarded", lambda loop, *_, **__: ("done", loop.position.step))
+    monkeypatch.setattr("ulmfit.training.run_task._guarded", lambda loop, _: ("done", loop.position.step))
     counts = {"refused": 0, "harmless": 0}
     for path, value in random_.sample(edits, min(BUDGET, len(edits))):
         write(file, edited(good, path, value))

@@ -17,8 +17,9 @@ import pytest
 import ulmfit
 from ulmfit import cli
 from ulmfit.cli.commands import COMMANDS, Command
+from ulmfit.cli.option_groups import GROUPS
 from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, parse
-from ulmfit.config import GROUPS, PATHS, ClassifierConfig, LMConfig
+from ulmfit.config import PATHS, ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig
 from ulmfit.sweep_config import SweepConfig

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from ulmfit.cli.option_groups import GROUPS
 from ulmfit.cli.options import fields_of, flag_of, is_switch, is_texts, members, nested_of, required
-from ulmfit.config import GROUPS, TrainConfig
+from ulmfit.config import TrainConfig
 from ulmfit.paths import PATHS
 
 if TYPE_CHECKING:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from ulmfit.batches.cache import TokenStore
 from ulmfit.config import LMConfig, TrainConfig, options
@@ -22,15 +20,15 @@ from ulmfit.errors import EvaluationStopped, StoppedEarly, TrainingInterrupted, 
 from ulmfit.excerpts import failure
 from ulmfit.identity import differences, identity
 from ulmfit.model.awd_lstm import fp32_in_bf16
-from ulmfit.model.pretrained import fault_of, save_model
+from ulmfit.model.pretrained import fault_of
 from ulmfit.run.directory import MODEL, RunDirectory
 from ulmfit.run.tracking import Tracker
-from ulmfit.run_scores import CALIBRATION, scores_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.by_hand import ByHand
 from ulmfit.training.class_scores import class_table
+from ulmfit.training.ending import Ending
 from ulmfit.training.estimate import estimate, sentences, work_of_stages
-from ulmfit.training.loop import Loop, TrainingFailed
+from ulmfit.training.loop import Loop
 from ulmfit.training.lr_finder import FOLDER, RangeTest, run_finder, tested_stage
 from ulmfit.training.mirror import Mirrors, mirrors
 from ulmfit.training.privacy import SAMPLES
@@ -193,7 +191,7 @@ def run(
         if not config.samples or directory.stored.get("options", {}).get(SAMPLES) is False:
             saved = saved | {SAMPLES: False}
         with warnings_above_bars():
-            state, step = _guarded(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+            state, step = _guarded(loop, Ending(directory, tracker, tokenizer, test, saved))
         result = result_of(config.task, state, step, directory.path, runtime)
         for line in class_table(result.metrics) if state == "done" else ():
             session.say(line)
@@ -282,34 +280,10 @@ def _choose_micro_batches(task: Task, session: Session, directory: RunDirectory)
     session.say(f"--micro-batches auto: {fit_micro_batches(task, session.runtime)} micro-batch(es) a process fit")
 
 
-def _refuse_diverged(task: Task, runtime: Runtime) -> None:
-    """Check that the weights to be saved are numbers (a collective; under ZeRO and FSDP with the full weights).
-
-    Raises:
-        TrainingFailed: one is NaN or infinite. Nothing could be done with such a model, nor with a checkpoint of it.
-    """
-    broken = None
-    if runtime.is_main:
-        tensors = task.net.state_dict().items()
-        broken = next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
-    if broken := runtime.broadcast(broken):
-        raise TrainingFailed(
-            f"{broken} has become NaN or infinite, so the training diverged; start it afresh with a lower --lr or "
-            "--clip 0.25 (--resume never)"
-        )
-
-
-def _guarded(
-    loop: Loop,
-    directory: RunDirectory,
-    tracker: Tracker,
-    *,
-    tokenizer: Tokenizer,
-    test: TokenStore | None,
-    saved: dict[str, Any],
-) -> tuple[Literal["done", "preempted"], int]:
+def _guarded(loop: Loop, ending: Ending) -> tuple[Literal["done", "preempted"], int]:
     """Train, and write the outcome to status.json in every case. Returns the state and the step."""
     best: dict[str, int] = {}
+    directory, tracker = ending.directory, ending.tracker
     runtime, limit = loop.runtime, 60 * loop.config.watchdog
     directory.status("running", loop.position.step)
 
@@ -333,7 +307,7 @@ def _guarded(
         state = loop.run()
         if state == "done":
             try:
-                best = _finish(loop, directory, tracker, tokenizer=tokenizer, test=test, saved=saved)
+                best = ending.finish(loop)
             except EvaluationStopped:
                 loop.save()  # after the evaluation of the last step, which is not to be done again
                 loop.finish_saving()
@@ -354,60 +328,3 @@ def _guarded(
     reason = {"reason": loop.stop.reason or "asked of another rank"} if state == "preempted" else {}
     directory.status(state, loop.position.step, **reason, **best)
     return state, loop.position.step
-
-
-@contextmanager
-def _last_weights_if_stopped(loop: Loop) -> Iterator[None]:
-    """Context after which an EvaluationStopped leaves the network with the weights that it had before."""
-    net = loop.task.net
-    replaced = loop.best is not None and loop.best.step != loop.position.step
-    last = {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()} if replaced else None
-    try:
-        yield
-    except EvaluationStopped:
-        if last is not None:
-            net.load_state_dict(last)
-        raise
-
-
-def _finish(
-    loop: Loop,
-    directory: RunDirectory,
-    tracker: Tracker,
-    *,
-    tokenizer: Tokenizer,
-    test: TokenStore | None,
-    saved: dict[str, Any],
-) -> dict[str, int]:
-    """What comes after the last step: the model is written, and the test split scored. Returns {"best_step": step} if
-    the weights are not those of the last step.
-
-    Raises:
-        EvaluationStopped: a rank was asked to stop meanwhile. The network has the weights of the last step.
-    """
-    best: dict[str, int] = {}
-    runtime, step = loop.runtime, loop.position.step
-    with loop.engine.full_weights(), _last_weights_if_stopped(loop):
-        if loop.best is not None and loop.best.step != step:
-            loop.task.net.load_state_dict(loop.best.model)
-            tracker.print(f"kept the weights of step {loop.best.step}, the best on the validation texts")
-            best["best_step"] = loop.best.step
-        _refuse_diverged(loop.task, runtime)
-        if calibrated := loop.task.calibrate():
-            # An event of its own: the evaluation of this step is in the log already.
-            tracker.log_event(CALIBRATION, step=step, split="valid", **calibrated)
-            tracker.print(
-                f"temperature {calibrated['temperature']:.3f}: calibration error on the validation texts "
-                f"{calibrated['ece_before']:.4f} before and {calibrated['ece']:.4f} after"
-            )
-            saved = saved | {"temperature": calibrated["temperature"]}
-        saved = saved | loop.task.model_entries()
-        if runtime.is_main:
-            save_model(directory.path / MODEL, loop.task.net, tokenizer, saved)
-        if test is not None:
-            scores = loop.evaluate(test)
-            assert scores is not None, "there is something to score"
-            tracker.log_eval(step, "test", **scores)
-    if runtime.is_main:
-        tracker.log_result(step, scores_of(directory.path, best.get("best_step")))
-    return best
