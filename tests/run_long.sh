@@ -18,14 +18,14 @@ ULMFIT_LONG=1 python -m pytest -q -s tests/training/test_pays_off.py
 # What every change runs in part or in kind (tests/tiers.py: `long_tier` names what it runs instead).
 ULMFIT_LONG=1 python -m pytest -q tests/training/test_fit.py tests/training/test_from_fastai.py tests/test_estimator.py \
     tests/test_learner.py tests/test_notebook.py tests/test_bad_input.py tests/test_interrupt.py tests/test_limits.py \
-    tests/cli/test_predict_job.py tests/distributed tests/slurm/test_slurm.py --ignore tests/distributed/test_fit_stops.py
+    tests/cli/test_predict_job.py tests/cli/test_predict_places.py tests/distributed tests/slurm/test_slurm.py --ignore tests/distributed/test_fit_stops.py
 # The CPU's torch brings no triton: `.venv/bin/pip install --no-deps triton==3.7.1` (constraints.txt) runs what skips here.
 TRITON_INTERPRET=1 ULMFIT_LONG=1 python -m pytest -q -rs tests/model/test_fused_loss.py tests/model/test_loss_choice.py
 ULMFIT_LONG=1 python -m pytest -q tests/one_gpu
 # Every command of README and docs/, as it is typed.
 ULMFIT_LONG=1 python -m pytest -q tests/test_docs_commands.py
 # `.venv/bin/pip install s3fs optuna` runs what skips here: a kill between objects of S3's stand-in, and sweeps.
-python -m pytest -q -rs tests/data/test_object_store.py tests/cli/test_predict_job.py tests/test_sweep.py -k "s3 or store or sweep"
+python -m pytest -q -rs tests/data/test_object_store.py tests/cli/test_predict_job.py tests/cli/test_predict_places.py tests/test_sweep.py -k "s3 or store or sweep"
 python benchmarks/onnx_parity.py
 # Parity with an installed fastai, both ways.
 peer=${ULMFIT_PEER:-$root/.peer/bin/python}
