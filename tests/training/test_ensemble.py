@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -258,12 +259,20 @@ def test_a_stop_while_they_are_scored_together_leaves_that_to_the_next_start(fol
         (run / "stop").touch()
         return score(*given)
 
+    def pressed(*_):
+        signal.raise_signal(signal.SIGINT)
+
     monkeypatch.setattr(ensemble, "score_bundle", asked)
     stopped = ulmfit.fit(config(folder, "asked", ensemble=3))
     assert stopped.state == "preempted" and [member.state for member in stopped.members] == ["done"] * 3
     status = content(run / "status.json")
     assert (status["state"], status["stage"], status["reason"]) == ("preempted", "summary", "stop file")
     assert not (run / "ensemble.json").exists() and not (run / "model").exists()
+    monkeypatch.setattr(ensemble, "score_bundle", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        ulmfit.fit(output_dir=run)
+    status = content(run / "status.json")
+    assert (status["state"], status["stage"], status["reason"]) == ("preempted", "summary", "KeyboardInterrupt")
     monkeypatch.setattr(ensemble, "score_bundle", score)
     monkeypatch.setattr(Loop, "_step", pytest.fail)
     assert ulmfit.fit(output_dir=run).state == "done"

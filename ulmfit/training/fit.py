@@ -23,7 +23,7 @@ from ulmfit.distributed.early_stop import EarlyStop
 from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
-from ulmfit.errors import StoppedEarly, TrainingInterrupted, UserError
+from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.excerpts import failure, values_shown
 from ulmfit.fit_config import CLF, LM, FitConfig, classifier_configs, filled, naming, stage_configs
 from ulmfit.limits import check_numbers
@@ -346,7 +346,7 @@ class _Job:
             yield
         except StoppedEarly:
             raise
-        except TrainingInterrupted:
+        except KeyboardInterrupt:  # TrainingInterrupted is one; work between the trainings raises it at once
             self._status("preempted", reason="KeyboardInterrupt")
             raise
         except UserError as error:
