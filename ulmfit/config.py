@@ -125,8 +125,8 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates at the end of every epoch."""
     keep_best: OrElse[bool] = None
-    """Export the weights of the best evaluation instead of the last (default: with --stop-after, and with the recipe
-    quick unless --valid names the test split)."""
+    """Export the weights of the best evaluation instead of the last (default: with --stop-after; with the recipe quick,
+    where a classifier's is better than the last by more than chance, and never if --valid names the test split)."""
     stop_after: int = 0
     """Stop after so many evaluations of the last stage, one after another, without a better one; 0 for never. Exports
     the best weights. A one-cycle schedule then ends before its learning rate has fallen: fewer than 3 often cost

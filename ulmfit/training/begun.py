@@ -65,6 +65,8 @@ class Begun:
                 told |= alternatives
         known = self.options | {name: value for name, value in self.resolved.items() if value is not None}
         taken = INPUTS | ({"eval_every"} if known.get("keep_best") or known.get("stop_after") else set())
+        if self.resolved.get("best_clearly"):  # what follows from leaving it out is not what follows from giving it
+            known["keep_best"] = None
         values = {
             field.name: known[field.name]
             for field in dataclasses.fields(config)

@@ -338,6 +338,12 @@ class ClassifierTask:
             self._thresholds = metrics["thresholds"]
         return {"thresholds": self._thresholds}
 
+    @property
+    def judged(self) -> int:
+        """Number of validation texts of which the score of `quality` is a share, or nearly so; 0 for the loss."""
+        by_loss = metric_of(self._config, several=self._sets is not None) == "loss"
+        return 0 if by_loss or self._valid is None else self._valid.num_documents
+
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """By --metric: a higher score is better, and at equal scores a lower loss."""
         name = metric_of(self._config, several=self._sets is not None)

@@ -179,6 +179,11 @@ class LanguageModelTask:
         """Empty: nothing of a language model's config.json is found in training."""
         return {}
 
+    @property
+    def judged(self) -> int:
+        """0: the loss is no share of texts."""
+        return 0
+
     def quality(self, metrics: dict[str, Any]) -> list[float]:
         """The negative loss: a lower loss is better."""
         return [-metrics["loss"]]

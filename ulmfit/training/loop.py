@@ -50,6 +50,7 @@ class Loop:
         recipe: gives weight decay and clipping.
         start: state of the checkpoint to resume from, or None.
         keep_best: keep the weights of the best evaluation in `best`.
+        best_clearly: but those of the last one, unless the best is better by more than chance.
 
     Attributes:
         best: the best evaluation and its weights; None before the first evaluation or without `keep_best`.
@@ -68,6 +69,7 @@ class Loop:
         directory: RunDirectory,
         start: dict[str, Any] | None,
         keep_best: bool = False,
+        best_clearly: bool = False,
     ) -> None:
         self.task, self.plan, self.recipe, self.config = task, plan, recipe, config
         self.runtime, self.stop, self.tracker, self.directory = runtime, stop, tracker, directory
@@ -76,7 +78,7 @@ class Loop:
         self.saver = Saver(directory.path / "checkpoints", keep=config.keep, before=tracker.flush, more=directory.kept)
         self.position = Position()
         self.best: Best | None = None
-        self._keep_best = keep_best
+        self._keep_best, self._best_clearly = keep_best, best_clearly
         self._stale = Stale() if start is None else Stale(**start.get("stale", {}))  # 0.2.0 had none
         self._start = start
         self._skipped = torch.zeros((), device=runtime.device)
@@ -300,10 +302,24 @@ class Loop:
                 self._stale = Stale(quality, self.position.step)
             elif self.position.stage == len(self.plan) - 1:
                 self._stale.evaluations += 1
-        if not self._keep_best or (self.best is not None and quality <= self.best.quality):
+        if not self._keep_best or (self.best is not None and quality <= self.best.quality and not self._ends(quality)):
             return
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.task.net.state_dict().items()}
         self.best = Best(self.position.step, quality, weights)
+
+    def _ends(self, quality: list[float]) -> bool:
+        """Whether this is the evaluation of the last step, and an earlier one was better by chance alone."""
+        assert self.best is not None
+        stage, position = self.plan[-1], self.position
+        at_end = position.stage == len(self.plan) - 1 and position.step_in_stage == stage.num_steps
+        if not self._best_clearly or not at_end:
+            return False
+        if by_chance := self.best.is_by_chance(quality, self.task.judged):
+            self.tracker.print(
+                f"kept the last weights: the evaluation of step {self.best.step} was better on the validation texts, but by no "
+                "more than chance (--keep-best keeps the best of all)"
+            )
+        return by_chance
 
     def _stop_agreed(self) -> bool:
         """Whether any rank has a stop request (a collective). Also heeds requests to write a checkpoint.

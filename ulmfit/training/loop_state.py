@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,23 @@ class Best:
     step: int
     quality: list[float]
     model: dict[str, Tensor]
+
+    def is_by_chance(self, quality: list[float], judged: int) -> bool:
+        """Whether this evaluation is better than a later one by no more than one standard error of the difference.
+
+        The best of several evaluations on few texts is often the luckiest, and its learning rate had not fallen yet: on held
+        out texts it was worse than the last one (benchmarks/RESULTS.md). A share of n texts p has a variance of p (1 - p) / n;
+        one right and one wrong text are added to each, so that a share of 1 has one too.
+
+        Args:
+            quality: of the later evaluation.
+            judged: the number of texts of which the first entry is a share; 0 if it is none, and nothing is chance.
+        """
+        if not judged or not math.isfinite(quality[0]):
+            return False
+        shares = [(score * judged + 1) / (judged + 2) for score in (self.quality[0], quality[0])]
+        error = math.sqrt(sum(share * (1 - share) for share in shares) / judged)
+        return self.quality[0] - quality[0] <= error
 
 
 @dataclass

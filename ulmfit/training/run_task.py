@@ -88,7 +88,8 @@ def run(
         test: scored once, at the end.
         saved: entries of the model's config.json besides the architecture.
         fingerprints: of the input files. Together with the options they identify the run.
-        keep_best: save the weights of the best evaluation instead of the last.
+        keep_best: save the weights of the best evaluation instead of the last. Unless the user asks for that, only if it is
+            better by more than chance.
         resolved: by option, the values of options that depend on the data.
     """
     config, runtime, by_hand = session.config, session.runtime, session.by_hand
@@ -100,6 +101,7 @@ def run(
     with session.stop.interruptible():  # with --bptt-jitter and many epochs it takes minutes
         plan = plan or plan_stages(task, recipe.stages, config.max_steps)
     total_steps = sum(planned.num_steps for planned in plan)
+    best_clearly = keep_best and task.judged > 0 and config.keep_best is None and not config.stop_after
     resolved = (resolved or {}) | {
         "batch_size": recipe.batch_size,
         "bptt": recipe.bptt,
@@ -112,6 +114,8 @@ def run(
         "keep_best": keep_best,
         "stages": [vars(planned.stage) | {"steps": planned.num_steps} for planned in plan],
     }
+    if best_clearly:  # runs of versions up to 0.2.0 kept the best of all
+        resolved["best_clearly"] = True
     processes = "1 process" if runtime.world_size == 1 else f"{runtime.world_size} processes"
     session.say(
         f"{task.name}: {resolved['parameters']:,} parameters, vocabulary {len(tokenizer):,}, {total_steps:,} "
@@ -184,6 +188,7 @@ def run(
             directory=directory,
             start=start,
             keep_best=keep_best,
+            best_clearly=best_clearly,
         )
         del start  # the loop frees these tensors after it has loaded them
         session.stop.watch(directory.path, config.max_time, session.started)
@@ -242,7 +247,7 @@ def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedSta
     found |= {"metric": None if resolved.get("metric") == "accuracy" else resolved.get("metric")}
     if resolved.get("masks", 1) != 1:  # runs of definition 1 do not tell
         found["masks"] = resolved["masks"]
-    names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "text_column",
+    names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "best_clearly", "text_column",
              "label_column", "vocab_size")  # fmt: skip
     found |= {name: resolved[name] for name in names if name in resolved}
     if resolved["keep_best"] or config.stop_after:
