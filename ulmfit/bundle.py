@@ -7,9 +7,10 @@ model/ of a job with --ensemble. In memory it is a `TextClassifier`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 BUNDLE = "bundle.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knows no temperature
+SMALLEST = 1e-38  # its logarithm is finite
 
 
 class Bundle(TextClassifier):
@@ -32,16 +34,24 @@ class Bundle(TextClassifier):
     Attributes:
         members: the classifiers.
         places: by member, the place of each class of the first one among its own.
+        temperature: divides the logarithm of the mean, from which the probabilities are computed again (`tempered`).
 
     Raises:
         UserError: the classifiers have other classes, or were trained on other columns.
     """
 
-    def __init__(self, members: Sequence[TextClassifier], names: Sequence[str]) -> None:
+    def __init__(
+        self, members: Sequence[TextClassifier], names: Sequence[str], *, temperature: float | None = None
+    ) -> None:
         first = members[0]
-        super().__init__(first.net, first.tokenizer, first.config)
-        self.loaded_from, self.form = first.loaded_from, BUNDLE
-        self.members = list(members)
+        # A temperature of the first one is in its probabilities.
+        config = {name: value for name, value in first.config.items() if name != "temperature"}
+        config["members"] = len(members)
+        if temperature is not None:
+            config["temperature"] = temperature  # for the model card
+        super().__init__(first.net, first.tokenizer, config)
+        self.loaded_from, self.form = _folder_of(members), BUNDLE
+        self.members, self.temperature = list(members), temperature
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):
                 raise UserError(
@@ -63,19 +73,37 @@ class Bundle(TextClassifier):
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""
         rows = [member.probabilities(texts)[:, place] for member, place in zip(self.members, self.places, strict=True)]
-        return mean_of(rows)
+        return tempered(mean_of(rows), self.temperature)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for number, member in enumerate(self.members, 1):
             folder = save_directory / str(number)
             folder.mkdir(parents=True, exist_ok=True)
             member._save_pretrained(folder)
-        write_index(save_directory, self.label_names, len(self.members))
+        write_index(save_directory, self.label_names, len(self.members), self.temperature)
+
+
+def _folder_of(members: Sequence[TextClassifier]) -> Path | None:
+    """The bundle that these are the members of; None if they were put together from several places."""
+    places = [member.loaded_from for member in members]
+    folder = places[0].parent if places[0] else None
+    if folder is None or not (folder / BUNDLE).is_file() or places != members_of(folder):
+        return None
+    return folder
 
 
 def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of arrays of equal shape, computed in float64, float32."""
     return np.asarray(np.sum(rows, axis=0, dtype=np.float64) / len(rows), dtype=np.float32)
+
+
+def tempered(probabilities: np.ndarray, temperature: float | None) -> np.ndarray:
+    """Probabilities [n, C] whose logarithms are divided by a temperature, float32; with None as they are."""
+    if temperature is None:
+        return probabilities
+    logits = np.log(np.maximum(probabilities, SMALLEST, dtype=np.float64)) / temperature
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True), dtype=np.float32)
 
 
 def load_bundle(
@@ -93,8 +121,9 @@ def load_bundle(
     found = each_model(paths)
     if not found:
         raise UserError("no model was given; name at least one")
+    index = _index(paths[0]) if len(paths) == 1 else None  # the temperature is of this mean alone
     return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8, backend=backend) for path in found],
-                  [str(path) for path in found])  # fmt: skip
+                  [str(path) for path in found], temperature=index.temperature if index else None)  # fmt: skip
 
 
 def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
@@ -105,12 +134,23 @@ def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
     return found
 
 
+class _Index(NamedTuple):
+    members: list[Path]
+    temperature: float | None
+
+
 def members_of(path: str | Path) -> list[Path] | None:
     """The model folders of a bundle, or of a directory whose model/ is one; None if the path is neither.
 
     Raises:
         UserError: bundle.json is damaged.
     """
+    index = _index(path)
+    return index.members if index else None
+
+
+def _index(path: str | Path) -> _Index | None:
+    """What bundle.json tells; arguments and errors as of `members_of`."""
     folder = Path(as_path(path))
     if not (folder / BUNDLE).is_file():
         folder /= "model"  # of a job (fit) with --ensemble
@@ -119,15 +159,19 @@ def members_of(path: str | Path) -> list[Path] | None:
         return None
     try:
         content = files.parse_json(file.read_text(encoding="utf-8"))
-        names = content["members"]
+        names, temperature = content["members"], content.get("temperature")
         good = content["format_version"] <= FORMAT_VERSION and isinstance(names, list) and all(map(_is_folder, names))
         # A bundle in a bundle is none of ours, and might hold itself.
         good = good and not any((folder / name / BUNDLE).is_file() for name in names)
-    except (OSError, ValueError, KeyError, TypeError):
+        good = good and (temperature is None or 0 < float(temperature) < math.inf)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good or not names:
-        raise UserError(f"{file} does not tell the members of a bundle; write it again by ulmfit export")
-    return [folder / name for name in names]
+        cure = "write it again by ulmfit export"
+        if (folder.parent / "summary.json").is_file():
+            cure = "start its ulmfit fit again, which trains nothing anew"
+        raise UserError(f"{file} does not tell the members of a bundle; {cure}")
+    return _Index([folder / name for name in names], None if temperature is None else float(temperature))
 
 
 def _is_folder(name: Any) -> bool:
@@ -143,18 +187,20 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
     """
     from ulmfit.model.pretrained import load_model, save_model
 
-    bundle = load_bundle(paths, backend="torch")
+    bundle = load_bundle(paths, device="cpu", backend="torch")
     found = each_model(paths)
     for number, path in enumerate(found, 1):
         net, tokenizer, config = load_model(path)
         save_model(folder / str(number), net, tokenizer, config, bits=bits)
-    write_index(folder, bundle.label_names, len(found))
+    write_index(folder, bundle.label_names, len(found), bundle.temperature)
 
 
-def write_index(folder: Path, label_names: Sequence[str], members: int) -> None:
+def write_index(folder: Path, label_names: Sequence[str], members: int, temperature: float | None = None) -> None:
     """Write bundle.json of a folder with the members 1, 2, 3, ..., unless it is there."""
-    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "label_names": list(label_names),
+    content: dict[str, Any] = {"format_version": 1, "label_names": list(label_names),
                                "members": [str(number) for number in range(1, members + 1)]}  # fmt: skip
+    if temperature is not None:
+        content |= {"format_version": FORMAT_VERSION, "temperature": temperature}
     text = json.dumps(content, indent=2) + "\n"
     if not (folder / BUNDLE).is_file() or (folder / BUNDLE).read_text(encoding="utf-8", errors="replace") != text:
         files.write_text(folder / BUNDLE, text)

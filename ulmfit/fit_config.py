@@ -14,6 +14,7 @@ from tyro.conf import Suppress
 
 from ulmfit.config import ClassifierConfig, LMConfig, OrElse, TrainConfig, given
 from ulmfit.errors import UserError
+from ulmfit.limits import LIMITS
 from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_text
 
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
@@ -88,8 +89,8 @@ class FitConfig(JobData):
     recipe: Literal["quick", "blog", "ulmfit", "none"] = "quick"
     """Stages of both trainings: quick, blog (the 2019 post), ulmfit (fastai's best), none (your options)."""
     calibrate: bool = False
-    """Fit a temperature of the classifier on the validation texts, so that probabilities tell how often a prediction is
-    right; predictions stay the same."""
+    """Fit a temperature on the validation texts, so that probabilities tell how often a prediction is right; the predictions of
+    one classifier stay the same, and of several the mean has a temperature too."""
     ensemble: OrElse[int] = None
     """Train so many classifiers, with seeds of their own, on the one language model, and average their probabilities:
     three are right on about one text more in a hundred, for three times the classifier's time. A later start may give
@@ -169,8 +170,8 @@ def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
     classifier |= {
         name: getattr(config, name) for name in ("labels", "unlabelled") if getattr(config, name) is not None
     }
-    if config.calibrate:
-        classifier["calibrate"] = True
+    if "calibrate" in given(config):  # --no-calibrate too: it may differ from what a begun training was given
+        classifier["calibrate"] = config.calibrate
     return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
 
 
@@ -189,6 +190,9 @@ def classifier_configs(config: FitConfig) -> dict[str, ClassifierConfig]:
         name = f"{CLF}-{number}"
         own = {option: getattr(first, option) for option in first.on_command_line}
         own |= {"seed": first.seed + number - 1, "draw_seed": first.seed_of_draws}
+        if own["seed"] > LIMITS["seed"].most:
+            raise UserError(f"--ensemble {config.ensemble} takes the seeds from {first.seed} on, which are too large; give a "
+                            "smaller --seed")  # fmt: skip
         found[name] = _config(ClassifierConfig, own | {"output_dir": os.path.join(path_text(config.output_dir), name)})
     return found
 

@@ -38,7 +38,7 @@ def model_card(
     folder: Path | None,
     config: Mapping[str, Any],
     *,
-    size: int,
+    size: int | None,
     usage: str,
     library: str | None = None,
     license: str | None = None,
@@ -56,7 +56,7 @@ def model_card(
         base: metadata of the class.
         folder: where the model was loaded from.
         config: its config.json; of a tokenizer {"task": "tokenizer"}.
-        size: parameters, or words of a tokenizer.
+        size: parameters, or words of a tokenizer; None if they are not known. Of several classifiers those of one.
         usage: Python; NAME in it becomes `repo_id`.
         library: for metadata, where it is not ulmfit.
         license: a hub identifier. By default that of the English model for its descendants, else "other".
@@ -105,14 +105,15 @@ def _licence_beside(path: Path) -> str:
     return LICENCE_OF_ENGLISH if "CC BY-SA 3.0" in path.read_text(encoding="utf-8") else "other"
 
 
-def _what(config: Mapping[str, Any], size: int) -> str:
+def _what(config: Mapping[str, Any], size: int | None) -> str:
     if config["task"] == "tokenizer":
         return f"The text rules, word splitting and vocabulary of {size:,} words of a ULMFiT model, as one `tokenizer.json`."
     sizes = as_dict(config.get("architecture"))
     embedding, hidden, layers, words = (
         f"{number(sizes.get(name)) or 0:,.0f}" for name in ("embedding_size", "hidden_size", "num_layers", "vocab_size")
     )
-    shape = f"AWD-LSTM, embedding {embedding}, hidden {hidden}, {layers} layers, {words} words, {size:,} parameters"
+    shape = f"AWD-LSTM, embedding {embedding}, hidden {hidden}, {layers} layers, {words} words"
+    shape += "" if size is None else f", {size:,} parameters"
     direction = ", reading texts from their end" if config.get("backwards") else ""
     origin = as_dict(config.get("imported"))
     where, kind = (as_markdown(origin.get(key)) for key in ("from", "kind"))
@@ -120,8 +121,10 @@ def _what(config: Mapping[str, Any], size: int) -> str:
     if config["task"] == "language_model":
         return f"A language model (ULMFiT: {shape}{direction}), to be fine-tuned on texts of a task.{imported}"
     several = "any number of" if config.get("multi_label") else "one of"
+    members = config.get("members", 1)
+    who = f"The mean of {members} text classifiers (each ULMFiT" if members > 1 else "A text classifier (ULMFiT"
     return (
-        f"A text classifier (ULMFiT: {shape}{direction}) that gives a text {several} {len(config['label_names'])} "
+        f"{who}: {shape}{direction}) that gives a text {several} {len(config['label_names'])} "
         f"labels. A text may have any length: the last {config.get('max_len', 0):,} tokens are pooled, those before are "
         f"read too.{imported}"
     )

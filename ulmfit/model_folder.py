@@ -71,5 +71,5 @@ def card_of(model: LanguageModel | TextClassifier, usage: str, config: dict[str,
     from ulmfit.model_card import model_card
 
     net = model.net
-    size = sum(parameter.numel() for parameter in net.parameters()) if net is not None else 0
+    size = sum(parameter.numel() for parameter in net.parameters()) if net is not None else None
     return model_card(model.card_data, model.loaded_from, config, size=size, usage=usage, **given)

@@ -64,17 +64,19 @@ class Origin:
 
 def origin_of(folder: Path | None) -> Origin:
     """The runs of the model in a folder. Files that users have edited or deleted are told less of."""
-    if folder is not None and (folder.parent / "bundle.json").is_file():  # a member
-        folder = folder.parent
+    member = ""
+    if folder is not None and (folder.parent / "bundle.json").is_file():
+        folder, member = folder.parent, folder.name
     # Another model may have been exported into a run's directory. launch/pretrain.sh names the run's own "encoder".
     if folder is None or folder.resolve().name not in ("model", "encoder"):
         return Origin()
     place = folder.resolve().parent
     stored = _read(place / "config.json")
     if stored.get("task") == "fit":
-        runs = [_run(place / name) for name in (CLF, LM)]
+        classifier = f"{CLF}-{member}" if member not in ("", "1") else CLF
+        runs = [_run(place / name) for name in (classifier, LM)]
         options = as_dict(stored.get("options"))
-        if options.get("ensemble") != 1 and (scores := ensemble_scores(place)):
+        if not member and options.get("ensemble") != 1 and (scores := ensemble_scores(place)):
             runs[0] = replace(runs[0], scores=scores)
         return Origin(
             [run for run in runs if run.stored.get("task") in (CLF, LM)], stored, _read(place / "summary.json")

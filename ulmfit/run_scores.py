@@ -53,6 +53,14 @@ def ensemble_scores(job: Path, weights: dict[str, str] | None = None) -> dict[st
     return metrics if sound and weights in (None, told) else None
 
 
+def ensemble_temperature(job: Path) -> float | None:
+    """The temperature of the mean in the ensemble.json of a job; None without one."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = number(parse_json((job / ENSEMBLE).read_text(encoding="utf-8"))["temperature"])
+        return found if found and found > 0 else None
+    return None
+
+
 def number(value: Any) -> float | None:
     """A number that a run may have; None for anything else, also for one so large that charts would overflow."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST:  # false for nan

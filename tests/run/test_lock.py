@@ -96,13 +96,49 @@ def test_a_requeued_job_goes_on_at_once_on_another_node(tmp_path, monkeypatch):
         assert json.loads(held.path.read_text())["restart"] == 2
 
 
-def test_an_empty_lock_is_a_run_that_is_just_starting(tmp_path):
+def test_a_damaged_lock_is_a_run_that_is_just_starting(tmp_path):
     path = tmp_path / lock.LOCK_FILE
-    path.write_text("")
+    path.write_text('{"host')
     with pytest.raises(UserError, match="starting"):
         DirectoryLock(tmp_path)
     os.utime(path, (1, 1))
     DirectoryLock(tmp_path).close()
+
+
+def test_an_empty_lock_is_waited_for_and_then_taken(tmp_path, monkeypatch):
+    """Its owner was killed before it could write."""
+    monkeypatch.setattr(lock, "EMPTY", 0.2)
+    (tmp_path / lock.LOCK_FILE).touch()
+    begun = time.monotonic()
+    with DirectoryLock(tmp_path) as held:
+        assert time.monotonic() - begun >= 0.2 and json.loads(held.path.read_text())["pid"] == os.getpid()
+
+
+def test_an_empty_lock_that_its_owner_writes_meanwhile_is_the_owners(tmp_path, monkeypatch):
+    (tmp_path / lock.LOCK_FILE).touch()
+    monkeypatch.setattr(lock.time, "sleep", lambda _: leave_lock(tmp_path, host="far", pid=1))
+    with pytest.raises(UserError, match="on far"):
+        DirectoryLock(tmp_path)
+
+
+def test_a_new_lock_that_another_process_took_as_an_empty_one_is_not_overwritten(tmp_path, monkeypatch):
+    """This process was suspended between making the file and writing it."""
+    taken = []
+    monkeypatch.setattr(lock.fcntl, "flock", lambda *_: taken or taken.append(leave_lock(tmp_path, host="far", pid=1)))
+    with pytest.raises(UserError, match="on far"):
+        DirectoryLock(tmp_path)
+
+
+def test_a_kill_while_a_lock_is_taken_over_leaves_one_that_can_be_read(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    leave_lock(tmp_path, pid=dead_process(), more="x" * 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "ftruncate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            DirectoryLock(tmp_path)
+    assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
 def test_the_heart_beats(tmp_path, monkeypatch):

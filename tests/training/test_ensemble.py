@@ -70,7 +70,10 @@ def test_options_of_the_classifiers():
         ({"ensemble": 0}, "--ensemble is 0; give at least 1"),
         ({"ensemble": 101}, "--ensemble is 101; give at most 100"),
         ({"clf": {"ensemble": 2}}, "--clf.ensemble is an option of the whole job; give --ensemble"),
-        ({"ensemble": 2, "seed": 2**63 - 1}, "--seed is 9.22337e+18; give at most"),
+        (
+            {"ensemble": 2, "seed": 2**63 - 1},
+            "--ensemble 2 takes the seeds from 9223372036854775807 on, which are too large",
+        ),
     ],
 )
 def test_a_number_that_nobody_means_is_refused(options, sentence, tmp_path):
@@ -129,10 +132,45 @@ def test_a_report_shows_the_scores_of_all(folder, tmp_path):
     page = tmp_path / "report.html"
     assert cli.main(["report", str(folder / "three"), "--output", str(page)]) == 0
     assert "the mean of 3 classifiers" in page.read_text() and "Classifier 1 of 3" in page.read_text()
-    card = tmp_path / "card"
-    ulmfit.TextClassifier.from_pretrained(folder / "three").save_pretrained(card)
-    loss = content(folder / "three/ensemble.json")["metrics"]["test"]["loss"]
-    assert f"{loss:.3f} |" in (card / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_card_tells_the_scores_of_its_model(folder, tmp_path):
+    def card(name: str, *models: Path) -> str:
+        ulmfit.TextClassifier.from_pretrained(models).save_pretrained(tmp_path / name)
+        return (tmp_path / name / "README.md").read_text()
+
+    three = folder / "three"
+    whole = content(three / "ensemble.json")["metrics"]["test"]["loss"]
+    alone = [runs.events(three / name, "eval")[-1]["loss"] for name in NAMES]
+    page = card("whole", three)
+    assert f"{whole:.3f} |" in page and "The mean of 3 text classifiers (each ULMFiT: AWD-LSTM" in page
+    page = card("member", three / "model" / "3")
+    assert f"{alone[2]:.3f} |" in page and "A text classifier (ULMFiT" in page
+    page = card("two of them", three / "model/1", three / "clf-2")
+    assert "The run that made this model is not beside it" in page and f"{alone[0]:.3f}" not in page
+
+
+@pytest.mark.slow
+def test_a_report_of_a_job_that_was_made_larger_and_stopped_tells_of_the_model_that_is_there(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "three", run)
+    assert ulmfit.fit(output_dir=run, ensemble=4, max_time=1e-3).state == "preempted"
+    facts = read_facts(str(run))
+    assert (facts.ensemble, facts.averaged) == (4, 3) and "of the classifier 4 of 4" in facts.unfinished
+    assert facts.main.metrics == content(run / "ensemble.json")["metrics"]
+    page = tmp_path / "report.html"
+    assert cli.main(["report", str(run), "--output", str(page)]) == 0
+    assert "the mean of 3 classifiers" in page.read_text()
+    assert ulmfit.fit(output_dir=run, ensemble=2).state == "done"
+    facts = read_facts(str(run))
+    assert facts.averaged == 2 and set(facts.minutes) == {"lm", "clf", "clf-2"}
+
+
+@pytest.mark.slow
+def test_where_a_language_model_is_wanted_the_jobs_own_is_named(folder):
+    with pytest.raises(UserError, match="give the language model that they were made from, .*three/lm$"):
+        ulmfit.LanguageModel.from_pretrained(folder / "three" / "model")
 
 
 @pytest.mark.slow
@@ -234,7 +272,7 @@ def test_a_stop_in_the_second_classifier_is_gone_on_from(folder, monkeypatch):
     assert "stopped at step 3 of 6 of the classifier 2 of 3" in read_facts(str(run)).unfinished
     scored = ensemble.score_bundle
 
-    def killed(*_):
+    def killed(*_, **options):
         raise RuntimeError("killed")
 
     monkeypatch.setattr(ensemble, "score_bundle", killed)  # all are trained and nothing is scored
@@ -255,11 +293,11 @@ def test_a_stop_while_they_are_scored_together_leaves_that_to_the_next_start(fol
     run, three = folder / "asked", folder / "three"
     score = ensemble.score_bundle
 
-    def asked(*given):
+    def asked(*given, **options):
         (run / "stop").touch()
-        return score(*given)
+        return score(*given, **options)
 
-    def pressed(*_):
+    def pressed(*_, **options):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(ensemble, "score_bundle", asked)

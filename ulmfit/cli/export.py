@@ -104,19 +104,22 @@ def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer:
 
 
 def _write_mean(options: ExportOptions, output: Path) -> None:
-    from ulmfit.bundle import load_bundle
+    from ulmfit.bundle import each_model, load_bundle
     from ulmfit.exported.folder import write_export
     from ulmfit.exported.mean import build_mean
 
-    bundle = load_bundle(options.model, backend="torch")
-    if len({member.tokenizer.to_str() for member in bundle.members}) > 1:
-        raise UserError(
-            "these classifiers have other vocabularies, and an ONNX graph takes one; export each and give all to "
-            "predict --model"
-        )
+    bundle = load_bundle(options.model, device="cpu", backend="torch")
+    first = bundle.tokenizer.to_str()
+    for path, member in zip(each_model(options.model), bundle.members, strict=True):
+        if member.tokenizer.to_str() != first:
+            raise UserError(
+                f"{path} has another vocabulary than the first of these classifiers, and an ONNX graph takes one; export "
+                "each and give all to predict --model"
+            )
     bits: Literal[8, 32] = 8 if options.int8 else 32
-    model = build_mean([_weights(member.net, member.config) for member in bundle.members], bundle.places, bits)
-    config = bundle.config | {"temperature": None}  # the members' are in their probabilities
+    weights = [_weights(member.net, member.config) for member in bundle.members]
+    model = build_mean(weights, bundle.places, bits, temperature=bundle.temperature)
+    config = dict(bundle.config)
     if bundle.thresholds is not None:
         config["thresholds"] = bundle.thresholds.tolist()
     write_export(output, model, bundle.tokenizer, config, bits=bits)

@@ -17,13 +17,20 @@ _INPUTS = ("tokens", "lengths")
 _SMALLEST = np.float32(1e-38)  # its logarithm is finite
 
 
-def build_mean(members: Sequence[Weights], places: Sequence[np.ndarray], bits: Literal[8, 32] = 32) -> bytes:
+def build_mean(
+    members: Sequence[Weights],
+    places: Sequence[np.ndarray],
+    bits: Literal[8, 32] = 32,
+    *,
+    temperature: float | None = None,
+) -> bytes:
     """The model, serialised.
 
     Args:
         members: classifiers of the same vocabulary and classes.
         places: by member, the place of each class of the first one among its own, int [C].
         bits: as of `build`.
+        temperature: of the mean, where each text has one label (`Bundle`).
 
     Raises:
         UserError: they are larger together than an ONNX file may be.
@@ -48,16 +55,22 @@ def build_mean(members: Sequence[Weights], places: Sequence[np.ndarray], bits: L
         )
     assert whole is not None
     constants.append(array(_SMALLEST, "smallest"))
-    nodes.append(helper.make_node("Mean", rows, ["probabilities"]))
-    nodes.append(helper.make_node("Max", ["probabilities", "smallest"], ["positive"]))
+    mean = "probabilities" if temperature is None else "mean"
+    nodes.append(helper.make_node("Mean", rows, [mean]))
+    nodes.append(helper.make_node("Max", [mean, "smallest"], ["positive"]))
     if members[0].multi_label:
         constants.append(array(np.float32(1), "all"))
         nodes.append(helper.make_node("Sub", ["all", "probabilities"], ["others"]))
         nodes.append(helper.make_node("Max", ["others", "smallest"], ["positive_others"]))
         nodes.append(helper.make_node("Div", ["positive", "positive_others"], ["odds"]))
         nodes.append(helper.make_node("Log", ["odds"], ["logits"]))
-    else:
+    elif temperature is None:
         nodes.append(helper.make_node("Log", ["positive"], ["logits"]))
+    else:
+        constants.append(array(np.float32(temperature), "temperature"))
+        nodes.append(helper.make_node("Log", ["positive"], ["logarithm"]))
+        nodes.append(helper.make_node("Div", ["logarithm", "temperature"], ["logits"]))
+        nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
     shapes = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", len(places[0])])
         for name in ("logits", "probabilities")

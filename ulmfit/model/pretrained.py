@@ -162,7 +162,14 @@ def find_model(path: str | os.PathLike, *, language_model: bool = False) -> Path
         raise UserError(f"{path} does not exist; {_CURE}")
     for folder in (path, path / "model"):
         if (folder / "bundle.json").is_file():  # see ulmfit/bundle.py
-            raise UserError(f"{folder} is a bundle of classifiers; give one of them, such as {folder / '1'}")
+            cure = f"give one of them, such as {folder / '1'}"
+            if language_model:
+                job = folder.parent / "lm"
+                cure = (
+                    "give the language model that they were made from"
+                    + f", {job}" * (job / "model" / WEIGHTS).is_file()
+                )
+            raise UserError(f"{folder} is a bundle of classifiers; {cure}")
     if (path / "model.onnx").is_file():  # see ulmfit/exported
         raise UserError(
             f"{path} holds an exported classifier, which only ulmfit predict and TextClassifier can use; "

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ulmfit.bundle import members_of
 from ulmfit.errors import UserError, without_keys
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM
 from ulmfit.option_types import flag
 from ulmfit.paths import as_path
+from ulmfit.run.directory import MODEL
 from ulmfit.run.status import read_status
 from ulmfit.run.stored import CONFIG, read_stored
 from ulmfit.run_command import KINDS, words_of_command
@@ -90,7 +92,8 @@ class Facts:
         state: of the job or run, as status.json tells it: done, running, preempted, failed, or unknown.
         members: of several classifiers of a job (--ensemble) those that have begun; `clf` is the first of them, with the
             scores of all together.
-        ensemble: how many classifiers the model is the mean of.
+        ensemble: how many classifiers the model is to be the mean of.
+        averaged: how many the model that there is is the mean of; of a job that was made larger and stopped, fewer.
     """
 
     path: str
@@ -103,6 +106,7 @@ class Facts:
     state: str = "done"
     members: tuple[Training, ...] = ()
     ensemble: int = 1
+    averaged: int = 1
 
     @property
     def unfinished(self) -> str:
@@ -175,25 +179,30 @@ def read_facts(given: str) -> Facts:
     summary: Any = {}
     minutes = {}
     members: list[Training] = []
-    ensemble = 1
+    ensemble = averaged = 1
     status = read_status(path) or {}
     if task == "fit":
         summary = read_json(path / "summary.json")
         minutes = minutes_of(status)
         trainings = {name: _training(path / name) for name in (LM, CLF)}
         ensemble = ensemble_of(job)
-        if ensemble > 1 and (first := trainings[CLF]):
-            names = [CLF, *(f"{CLF}-{number}" for number in range(2, ensemble + 1))]
+        names = [CLF, *(f"{CLF}-{number}" for number in range(2, ensemble + 1))]
+        minutes = {
+            name: minutes[name] for name in (LM, *names) if name in minutes
+        }  # others may be trained, and not used
+        with suppress(UserError):  # bundle.json is damaged
+            averaged = len(members_of(path / MODEL) or [MODEL])
+        if ensemble > 1:
             members = [found for name in names if (found := _training(path / name))]
-            if status.get("state") == "done":
-                trainings[CLF] = replace(first, metrics=ensemble_scores(path) or first.metrics)
+        if averaged > 1 and (first := trainings[CLF]):
+            trainings[CLF] = replace(first, metrics=ensemble_scores(path) or first.metrics)
     else:
         trainings[task] = _training(path)
     if not any(trainings.values()):
         raise UserError(f"{given} holds a job without any training; run it first")
     return Facts(given, job, trainings[LM], trainings[CLF], summary if isinstance(summary, dict) else {}, minutes,
                  hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]),
-                 str(status.get("state", "unknown")), tuple(members), ensemble)  # fmt: skip
+                 str(status.get("state", "unknown")), tuple(members), ensemble, averaged)  # fmt: skip
 
 
 def _training(path: Path) -> Training | None:

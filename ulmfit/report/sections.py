@@ -28,8 +28,8 @@ def purpose(facts: Facts) -> str:
         several = "thresholds" in metrics
         kind = f"any of {len(labels)} labels" if several else f"one of {len(labels)} classes"
         what = f"Gives each text {kind}: {some}." if labels else "Gives each text a class."
-        if facts.ensemble > 1:
-            what += f" Its probabilities are the mean of {facts.ensemble} classifiers."
+        if facts.averaged > 1:
+            what += f" Its probabilities are the mean of {facts.averaged} classifiers."
     column = facts.main.resolved.get("text_column")
     read = f", column <code>{escaped(listed(str(column).split(',')))}</code>" if column else ""
     unfinished = f'<p class="verdict">{escaped(facts.unfinished)}.</p>' if facts.unfinished else ""
@@ -71,7 +71,7 @@ def tiles(facts: Facts, judged: Judged | None) -> str:
         )
     size = number(training.resolved.get("parameters"))
     if size:
-        each = f" of each of {facts.ensemble} classifiers" if facts.ensemble > 1 else ""
+        each = f" of each of {facts.averaged} classifiers" if facts.averaged > 1 else ""
         found.append((f"{size / 1e6:.1f} M", f"parameters{each}", f"{training.resolved.get('vocabulary', 0):,} words"))
     cells = "".join(f"<li><b>{value}</b><span>{label}</span><small>{note}</small></li>" for value, label, note in found)
     verdict = facts.summary.get("verdict")

@@ -26,6 +26,7 @@ from ulmfit.processes import process_alive, process_state
 LOCK_FILE = "run.lock"
 HEARTBEAT = 30.0  # seconds between updates of the file's modification time
 SILENCE = 300.0  # seconds without heartbeat after which an owner on another host is taken for dead
+EMPTY = 10.0  # seconds after which a file without content is one whose owner was killed before it could write it
 
 
 class DirectoryLock:
@@ -45,6 +46,7 @@ class DirectoryLock:
         me = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_state(os.getpid())[1]} | _job()
         # A process on another host may have the same number and start time, so a random token is added.
         self._content = json.dumps(me | {"token": os.urandom(8).hex()}).encode()
+        self._seen_empty: float | None = None
         while not self._try():
             pass
         self._closed = threading.Event()
@@ -75,10 +77,16 @@ class DirectoryLock:
                     return False
             except FileNotFoundError:
                 return False
-            if not created:
+            size = os.fstat(descriptor).st_size
+            if created and size:  # taken over as an empty one, while this process was suspended
+                return False
+            if not created and not size and self._is_new():
+                return False
+            if not created and size:
                 self._judge(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, self._content, 0)
+            # A kill in between must leave something that can be read.
+            os.pwrite(descriptor, self._content.ljust(size), 0)
+            os.ftruncate(descriptor, len(self._content))
             return True
         except OSError:
             if created:  # disk full: an empty lock file would block the next start
@@ -86,6 +94,15 @@ class DirectoryLock:
             raise
         finally:
             os.close(descriptor)
+
+    def _is_new(self) -> bool:
+        """Whether a file without content may be one that its owner is about to write; waits a moment then."""
+        now = time.monotonic()
+        self._seen_empty = now if self._seen_empty is None else self._seen_empty
+        if now - self._seen_empty >= EMPTY:
+            return False
+        time.sleep(0.05)
+        return True
 
     def _judge(self, descriptor: int) -> None:
         age = time.time() - os.fstat(descriptor).st_mtime

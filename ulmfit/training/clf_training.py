@@ -7,6 +7,7 @@ import torch
 
 from ulmfit.batches.order import permutation
 from ulmfit.config import ClassifierConfig
+from ulmfit.data.corpus import Corpus
 from ulmfit.data.probabilities import SoftSplit
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
@@ -47,6 +48,23 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
     return run_session(train_with, config, stop)
 
 
+def check_options(config: ClassifierConfig, corpus: Corpus) -> None:
+    """Check the options that depend on the corpus.
+
+    Raises:
+        UserError: one does not fit it.
+    """
+    metric = metric_of(config, several=corpus.label_sets is not None)
+    if metric == "micro_f1" and not corpus.label_sets:
+        raise UserError("--metric micro_f1 is for several labels a row; with one it is the accuracy")
+    if config.metric is not None and not (setup.keeps_best(config, corpus) or config.stop_after):
+        raise UserError(f"--metric {config.metric} decides nothing here; give --keep-best or --stop-after too")
+    if config.calibrate and "valid" not in corpus.splits:
+        raise UserError("--calibrate needs validation texts and there are none; name some with --valid")
+    if config.calibrate and corpus.label_sets:
+        raise UserError("--calibrate is for one label a text; with several, a threshold by label is chosen anyway")
+
+
 def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
     """Train within an open session, as `run_session` calls it. `config` is the session's, with stored options filled in."""
     runtime = session.runtime
@@ -64,12 +82,8 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     session, kind = resolve_subword(session, corpus.splits["train"])
     keep_best = setup.keeps_best(config, corpus)
-    decides = keep_best or config.stop_after > 0
+    check_options(config, corpus)
     metric = metric_of(config, several=corpus.label_sets is not None)
-    if metric == "micro_f1" and not corpus.label_sets:
-        raise UserError("--metric micro_f1 is for several labels a row; with one it is the accuracy")
-    if config.metric is not None and not decides:
-        raise UserError(f"--metric {config.metric} decides nothing here; give --keep-best or --stop-after too")
     recipe = recipe_for(config, pretrained=pretrained is not None)
     if config.micro_batches != "auto" and config.micro_batches > recipe.batch_size:
         raise UserError(
@@ -78,10 +92,6 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         )
     tokenizer = pretrained.tokenizer if pretrained else setup.tokenizer_of(session, corpus.splits["train"])
     label_names = corpus.label_names
-    if config.calibrate and "valid" not in corpus.splits:
-        raise UserError("--calibrate needs validation texts and there are none; name some with --valid")
-    if config.calibrate and corpus.label_sets:
-        raise UserError("--calibrate is for one label a text; with several, a threshold by label is chosen anyway")
     assert tokenizer is not None and label_names is not None
     check_vocabulary(session, corpus.judged, tokenizer)
     stores = {
@@ -140,7 +150,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         resolved=setup.resolved_data(
             session,
             corpus,
-            metric=metric if decides else None,
+            metric=metric if keep_best or config.stop_after else None,
             time_step_overhead=overhead,
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),

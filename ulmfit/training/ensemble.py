@@ -22,7 +22,7 @@ from ulmfit.inference import TextClassifier
 from ulmfit.limits import LIMITS
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, read_config
 from ulmfit.run.status import plain
-from ulmfit.run_scores import ENSEMBLE, ensemble_scores
+from ulmfit.run_scores import ENSEMBLE, ensemble_scores, ensemble_temperature
 from ulmfit.training import setup
 from ulmfit.training.job_files import copy_file, start_and_length
 from ulmfit.training.result import TrainingResult
@@ -53,8 +53,9 @@ def usual_number(job: Path, config: FitConfig, rows: int) -> int:
 
 def score_together(
     job: Path, members: Sequence[TrainingResult], config: ClassifierConfig, stop: StopRequest
-) -> dict[str, dict[str, Any]]:
-    """The scores of the mean of the members' probabilities, by split as of `score_bundle` (a collective).
+) -> tuple[dict[str, dict[str, Any]], float | None]:
+    """The scores of the mean of the members' probabilities, by split as of `score_bundle`, and with --calibrate its
+    temperature, found on the validation split (a collective).
 
     They are read from the job's ensemble.json if that has those of these weights, else it is written.
 
@@ -68,9 +69,9 @@ def score_together(
     """
     with open_session(config, stop) as session:
         runtime = session.runtime
-        weights, kept = runtime.on_main(lambda: _kept(job, members))
-        if kept is not None:
-            return kept
+        weights, kept, temperature = runtime.on_main(lambda: _kept(job, members))
+        if kept is not None and config.calibrate == (temperature is not None):
+            return kept, temperature
         models = [
             TextClassifier.from_pretrained(member.model_dir, device=runtime.device, backend="torch")
             for member in members
@@ -89,24 +90,31 @@ def score_together(
                 # The members have the tokenizer of their language model, so that one store is that of all.
                 store = setup.store_of(silent, corpus.splits[name], bundle.tokenizer, with_labels=True)
                 try:
-                    found = score_bundle(bundle, [store] * len(members), runtime, matrix)
+                    found = score_bundle(
+                        bundle, [store] * len(members), runtime, matrix, calibrate=config.calibrate and name == "valid"
+                    )
                 except EvaluationStopped:
                     raise StoppedEarly(session.stop.reason or "asked of another rank") from None
                 scores[name] = plain(found)
         if runtime.is_main:
-            content = {"weights": weights, "metrics": scores}
+            content: dict[str, Any] = {"weights": weights, "metrics": scores}
+            if bundle.temperature is not None:
+                content["temperature"] = bundle.temperature
             files.write_text(job / ENSEMBLE, json.dumps(content, indent=2) + "\n")
-        return scores
+        return scores, bundle.temperature
 
 
-def _kept(job: Path, members: Sequence[TrainingResult]) -> tuple[dict[str, str], dict[str, dict[str, Any]] | None]:
-    """Fingerprints of the members' weights by folder, and the scores in ensemble.json if they are of these."""
+def _kept(
+    job: Path, members: Sequence[TrainingResult]
+) -> tuple[dict[str, str], dict[str, dict[str, Any]] | None, float | None]:
+    """Fingerprints of the members' weights by folder, and scores and temperature in ensemble.json if they are of these."""
     weights = {member.run_dir.name: files.fingerprint(member.model_dir / WEIGHTS) for member in members}
-    return weights, ensemble_scores(job, weights)
+    return weights, ensemble_scores(job, weights), ensemble_temperature(job)
 
 
-def write_model(folder: Path, sources: Sequence[Path]) -> None:
-    """Make the model folder of a job: a copy of one model, or a bundle of copies of several.
+def write_model(folder: Path, sources: Sequence[Path], temperature: float | None = None) -> None:
+    """Make the model folder of a job: a copy of one model, or a bundle of copies of several and the temperature of their
+    mean.
 
     The folder may hold the other form, or a bundle of more or fewer. A reader finds a whole model at any time: copies
     come first, then what tells of them, and what nothing tells of any more is removed last.
@@ -117,7 +125,7 @@ def write_model(folder: Path, sources: Sequence[Path]) -> None:
         for name in _FILES:
             copy_file(source / name, target / name)
     if several:
-        write_index(folder, read_config(sources[0])["label_names"], len(sources))
+        write_index(folder, read_config(sources[0])["label_names"], len(sources), temperature)
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)
     else:

@@ -34,7 +34,7 @@ from ulmfit.run.directory import MODEL, check_output
 from ulmfit.run.status import STATUS, read_status, write_status
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
-from ulmfit.training.clf_training import train_classifier
+from ulmfit.training.clf_training import check_options, train_classifier
 from ulmfit.training.ensemble import score_together, usual_number, write_model
 from ulmfit.training.job_files import (
     begun_options,
@@ -133,11 +133,13 @@ class _Job:
                         return self._preempted(language_model, members)
                 self._stage = "summary"
                 clf_config = self._classifiers[CLF]
-                scores = members[0].metrics if members else {}
+                scores, temperature = members[0].metrics if members else {}, None
                 if len(members) > 1:
-                    scores = score_together(self._path, members, clf_config, self._stop)
+                    scores, temperature = score_together(self._path, members, clf_config, self._stop)
                 with open_runtime(clf_config) as (runtime, _):
-                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, scores))
+                    summary = runtime.on_main(
+                        lambda: self._finish(rivals, language_model, members, scores, temperature)
+                    )
             return result_of_job("done", self._path, language_model, members, summary)
         except StoppedEarly:  # while the corpus was read
             return self._preempted(language_model, members)
@@ -202,6 +204,8 @@ class _Job:
         if stored is None and labelled:
             with self._stop.interruptible():
                 corpus = opened_corpus(config, access)
+            with naming(self._config, CLF):
+                check_options(config, corpus)  # now, and not after the hours of the language model
         self._open()
         if not labelled:
             print("the corpus has no labels: fit trains the language model alone", flush=True)
@@ -307,10 +311,12 @@ class _Job:
         language_model: TrainingResult,
         members: list[TrainingResult],
         scores: dict[str, dict[str, Any]],
+        temperature: float | None,
     ) -> dict[str, Any]:
-        """On rank 0: write the model and the summary, and print it. `scores` are the model's by split."""
+        """On rank 0: write the model and the summary, and print it. `scores` are the model's by split, and `temperature`
+        that of a mean."""
         sources = members or [language_model]
-        write_model(self._path / MODEL, [source.model_dir for source in sources])
+        write_model(self._path / MODEL, [source.model_dir for source in sources], temperature)
         summary = summarize(
             data=str(self._config.data or "the embedded sample"),
             rivals=rivals,

@@ -59,7 +59,7 @@ def scored_split(model: TextClassifier, split: Split, runtime: Runtime) -> Score
     Args:
         model: a classifier or a bundle, with nets.
     """
-    from ulmfit.bundle import Bundle
+    from ulmfit.bundle import Bundle, tempered
 
     members, places = [model], [np.arange(len(model.label_names))]
     if isinstance(model, Bundle):
@@ -74,7 +74,7 @@ def scored_split(model: TextClassifier, split: Split, runtime: Runtime) -> Score
         logits = all_logits(net, stores[-1], runtime, pad_id=pad_id, backwards=backwards)
         logits = logits / float(config.get("temperature", 1.0))
         total = total + net.probabilities(logits).numpy()[:, place]
-    store, mean = stores[0], total / len(members)
+    store, mean = stores[0], tempered(total / len(members), getattr(model, "temperature", None))
     assert store.labels is not None
     labels, classes = np.asarray(store.labels), np.arange(mean.shape[1])
     if isinstance(split, LabelSetSplit):

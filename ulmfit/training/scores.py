@@ -18,14 +18,14 @@ from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.documents import DocumentBatch, collate
 from ulmfit.batches.lm import CachedRows, LMBatch
 from ulmfit.batches.mixture import MixedStore
-from ulmfit.bundle import Bundle
+from ulmfit.bundle import SMALLEST, Bundle, tempered
 from ulmfit.device import to_device
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.inference import TextClassifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
-from ulmfit.training.calibration import BINS, bin_sums, bin_table, calibration_error
+from ulmfit.training.calibration import BINS, bin_sums, bin_table, calibration, calibration_error
 from ulmfit.training.class_scores import class_scores
 from ulmfit.training.label_scores import label_metrics
 from ulmfit.training.worst_errors import WorstErrors
@@ -213,13 +213,19 @@ def _until_stopped(parts: Iterable[Part], runtime: Runtime) -> Iterator[Part]:
 
 @torch.inference_mode()
 def score_bundle(
-    bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime, matrix: np.ndarray | None = None
+    bundle: Bundle,
+    stores: Sequence[TokenStore],
+    runtime: Runtime,
+    matrix: np.ndarray | None = None,
+    *,
+    calibrate: bool = False,
 ) -> dict[str, Any]:
     """As `score_classifier` or `score_labels`, of the mean of several classifiers' probabilities.
 
     Args:
         stores: by member, the same labelled split under the member's tokenizer.
         matrix: where a text may have several labels, as of `score_labels`.
+        calibrate: find `bundle.temperature` on this split first.
     """
     classes, labels = len(bundle.label_names), stores[0].labels
     assert labels is not None, "a store with labels"
@@ -228,18 +234,31 @@ def score_bundle(
     for member, place, store in zip(bundle.members, bundle.places, stores, strict=True):
         assert np.array_equal(store.rows, stores[0].rows), "the stores hold the same documents"
         total += _probabilities(member, store, own, runtime)[:, torch.from_numpy(place)]
+    mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels).astype(np.int64))
     if bundle.thresholds is not None:
         assert matrix is not None
-        whole = torch.zeros(len(labels), classes, dtype=torch.float64)
-        whole[torch.from_numpy(own)] = total / len(bundle.members)
-        probabilities = runtime.sum(whole.to(runtime.device)).cpu().numpy()
+        probabilities = _whole(mean, own, len(labels), runtime).numpy()
         return label_metrics(probabilities, matrix[labels], bundle.label_names, bundle.thresholds.tolist())
-    mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels)[own].astype(np.int64))
+    if calibrate:
+        whole = _whole(mean, own, len(labels), runtime)
+        bundle.temperature = calibration(whole.clamp_min(SMALLEST).log(), truth)["temperature"]
+    more, truth = {}, truth[torch.from_numpy(own)]
+    if bundle.temperature is not None:
+        before = calibration_error(runtime.sum(bin_sums(mean, truth).to(runtime.device)))
+        more = {"ece_before": before, "temperature": bundle.temperature}
+        mean = torch.from_numpy(tempered(mean.numpy(), bundle.temperature)).double()
     sums = _no_sums(classes, torch.device("cpu"))
     sums[: classes * classes] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
     sums[classes * classes] = F.nll_loss(mean.log(), truth, reduction="sum") if len(own) else 0.0
     sums[-3 * BINS :] += bin_sums(mean, truth)
-    return _metrics(runtime.sum(sums.to(runtime.device)), bundle.label_names)
+    return _metrics(runtime.sum(sums.to(runtime.device)), bundle.label_names) | more
+
+
+def _whole(rows: Tensor, own: np.ndarray, number: int, runtime: Runtime) -> Tensor:
+    """The rows of all ranks, float64 [number, C] on the CPU, from the rows `own` of each (a collective)."""
+    whole = torch.zeros(number, rows.shape[1], dtype=torch.float64)
+    whole[torch.from_numpy(own)] = rows
+    return runtime.sum(whole.to(runtime.device)).cpu()
 
 
 def _probabilities(member: TextClassifier, store: TokenStore, own: np.ndarray, runtime: Runtime) -> Tensor:
