@@ -66,7 +66,7 @@ def train(job: dict[str, Any]) -> None:
     assert result.state == expected, f"{job} ended as {result}"
 
 
-def launch(jobs: Sequence[dict[str, Any]], folder: Path, *, launcher: str = "torchrun", timeout: float = 280) -> None:
+def launch(jobs: Sequence[dict[str, Any]], folder: Path, *, launcher: str = "torchrun", timeout: float = 850) -> None:
     """Do jobs on as many processes as the largest needs; AssertionError with what was printed if one fails."""
     world = max(job["world"] for job in jobs)
     folder.mkdir(parents=True, exist_ok=True)
