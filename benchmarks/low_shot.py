@@ -17,6 +17,7 @@ texts stands in train. No option was chosen on them.
     mean         the mean probability of several of `semi`, with seeds of their own (--teachers)
     pseudo       a classifier that learns the probabilities that `mean` gives reviews without label (--unlabelled), and the
                  labelled reviews
+    distilled    TF-IDF + logistic regression that learns the same
 
 A line a system and draw is added to WORK/results.jsonl; what stands there is not computed again.
 """
@@ -36,13 +37,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import rivals
 
 from ulmfit import TextClassifier, train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 
-TUNED = ("semi", "mean", "pseudo")  # on the language model that --lm names
+TUNED = ("semi", "mean", "pseudo", "distilled")  # on the language model that --lm names
+TAUGHT = ("pseudo", "distilled")
 OURS = ("scratch", "english", "supervised", *TUNED)
 SYSTEMS = (*rivals.RIVALS, *OURS)
 SEED = 20261128
@@ -63,8 +66,6 @@ class Rows:
 
     def write(self, path: Path) -> None:
         """Write a table of the columns text and label."""
-        import pandas as pd
-
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame({"text": self.texts, "label": self.labels}).to_csv(path, index=False)
 
@@ -115,12 +116,15 @@ def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespac
         train_classifier(
             ClassifierConfig(data=str(folder / "train.csv"), output_dir=str(work / f"clf{seed}"), seed=seed, **common)
         ).run_dir
-        for seed in range(options.teachers if system in ("mean", "pseudo") else 1)
+        for seed in range(options.teachers if system in ("mean", *TAUGHT) else 1)
     ]
     model = TextClassifier.from_pretrained(runs)  # of several their mean
-    if system != "pseudo":
+    if system not in TAUGHT:
         return model.probabilities
-    write_pseudo_labels(work / "pseudo.csv", model, folder, options)
+    taught = pseudo_labels(model, folder, options)
+    if system == "distilled":
+        return rivals.tfidf_of_probabilities(taught["text"].tolist(), taught[model.label_names].to_numpy())
+    taught.to_csv(work / "pseudo.csv", index=False)
     student = train_classifier(
         ClassifierConfig(
             data=str(work / "pseudo.csv"),
@@ -132,17 +136,15 @@ def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespac
     return student.model().probabilities
 
 
-def write_pseudo_labels(path: Path, teacher: TextClassifier, folder: Path, options: argparse.Namespace) -> None:
-    """A table of probabilities: those that the teacher gives reviews without label, and 0 and 1 of the labelled ones."""
-    import pandas as pd
-
+def pseudo_labels(teacher: TextClassifier, folder: Path, options: argparse.Namespace) -> pd.DataFrame:
+    """A table of texts and probabilities: those that the teacher gives reviews without label, and 0 and 1 of the labelled ones."""
     texts = pq.read_table(options.imdb / "unsup.parquet", columns=["text"])["text"].to_pylist()
     some = [texts[i] for i in np.random.default_rng(SEED).permutation(len(texts))[: options.unlabelled]]
     labelled = pd.read_csv(folder / "train.csv")
     known = (labelled["label"].astype(str).to_numpy()[:, None] == np.array(teacher.label_names)).astype(float)
     table = pd.DataFrame(np.concatenate([known, teacher.probabilities(some)]), columns=teacher.label_names)
     table.insert(0, "text", [*labelled["text"], *some])
-    table.sample(frac=1, random_state=SEED).to_csv(path, index=False)
+    return table.sample(frac=1, random_state=SEED)
 
 
 def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: argparse.Namespace) -> dict[str, Any]:
@@ -168,8 +170,8 @@ def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: a
         "cpu_minutes": round((time.process_time() - begun) / 60, 2),
         "lm": options.lm if system in TUNED else None,
         "clf": options.clf if system in OURS else None,
-        "teachers": options.teachers if system in ("mean", "pseudo") else None,
-        "unlabelled": options.unlabelled if system == "pseudo" else None,
+        "teachers": options.teachers if system in ("mean", *TAUGHT) else None,
+        "unlabelled": options.unlabelled if system in TAUGHT else None,
     }
 
 
@@ -198,9 +200,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--test-rows", type=int, default=5000)
-    parser.add_argument("--lm", help="run of the language model of `semi`, `mean` and `pseudo`")
-    parser.add_argument("--teachers", type=int, default=3, help="classifiers of `mean` and `pseudo`")
-    parser.add_argument("--unlabelled", type=int, default=5000, help="reviews without label that `pseudo` learns from")
+    parser.add_argument("--lm", help=f"run of the language model of {', '.join(TUNED)}")
+    parser.add_argument("--teachers", type=int, default=3, help="classifiers of `mean` and of those that learn from it")
+    parser.add_argument(
+        "--unlabelled", type=int, default=5000, help=f"reviews without label that {' and '.join(TAUGHT)} learn from"
+    )
     parser.add_argument("--clf", default="{}", help="JSON options of our classifiers")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from pathlib import Path
 # Name, colour and marker of each system, in the order of the legend; ours in blue and green, drawn thick.
 SYSTEMS = {
     "pseudo": ("ours, learning from three of ours", "#08306b", "P"),
+    "distilled": ("TF-IDF, learning from three of ours", "#6baed6", "d"),
     "mean": ("ours, three with reviews without a label", "#2171b5", "*"),
     "semi": ("ours, with reviews without a label", "#08519c", "o"),
     "supervised": ("ours, labelled reviews only", "#3182bd", "s"),

@@ -34,6 +34,22 @@ def tfidf(texts, labels, valid_texts, valid_labels) -> Predict:
     return lambda new: model.predict(vectors.transform(new))
 
 
+def tfidf_of_probabilities(texts: Sequence[str], probabilities: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
+    """TF-IDF of words and word pairs, a logistic regression that learns probabilities [n, C], and gives such."""
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectors = TfidfVectorizer(preprocessor=clean, ngram_range=(1, 2), min_df=3, sublinear_tf=True)
+    features = vectors.fit_transform(texts)
+    classes = probabilities.shape[1]
+    # A text with the probabilities p is as C texts, each of one class with the weight of its p.
+    model = LogisticRegression(C=10.0, max_iter=300).fit(
+        vstack([features] * classes), np.repeat(np.arange(classes), len(texts)), sample_weight=probabilities.T.ravel()
+    )
+    return lambda new: model.predict_proba(vectors.transform(new))
+
+
 def nbsvm(texts, labels, valid_texts, valid_labels) -> Predict:
     """NB-SVM (Wang and Manning, ACL 2012, section 2.3): a linear model of word pairs scaled by their log-count ratio.
 
