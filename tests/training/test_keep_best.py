@@ -11,6 +11,7 @@ import torch
 from tests.training import runs
 from ulmfit import train_classifier
 from ulmfit.training.clf_task import ClassifierTask
+from ulmfit.training.loop import Loop
 from ulmfit.training.loop_state import Best
 
 OPTIONS = {"preset": "tiny", "encoder": "none", "max_steps": 6, "eval_every": 2, "recipe": "quick"}
@@ -80,11 +81,13 @@ def config(run):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_by_the_rule_that_it_began_with(reviews, tmp_path, accuracies):
+def test_a_run_goes_on_by_the_rule_that_it_began_with(reviews, tmp_path, accuracies, monkeypatch):
     accuracies |= {2: 0.6, 4: 0.7, 6: 0.65}
     for name, rule_is_stored, best_step in (("now", True, None), ("0.2.0", False, 4)):
         options = runs.clf_config(tmp_path / name, data=str(reviews), **OPTIONS)
-        assert train_classifier(options, runs.StopAtCall(5)).state == "preempted"
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "_stop_agreed", lambda loop: loop.position.step == 5)
+            assert train_classifier(options).state == "preempted"
         stored = config(tmp_path / name)
         if not rule_is_stored:  # versions up to 0.2.0 kept the best of all
             del stored["resolved"]["best_clearly"], stored["identity"]["best_clearly"]
