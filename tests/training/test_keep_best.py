@@ -10,6 +10,7 @@ import torch
 
 from tests.training import runs
 from ulmfit import train_classifier
+from ulmfit.errors import UserError
 from ulmfit.training.clf_task import ClassifierTask
 from ulmfit.training.loop import Loop
 from ulmfit.training.loop_state import Best
@@ -71,9 +72,10 @@ def test_the_best_is_kept_where_it_is_clearly_better(reviews, tmp_path, accuraci
     of_clear = runs.weights(clear.run_dir)
     assert all(torch.equal(of_clear[name], of_best[name]) for name in of_best)
     # Both are other runs than each other.
-    assert [run.run_dir.name for run in (asked, clear) if "best_clearly" in config(run.run_dir)["identity"]] == [
-        "clear"
-    ]
+    told = [config(run.run_dir)["identity"]["keep_best"] for run in (last, asked, clear)]
+    assert told == ["where clearly better", True, "where clearly better"]
+    with pytest.raises(UserError, match=r"holds another run \(keep-best: where clearly better -> True\)"):
+        train("last", keep_best=True)
 
 
 def config(run):
@@ -90,7 +92,8 @@ def test_a_run_goes_on_by_the_rule_that_it_began_with(reviews, tmp_path, accurac
             assert train_classifier(options).state == "preempted"
         stored = config(tmp_path / name)
         if not rule_is_stored:  # versions up to 0.2.0 kept the best of all
-            del stored["resolved"]["best_clearly"], stored["identity"]["best_clearly"]
+            del stored["resolved"]["best_clearly"]
+            stored["identity"]["keep_best"] = True
             (tmp_path / name / "config.json").write_text(json.dumps(stored))
         done = train_classifier(options)
         assert (done.state, done.step, done.best_step) == ("done", 6, best_step)

@@ -33,6 +33,7 @@ _RESOLVED: dict[str, tuple[type, ...]] = {
     "parameters": (int,),
     "architecture": (dict,),
     "keep_best": (bool,),
+    "best_clearly": (bool,),
     "metric": (str, type(None)),
     "stages": (list,),
     "micro_batches": (int, str),

@@ -247,9 +247,11 @@ def _became(config: TrainConfig, resolved: dict[str, Any], plan: list[PlannedSta
     found |= {"metric": None if resolved.get("metric") == "accuracy" else resolved.get("metric")}
     if resolved.get("masks", 1) != 1:  # runs of definition 1 do not tell
         found["masks"] = resolved["masks"]
-    names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "best_clearly", "text_column",
+    names = ("batch_size", "bptt", "drop_mult", "weight_decay", "clip", "stages", "keep_best", "text_column",
              "label_column", "vocab_size")  # fmt: skip
     found |= {name: resolved[name] for name in names if name in resolved}
+    if resolved.get("best_clearly"):
+        found["keep_best"] = "where clearly better"
     if resolved["keep_best"] or config.stop_after:
         found["eval_every"] = config.eval_every  # it decides which steps can be the best one
     return found
