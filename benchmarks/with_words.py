@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import rivals
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -62,9 +63,7 @@ def main() -> None:
         splits = corpus_of_run(filled, begun, runtime, model.label_names).splits
         texts, labels = rows(splits["train"])
         judged = {name: rows(splits[name]) for name in ("valid", "test") if name in splits}
-    vectors = TfidfVectorizer(
-        preprocessor=lambda text: text.replace("<br />", " ").lower(), ngram_range=(1, 2), min_df=2, sublinear_tf=True
-    )
+    vectors = TfidfVectorizer(preprocessor=rivals.clean, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     features = vectors.fit_transform(texts)
     valid_texts, valid_labels = judged["valid"]
     ours, new = model.probabilities(valid_texts), vectors.transform(valid_texts)
@@ -77,9 +76,11 @@ def main() -> None:
     )
     print(f"{len(texts):,} training rows, C = {words.C:g}")
     for name, (some, truth) in judged.items():
-        if name == "test" and not options.test:
-            continue
-        ours, theirs = model.probabilities(some), words.predict_proba(vectors.transform(some))
+        if name == "test":
+            if not options.test:
+                continue
+            ours, new = model.probabilities(some), vectors.transform(some)
+        theirs = words.predict_proba(new)
         right = [(found.argmax(1) == truth).astype(float) for found in (ours, mean(ours, theirs))]
         error = np.std(right[1] - right[0]) / np.sqrt(len(truth))
         for system, found in (("ulmfit", ours), ("TF-IDF", theirs), ("mean", mean(ours, theirs))):

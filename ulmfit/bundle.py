@@ -34,7 +34,6 @@ class Bundle(TextClassifier):
     Attributes:
         members: the classifiers.
         places: by member, the place of each class of the first one among its own.
-        temperature: divides the logarithm of the mean, from which the probabilities are computed again (`tempered`).
 
     Raises:
         UserError: the classifiers have other classes, or were trained on other columns.
@@ -48,10 +47,10 @@ class Bundle(TextClassifier):
         config = {name: value for name, value in first.config.items() if name != "temperature"}
         config["members"] = len(members)
         if temperature is not None:
-            config["temperature"] = temperature  # for the model card
+            config["temperature"] = temperature
         super().__init__(first.net, first.tokenizer, config)
         self.loaded_from, self.form = _folder_of(members), BUNDLE
-        self.members, self.temperature = list(members), temperature
+        self.members = list(members)
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):
                 raise UserError(
@@ -69,6 +68,11 @@ class Bundle(TextClassifier):
         if first.thresholds is not None:
             rows = [member.thresholds[place] for member, place in zip(members, self.places, strict=True)]  # type: ignore[index]
             self.thresholds = mean_of(rows)
+
+    @property
+    def temperature(self) -> float | None:
+        """Divides the logarithm of the mean, from which the probabilities are computed again (`tempered`)."""
+        return self.config.get("temperature")
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""

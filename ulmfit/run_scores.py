@@ -53,12 +53,10 @@ def ensemble_scores(job: Path, weights: dict[str, str] | None = None) -> dict[st
     return metrics if sound and weights in (None, told) else None
 
 
-def ensemble_temperature(job: Path) -> float | None:
-    """The temperature of the mean in the ensemble.json of a job; None without one."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = number(parse_json((job / ENSEMBLE).read_text(encoding="utf-8"))["temperature"])
-        return found if found and found > 0 else None
-    return None
+def temperature_of(scores: dict[str, dict[str, Any]]) -> float | None:
+    """The temperature of a mean, from its scores by split; None if it is not calibrated."""
+    found = number(scores.get("valid", {}).get("temperature"))
+    return found if found and found > 0 else None
 
 
 def number(value: Any) -> float | None:

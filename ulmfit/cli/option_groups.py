@@ -1,6 +1,5 @@
-"""The groups of the trainers' options in `--help`."""
+"""The groups of the trainers' options in `--help`, and the order in them: what is asked for often comes first."""
 
-# The groups of `--help` and the order in them: what is asked for often comes first.
 GROUPS = {
     "data": (
         "data",

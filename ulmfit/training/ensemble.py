@@ -22,7 +22,7 @@ from ulmfit.inference import TextClassifier
 from ulmfit.limits import LIMITS
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, read_config
 from ulmfit.run.status import plain
-from ulmfit.run_scores import ENSEMBLE, ensemble_scores, ensemble_temperature
+from ulmfit.run_scores import ENSEMBLE, ensemble_scores, temperature_of
 from ulmfit.training import setup
 from ulmfit.training.job_files import copy_file, start_and_length
 from ulmfit.training.result import TrainingResult
@@ -53,9 +53,9 @@ def usual_number(job: Path, config: FitConfig, rows: int) -> int:
 
 def score_together(
     job: Path, members: Sequence[TrainingResult], config: ClassifierConfig, stop: StopRequest
-) -> tuple[dict[str, dict[str, Any]], float | None]:
-    """The scores of the mean of the members' probabilities, by split as of `score_bundle`, and with --calibrate its
-    temperature, found on the validation split (a collective).
+) -> dict[str, dict[str, Any]]:
+    """The scores of the mean of the members' probabilities, by split as of `score_bundle` (a collective). With --calibrate
+    its temperature is found on the validation split, and stands in them.
 
     They are read from the job's ensemble.json if that has those of these weights, else it is written.
 
@@ -69,9 +69,9 @@ def score_together(
     """
     with open_session(config, stop) as session:
         runtime = session.runtime
-        weights, kept, temperature = runtime.on_main(lambda: _kept(job, members))
-        if kept is not None and config.calibrate == (temperature is not None):
-            return kept, temperature
+        weights, kept = runtime.on_main(lambda: _kept(job, members))
+        if kept is not None and config.calibrate == (temperature_of(kept) is not None):
+            return kept
         models = [
             TextClassifier.from_pretrained(member.model_dir, device=runtime.device, backend="torch")
             for member in members
@@ -97,19 +97,15 @@ def score_together(
                     raise StoppedEarly(session.stop.reason or "asked of another rank") from None
                 scores[name] = plain(found)
         if runtime.is_main:
-            content: dict[str, Any] = {"weights": weights, "metrics": scores}
-            if bundle.temperature is not None:
-                content["temperature"] = bundle.temperature
+            content = {"weights": weights, "metrics": scores}
             files.write_text(job / ENSEMBLE, json.dumps(content, indent=2) + "\n")
-        return scores, bundle.temperature
+        return scores
 
 
-def _kept(
-    job: Path, members: Sequence[TrainingResult]
-) -> tuple[dict[str, str], dict[str, dict[str, Any]] | None, float | None]:
-    """Fingerprints of the members' weights by folder, and scores and temperature in ensemble.json if they are of these."""
+def _kept(job: Path, members: Sequence[TrainingResult]) -> tuple[dict[str, str], dict[str, dict[str, Any]] | None]:
+    """Fingerprints of the members' weights by folder, and the scores in ensemble.json if they are of these."""
     weights = {member.run_dir.name: files.fingerprint(member.model_dir / WEIGHTS) for member in members}
-    return weights, ensemble_scores(job, weights), ensemble_temperature(job)
+    return weights, ensemble_scores(job, weights)
 
 
 def write_model(folder: Path, sources: Sequence[Path], temperature: float | None = None) -> None:

@@ -32,6 +32,7 @@ from ulmfit.reports import check_installed
 from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_output
 from ulmfit.run.status import STATUS, read_status, write_status
+from ulmfit.run_scores import temperature_of
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import check_options, train_classifier
@@ -133,13 +134,11 @@ class _Job:
                         return self._preempted(language_model, members)
                 self._stage = "summary"
                 clf_config = self._classifiers[CLF]
-                scores, temperature = members[0].metrics if members else {}, None
+                scores = members[0].metrics if members else {}
                 if len(members) > 1:
-                    scores, temperature = score_together(self._path, members, clf_config, self._stop)
+                    scores = score_together(self._path, members, clf_config, self._stop)
                 with open_runtime(clf_config) as (runtime, _):
-                    summary = runtime.on_main(
-                        lambda: self._finish(rivals, language_model, members, scores, temperature)
-                    )
+                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, scores))
             return result_of_job("done", self._path, language_model, members, summary)
         except StoppedEarly:  # while the corpus was read
             return self._preempted(language_model, members)
@@ -311,12 +310,10 @@ class _Job:
         language_model: TrainingResult,
         members: list[TrainingResult],
         scores: dict[str, dict[str, Any]],
-        temperature: float | None,
     ) -> dict[str, Any]:
-        """On rank 0: write the model and the summary, and print it. `scores` are the model's by split, and `temperature`
-        that of a mean."""
+        """On rank 0: write the model and the summary, and print it. `scores` are the model's by split."""
         sources = members or [language_model]
-        write_model(self._path / MODEL, [source.model_dir for source in sources], temperature)
+        write_model(self._path / MODEL, [source.model_dir for source in sources], temperature_of(scores))
         summary = summarize(
             data=str(self._config.data or "the embedded sample"),
             rivals=rivals,

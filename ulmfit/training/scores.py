@@ -241,7 +241,7 @@ def score_bundle(
         return label_metrics(probabilities, matrix[labels], bundle.label_names, bundle.thresholds.tolist())
     if calibrate:
         whole = _whole(mean, own, len(labels), runtime)
-        bundle.temperature = calibration(whole.clamp_min(SMALLEST).log(), truth)["temperature"]
+        bundle.config["temperature"] = calibration(whole.clamp_min(SMALLEST).log(), truth)["temperature"]
     more, truth = {}, truth[torch.from_numpy(own)]
     if bundle.temperature is not None:
         before = calibration_error(runtime.sum(bin_sums(mean, truth).to(runtime.device)))
