@@ -118,10 +118,7 @@ def test_paths_work_wherever_text_does(tmp_path, reviews, monkeypatch):
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory) -> Path:
     """A folder of three splits."""
-    folder = tmp_path_factory.mktemp("splits")
-    for name, number in (("train", 60), ("valid", 20), ("test", 20)):
-        short.write_reviews(folder / f"{name}.csv", number)
-    return folder
+    return short.write_splits(tmp_path_factory.mktemp("splits"), train=60, valid=20, test=20)
 
 
 @pytest.mark.slow

@@ -175,8 +175,13 @@ def stage_configs(config: FitConfig) -> tuple[LMConfig, ClassifierConfig]:
     return _config(LMConfig, language_model), _config(ClassifierConfig, classifier)
 
 
+def classifier_name(number: int | str) -> str:
+    """The name of the number-th classifier of a job, from 1 on, which is that of its folder: clf, clf-2, clf-3, ..."""
+    return CLF if str(number) == "1" else f"{CLF}-{number}"
+
+
 def classifier_configs(config: FitConfig) -> dict[str, ClassifierConfig]:
-    """The configurations of the classifiers by name, which is that of their folder: clf, clf-2, clf-3, ...
+    """The configurations of the classifiers by `classifier_name`.
 
     The first one is that of a job of one classifier. The others have the seeds after its seed, and hold out and draw
     the same rows.
@@ -187,7 +192,7 @@ def classifier_configs(config: FitConfig) -> dict[str, ClassifierConfig]:
     _, first = stage_configs(config)
     found = {CLF: first}
     for number in range(2, (config.ensemble or 1) + 1):
-        name = f"{CLF}-{number}"
+        name = classifier_name(number)
         own = {option: getattr(first, option) for option in first.on_command_line}
         own |= {"seed": first.seed + number - 1, "draw_seed": first.seed_of_draws}
         if own["seed"] > LIMITS["seed"].most:

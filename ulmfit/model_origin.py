@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit.files import fingerprint, parse_json
-from ulmfit.fit_config import CLF, LM
+from ulmfit.fit_config import CLF, LM, classifier_name
 from ulmfit.run_scores import ensemble_scores, scores_of
 
 
@@ -73,8 +73,7 @@ def origin_of(folder: Path | None) -> Origin:
     place = folder.resolve().parent
     stored = _read(place / "config.json")
     if stored.get("task") == "fit":
-        classifier = f"{CLF}-{member}" if member not in ("", "1") else CLF
-        runs = [_run(place / name) for name in (classifier, LM)]
+        runs = [_run(place / name) for name in (classifier_name(member or 1), LM)]
         options = as_dict(stored.get("options"))
         if not member and options.get("ensemble") != 1 and (scores := ensemble_scores(place)):
             runs[0] = replace(runs[0], scores=scores)

@@ -38,6 +38,14 @@ def write_reviews(path: Path, number: int, *, first: int = 0) -> Path:
     return path
 
 
+def write_splits(folder: Path, **numbers: int) -> Path:
+    """`write_reviews` into FOLDER/SPLIT.csv, by split the number. Returns the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, number in numbers.items():
+        write_reviews(folder / f"{name}.csv", number)
+    return folder
+
+
 def environment(cache: Path, **more: str) -> dict[str, str]:
     """That of this process, for a command with a token cache of its own."""
     return os.environ | ENVIRONMENT | {"ULMFIT_CACHE": str(cache)} | more

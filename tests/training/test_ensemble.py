@@ -32,9 +32,7 @@ TEXTS = ["a good film", "the plot was dull and the film too long"]
 def folder(tmp_path_factory) -> Path:
     """data/ and a finished job of three classifiers, `three`. Not to be changed."""
     place = tmp_path_factory.mktemp("ensemble")
-    (place / "data").mkdir()
-    for name, number in (("train", 120), ("test", 30)):
-        runs.write_reviews(place / "data" / f"{name}.csv", number)
+    runs.write_splits(place / "data", train=120, test=30)
     assert ulmfit.fit(config(place, "three", ensemble=3)).state == "done"
     return place
 

@@ -29,9 +29,7 @@ def config(folder: Path, name: str, **options) -> FitConfig:
 def folder(tmp_path_factory) -> Path:
     """data/ and a finished job, `calibrated`. Not to be changed."""
     place = tmp_path_factory.mktemp("calibrated")
-    (place / "data").mkdir()
-    for name, number in (("train", 120), ("test", 40)):
-        runs.write_reviews(place / "data" / f"{name}.csv", number)
+    runs.write_splits(place / "data", train=120, test=40)
     assert ulmfit.fit(config(place, "calibrated", calibrate=True)).state == "done"
     return place
 

@@ -12,7 +12,7 @@ from typing import Any
 from ulmfit.bundle import members_of
 from ulmfit.errors import UserError, without_keys
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM
+from ulmfit.fit_config import CLF, LM, classifier_name
 from ulmfit.option_types import flag
 from ulmfit.paths import as_path
 from ulmfit.run.directory import MODEL
@@ -186,10 +186,9 @@ def read_facts(given: str) -> Facts:
         minutes = minutes_of(status)
         trainings = {name: _training(path / name) for name in (LM, CLF)}
         ensemble = ensemble_of(job)
-        names = [CLF, *(f"{CLF}-{number}" for number in range(2, ensemble + 1))]
-        minutes = {
-            name: minutes[name] for name in (LM, *names) if name in minutes
-        }  # others may be trained, and not used
+        names = [classifier_name(number) for number in range(1, ensemble + 1)]
+        # More may have been trained, and are not used.
+        minutes = {name: minutes[name] for name in (LM, *names) if name in minutes}
         with suppress(UserError):  # bundle.json is damaged
             averaged = len(members_of(path / MODEL) or [MODEL])
         if ensemble > 1:
