@@ -27,6 +27,7 @@ GROUND = {
     "limits",
     "markdown",
     "model_card",
+    "model_kinds",
     "model_origin",
     "option_types",
     "paths",

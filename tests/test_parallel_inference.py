@@ -66,7 +66,7 @@ def test_a_few_texts_are_read_by_one_thread(two_threads, monkeypatch):
     seen = []
 
     class Net(torch.nn.Module):
-        num_classes, encoder = 2, SimpleNamespace(rows_of_a_core=32)
+        num_classes, rows_of_a_core = 2, 32
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,5 @@
-"""Several classifiers as one, whose probabilities are the mean of theirs: usually a forward and a backward half.
+"""Several classifiers as one, whose probabilities are the mean of theirs: usually a forward and a backward half, or the
+classifiers of one job, also with a linear one of n-grams.
 
 A bundle on disk is a folder with bundle.json, which names its members, and a model folder for each of them; so is the
 model/ of a job with --ensemble. In memory it is a `TextClassifier`.
@@ -18,13 +19,14 @@ from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed_values
 from ulmfit.inference import Backend, TextClassifier
+from ulmfit.model_kinds import is_ngrams
 from ulmfit.paths import as_path
 
 if TYPE_CHECKING:
     import torch
 
 BUNDLE = "bundle.json"
-FORMAT_VERSION = 2  # 1 knows no temperature
+FORMAT_VERSION = 3  # 1 knows no temperature, 2 no shares
 SMALLEST = 1e-38  # its logarithm is finite
 
 
@@ -33,6 +35,7 @@ class Bundle(TextClassifier):
 
     Attributes:
         members: the classifiers.
+        shares: by member, the weight of its probabilities in the mean; they sum to 1.
         places: by member, the place of each class of the first one among its own.
 
     Raises:
@@ -40,17 +43,24 @@ class Bundle(TextClassifier):
     """
 
     def __init__(
-        self, members: Sequence[TextClassifier], names: Sequence[str], *, temperature: float | None = None
+        self,
+        members: Sequence[TextClassifier],
+        names: Sequence[str],
+        *,
+        temperature: float | None = None,
+        shares: Sequence[float] | None = None,
     ) -> None:
         first = members[0]
         # A temperature of the first one is in its probabilities.
         config = {name: value for name, value in first.config.items() if name != "temperature"}
-        config["members"] = len(members)
+        config["members"] = sum(not is_ngrams(member.config) for member in members)
+        config["ngrams"] = config["members"] < len(members)
         if temperature is not None:
             config["temperature"] = temperature
         super().__init__(first.net, first.tokenizer, config)
         self.loaded_from, self.form = _folder_of(members), BUNDLE
         self.members = list(members)
+        self.shares = list(shares or [1 / len(members)] * len(members))
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):
                 raise UserError(
@@ -67,7 +77,7 @@ class Bundle(TextClassifier):
         self.places = [np.array([member.label_names.index(label) for label in first.label_names]) for member in members]
         if first.thresholds is not None:
             rows = [member.thresholds[place] for member, place in zip(members, self.places, strict=True)]  # type: ignore[index]
-            self.thresholds = mean_of(rows)
+            self.thresholds = mean_of(rows, self.shares)
 
     @property
     def temperature(self) -> float | None:
@@ -77,14 +87,14 @@ class Bundle(TextClassifier):
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""
         rows = [member.probabilities(texts)[:, place] for member, place in zip(self.members, self.places, strict=True)]
-        return tempered(mean_of(rows), self.temperature)
+        return tempered(mean_of(rows, self.shares), self.temperature)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for number, member in enumerate(self.members, 1):
             folder = save_directory / str(number)
             folder.mkdir(parents=True, exist_ok=True)
             member._save_pretrained(folder)
-        write_index(save_directory, self.label_names, len(self.members), self.temperature)
+        write_index(save_directory, self.label_names, len(self.members), self.temperature, self.shares)
 
 
 def _folder_of(members: Sequence[TextClassifier]) -> Path | None:
@@ -96,9 +106,9 @@ def _folder_of(members: Sequence[TextClassifier]) -> Path | None:
     return folder
 
 
-def mean_of(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of arrays of equal shape, computed in float64, float32."""
-    return np.asarray(np.sum(rows, axis=0, dtype=np.float64) / len(rows), dtype=np.float32)
+def mean_of(rows: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
+    """The mean of arrays of equal shape by shares that sum to 1, computed in float64, float32."""
+    return np.asarray(np.tensordot(np.asarray(shares), np.asarray(rows, dtype=np.float64), 1), dtype=np.float32)
 
 
 def tempered(probabilities: np.ndarray, temperature: float | None) -> np.ndarray:
@@ -127,7 +137,18 @@ def load_bundle(
         raise UserError("no model was given; name at least one")
     index = _index(paths[0]) if len(paths) == 1 else None  # the temperature is of this mean alone
     return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8, backend=backend) for path in found],
-                  [str(path) for path in found], temperature=index.temperature if index else None)  # fmt: skip
+                  [str(path) for path in found], temperature=index.temperature if index else None,
+                  shares=_shares_of(paths))  # fmt: skip
+
+
+def _shares_of(paths: Sequence[str | Path]) -> list[float]:
+    """By member its share in the mean of models and bundles. A bundle counts as often as it has members."""
+    weights: list[float] = []
+    for path in paths:
+        index = _index(path)
+        number = len(index.members) if index else 1
+        weights += [number * share for share in index.shares] if index and index.shares else [1.0] * number
+    return [weight / sum(weights) for weight in weights]
 
 
 def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
@@ -141,6 +162,7 @@ def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
 class _Index(NamedTuple):
     members: list[Path]
     temperature: float | None
+    shares: list[float] | None
 
 
 def members_of(path: str | Path) -> list[Path] | None:
@@ -153,6 +175,25 @@ def members_of(path: str | Path) -> list[Path] | None:
     return index.members if index else None
 
 
+def make_up(path: str | Path) -> tuple[int, float]:
+    """How many networks the model in a folder is the mean of, and the share of n-grams in it. Raises as `members_of`."""
+    index = _index(path)
+    if index is None:
+        return 1, 0.0
+    shares = index.shares or [1 / len(index.members)] * len(index.members)
+    ngrams = [share for member, share in zip(index.members, shares, strict=True) if _holds_ngrams(member)]
+    return len(shares) - len(ngrams), sum(ngrams)
+
+
+def _holds_ngrams(folder: Path) -> bool:
+    """Whether the model in a folder is a linear classifier of n-grams; False for one that cannot be read."""
+    try:
+        config = files.parse_json((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and is_ngrams(config)
+
+
 def _index(path: str | Path) -> _Index | None:
     """What bundle.json tells; arguments and errors as of `members_of`."""
     folder = Path(as_path(path))
@@ -163,11 +204,12 @@ def _index(path: str | Path) -> _Index | None:
         return None
     try:
         content = files.parse_json(file.read_text(encoding="utf-8"))
-        names, temperature = content["members"], content.get("temperature")
+        names, temperature, shares = content["members"], content.get("temperature"), content.get("shares")
         good = content["format_version"] <= FORMAT_VERSION and isinstance(names, list) and all(map(_is_folder, names))
         # A bundle in a bundle is none of ours, and might hold itself.
         good = good and not any((folder / name / BUNDLE).is_file() for name in names)
         good = good and (temperature is None or 0 < float(temperature) < math.inf)
+        good = good and (shares is None or _are_shares(shares, len(names)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good or not names:
@@ -175,7 +217,12 @@ def _index(path: str | Path) -> _Index | None:
         if (folder.parent / "summary.json").is_file():
             cure = "start its ulmfit fit again, which trains nothing anew"
         raise UserError(f"{file} does not tell the members of a bundle; {cure}")
-    return _Index([folder / name for name in names], None if temperature is None else float(temperature))
+    return _Index([folder / name for name in names], None if temperature is None else float(temperature), shares)
+
+
+def _are_shares(values: Any, number: int) -> bool:
+    """Whether they are the shares of so many members."""
+    return len(values) == number and min(values) > 0 and math.isclose(sum(values), 1.0, rel_tol=1e-6)
 
 
 def _is_folder(name: Any) -> bool:
@@ -196,15 +243,27 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
     for number, path in enumerate(found, 1):
         net, tokenizer, config = load_model(path)
         save_model(folder / str(number), net, tokenizer, config, bits=bits)
-    write_index(folder, bundle.label_names, len(found), bundle.temperature)
+    write_index(folder, bundle.label_names, len(found), bundle.temperature, bundle.shares)
 
 
-def write_index(folder: Path, label_names: Sequence[str], members: int, temperature: float | None = None) -> None:
-    """Write bundle.json of a folder with the members 1, 2, 3, ..., unless it is there."""
+def write_index(
+    folder: Path,
+    label_names: Sequence[str],
+    members: int,
+    temperature: float | None = None,
+    shares: Sequence[float] | None = None,
+) -> None:
+    """Write bundle.json of a folder with the members 1, 2, 3, ..., unless it is there.
+
+    Args:
+        temperature, shares: of the `Bundle`.
+    """
     content: dict[str, Any] = {"format_version": 1, "label_names": list(label_names),
                                "members": [str(number) for number in range(1, members + 1)]}  # fmt: skip
     if temperature is not None:
-        content |= {"format_version": FORMAT_VERSION, "temperature": temperature}
+        content |= {"format_version": 2, "temperature": temperature}
+    if shares is not None and len(set(shares)) > 1:
+        content |= {"format_version": 3, "shares": list(shares)}
     text = json.dumps(content, indent=2) + "\n"
     if not (folder / BUNDLE).is_file() or (folder / BUNDLE).read_text(encoding="utf-8", errors="replace") != text:
         files.write_text(folder / BUNDLE, text)

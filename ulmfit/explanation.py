@@ -104,7 +104,7 @@ def explain(model: TextClassifier, text: str, label: str | None = None, *, tried
     """What each word of a text adds to the log-odds of a class. See `TextClassifier.explain`."""
     if not isinstance(text, str):
         raise UserError(f"a text to explain is a str and not of type {type(text).__name__}; give one text at a time")
-    members = getattr(model, "members", [model])
+    members, shares = getattr(model, "members", [model]), getattr(model, "shares", [1.0])
     if not text.strip():
         raise UserError("there is no word in the text to explain; give one with words")
     if any(member.net is None for member in members):
@@ -113,13 +113,13 @@ def explain(model: TextClassifier, text: str, label: str | None = None, *, tried
         raise UserError("a model in 8 bits has no gradients; load it without int8")
     prediction = model.prediction_of(model.probabilities([text])[0])
     index = _index(model, label, prediction.index, prediction.probabilities)
-    read, words = _contributions(model, members[0], text, index)
-    for member in members[1:]:  # each may cut the text into other words, so its words are those of the first member
-        _, others = _contributions(model, member, text, index)
+    read, words = _contributions(model, members[0], text, index, shares[0])
+    for member, share in zip(members[1:], shares[1:], strict=True):
+        # Each may cut the text into other words, so its words are those of the first member.
+        _, others = _contributions(model, member, text, index, share)
         words = _added(words, others)
-    mean = tuple(replace(word, contribution=word.contribution / len(members)) for word in words)
     found = Explanation(read, model.label_names[index], index, float(prediction.probabilities[index]), prediction.label,
-                        mean, tuple(model.label_names), prediction.probabilities)  # fmt: skip
+                        words, tuple(model.label_names), prediction.probabilities)  # fmt: skip
     return _tried(model, found, tried)
 
 
@@ -134,12 +134,13 @@ def _index(model: TextClassifier, label: str | None, predicted: int, probabiliti
 
 
 def _contributions(
-    model: TextClassifier, member: TextClassifier, text: str, index: int
+    model: TextClassifier, member: TextClassifier, text: str, index: int, share: float
 ) -> tuple[str, tuple[Word, ...]]:
     """The text as it was read, and its words with what they add by one classifier.
 
     Args:
         index: of the class among those of `model`.
+        share: of the classifier in the mean.
     """
     from ulmfit.model.saliency import token_contributions
 
@@ -153,7 +154,7 @@ def _contributions(
         temperature=member.config.get("temperature"),
     )
     inside = places >= 0
-    sums = np.bincount(places[inside], weights=by_token[inside], minlength=len(spans))
+    sums = share * np.bincount(places[inside], weights=by_token[inside], minlength=len(spans))
     words = tuple(
         Word(read[start:end], start, end, float(value)) for (start, end), value in zip(spans, sums, strict=True)
     )

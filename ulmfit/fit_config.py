@@ -96,6 +96,9 @@ class FitConfig(JobData):
     three are right on about one text more in a hundred, for three times the classifier's time. A later start may give
     another number; what is trained is kept (default: 3 on at most 10,000 labelled texts and a pretrained language
     model with the recipe quick, else 1)."""
+    ngrams: OrElse[bool] = None
+    """Average in a linear classifier of words and pairs of words, which is trained in seconds; with --no-ngrams none
+    (default: with the recipe quick, where it lowers the loss on the validation texts)."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0
@@ -148,7 +151,7 @@ class FitConfig(JobData):
             "local_cache",
         ),
         "model": ("init", "preset"),
-        "training": ("recipe", "ensemble", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),
+        "training": ("recipe", "ensemble", "ngrams", "epochs", "calibrate", "seed", "lm", "clf", "baseline"),
         "saving": ("output_dir", "resume", "config", "max_time"),
         "speed": ("precision", "threads"),
         "logging": ("samples", "report_to"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ulmfit.explanation import Explanation
     from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.ngrams import NGramNet
 
 
 Backend = Literal["auto", "onnx", "torch"]
@@ -47,7 +48,7 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
             [C]; else None.
     """
 
-    def __init__(self, net: ClassifierNet | None, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    def __init__(self, net: ClassifierNet | NGramNet | None, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
         self.net, self.tokenizer, self.config = net, tokenizer, config
         self.label_names: list[str] = config["label_names"]
         self.thresholds: np.ndarray | None = None
@@ -167,11 +168,12 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
             reader = self._onnx_reader()
             if reader is not None:
                 return reader
+        from ulmfit.model.classifier import ClassifierNet
         from ulmfit.model.int8 import Int8AWDLSTM, quantize_encoder
         from ulmfit.parallel_inference import TorchReader
 
         assert self.net is not None
-        if self.bits == 8 and not isinstance(self.net.encoder, Int8AWDLSTM):
+        if self.bits == 8 and isinstance(self.net, ClassifierNet) and not isinstance(self.net.encoder, Int8AWDLSTM):
             quantize_encoder(self.net)
         return TorchReader(
             self.net,
@@ -185,11 +187,8 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
         try:
             if self._exported is not None:
                 return OnnxReader(self._exported)
-            from ulmfit.exported.graph import Weights, build
-
             assert self.net is not None
-            tensors = {name: tensor.detach().numpy() for name, tensor in self.net.state_dict().items()}
-            return OnnxReader(build(Weights.of(tensors, self.config | _sizes(self.net)), self.bits))
+            return OnnxReader(model_folder.graph_of(self.net, self.config, self.bits))
         except UserError:
             if self._backend == "onnx":
                 raise
@@ -260,16 +259,16 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
         return self._reader(len(texts)).probabilities(self.tokenizer.encode(texts))
 
 
-def _sizes(net: ClassifierNet) -> dict[str, Any]:
-    return {"architecture": {"num_layers": net.config.num_layers}, "max_len": net.max_len}
-
-
-def _backend_of(net: ClassifierNet | None, wanted: Backend) -> Backend:
-    """`wanted`, or torch where auto cannot have ONNX Runtime."""
+def _backend_of(net: ClassifierNet | NGramNet | None, wanted: Backend) -> Backend:
+    """`wanted`, or torch where auto cannot have ONNX Runtime, or n-grams gain nothing by it."""
     import torch
 
+    from ulmfit.model.ngrams import NGramNet
+
     assert net is not None
-    weight = net.encoder.embedding.weight
+    if wanted == "auto" and isinstance(net, NGramNet):
+        return "torch"
+    weight = next(net.parameters())
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32
     if wanted == "onnx" and not fits:
         kind = str(weight.dtype).removeprefix("torch.")

@@ -18,6 +18,7 @@ from ulmfit.errors import one_line
 from ulmfit.excerpts import listed, values_shown
 from ulmfit.hub import PREFIX
 from ulmfit.markdown import as_markdown
+from ulmfit.model_kinds import is_ngrams
 from ulmfit.model_origin import Origin, Run, as_dict, origin_of
 from ulmfit.paths import DESCRIBED, PATHS, without_folders
 from ulmfit.run_command import words_of_command
@@ -109,6 +110,12 @@ def _what(config: Mapping[str, Any], size: int | None) -> str:
     if config["task"] == "tokenizer":
         return f"The text rules, word splitting and vocabulary of {size:,} words of a ULMFiT model, as one `tokenizer.json`."
     sizes = as_dict(config.get("architecture"))
+    several = "any number of" if config.get("multi_label") else "one of"
+    if is_ngrams(config):
+        return (
+            f"A linear classifier of {number(sizes.get('features')) or 0:,.0f} words and pairs of words (TF-IDF scaled by "
+            f"log-count ratios) that gives a text {several} {len(config['label_names'])} labels, to be averaged with networks."
+        )
     embedding, hidden, layers, words = (
         f"{number(sizes.get(name)) or 0:,.0f}" for name in ("embedding_size", "hidden_size", "num_layers", "vocab_size")
     )
@@ -120,11 +127,15 @@ def _what(config: Mapping[str, Any], size: int | None) -> str:
     imported = f" Its weights were imported from {where} ({kind})." if origin else ""
     if config["task"] == "language_model":
         return f"A language model (ULMFiT: {shape}{direction}), to be fine-tuned on texts of a task.{imported}"
-    several = "any number of" if config.get("multi_label") else "one of"
-    members = config.get("members", 1)
+    members, ngrams = config.get("members", 1), ""
     who = f"The mean of {members} text classifiers (each ULMFiT" if members > 1 else "A text classifier (ULMFiT"
+    if config.get("ngrams"):
+        who, ngrams = (
+            who.replace("A text", "The mean of a text"),
+            " and a linear classifier of words and pairs of words",
+        )
     return (
-        f"{who}: {shape}{direction}) that gives a text {several} {len(config['label_names'])} "
+        f"{who}: {shape}{direction}){ngrams} that gives a text {several} {len(config['label_names'])} "
         f"labels. A text may have any length: the last {config.get('max_len', 0):,} tokens are pooled, those before are "
         f"read too.{imported}"
     )

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from ulmfit.generation import LanguageModel
     from ulmfit.inference import TextClassifier
+    from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.ngrams import NGramNet
 
 
 # What to do with a model of the other kind, in Python and on the command line.
@@ -61,9 +63,30 @@ def save(folder: Path, model: LanguageModel | TextClassifier) -> None:
 
     net = model.net
     assert net is not None, "not an exported model"
-    if isinstance(net.encoder, Int8AWDLSTM):
+    if isinstance(getattr(net, "encoder", None), Int8AWDLSTM):
         raise UserError("this model was loaded with int8 and its weights are rounded; load it without int8 to save it")
     save_model(folder, net, model.tokenizer, model.config)
+
+
+def graph_of(net: ClassifierNet | NGramNet, config: dict[str, Any], bits: Literal[8, 32] = 32) -> bytes:
+    """The ONNX graph of a classifier on the CPU, serialised.
+
+    Args:
+        config: config.json of the model.
+        bits: as of `exported.graph.build`. N-grams have no products that 8 bits would speed up, and stay in fp32.
+
+    Raises:
+        UserError: onnx is missing, or the model is larger than an ONNX file may be.
+    """
+    from ulmfit.exported.graph import Weights, build
+    from ulmfit.exported.ngram_graph import build_ngrams
+    from ulmfit.model.ngrams import NGramNet
+
+    tensors = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+    if isinstance(net, NGramNet):
+        return build_ngrams(tensors, net.config.vocab_size)
+    sizes = {"architecture": {"num_layers": net.config.num_layers}, "max_len": net.max_len}
+    return build(Weights.of(tensors, {**config, **sizes}), bits)
 
 
 def card_of(model: LanguageModel | TextClassifier, usage: str, config: dict[str, Any], given: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ulmfit.files import fingerprint, parse_json
 from ulmfit.fit_config import CLF, LM, classifier_name
+from ulmfit.model_kinds import is_ngrams
 from ulmfit.run_scores import ensemble_scores, scores_of
 
 
@@ -73,9 +74,10 @@ def origin_of(folder: Path | None) -> Origin:
     place = folder.resolve().parent
     stored = _read(place / "config.json")
     if stored.get("task") == "fit":
+        if is_ngrams(_read(folder / member / "config.json")):
+            return Origin()
         runs = [_run(place / name) for name in (classifier_name(member or 1), LM)]
-        options = as_dict(stored.get("options"))
-        if not member and options.get("ensemble") != 1 and (scores := ensemble_scores(place)):
+        if not member and (folder / "bundle.json").is_file() and (scores := ensemble_scores(place)):
             runs[0] = replace(runs[0], scores=scores)
         return Origin(
             [run for run in runs if run.stored.get("task") in (CLF, LM)], stored, _read(place / "summary.json")

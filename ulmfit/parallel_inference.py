@@ -17,6 +17,7 @@ import torch
 
 from ulmfit.batches.documents import evaluation_batches, pad
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.ngrams import NGramNet
 from ulmfit.private_api import torch_library
 
 Result = TypeVar("Result")
@@ -29,7 +30,9 @@ WINDOW_TOKENS = 2048
 class TorchReader:
     """A net that gives probabilities of documents. It has the interface of `exported.reader.OnnxReader`."""
 
-    def __init__(self, net: ClassifierNet, *, pad_id: int, backwards: bool, temperature: float | None = None) -> None:
+    def __init__(
+        self, net: ClassifierNet | NGramNet, *, pad_id: int, backwards: bool, temperature: float | None = None
+    ) -> None:
         self.net, self._pad_id, self._backwards, self._temperature = net, pad_id, backwards, temperature
 
     def probabilities(self, documents: Sequence[np.ndarray]) -> np.ndarray:
@@ -58,7 +61,7 @@ class TorchReader:
         return result
 
 
-def reading_batches(lengths: np.ndarray, net: ClassifierNet, device: torch.device) -> list[np.ndarray]:
+def reading_batches(lengths: np.ndarray, net: ClassifierNet | NGramNet, device: torch.device) -> list[np.ndarray]:
     """Divide all documents into batches of similar lengths, longest first.
 
     On the CPU a batch has the number of rows with the highest throughput, or fewer, to have two batches per thread. On
@@ -67,7 +70,7 @@ def reading_batches(lengths: np.ndarray, net: ClassifierNet, device: torch.devic
     if device.type != "cpu":
         return evaluation_batches(lengths)
     share = -(-len(lengths) // (2 * torch.get_num_threads()))
-    return evaluation_batches(lengths, max_rows=min(net.encoder.rows_of_a_core, max(FEWEST_ROWS, share)))
+    return evaluation_batches(lengths, max_rows=min(net.rows_of_a_core, max(FEWEST_ROWS, share)))
 
 
 def read_side_by_side(

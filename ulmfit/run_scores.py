@@ -53,6 +53,18 @@ def ensemble_scores(job: Path, weights: dict[str, str] | None = None) -> dict[st
     return metrics if sound and weights in (None, told) else None
 
 
+def ngrams_of(job: Path) -> dict[str, float] | None:
+    """What the ensemble.json of a job tells of n-grams in the mean, at least their "share"; {} if the mean is better
+    without them, None if that was not looked at."""
+    try:
+        found = parse_json((job / ENSEMBLE).read_text(encoding="utf-8"))["ngrams"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not isinstance(found, dict):
+        return {}
+    return found if 0 < (number(found.get("share")) or 0.0) < 1 else None
+
+
 def temperature_of(scores: dict[str, dict[str, Any]]) -> float | None:
     """The temperature of a mean, from its scores by split; None if it is not calibrated."""
     found = number(scores.get("valid", {}).get("temperature"))

@@ -23,7 +23,7 @@ SHARED = {"seed": 3, "threads": 1, "samples": False}
 
 def config(folder: Path, name: str, **options) -> FitConfig:
     return FitConfig(**{"data": str(folder / "reviews.csv"), "output_dir": str(folder / name), "preset": "tiny",
-                        "lm": LM, "clf": CLF, "baseline": False} | SHARED | options)  # fmt: skip
+                        "lm": LM, "clf": CLF, "baseline": False, "ngrams": False} | SHARED | options)  # fmt: skip
 
 
 def apart(folder: Path) -> None:
@@ -42,6 +42,6 @@ def soft(folder: Path, name: str) -> Path:
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     soft(place, "soft2")
-    assert fit(config(place, "fit", ensemble=2)).state == "done"
+    assert fit(config(place, "fit", ensemble=2, ngrams=True)).state == "done"
     apart(place)
     print("end", flush=True)

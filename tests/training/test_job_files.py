@@ -66,9 +66,10 @@ def test_damaged_options_of_a_job_are_told_and_those_of_the_command_taken(conten
 def test_sound_options_are_taken_silently(tmp_path):
     options = {"seed": 3, "epochs": 2, "lm": {"lr": 0.1}, "of_a_later_version": {}}
     assert begun_options(stored(tmp_path, {"task": "fit", "options": options}), pytest.fail) == options | {
-        "ensemble": 1
+        "ensemble": 1,
+        "ngrams": False,
     }
-    options["ensemble"] = None  # not settled yet
+    options |= {"ensemble": None, "ngrams": None}  # not settled yet
     assert begun_options(stored(tmp_path, {"task": "fit", "options": options}), pytest.fail) == options
 
 

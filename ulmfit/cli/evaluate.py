@@ -52,6 +52,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.hub import local_folder
     from ulmfit.model.classifier import ClassifierNet
     from ulmfit.model.int8 import quantize_encoder
+    from ulmfit.model.ngrams import NGramNet
     from ulmfit.model.pretrained import load_model
     from ulmfit.training.scores import score_classifier, score_labels, score_language_model
     from ulmfit.training.setup import tokenised
@@ -63,10 +64,10 @@ def evaluate(options: EvaluateOptions) -> None:
             _evaluate_bundle(options, runtime)
             return
         net, tok, saved = load_model(path, device=runtime.device)
-        is_classifier = isinstance(net, ClassifierNet)
-        if options.int8:
-            if not isinstance(net, ClassifierNet):
-                raise UserError(f"--int8 is for classifiers and {path} is a language model; leave it out")
+        is_classifier = isinstance(net, ClassifierNet | NGramNet)
+        if options.int8 and not is_classifier:
+            raise UserError(f"--int8 is for classifiers and {path} is a language model; leave it out")
+        if options.int8 and isinstance(net, ClassifierNet):
             quantize_encoder(net)
         own = None if options.data else split_of_run(options, path, saved, runtime)
         name, split = own or runtime.main_first(lambda: split_to_score(options, saved, path))
@@ -76,7 +77,7 @@ def evaluate(options: EvaluateOptions) -> None:
             metrics = score_labels(net, store, runtime, label_names=saved["label_names"], matrix=_matrix(split),
                                    thresholds=saved.get("thresholds") or [0.5] * net.num_classes,
                                    pad_id=tok.pad_id, backwards=saved["backwards"])  # fmt: skip
-        elif isinstance(net, ClassifierNet):
+        elif isinstance(net, ClassifierNet | NGramNet):
             metrics = score_classifier(
                 net,
                 store,

@@ -13,7 +13,6 @@ from ulmfit.errors import UserError
 from ulmfit.files import new_folder
 
 if TYPE_CHECKING:
-    from ulmfit.exported.graph import Weights
     from ulmfit.tokenizer.tokenizer import Tokenizer
 
 
@@ -49,7 +48,9 @@ def export(options: ExportOptions) -> None:
         raise UserError(f"--int8 is for --to onnx; {cure}")
     from ulmfit.bundle import each_model, members_of, save_bundle
     from ulmfit.hub import local_folder
+    from ulmfit.model.ngrams import NGramNet
     from ulmfit.model.pretrained import load_model, save_model
+    from ulmfit.model_kinds import is_ngrams
 
     options = replace(options, model=[local_folder(model) for model in options.model])
     if len(options.model) > 1 or members_of(options.model[0]):
@@ -67,10 +68,15 @@ def export(options: ExportOptions) -> None:
         print(f"{output}: {what} in {_mebibytes(output)}")
         return
     net, tokenizer, config = load_model(options.model[0])
+    if is_ngrams(config) and options.to in ("fastai", "transformers"):
+        raise UserError(
+            f"--to {options.to} is for networks and {options.model[0]} is a linear classifier of n-grams; leave it out"
+        )
     with new_folder(output) as aside:
         if options.to == "fastai":
             from ulmfit.model.fastai_export import write_fastai
 
+            assert not isinstance(net, NGramNet), "n-grams were refused"
             write_fastai(aside, net, tokenizer, config, name=output.name)
         elif options.to == "ulmfit":
             save_model(aside, net, tokenizer, config, bits=options.bits)
@@ -85,28 +91,31 @@ def _mebibytes(folder: Path) -> str:
 
 def _write_classifier(options: ExportOptions, output: Path, net: Any, tokenizer: Tokenizer, config: dict) -> None:
     from ulmfit.model.classifier import ClassifierNet
+    from ulmfit.model.ngrams import NGramNet
 
-    if not isinstance(net, ClassifierNet):
+    if not isinstance(net, ClassifierNet | NGramNet):
         raise UserError(
             f"--to {options.to} is for classifiers and {options.model[0]} is a language model; leave it out"
         )
     if options.to == "transformers":
+        assert isinstance(net, ClassifierNet), "n-grams were refused"
         from ulmfit.model.pretrained import find_model
         from ulmfit.model.transformers_export import write_transformers
 
         write_transformers(output, net, tokenizer, config, source=find_model(options.model[0]))
         return
     from ulmfit.exported.folder import write_export
-    from ulmfit.exported.graph import build
+    from ulmfit.model_folder import graph_of
 
     bits: Literal[8, 32] = 8 if options.int8 else 32
-    write_export(output, build(_weights(net, config), bits), tokenizer, config, bits=bits)
+    write_export(output, graph_of(net, config, bits), tokenizer, config, bits=bits)
 
 
 def _write_mean(options: ExportOptions, output: Path) -> None:
     from ulmfit.bundle import each_model, load_bundle
     from ulmfit.exported.folder import write_export
     from ulmfit.exported.mean import build_mean
+    from ulmfit.model_folder import graph_of
 
     bundle = load_bundle(options.model, device="cpu", backend="torch")
     first = bundle.tokenizer.to_str()
@@ -117,15 +126,13 @@ def _write_mean(options: ExportOptions, output: Path) -> None:
                 "each and give all to predict --model"
             )
     bits: Literal[8, 32] = 8 if options.int8 else 32
-    weights = [_weights(member.net, member.config) for member in bundle.members]
-    model = build_mean(weights, bundle.places, bits, temperature=bundle.temperature)
+    graphs = []
+    for member in bundle.members:
+        assert member.net is not None, "loaded for torch"
+        graphs.append(graph_of(member.net, member.config, bits))
+    several = bundle.thresholds is not None
+    model = build_mean(graphs, bundle.places, bundle.shares, multi_label=several, temperature=bundle.temperature)
     config = dict(bundle.config)
     if bundle.thresholds is not None:
         config["thresholds"] = bundle.thresholds.tolist()
     write_export(output, model, bundle.tokenizer, config, bits=bits)
-
-
-def _weights(net: Any, config: dict) -> Weights:
-    from ulmfit.exported.graph import Weights
-
-    return Weights.of({name: tensor.numpy() for name, tensor in net.state_dict().items()}, config)

@@ -59,7 +59,7 @@ class Weights:
 
 
 @dataclass
-class _Nodes:
+class Nodes:
     """Nodes and constants of a graph in the making. Methods return the name of the result."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -89,7 +89,7 @@ def build(weights: Weights, bits: Literal[8, 32] = 32) -> bytes:
             f"the embedding has {size / 2**30:.1f} GiB and an ONNX file at most 2; export with --int8, "
             "or train with a smaller --vocab-size"
         )
-    outer = _Nodes()
+    outer = Nodes()
     inner = _window(weights, bits, outer)
     _read_all(weights, inner, outer)
     _head(weights, outer, width=inner.width)
@@ -97,7 +97,7 @@ def build(weights: Weights, bits: Literal[8, 32] = 32) -> bytes:
     graph = helper.make_graph(
         outer.nodes,
         "ulmfit",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in _INPUTS.items()],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in INPUTS.items()],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes])
             for name in ("logits", "probabilities")
@@ -112,7 +112,7 @@ def build(weights: Weights, bits: Literal[8, 32] = 32) -> bytes:
     ).SerializeToString()
 
 
-_INPUTS = {"tokens": ["batch", "length"], "lengths": ["batch"]}
+INPUTS = {"tokens": ["batch", "length"], "lengths": ["batch"]}
 
 
 @dataclass
@@ -124,14 +124,14 @@ class _Window:
         width: units of the last layer.
     """
 
-    graph: _Nodes
+    graph: Nodes
     initial: dict[str, np.ndarray]
     width: int
 
 
-def _window(weights: Weights, bits: int, outer: _Nodes) -> _Window:
+def _window(weights: Weights, bits: int, outer: Nodes) -> _Window:
     """Read one window of all documents. Large constants go to `outer`."""
-    body = _Nodes()
+    body = Nodes()
     body.add("Mul", ["number", "window"], "offset")
     body.add("Reshape", ["offset", "axis1"], "start")
     body.add("Add", ["start", "window"], "stop")
@@ -176,7 +176,7 @@ def _window(weights: Weights, bits: int, outer: _Nodes) -> _Window:
     return _Window(body, initial, width)
 
 
-def _lstm(body: _Nodes, i: int, x: str, weights: Weights) -> tuple[str, int]:
+def _lstm(body: Nodes, i: int, x: str, weights: Weights) -> tuple[str, int]:
     """Layer i. Returns the name of its outputs [T, B, H], and H."""
     names = [f"encoder.layers.{i}.{name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     w, r, *biases = (_onnx_gates(weights[name]) for name in names)
@@ -186,7 +186,7 @@ def _lstm(body: _Nodes, i: int, x: str, weights: Weights) -> tuple[str, int]:
     return _run_lstm(body, i, "LSTM", [x, *constants, "", f"h{i}", f"c{i}"], r.shape[1]), r.shape[1]
 
 
-def _int8_lstm(body: _Nodes, i: int, x: str, layer: Int8Layer) -> str:
+def _int8_lstm(body: Nodes, i: int, x: str, layer: Int8Layer) -> str:
     names = {}
     for name, weight in (("W", layer.weight_ih), ("R", layer.weight_hh)):
         values, scales = _onnx_gates(weight.values), _onnx_gates(weight.scales)
@@ -200,7 +200,7 @@ def _int8_lstm(body: _Nodes, i: int, x: str, layer: Int8Layer) -> str:
     return _run_lstm(body, i, "DynamicQuantizeLSTM", inputs, len(layer.output), domain="com.microsoft")
 
 
-def _run_lstm(body: _Nodes, i: int, kind: str, inputs: Sequence[str], size: int, **attributes: Any) -> str:
+def _run_lstm(body: Nodes, i: int, kind: str, inputs: Sequence[str], size: int, **attributes: Any) -> str:
     outputs = [f"y{i}", f"next_h{i}", f"next_c{i}"]
     body.nodes.append(helper.make_node(kind, inputs, outputs, hidden_size=size, **attributes))
     return body.add("Squeeze", [f"y{i}", "axis1"], f"x{i + 1}")  # without the axis of directions
@@ -212,7 +212,7 @@ def _onnx_gates(weight: np.ndarray) -> np.ndarray:
     return np.concatenate([write, show, forget, cell])
 
 
-def _read_all(weights: Weights, window: _Window, outer: _Nodes) -> None:
+def _read_all(weights: Weights, window: _Window, outer: Nodes) -> None:
     """Loop over the windows. Results are total, last and highest, each [B, width], with the prefix `final_`."""
     for name, number in (("zero", 0), ("one", 1), ("window", WINDOW), ("max_len", weights.max_len)):
         outer.constant(name, number, np.int64)
@@ -260,7 +260,7 @@ def _read_all(weights: Weights, window: _Window, outer: _Nodes) -> None:
     )
 
 
-def _head(weights: Weights, outer: _Nodes, *, width: int) -> None:
+def _head(weights: Weights, outer: Nodes, *, width: int) -> None:
     """Concat pooling and the head, its BatchNorms folded into the linear layers. Units from E on get zero weights."""
     outer.add("Min", ["lengths", "max_len"], "pooled_tokens")
     outer.add("Cast", ["pooled_tokens"], "pooled_count", to=TensorProto.FLOAT)

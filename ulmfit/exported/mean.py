@@ -6,30 +6,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ulmfit.errors import UserError
-from ulmfit.exported.graph import MOST_BYTES, Weights, build, onnx
+from ulmfit.exported.graph import MOST_BYTES, onnx
 
 _INPUTS = ("tokens", "lengths")
 _SMALLEST = np.float32(1e-38)  # its logarithm is finite
 
 
 def build_mean(
-    members: Sequence[Weights],
+    members: Sequence[bytes],
     places: Sequence[np.ndarray],
-    bits: Literal[8, 32] = 32,
+    shares: Sequence[float],
     *,
+    multi_label: bool = False,
     temperature: float | None = None,
 ) -> bytes:
     """The model, serialised.
 
     Args:
-        members: classifiers of the same vocabulary and classes.
+        members: graphs of classifiers (`model_folder.graph_of`) of the same vocabulary and classes.
         places: by member, the place of each class of the first one among its own, int [C].
-        bits: as of `build`.
+        shares: by member, its weight in the mean; they sum to 1.
+        multi_label: a text may have any number of the classes.
         temperature: of the mean, where each text has one label (`Bundle`).
 
     Raises:
@@ -41,14 +43,17 @@ def build_mean(
         return onnx.numpy_helper.from_array(np.asarray(value), name)
 
     whole, nodes, constants, rows = None, [], [], []
-    for number, (member, place) in enumerate(zip(members, places, strict=True), 1):
-        model = onnx.load_from_string(build(member, bits))
+    for number, (member, place, share) in enumerate(zip(members, places, shares, strict=True), 1):
+        model = onnx.load_from_string(member)
         whole = whole or model
         _prefix(model.graph, f"{number}.")
         nodes += model.graph.node
-        constants += [*model.graph.initializer, array(np.asarray(place, np.int64), f"{number}.places")]
-        rows.append(f"{number}.ordered")
-        nodes.append(helper.make_node("Gather", [f"{number}.probabilities", f"{number}.places"], [rows[-1]], axis=1))
+        constants += [*model.graph.initializer, array(np.asarray(place, np.int64), f"{number}.places"),
+                      array(np.float32(share), f"{number}.share")]  # fmt: skip
+        ordered = f"{number}.ordered"
+        nodes.append(helper.make_node("Gather", [f"{number}.probabilities", f"{number}.places"], [ordered], axis=1))
+        rows.append(f"{number}.part")
+        nodes.append(helper.make_node("Mul", [ordered, f"{number}.share"], [rows[-1]]))
     if sum(constant.ByteSize() for constant in constants) > MOST_BYTES:
         raise UserError(
             f"{len(members)} such classifiers are more than the 2 GiB of an ONNX file; export fewer, or with --int8"
@@ -56,9 +61,9 @@ def build_mean(
     assert whole is not None
     constants.append(array(_SMALLEST, "smallest"))
     mean = "probabilities" if temperature is None else "mean"
-    nodes.append(helper.make_node("Mean", rows, [mean]))
+    nodes.append(helper.make_node("Sum", rows, [mean]))
     nodes.append(helper.make_node("Max", [mean, "smallest"], ["positive"]))
-    if members[0].multi_label:
+    if multi_label:
         constants.append(array(np.float32(1), "all"))
         nodes.append(helper.make_node("Sub", ["all", "probabilities"], ["others"]))
         nodes.append(helper.make_node("Max", ["others", "smallest"], ["positive_others"]))

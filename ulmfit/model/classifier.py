@@ -147,6 +147,11 @@ class ClassifierNet(nn.Module):
         self.head = ClassifierHead(3 * config.embedding_size, head_hidden, num_classes, (config.output_p, head_p))
 
     @property
+    def rows_of_a_core(self) -> int:
+        """Documents of a batch at which a core reads the most of them in a second."""
+        return self.encoder.rows_of_a_core
+
+    @property
     def backprop_tokens(self) -> int:
         """Number of a document's last tokens that are read with gradient; those before are read without."""
         return self.max_len if self.gradient_window is None else min(self.gradient_window, self.max_len)

@@ -24,15 +24,17 @@ from ulmfit.excerpts import excerpt
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.ngrams import NGramConfig, NGramNet
 from ulmfit.model.weights_check import check_weights
+from ulmfit.model_kinds import NGRAMS, is_ngrams
 from ulmfit.paths import as_path
 from ulmfit.shipped import shipped_folder
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
-#: Increased when older versions of this package cannot read new files. 2: weights in 8 bits.
-FORMAT_VERSION = 3
+#: Increased when older versions of this package cannot read new files. 2: weights in 8 bits. 3: several labels. 4: n-grams.
+FORMAT_VERSION = 4
 
 #: Suffix of the tensor name for the scales of an 8-bit matrix, one per row.
 SCALES = ".scales"
@@ -42,7 +44,7 @@ _CURE = "give the output directory of a finished training, or train again"
 
 def save_model(
     folder: str | os.PathLike,
-    net: LanguageModelNet | ClassifierNet,
+    net: LanguageModelNet | ClassifierNet | NGramNet,
     tokenizer: Tokenizer,
     config: dict[str, Any] | None = None,
     *,
@@ -59,7 +61,7 @@ def save_model(
     content = {
         "backwards": False,
         **(config or {}),
-        "format_version": 1 if bits == 32 else 2,  # 3 with several labels, which earlier versions cannot predict
+        "format_version": 1 if bits == 32 else 2,
         "architecture": asdict(net.config),
         "vocabulary": tokenizer.vocabulary_fingerprint,
     }
@@ -75,6 +77,9 @@ def save_model(
         }
         if net.multi_label:
             content |= {"format_version": 3, "multi_label": True}
+    elif isinstance(net, NGramNet):
+        assert len(content["label_names"]) == net.num_classes
+        content |= {"task": "classifier", "kind": NGRAMS, "format_version": 4}
     else:
         content["task"] = "language_model"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -93,7 +98,7 @@ def save_model(
 
 def load_model(
     path: str | os.PathLike, *, device: torch.device | str = "cpu", language_model: bool = False
-) -> tuple[LanguageModelNet | ClassifierNet, Tokenizer, dict[str, Any]]:
+) -> tuple[LanguageModelNet | ClassifierNet | NGramNet, Tokenizer, dict[str, Any]]:
     """Load a net (on `device`), its tokenizer and its config.json.
 
     `path` is what `find_model` takes. Weights are float32, or float64 if saved as such.
@@ -117,7 +122,7 @@ def load_model(
         )
     tensors = read_weights(folder)
     layers = sum(name.endswith("weight_hh") for name in tensors)
-    if layers != config["architecture"]["num_layers"]:  # before they are built: a damaged number may be huge
+    if layers != config["architecture"].get("num_layers", 0):  # before they are built: a damaged number may be huge
         raise UserError(
             f"{folder / WEIGHTS} has {layers} layers, so it is not the model that {CONFIG} tells of; {_CURE}"
         )
@@ -129,6 +134,11 @@ def load_model(
     _check_tensors(tensors, net.state_dict(), folder)
     check_weights(tensors, str(folder / WEIGHTS), _CURE)
     net.load_state_dict(tensors, assign=True)
+    if isinstance(net, NGramNet):
+        try:
+            net.check()
+        except ValueError as error:
+            raise UserError(f"{folder / WEIGHTS} is damaged ({error}); {_CURE}") from None
     return net.to(device), tokenizer, config
 
 
@@ -215,6 +225,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         names = _field(config, "label_names", list, path)
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(f"label_names in {path} is not a list of names; {_CURE}")
+    if task == "classifier" and not is_ngrams(config):
         for name in ("bptt", "max_len", "head_hidden"):
             _field(config, name, int, path)
         _field(config, "head_p", float, path)
@@ -244,17 +255,17 @@ def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     return value
 
 
-def _architecture(config: dict[str, Any], path: Path) -> AWDLSTMConfig:
+def _architecture(config: dict[str, Any], path: Path) -> AWDLSTMConfig | NGramConfig:
     architecture = _field(config, "architecture", dict, path)
     kinds = {"int": int, "float": float}
-    values = {
-        field.name: _field(architecture, field.name, kinds[str(field.type)], path) for field in fields(AWDLSTMConfig)
-    }
-    return AWDLSTMConfig(**values)
+    kind = NGramConfig if is_ngrams(config) else AWDLSTMConfig
+    return kind(**{part.name: _field(architecture, part.name, kinds[str(part.type)], path) for part in fields(kind)})
 
 
-def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet:
+def _build(config: dict[str, Any]) -> LanguageModelNet | ClassifierNet | NGramNet:
     architecture = _architecture(config, Path(CONFIG))
+    if isinstance(architecture, NGramConfig):
+        return NGramNet(architecture, len(config["label_names"]))
     if config["task"] == "language_model":
         return LanguageModelNet(architecture)
     return ClassifierNet(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.ngrams import NGramNet
 
 SCALES = (0.5625, 0.6875, 0.8125, 0.9375)
 #: Tokens that gradients pass through at a time, which bounds the memory. Those before are told without what comes after.
@@ -23,7 +24,7 @@ LONGEST = 4_000
 
 
 def token_contributions(
-    net: ClassifierNet,
+    net: ClassifierNet | NGramNet,
     ids: np.ndarray,
     index: int,
     *,
@@ -35,7 +36,8 @@ def token_contributions(
 
     The log-odds are log(p / (1 - p)) of the class's probability p. The contribution of a token is the scalar product
     of its embedding and the gradient of the log-odds by it: to first order, what they would lose with the embedding
-    set to zero. Unlike in training the gradient passes through the whole document.
+    set to zero. Unlike in training the gradient passes through the whole document. A net of n-grams has no embeddings;
+    what it tells is by its weights.
 
     Args:
         ids: of one document, int [tokens], as encoded.
@@ -45,6 +47,9 @@ def token_contributions(
         scales: factors of the embeddings at which the gradient is taken; SCALES by default.
     """
     assert len(ids) > 0
+    if isinstance(net, NGramNet):
+        tokens = torch.from_numpy(ids.astype(np.int64)).to(net.weight.device)
+        return net.contributions(tokens, index, temperature or 1.0).cpu().numpy()
     scales = scales or SCALES
     whole = copy.copy(net)  # shares the weights
     whole.bptt = max(net.bptt, min(len(ids), LONGEST))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ulmfit.errors import UserError
 
-_COUNTERS = "num_batches_tracked"  # of BatchNorm, the only whole numbers in a model
+_WHOLE = ("num_batches_tracked", "keys")  # whole numbers: counters of BatchNorm, and n-grams
 
 
 def check_weights(tensors: Mapping[str, Tensor], what: str, cure: str) -> None:
@@ -22,10 +22,10 @@ def check_weights(tensors: Mapping[str, Tensor], what: str, cure: str) -> None:
     Raises:
         UserError: a weight is not float32 (or all are not float64), or has a value that is not finite.
     """
-    kinds = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
+    kinds = {tensor.dtype for name, tensor in tensors.items() if not name.endswith(_WHOLE)}
     kind = torch.float64 if kinds == {torch.float64} else torch.float32
     for name, tensor in tensors.items():
-        wanted = torch.int64 if name.endswith(_COUNTERS) else kind
+        wanted = torch.int64 if name.endswith(_WHOLE) else kind
         if tensor.dtype != wanted or tensor.layout != torch.strided:
             found = str(tensor.dtype if tensor.dtype != wanted else tensor.layout).removeprefix("torch.")
             raise UserError(f"{name} in {what} is {found} and not {str(wanted).removeprefix('torch.')}; {cure}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ulmfit.bundle import members_of
+from ulmfit.bundle import make_up
 from ulmfit.errors import UserError, without_keys
 from ulmfit.files import parse_json
 from ulmfit.fit_config import CLF, LM, classifier_name
@@ -94,6 +94,7 @@ class Facts:
             scores of all together.
         ensemble: how many classifiers the model is to be the mean of.
         averaged: how many the model that there is is the mean of; of a job that was made larger and stopped, fewer.
+        ngrams: share of n-grams in that mean; 0 without them.
     """
 
     path: str
@@ -107,6 +108,7 @@ class Facts:
     members: tuple[Training, ...] = ()
     ensemble: int = 1
     averaged: int = 1
+    ngrams: float = 0.0
 
     @property
     def unfinished(self) -> str:
@@ -179,7 +181,7 @@ def read_facts(given: str) -> Facts:
     summary: Any = {}
     minutes = {}
     members: list[Training] = []
-    ensemble = averaged = 1
+    ensemble, averaged, ngrams = 1, 1, 0.0
     status = read_status(path) or {}
     if task == "fit":
         summary = read_json(path / "summary.json")
@@ -190,10 +192,10 @@ def read_facts(given: str) -> Facts:
         # More may have been trained, and are not used.
         minutes = {name: minutes[name] for name in (LM, *names) if name in minutes}
         with suppress(UserError):  # bundle.json is damaged
-            averaged = len(members_of(path / MODEL) or [MODEL])
+            averaged, ngrams = make_up(path / MODEL)
         if ensemble > 1:
             members = [found for name in names if (found := _training(path / name))]
-        if averaged > 1 and (first := trainings[CLF]):
+        if (averaged > 1 or ngrams) and (first := trainings[CLF]):
             trainings[CLF] = replace(first, metrics=ensemble_scores(path) or first.metrics)
     else:
         trainings[task] = _training(path)
@@ -201,7 +203,7 @@ def read_facts(given: str) -> Facts:
         raise UserError(f"{given} holds a job without any training; run it first")
     return Facts(given, job, trainings[LM], trainings[CLF], summary if isinstance(summary, dict) else {}, minutes,
                  hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]),
-                 str(status.get("state", "unknown")), tuple(members), ensemble, averaged)  # fmt: skip
+                 str(status.get("state", "unknown")), tuple(members), ensemble, averaged, ngrams)  # fmt: skip
 
 
 def _training(path: Path) -> Training | None:

@@ -94,7 +94,7 @@ def judge(facts: Facts, runtime: Runtime, *, errors: int, texts: bool) -> Judged
         raise UserError(
             "the run was trained on data from Python, which its directory does not hold; report runs of files"
         )
-    place = facts.path if facts.averaged > 1 else training.path
+    place = facts.path if facts.averaged > 1 or facts.ngrams else training.path
     model = TextClassifier.from_pretrained(place, device=runtime.device, backend="torch")
     corpus = corpus_of_run(filled, begun, runtime, model.label_names)
     name = next(name for name in ("test", "valid", "train") if name in corpus.splits)

@@ -28,8 +28,10 @@ def purpose(facts: Facts) -> str:
         several = "thresholds" in metrics
         kind = f"any of {len(labels)} labels" if several else f"one of {len(labels)} classes"
         what = f"Gives each text {kind}: {some}." if labels else "Gives each text a class."
-        if facts.averaged > 1:
-            what += f" Its probabilities are the mean of {facts.averaged} classifiers."
+        if facts.averaged > 1 or facts.ngrams:
+            networks = f"{facts.averaged} classifiers" if facts.averaged > 1 else "a classifier"
+            linear = f" and, with a share of {facts.ngrams:.0%}, a linear classifier of words and pairs of words"
+            what += f" Its probabilities are the mean of {networks}{linear * bool(facts.ngrams)}."
     column = facts.main.resolved.get("text_column")
     read = f", column <code>{escaped(listed(str(column).split(',')))}</code>" if column else ""
     unfinished = f'<p class="verdict">{escaped(facts.unfinished)}.</p>' if facts.unfinished else ""

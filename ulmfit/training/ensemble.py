@@ -9,24 +9,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ulmfit import files
 from ulmfit.bundle import BUNDLE, Bundle, write_index
 from ulmfit.config import ClassifierConfig
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.errors import EvaluationStopped, StoppedEarly
+from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
 from ulmfit.fit_config import LM, FitConfig
 from ulmfit.inference import TextClassifier
 from ulmfit.limits import LIMITS
-from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, read_config
+from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, fault_of, read_config
 from ulmfit.run.status import plain
-from ulmfit.run_scores import ENSEMBLE, ensemble_scores, temperature_of
+from ulmfit.run_scores import ENSEMBLE, ensemble_scores, ngrams_of, temperature_of
 from ulmfit.training import setup
 from ulmfit.training.job_files import copy_file, start_and_length
+from ulmfit.training.ngram_member import FOLDER, Chosen, Ngrams, join, obstacle, shares_with
 from ulmfit.training.result import TrainingResult
-from ulmfit.training.scores import score_bundle
+from ulmfit.training.scores import member_probabilities, score_bundle
 from ulmfit.training.session import SilentSession, open_session
 
 _FILES = (CONFIG, WEIGHTS, TOKENIZER)
@@ -51,17 +53,30 @@ def usual_number(job: Path, config: FitConfig, rows: int) -> int:
     return int(min(_USUAL, LIMITS["seed"].most - seed + 1))  # each has the seed behind that of the one before
 
 
-def score_together(
-    job: Path, members: Sequence[TrainingResult], config: ClassifierConfig, stop: StopRequest
-) -> dict[str, dict[str, Any]]:
-    """The scores of the mean of the members' probabilities, by split as of `score_bundle` (a collective). With --calibrate
-    its temperature is found on the validation split, and stands in them.
+class Together(NamedTuple):
+    """What the model of a job is the mean of, and how good it is.
 
-    They are read from the job's ensemble.json if that has those of these weights, else it is written.
+    Attributes:
+        scores: by split, as of `score_bundle`.
+        ngrams: of n-grams in the mean their share, strength and gain (`ngram_member.Chosen`); None without them.
+    """
+
+    scores: dict[str, dict[str, Any]]
+    ngrams: dict[str, float] | None = None
+
+
+def score_together(
+    job: Path, members: Sequence[TrainingResult], config: ClassifierConfig, stop: StopRequest, ngrams: Ngrams = "never"
+) -> Together:
+    """Score the mean of the members' probabilities, to which n-grams are joined where they pay (a collective). With
+    --calibrate its temperature is found on the validation split, and stands in the scores.
+
+    It is read from the job's ensemble.json if that has the scores of these weights, else it is written.
 
     Args:
         members: finished classifiers, on the same rows.
         config: the options of the first one.
+        ngrams: whether n-grams may join the mean.
 
     Raises:
         UserError: a model is damaged, or the corpus cannot be read.
@@ -69,8 +84,8 @@ def score_together(
     """
     with open_session(config, stop) as session:
         runtime = session.runtime
-        weights, kept = runtime.on_main(lambda: _kept(job, members))
-        if kept is not None and config.calibrate == (temperature_of(kept) is not None):
+        kept = runtime.on_main(lambda: _kept(job, members, ngrams))
+        if kept is not None and config.calibrate == (temperature_of(kept.scores) is not None):
             return kept
         models = [
             TextClassifier.from_pretrained(member.model_dir, device=runtime.device, backend="torch")
@@ -83,34 +98,69 @@ def score_together(
         )
         corpus = setup.corpus_of(silent, label_names=bundle.label_names)
         matrix = corpus.label_sets.matrix() if corpus.label_sets else None
+        # The members have the tokenizer of their language model, so that one store is that of all.
+        stores = {
+            name: setup.store_of(silent, corpus.splits[name], bundle.tokenizer, with_labels=True)
+            for name in ("valid", "test")
+            if name in corpus.splits
+        }
         runtime.stop_scoring = session.stop.ends_evaluations
-        scores = {}
-        for name in ("valid", "test"):
-            if name in corpus.splits:
-                # The members have the tokenizer of their language model, so that one store is that of all.
-                store = setup.store_of(silent, corpus.splits[name], bundle.tokenizer, with_labels=True)
-                try:
-                    found = score_bundle(
-                        bundle, [store] * len(members), runtime, matrix, calibrate=config.calibrate and name == "valid"
-                    )
-                except EvaluationStopped:
-                    raise StoppedEarly(session.stop.reason or "asked of another rank") from None
+        chosen: Chosen | None = None
+        try:
+            parts = {
+                name: member_probabilities(bundle, [store] * len(members), runtime) for name, store in stores.items()
+            }
+            if ngrams == "always" or (ngrams == "where they pay" and obstacle(config, corpus) is None):
+                bundle, chosen = join(job, bundle, parts["valid"], corpus, silent, always=ngrams == "always")
+            scores = {}
+            for name, store in stores.items():
+                found = score_bundle(
+                    bundle,
+                    [store] * len(bundle.members),
+                    runtime,
+                    matrix,
+                    calibrate=config.calibrate and name == "valid",
+                    known=parts[name],
+                )
                 scores[name] = plain(found)
+        except EvaluationStopped:
+            raise StoppedEarly(session.stop.reason or "asked of another rank") from None
+        told = None if chosen is None else {name: getattr(chosen, name) for name in ("share", "strength", "gain")}
         if runtime.is_main:
-            content = {"weights": weights, "metrics": scores}
+            content: dict[str, Any] = {"weights": _weights(job, members, told is not None), "metrics": scores}
+            content |= {} if ngrams == "never" else {"ngrams": told}
             files.write_text(job / ENSEMBLE, json.dumps(content, indent=2) + "\n")
-        return scores
+        return Together(scores, told)
 
 
-def _kept(job: Path, members: Sequence[TrainingResult]) -> tuple[dict[str, str], dict[str, dict[str, Any]] | None]:
-    """Fingerprints of the members' weights by folder, and the scores in ensemble.json if they are of these."""
-    weights = {member.run_dir.name: files.fingerprint(member.model_dir / WEIGHTS) for member in members}
-    return weights, ensemble_scores(job, weights)
+def _weights(job: Path, members: Sequence[TrainingResult], with_ngrams: bool) -> dict[str, str]:
+    """Fingerprints of the weights in the mean, by folder."""
+    models = {member.run_dir.name: member.model_dir for member in members}
+    models |= {FOLDER: job / FOLDER} if with_ngrams else {}
+    return {name: files.fingerprint(model / WEIGHTS) for name, model in models.items()}
 
 
-def write_model(folder: Path, sources: Sequence[Path], temperature: float | None = None) -> None:
+def _kept(job: Path, members: Sequence[TrainingResult], ngrams: Ngrams) -> Together | None:
+    """What ensemble.json tells, if it is of these weights and of n-grams as they are wanted."""
+    found = ngrams_of(job)
+    with suppress(OSError, UserError):  # the folder of the n-grams is gone, or is damaged
+        scores = ensemble_scores(job, _weights(job, members, bool(found)))
+        if found and fault_of(job / FOLDER):
+            return None
+        asked = found is not None
+        if scores is not None and asked == (ngrams != "never") and (found or ngrams != "always"):
+            return Together(scores, found or None)
+    return None
+
+
+def write_model(
+    folder: Path, sources: Sequence[Path], temperature: float | None = None, ngrams: float | None = None
+) -> None:
     """Make the model folder of a job: a copy of one model, or a bundle of copies of several and the temperature of their
     mean.
+
+    Args:
+        ngrams: share of n-grams, which are the last source; None without them.
 
     The folder may hold the other form, or a bundle of more or fewer. A reader finds a whole model at any time: copies
     come first, then what tells of them, and what nothing tells of any more is removed last.
@@ -121,7 +171,8 @@ def write_model(folder: Path, sources: Sequence[Path], temperature: float | None
         for name in _FILES:
             copy_file(source / name, target / name)
     if several:
-        write_index(folder, read_config(sources[0])["label_names"], len(sources), temperature)
+        write_index(folder, read_config(sources[0])["label_names"], len(sources), temperature,
+                    None if ngrams is None else shares_with(ngrams, len(sources) - 1))  # fmt: skip
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)
     else:

@@ -36,7 +36,7 @@ from ulmfit.run_scores import temperature_of
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import check_options, train_classifier
-from ulmfit.training.ensemble import score_together, usual_number, write_model
+from ulmfit.training.ensemble import Together, score_together, usual_number, write_model
 from ulmfit.training.job_files import (
     begun_options,
     content_of,
@@ -49,6 +49,8 @@ from ulmfit.training.job_files import (
     start_and_length,
 )
 from ulmfit.training.lm_training import train_language_model
+from ulmfit.training.ngram_member import FOLDER as NGRAMS
+from ulmfit.training.ngram_member import ngrams_wanted, obstacle
 from ulmfit.training.result import FitResult, TrainingResult, result_of_job
 from ulmfit.training.session import tell_stopped_early
 from ulmfit.training.setup import access_of, opened_corpus
@@ -134,11 +136,12 @@ class _Job:
                         return self._preempted(language_model, members)
                 self._stage = "summary"
                 clf_config = self._classifiers[CLF]
-                scores = members[0].metrics if members else {}
-                if len(members) > 1:
-                    scores = score_together(self._path, members, clf_config, self._stop)
+                together = Together(members[0].metrics if members else {})
+                ngrams = ngrams_wanted(self._config)
+                if len(members) > 1 or (members and ngrams != "never"):
+                    together = score_together(self._path, members, clf_config, self._stop, ngrams)
                 with open_runtime(clf_config) as (runtime, _):
-                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, scores))
+                    summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
             return result_of_job("done", self._path, language_model, members, summary)
         except StoppedEarly:  # while the corpus was read
             return self._preempted(language_model, members)
@@ -205,6 +208,8 @@ class _Job:
                 corpus = opened_corpus(config, access)
             with naming(self._config, CLF):
                 check_options(config, corpus)  # now, and not after the hours of the language model
+            if self._config.ngrams and (reason := obstacle(config, corpus)):
+                raise UserError(f"--ngrams cannot be had: {reason}; leave it out")
         self._open()
         if not labelled:
             print("the corpus has no labels: fit trains the language model alone", flush=True)
@@ -309,18 +314,22 @@ class _Job:
         rivals: dict[str, Any] | None,
         language_model: TrainingResult,
         members: list[TrainingResult],
-        scores: dict[str, dict[str, Any]],
+        together: Together,
     ) -> dict[str, Any]:
-        """On rank 0: write the model and the summary, and print it. `scores` are the model's by split."""
+        """On rank 0: write the model and the summary, and print it."""
         sources = members or [language_model]
-        write_model(self._path / MODEL, [source.model_dir for source in sources], temperature_of(scores))
+        folders, share = [source.model_dir for source in sources], None
+        if together.ngrams:
+            folders, share = [*folders, self._path / NGRAMS], together.ngrams["share"]
+        write_model(self._path / MODEL, folders, temperature_of(together.scores), share)
         summary = summarize(
             data=str(self._config.data or "the embedded sample"),
             rivals=rivals,
             language_model=language_model,
             classifiers=members,
             seeds=[config.seed for config in self._classifiers.values()],
-            scores=scores,
+            scores=together.scores,
+            ngrams=together.ngrams,
             minutes={name: self._minutes[name] for name in (LM, *self._classifiers) if name in self._minutes},
             model=str(self._path / MODEL),
             used={

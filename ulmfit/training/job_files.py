@@ -66,7 +66,8 @@ def begun_options(path: Path, notice: Callable[[str], None]) -> dict[str, Any] |
         )
     fault = _fault_of(stored)
     if not fault:
-        return {"ensemble": 1} | stored["options"]  # before there was that option, a job had one classifier
+        # Before there were these options, a job had one classifier and no n-grams.
+        return {"ensemble": 1, "ngrams": False} | stored["options"]
     if not holds_training(path):
         raise UserError(f"{file} {fault}; put it right, or start afresh with --resume never")
     notice(f"{file} {fault}; going on by the options of this command")

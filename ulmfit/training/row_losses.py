@@ -61,11 +61,11 @@ def scored_split(model: TextClassifier, split: Split, runtime: Runtime) -> Score
     """
     from ulmfit.bundle import Bundle, tempered
 
-    members, places = [model], [np.arange(len(model.label_names))]
+    members, places, shares = [model], [np.arange(len(model.label_names))], [1.0]
     if isinstance(model, Bundle):
-        members, places = model.members, model.places
-    stores, total = [], np.zeros(())
-    for member, place in zip(members, places, strict=True):
+        members, places, shares = model.members, model.places, model.shares
+    stores, mean = [], np.zeros((1, len(model.label_names)))
+    for member, place, share in zip(members, places, shares, strict=True):
         stores.append(tokenised(split, member.tokenizer, cache_folder(), with_labels=True))
         runtime.barrier()
         net, config = member.net, member.config
@@ -73,8 +73,8 @@ def scored_split(model: TextClassifier, split: Split, runtime: Runtime) -> Score
         pad_id, backwards = member.tokenizer.pad_id, bool(config.get("backwards"))
         logits = all_logits(net, stores[-1], runtime, pad_id=pad_id, backwards=backwards)
         logits = logits / float(config.get("temperature", 1.0))
-        total = total + net.probabilities(logits).numpy()[:, place]
-    store, mean = stores[0], tempered(total / len(members), getattr(model, "temperature", None))
+        mean = mean + share * net.probabilities(logits).numpy()[:, place]
+    store, mean = stores[0], tempered(mean, getattr(model, "temperature", None))
     assert store.labels is not None
     labels, classes = np.asarray(store.labels), np.arange(mean.shape[1])
     if isinstance(split, LabelSetSplit):

@@ -24,6 +24,7 @@ from ulmfit.distributed.runtime import Runtime
 from ulmfit.inference import TextClassifier
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.model.ngrams import NGramNet
 from ulmfit.parallel_inference import read_side_by_side, reading_batches
 from ulmfit.training.calibration import BINS, bin_sums, bin_table, calibration, calibration_error
 from ulmfit.training.class_scores import class_scores
@@ -86,7 +87,7 @@ def _exp(loss: float) -> float:
 
 @torch.inference_mode()
 def score_classifier(
-    net: ClassifierNet,
+    net: ClassifierNet | NGramNet,
     store: TokenStore,
     runtime: Runtime,
     *,
@@ -124,7 +125,7 @@ def score_classifier(
 
 @torch.inference_mode()
 def all_logits(
-    net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool = False
+    net: ClassifierNet | NGramNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool = False
 ) -> Tensor:
     """The logits of a labelled store's documents, float64 [n, C] on the CPU, equal on all ranks (a collective)."""
     result = torch.zeros(store.num_documents, net.num_classes, dtype=torch.float64, device=runtime.device)
@@ -134,7 +135,7 @@ def all_logits(
 
 
 def score_labels(
-    net: ClassifierNet,
+    net: ClassifierNet | NGramNet,
     store: TokenStore,
     runtime: Runtime,
     *,
@@ -162,7 +163,7 @@ def score_labels(
 
 
 def _logits(
-    net: ClassifierNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool
+    net: ClassifierNet | NGramNet, store: TokenStore, runtime: Runtime, *, pad_id: int, backwards: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """This rank's documents in batches: their indices in the store (int64, on the CPU), classes, and logits [n, C]."""
     assert store.labels is not None, "a store with labels"
@@ -179,7 +180,7 @@ def _logits(
 
 
 def _read(
-    net: ClassifierNet, store: TokenStore, own: np.ndarray, runtime: Runtime, *, pad_id: int, backwards: bool
+    net: ClassifierNet | NGramNet, store: TokenStore, own: np.ndarray, runtime: Runtime, *, pad_id: int, backwards: bool
 ) -> Iterator[tuple[DocumentBatch, Tensor]]:
     """The documents `own` in batches, with their logits [n, C] in fp32 or fp64. Positions are places in `own`.
 
@@ -219,6 +220,7 @@ def score_bundle(
     matrix: np.ndarray | None = None,
     *,
     calibrate: bool = False,
+    known: Sequence[Tensor] = (),
 ) -> dict[str, Any]:
     """As `score_classifier` or `score_labels`, of the mean of several classifiers' probabilities.
 
@@ -226,21 +228,20 @@ def score_bundle(
         stores: by member, the same labelled split under the member's tokenizer.
         matrix: where a text may have several labels, as of `score_labels`.
         calibrate: find `bundle.temperature` on this split first.
+        known: the probabilities of the first members, as of `member_probabilities`.
     """
     classes, labels = len(bundle.label_names), stores[0].labels
     assert labels is not None, "a store with labels"
-    own = np.arange(len(labels))[runtime.rank :: runtime.world_size]
-    total = torch.zeros(len(own), classes, dtype=torch.float64)
-    for member, place, store in zip(bundle.members, bundle.places, stores, strict=True):
-        assert np.array_equal(store.rows, stores[0].rows), "the stores hold the same documents"
-        total += _probabilities(member, store, own, runtime)[:, torch.from_numpy(place)]
-    mean, truth = total / len(bundle.members), torch.from_numpy(np.asarray(labels).astype(np.int64))
+    own = _own(len(labels), runtime)
+    parts = [*known, *member_probabilities(bundle, stores, runtime, first=len(known))]
+    mean = torch.tensordot(torch.tensor(bundle.shares, dtype=torch.float64), torch.stack(parts), 1)
+    truth = torch.from_numpy(np.asarray(labels).astype(np.int64))
     if bundle.thresholds is not None:
         assert matrix is not None
-        probabilities = _whole(mean, own, len(labels), runtime).numpy()
+        probabilities = whole_rows(mean, len(labels), runtime).numpy()
         return label_metrics(probabilities, matrix[labels], bundle.label_names, bundle.thresholds.tolist())
     if calibrate:
-        whole = _whole(mean, own, len(labels), runtime)
+        whole = whole_rows(mean, len(labels), runtime)
         bundle.config["temperature"] = calibration(whole.clamp_min(SMALLEST).log(), truth)["temperature"]
     more, truth = {}, truth[torch.from_numpy(own)]
     if bundle.temperature is not None:
@@ -254,10 +255,29 @@ def score_bundle(
     return _metrics(runtime.sum(sums.to(runtime.device)), bundle.label_names) | more
 
 
-def _whole(rows: Tensor, own: np.ndarray, number: int, runtime: Runtime) -> Tensor:
-    """The rows of all ranks, float64 [number, C] on the CPU, from the rows `own` of each (a collective)."""
+@torch.inference_mode()
+def member_probabilities(
+    bundle: Bundle, stores: Sequence[TokenStore], runtime: Runtime, first: int = 0
+) -> list[Tensor]:
+    """By member, from number `first` on, the probabilities of this rank's part of a labelled split, float64 [n, C] on
+    the CPU, the classes in the order of the bundle. Arguments as of `score_bundle`."""
+    own = _own(stores[0].num_documents, runtime)
+    found = []
+    for member, place, store in list(zip(bundle.members, bundle.places, stores, strict=True))[first:]:
+        assert np.array_equal(store.rows, stores[0].rows), "the stores hold the same documents"
+        found.append(_probabilities(member, store, own, runtime)[:, torch.from_numpy(place)])
+    return found
+
+
+def _own(number: int, runtime: Runtime) -> np.ndarray:
+    """This rank's part of so many documents."""
+    return np.arange(number)[runtime.rank :: runtime.world_size]
+
+
+def whole_rows(rows: Tensor, number: int, runtime: Runtime) -> Tensor:
+    """The rows of all ranks, float64 [number, C] on the CPU, from each rank's part (a collective)."""
     whole = torch.zeros(number, rows.shape[1], dtype=torch.float64)
-    whole[torch.from_numpy(own)] = rows
+    whole[torch.from_numpy(_own(number, runtime))] = rows
     return runtime.sum(whole.to(runtime.device)).cpu()
 
 

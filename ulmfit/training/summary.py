@@ -40,6 +40,7 @@ def summarize(
     minutes: dict[str, float],
     model: str,
     used: dict[str, Any],
+    ngrams: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The summary of a finished job.
 
@@ -52,11 +53,12 @@ def summarize(
         used: facts that the advice depends on: `init`, whether a pretrained model was the start; `unlabelled`,
             whether the language model read more texts than the classifier; `length`, by training the option that set
             its length and the value.
+        ngrams: of n-grams in the mean their share, strength and gain; None without them.
 
     Returns:
         `systems`: by name the scores ("valid", "test": accuracy and f1; "minutes"); `compared_on`; `beats_baseline`,
-        None where there is none; `verdict`, a sentence or two; `advice`, a list of sentences. With several classifiers
-        `members`, by classifier "run", "seed", "minutes" and the scores by split.
+        None where there is none; `verdict`, a sentence or two; `advice`, a list of sentences. With several classifiers,
+        or n-grams, `members`: by classifier "run", "seed", "minutes" and the scores by split. With n-grams `ngrams`.
     """
     # The user may have edited metrics.jsonl of a finished run.
     perplexity = {split: scores.get("perplexity") for split, scores in language_model.metrics.items()}
@@ -78,7 +80,9 @@ def summarize(
     systems["ulmfit"] = ours | {"minutes": sum(minutes.values())}
     on = "test" if "test" in ours else "valid"
     found |= {"rows": rivals["rows"], "classes": rivals["classes"], "systems": systems, "compared_on": on}
-    if len(classifiers) > 1:
+    if ngrams:
+        found["ngrams"] = dict(ngrams)
+    if len(classifiers) > 1 or ngrams:
         found["members"] = [
             {"run": str(member.run_dir), "seed": seed, "minutes": minutes.get(member.run_dir.name)}
             | _shown(member.metrics, rivals)
@@ -193,10 +197,11 @@ def as_markdown(summary: dict[str, Any]) -> str:
             accuracies = [f"{scores[split][measure]:.3f}" for split in splits]
             rows.append([name, *accuracies, f"{scores[splits[0]]['f1']:.3f}", f"{scores['minutes']:.1f}"])
         if members:
-            rows[-1][0] += f", mean of {len(members)} classifiers"
+            several = f"{len(members)} classifiers" if len(members) > 1 else "a classifier"
+            rows[-1][0] += f", mean of {several}" + " and n-grams" * ("ngrams" in summary)
             known = [member["minutes"] for member in members if member["minutes"] is not None]
             alone = f"{shown.get(LM, 0.0) + sum(known) / len(known):.1f}" if known else "-"
-            rows.append([ALONE, *(_range(members, split, measure) for split in splits), _range(members, splits[0], "f1"),
+            rows.append([ALONE if len(members) > 1 else "the classifier alone", *(_range(members, split, measure) for split in splits), _range(members, splits[0], "f1"),
                          alone])  # fmt: skip
         lines += [*_table(rows), ""]
         number = summary["rows"]
@@ -205,7 +210,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
     told = {"language model": shown[LM]} if LM in shown else {}
     if classifying := [value for name, value in shown.items() if name != LM]:
-        told |= {f"{len(members)} classifiers" if members else "classifier": sum(classifying)}
+        told |= {f"{len(members)} classifiers" if len(members) > 1 else "classifier": sum(classifying)}
     lines += ["Minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in told.items()) + "."]
     if summary["perplexity"]:
         values = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())

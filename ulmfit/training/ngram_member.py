@@ -1,0 +1,189 @@
+"""Whether a job's mean of classifiers has a linear classifier of n-grams beside the networks, and with which share.
+
+It is trained on the rows that the networks were trained on, and joins them where their mean has a lower loss on the
+validation rows with it. OUTPUT/ngrams holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.order import permutation
+from ulmfit.bundle import SMALLEST, Bundle
+from ulmfit.config import ClassifierConfig
+from ulmfit.console import say
+from ulmfit.data.corpus import Corpus
+from ulmfit.data.probabilities import SoftSplit
+from ulmfit.errors import StoppedEarly
+from ulmfit.fit_config import FitConfig
+from ulmfit.inference import TextClassifier
+from ulmfit.model.ngrams import NGramNet
+from ulmfit.model.pretrained import save_model
+from ulmfit.model_kinds import NGRAMS
+from ulmfit.parallel_inference import TorchReader
+from ulmfit.training import setup
+from ulmfit.training.clf_task import classes_of
+from ulmfit.training.clf_training import balanced_draw
+from ulmfit.training.ngram_training import STRENGTHS, count, trained
+from ulmfit.training.scores import whole_rows
+from ulmfit.training.session import Session
+
+FOLDER = "ngrams"
+SHARES = (0.25, 0.5)  # of the n-grams in the mean
+MOST_TOKENS = 20_000_000  # of the texts that are counted: some 3 GB of memory
+_ROWS = 4  # gives the draw of these texts another generator than the order of an epoch
+
+
+Ngrams = Literal["never", "where they pay", "always"]
+
+
+class Chosen(NamedTuple):
+    """A linear classifier and its place in the mean.
+
+    Attributes:
+        strength: of its regularisation, see `ngram_training.STRENGTHS`.
+        share: of its probabilities in the mean, of `SHARES`.
+        gain: what the loss of the mean on the validation rows is lower by, in nats.
+    """
+
+    net: NGramNet
+    strength: float
+    share: float
+    gain: float
+
+
+def ngrams_wanted(config: FitConfig) -> Ngrams:
+    """Whether n-grams may join the classifiers of a job. The other recipes are those of papers, and stay so.
+
+    With --labels the validation labels that choose them would be used in addition to the number asked for.
+    """
+    if config.ngrams is not None:
+        return "always" if config.ngrams else "never"
+    return "where they pay" if config.recipe == "quick" and config.labels is None else "never"
+
+
+def obstacle(config: ClassifierConfig, corpus: Corpus) -> str | None:
+    """Why no n-grams can join the classifiers of a corpus, in words; None if they can."""
+    if "valid" not in corpus.splits:
+        return "there are no validation texts, by which their share is chosen"
+    if corpus.valid_split == "test":
+        return "their share would be chosen on the test texts"
+    if corpus.label_sets is not None:
+        return "a text may have several labels here, and they give it one"
+    if config.probability_columns or isinstance(corpus.splits["train"], SoftSplit):
+        return "the texts have probabilities in place of labels"
+    return None
+
+
+def join(
+    job: Path, bundle: Bundle, parts: Sequence[Tensor], corpus: Corpus, session: Session, *, always: bool
+) -> tuple[Bundle, Chosen | None]:
+    """The bundle with n-grams where they pay, and how; else the bundle (a collective).
+
+    Args:
+        bundle: of the networks.
+        parts: by network its probabilities of this rank's validation rows, as of `member_probabilities`.
+        always: join them in any case, with the share that is best.
+
+    Raises:
+        StoppedEarly: a stop was requested meanwhile.
+    """
+    config, runtime, tokenizer = session.config, session.runtime, bundle.tokenizer
+    assert isinstance(config, ClassifierConfig)
+    train, valid = (
+        setup.store_of(session, corpus.splits[name], tokenizer, with_labels=True) for name in ("train", "valid")
+    )
+    if config.labels is not None:
+        train = train.subset(balanced_draw(classes_of(train), config.labels, seed=config.seed_of_draws))
+
+    mean = whole_rows(torch.stack(list(parts)).mean(0), valid.num_documents, runtime).numpy()
+
+    def go_on() -> None:
+        runtime.progress.beat()
+        if session.stop.requested():  # not by a signal, which is noticed at once
+            raise StoppedEarly(session.stop.reason or "asked by a file or a time limit")
+
+    def choose() -> Chosen | None:
+        with session.stop.interruptible():
+            chosen = _best(train, valid, mean, len(tokenizer), config.seed_of_draws, go_on, always=always)
+        if chosen is not None:
+            save_model(job / FOLDER, chosen.net, tokenizer, saved)
+        return chosen
+
+    saved = {"label_names": bundle.label_names, "text_columns": bundle.config.get("text_columns", [])}
+    chosen = runtime.on_main(choose)
+    if chosen is None:
+        if runtime.is_main:
+            say("n-grams: the validation loss is lower without them")
+        return bundle, None
+    if runtime.is_main:
+        say(
+            f"n-grams: {chosen.net.config.features:,} words and pairs of words join the mean with a share of {chosen.share:g}; "
+            f"the validation loss is {'lower' if chosen.gain > 0 else 'higher'} by {abs(chosen.gain):.4f}"
+        )
+    member = TextClassifier(chosen.net.to(runtime.device), tokenizer, saved | {"kind": NGRAMS})
+    names = [str(number) for number in range(len(bundle.members) + 1)]
+    shares = shares_with(chosen.share, len(bundle.members))
+    return Bundle([*bundle.members, member], names, shares=shares), chosen
+
+
+def shares_with(ngrams: float, networks: int) -> list[float]:
+    """By member the share in the mean of so many networks, and behind them n-grams with their share."""
+    return [(1 - ngrams) / networks] * networks + [ngrams]
+
+
+def _best(
+    train: TokenStore,
+    valid: TokenStore,
+    mean: np.ndarray,
+    vocab_size: int,
+    seed: int,
+    go_on: Callable[[], None],
+    *,
+    always: bool,
+) -> Chosen | None:
+    """The classifier with the lowest loss of the mean on the validation rows; None if that of the networks is lower.
+
+    Args:
+        mean: of the networks' probabilities of the validation rows, float64 [n, C].
+        seed: of the draw of documents, where they are many.
+        go_on: called often; may raise.
+        always: as of `join`.
+    """
+    chosen = _drawn(train.lengths, seed)
+    counted = count(*train.read(chosen), vocab_size)
+    labels, truth = classes_of(train)[chosen], classes_of(valid)
+    documents = _documents(valid)
+    alone, best = loss(mean, truth), None
+    for strength, net in trained(counted, labels, mean.shape[1], vocab_size, STRENGTHS, go_on):
+        rows = TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
+        for share in SHARES:
+            gain = alone - loss((1 - share) * mean + share * rows, truth)
+            if (best is None and always) or gain > (best.gain if best else 0.0):
+                best = Chosen(net, strength, share, gain)
+    return best
+
+
+def loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The mean cross-entropy of probabilities [n, C] for classes [n], in nats."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], SMALLEST)).mean())
+
+
+def _drawn(lengths: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+    """The documents to count: all, or so many drawn by the seed that they have at most `MOST_TOKENS`."""
+    order = permutation(len(lengths), seed, 0, _ROWS)
+    within = np.cumsum(np.asarray(lengths, dtype=np.int64)[order]) <= MOST_TOKENS
+    within[0] = True
+    return np.sort(order[within])
+
+
+def _documents(store: TokenStore) -> list[np.ndarray]:
+    ids, lengths = store.read(np.arange(store.num_documents))
+    return np.split(ids, np.cumsum(lengths)[:-1])
