@@ -57,7 +57,8 @@ def ngram_rows(fold: Path, tokenizer: Tokenizer, *, scaled: bool) -> tuple[list[
     texts, labels = read(fold, "train")
     classes = {name: number for number, name in enumerate(sorted(set(labels)))}
     documents, words = tokenizer.encode(texts), len(tokenizer)
-    counted = ngram_training.count(np.concatenate(documents), np.array([len(one) for one in documents]), words)
+    lengths = np.array([len(one) for one in documents])
+    counted = ngram_training.count(np.concatenate(documents), lengths, words, len(classes))
     ratios = ngram_training.log_count_ratios
     if not scaled:
         ngram_training.log_count_ratios = lambda counted, _, number: np.ones((number, len(counted.keys)))

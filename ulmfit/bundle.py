@@ -94,7 +94,8 @@ class Bundle(TextClassifier):
             folder = save_directory / str(number)
             folder.mkdir(parents=True, exist_ok=True)
             member._save_pretrained(folder)
-        write_index(save_directory, self.label_names, len(self.members), self.temperature, self.shares)
+        names = [str(number) for number in range(1, len(self.members) + 1)]
+        write_index(save_directory, self.label_names, names, self.temperature, self.shares)
 
 
 def _folder_of(members: Sequence[TextClassifier]) -> Path | None:
@@ -240,26 +241,27 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
 
     bundle = load_bundle(paths, device="cpu", backend="torch")
     found = each_model(paths)
-    for number, path in enumerate(found, 1):
+    names = [str(number) for number in range(1, len(found) + 1)]
+    for name, path in zip(names, found, strict=True):
         net, tokenizer, config = load_model(path)
-        save_model(folder / str(number), net, tokenizer, config, bits=bits)
-    write_index(folder, bundle.label_names, len(found), bundle.temperature, bundle.shares)
+        save_model(folder / name, net, tokenizer, config, bits=bits)
+    write_index(folder, bundle.label_names, names, bundle.temperature, bundle.shares)
 
 
 def write_index(
     folder: Path,
     label_names: Sequence[str],
-    members: int,
+    members: Sequence[str],
     temperature: float | None = None,
     shares: Sequence[float] | None = None,
 ) -> None:
-    """Write bundle.json of a folder with the members 1, 2, 3, ..., unless it is there.
+    """Write bundle.json of a folder, unless it is there.
 
     Args:
+        members: their folders in it.
         temperature, shares: of the `Bundle`.
     """
-    content: dict[str, Any] = {"format_version": 1, "label_names": list(label_names),
-                               "members": [str(number) for number in range(1, members + 1)]}  # fmt: skip
+    content: dict[str, Any] = {"format_version": 1, "label_names": list(label_names), "members": list(members)}
     if temperature is not None:
         content |= {"format_version": 2, "temperature": temperature}
     if shares is not None and len(set(shares)) > 1:

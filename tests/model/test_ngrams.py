@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
 def net(tokenizer) -> NGramNet:
     """With random weights of three classes, on the n-grams of all texts but the last."""
     documents = tokenizer.encode(TEXTS[:3])
-    counted = count(np.concatenate(documents), np.array([len(one) for one in documents]), len(tokenizer))
+    counted = count(np.concatenate(documents), np.array([len(one) for one in documents]), len(tokenizer), 3)
     net = NGramNet(NGramConfig(len(tokenizer), len(counted.keys)), 3)
     net.keys, net.idf = torch.from_numpy(counted.keys), torch.from_numpy(counted.idf).float()
     torch.manual_seed(0)

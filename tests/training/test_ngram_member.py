@@ -124,7 +124,7 @@ def test_every_command_takes_the_directory(folder, tmp_path, capsys):
         "The mean of a text classifier (ULMFiT" in card
         and "and a linear classifier of words and pairs of words" in card
     )
-    card = str(ulmfit.TextClassifier.from_pretrained(f"{run}/model/2").generate_model_card())
+    card = str(ulmfit.TextClassifier.from_pretrained(f"{run}/model/ngrams").generate_model_card())
     assert "A linear classifier of" in card
 
 
@@ -174,7 +174,9 @@ def test_a_job_goes_on_and_changes_its_mind(folder, monkeypatch, capsys):
     good = (run / "ngrams/model.safetensors").read_bytes()
     (run / "ngrams/model.safetensors").write_bytes(good[:-8])
     assert ulmfit.fit(config(folder, "changing")).state == "done"
-    assert (run / "ngrams/model.safetensors").read_bytes() == good == (run / "model/2/model.safetensors").read_bytes()
+    assert (
+        (run / "ngrams/model.safetensors").read_bytes() == good == (run / "model/ngrams/model.safetensors").read_bytes()
+    )
     capsys.readouterr()
     without = ulmfit.fit(config(folder, "changing", ngrams=False))
     assert make_up(run) == (1, 0.0) and "ngrams" not in without.summary
@@ -215,7 +217,7 @@ def test_bundles_of_bundles_count_by_members(tmp_path):
     for name, shares in (("words", [0.5, 0.5]), ("three", [0.2, 0.2, 0.6])):
         for number in range(len(shares)):
             (tmp_path / name / str(number + 1)).mkdir(parents=True)
-        write_index(tmp_path / name, ["a", "b"], len(shares), None, shares)
+        write_index(tmp_path / name, ["a", "b"], ["1", "2", "3"][: len(shares)], None, shares)
     (tmp_path / "one").mkdir()
     found = _shares_of([tmp_path / "words", tmp_path / "one", tmp_path / "three"])
     assert found == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0.1, 0.1, 0.3])

@@ -24,7 +24,7 @@ def documents(number: int = 60, seed: int = 0) -> tuple[list[np.ndarray], np.nda
 
 
 def counted(some: list[np.ndarray]) -> ngram_training.Counted:
-    return count(np.concatenate(some), np.array([len(one) for one in some]), VOCAB)
+    return count(np.concatenate(some), np.array([len(one) for one in some]), VOCAB, 3)
 
 
 def test_the_counts_of_two_documents():
@@ -53,6 +53,8 @@ def test_only_the_most_frequent_are_kept(monkeypatch):
     assert frequency[kept].min() >= frequency[~kept].max()
     norms = np.bincount(few.row, weights=few.value**2)
     np.testing.assert_allclose(norms[norms > 0], 1.0)
+    monkeypatch.setattr(ngram_training, "MOST_WEIGHTS", 60)  # of three classes
+    assert len(counted(some).keys) == 20
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -57,7 +57,7 @@ class Together(NamedTuple):
     """What the model of a job is the mean of, and how good it is.
 
     Attributes:
-        scores: by split, as of `score_bundle`.
+        scores: by split, as of `score_bundle`; none of one classifier alone, which its run tells.
         ngrams: of n-grams in the mean their share, strength and gain (`ngram_member.Chosen`); None without them.
     """
 
@@ -85,7 +85,9 @@ def score_together(
     with open_session(config, stop) as session:
         runtime = session.runtime
         kept = runtime.on_main(lambda: _kept(job, members, ngrams))
-        if kept is not None and config.calibrate == (temperature_of(kept.scores) is not None):
+        if kept is not None and (
+            config.calibrate == (temperature_of(kept.scores) is not None) or len(members) == 1 and not kept.ngrams
+        ):
             return kept
         models = [
             TextClassifier.from_pretrained(member.model_dir, device=runtime.device, backend="torch")
@@ -107,20 +109,19 @@ def score_together(
         runtime.stop_scoring = session.stop.ends_evaluations
         chosen: Chosen | None = None
         try:
-            parts = {
-                name: member_probabilities(bundle, [store] * len(members), runtime) for name, store in stores.items()
-            }
+            parts = {}
             if ngrams == "always" or (ngrams == "where they pay" and obstacle(config, corpus) is None):
+                parts["valid"] = member_probabilities(bundle, [stores["valid"]] * len(members), runtime)
                 bundle, chosen = join(job, bundle, parts["valid"], corpus, silent, always=ngrams == "always")
             scores = {}
-            for name, store in stores.items():
+            for name, store in stores.items() if len(bundle.members) > 1 else ():
                 found = score_bundle(
                     bundle,
                     [store] * len(bundle.members),
                     runtime,
                     matrix,
                     calibrate=config.calibrate and name == "valid",
-                    known=parts[name],
+                    known=parts.get(name, ()),
                 )
                 scores[name] = plain(found)
         except EvaluationStopped:
@@ -166,17 +167,21 @@ def write_model(
     come first, then what tells of them, and what nothing tells of any more is removed last.
     """
     several = len(sources) > 1
-    targets = [folder / str(number) for number in range(1, len(sources) + 1)] if several else [folder]
+    names = [
+        FOLDER if ngrams is not None and source is sources[-1] else str(number)
+        for number, source in enumerate(sources, 1)
+    ]
+    targets = [folder / name for name in names] if several else [folder]
     for source, target in zip(sources, targets, strict=True):
         for name in _FILES:
             copy_file(source / name, target / name)
     if several:
-        write_index(folder, read_config(sources[0])["label_names"], len(sources), temperature,
-                    None if ngrams is None else shares_with(ngrams, len(sources) - 1))  # fmt: skip
+        shares = None if ngrams is None else shares_with(ngrams, len(sources) - 1)
+        write_index(folder, read_config(sources[0])["label_names"], names, temperature, shares)
         for name in _FILES:
             (folder / name).unlink(missing_ok=True)
     else:
         (folder / BUNDLE).unlink(missing_ok=True)
-    for left in folder.glob("[1-9]*"):
-        if left.name.isdigit() and left not in targets and (left / WEIGHTS).is_file():
+    for left in [*folder.glob("[1-9]*"), folder / FOLDER]:
+        if (left.name.isdigit() or left.name == FOLDER) and left not in targets and (left / WEIGHTS).is_file():
             shutil.rmtree(left)

@@ -136,8 +136,7 @@ class _Job:
                         return self._preempted(language_model, members)
                 self._stage = "summary"
                 clf_config = self._classifiers[CLF]
-                together = Together(members[0].metrics if members else {})
-                ngrams = ngrams_wanted(self._config)
+                together, ngrams = Together({}), ngrams_wanted(self._config)
                 if len(members) > 1 or (members and ngrams != "never"):
                     together = score_together(self._path, members, clf_config, self._stop, ngrams)
                 with open_runtime(clf_config) as (runtime, _):
@@ -328,7 +327,7 @@ class _Job:
             language_model=language_model,
             classifiers=members,
             seeds=[config.seed for config in self._classifiers.values()],
-            scores=together.scores,
+            scores=together.scores or (members[0].metrics if members else {}),
             ngrams=together.ngrams,
             minutes={name: self._minutes[name] for name in (LM, *self._classifiers) if name in self._minutes},
             model=str(self._path / MODEL),

@@ -16,6 +16,7 @@ import torch
 from ulmfit.model.ngrams import NGramConfig, NGramNet
 
 MOST_FEATURES = 200_000  # those of the most documents; 1.6 MB of keys, and as much for each two classes
+MOST_WEIGHTS = 8_000_000  # of all classes together: the optimizer remembers 20 times as many numbers of 8 bytes
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)  # C of scikit-learn's LogisticRegression: the larger, the less regularised
 _ITERATIONS = 100
 _HISTORY = 10
@@ -40,12 +41,13 @@ class Counted:
     documents: int
 
 
-def count(ids: np.ndarray, lengths: np.ndarray, vocab_size: int) -> Counted:
+def count(ids: np.ndarray, lengths: np.ndarray, vocab_size: int, num_classes: int) -> Counted:
     """Count the tokens and pairs of neighbouring tokens of documents.
 
     Args:
         ids: of all documents, one behind the other, int [tokens].
         lengths: tokens of each, int [n].
+        num_classes: with very many, fewer n-grams are kept.
     """
     ids, documents = ids.astype(np.int64), len(lengths)
     row = np.repeat(np.arange(documents), lengths)
@@ -57,8 +59,9 @@ def count(ids: np.ndarray, lengths: np.ndarray, vocab_size: int) -> Counted:
     found, number = np.unique(row * len(names) + place, return_counts=True)
     row, place = np.divmod(found, len(names))
     frequency = np.bincount(place, minlength=len(names))
-    if len(names) > MOST_FEATURES:
-        kept = np.sort(np.argsort(-frequency, kind="stable")[:MOST_FEATURES])
+    most = max(1, min(MOST_FEATURES, MOST_WEIGHTS // num_classes))
+    if len(names) > most:
+        kept = np.sort(np.argsort(-frequency, kind="stable")[:most])
         new = np.full(len(names), -1)
         new[kept] = np.arange(len(kept))
         names, frequency = names[kept], frequency[kept]
