@@ -31,7 +31,8 @@ SMALLEST = 1e-38  # its logarithm is finite
 
 
 class Bundle(TextClassifier):
-    """Classifiers whose probabilities are averaged. Net, tokenizer and config are those of the first one.
+    """Classifiers whose probabilities are averaged. Net, tokenizer and config are those of the first network; the order of
+    the classes is that of the first one.
 
     Attributes:
         members: the classifiers.
@@ -52,12 +53,14 @@ class Bundle(TextClassifier):
     ) -> None:
         first = members[0]
         # A temperature of the first one is in its probabilities.
-        config = {name: value for name, value in first.config.items() if name != "temperature"}
+        shown = next((member for member in members if not is_ngrams(member.config)), first)
+        config = {name: value for name, value in shown.config.items() if name != "temperature"}
+        config["label_names"] = first.label_names
         config["members"] = sum(not is_ngrams(member.config) for member in members)
         config["ngrams"] = config["members"] < len(members)
         if temperature is not None:
             config["temperature"] = temperature
-        super().__init__(first.net, first.tokenizer, config)
+        super().__init__(shown.net, shown.tokenizer, config)
         self.loaded_from, self.form = _folder_of(members), BUNDLE
         self.members = list(members)
         self.shares = list(shares or [1 / len(members)] * len(members))

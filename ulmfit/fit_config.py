@@ -97,7 +97,7 @@ class FitConfig(JobData):
     another number; what is trained is kept (default: 3 on at most 10,000 labelled texts and a pretrained language
     model with the recipe quick, else 1)."""
     ngrams: OrElse[bool] = None
-    """Average in a linear classifier of words and pairs of words, which is trained in seconds; with --no-ngrams none
+    """Average in a linear classifier of words and pairs of words, which takes little time; with --no-ngrams none
     (default: with the recipe quick, where it lowers the loss on the validation texts)."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""

@@ -122,6 +122,15 @@ def test_a_damaged_file_is_refused(net, tokenizer, damage, sentence, tmp_path):
         load_model(folder)
 
 
+def test_a_language_model_of_ngrams_is_refused(net, tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    save_model(folder, net, tokenizer, {"label_names": ["a", "b", "c"]})
+    config = json.loads((folder / "config.json").read_text()) | {"task": "language_model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="n-grams as a language model"):
+        load_model(folder)
+
+
 def test_a_number_of_features_that_the_file_has_not_is_refused(net, tokenizer, tmp_path):
     folder = tmp_path / "model"
     save_model(folder, net, tokenizer, {"label_names": ["a", "b", "c"]})

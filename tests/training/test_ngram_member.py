@@ -188,6 +188,48 @@ def test_a_job_goes_on_and_changes_its_mind(folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_a_choice_on_a_finished_job_is_kept_and_checked_as_that_of_a_new_one(folder, tmp_path):
+    run = folder / "chosen"
+    assert ulmfit.fit(config(folder, "chosen", ngrams=False)).state == "done" and make_up(run) == (1, 0.0)
+    stored = content(run / "config.json")
+    del stored["options"]["ngrams"]  # as an earlier version has left it
+    (run / "config.json").write_text(json.dumps(stored))
+    ulmfit.fit(output_dir=run)
+    assert make_up(run) == (1, 0.0)
+    ulmfit.fit(output_dir=run, ngrams=True)
+    assert make_up(run)[1] > 0
+    ulmfit.fit(output_dir=run)
+    assert make_up(run)[1] > 0
+    ulmfit.fit(output_dir=run, ngrams=False)
+    ulmfit.fit(output_dir=run)
+    assert make_up(run) == (1, 0.0)
+    test = folder / "begun-on-test"
+    assert ulmfit.fit(config(folder, "begun-on-test", valid="test", ngrams=False)).state == "done"
+    before = (test / "config.json").read_bytes()
+    with pytest.raises(UserError, match="--ngrams cannot be had"):
+        ulmfit.fit(output_dir=test, ngrams=True)
+    assert content(test / "status.json")["state"] == "done" and (test / "config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_bundle_shows_its_first_network(folder):
+    run = folder / "with"
+    model = ulmfit.TextClassifier.from_pretrained([run / "ngrams", run / "clf"], backend="torch")
+    assert not ngram_member.NGRAMS == model.config.get("kind") and model.config["max_len"] > 0
+    other = ulmfit.TextClassifier.from_pretrained([run / "clf", run / "ngrams"], backend="torch")
+    np.testing.assert_allclose(model.probabilities(TEXTS), other.probabilities(TEXTS), atol=1e-7)
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(10**9, 50), (100, 12), (1, 1)])
+def test_few_of_very_many_texts_are_drawn(most, drawn):
+    lengths = np.full(50, 8)
+    found = ngram_member._drawn(lengths, most, seed=3)
+    assert len(found) == drawn and np.array_equal(found, np.unique(found))
+    assert np.array_equal(found, ngram_member._drawn(lengths, most, seed=3))
+    assert drawn in (1, 50) or not np.array_equal(found, ngram_member._drawn(lengths, most, seed=4))
+
+
+@pytest.mark.slow
 def test_they_are_calibrated_with_the_networks(folder):
     result = ulmfit.fit(config(folder, "calibrated", calibrate=True))
     assert content(result.model_dir / "bundle.json")["temperature"] > 0

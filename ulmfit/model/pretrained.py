@@ -225,6 +225,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         names = _field(config, "label_names", list, path)
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(f"label_names in {path} is not a list of names; {_CURE}")
+    elif is_ngrams(config):
+        raise UserError(f"{path} has n-grams as a language model; {_CURE}")
     if task == "classifier" and not is_ngrams(config):
         for name in ("bptt", "max_len", "head_hidden"):
             _field(config, name, int, path)

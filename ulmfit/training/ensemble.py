@@ -26,7 +26,7 @@ from ulmfit.run.status import plain
 from ulmfit.run_scores import ENSEMBLE, ensemble_scores, ngrams_of, temperature_of
 from ulmfit.training import setup
 from ulmfit.training.job_files import copy_file, start_and_length
-from ulmfit.training.ngram_member import FOLDER, Chosen, Ngrams, join, obstacle, shares_with
+from ulmfit.training.ngram_member import FOLDER, NO_NGRAMS, Chosen, Ngrams, join, obstacle, shares_with
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.scores import member_probabilities, score_bundle
 from ulmfit.training.session import SilentSession, open_session
@@ -79,7 +79,7 @@ def score_together(
         ngrams: whether n-grams may join the mean.
 
     Raises:
-        UserError: a model is damaged, or the corpus cannot be read.
+        UserError: a model is damaged, the corpus cannot be read, or n-grams that are asked for cannot be had.
         StoppedEarly: a stop was requested while the corpus was read or scored.
     """
     with open_session(config, stop) as session:
@@ -110,7 +110,10 @@ def score_together(
         chosen: Chosen | None = None
         try:
             parts = {}
-            if ngrams == "always" or (ngrams == "where they pay" and obstacle(config, corpus) is None):
+            reason = obstacle(config, corpus)
+            if ngrams == "always" and reason:
+                raise UserError(NO_NGRAMS.format(reason))
+            if ngrams != "never" and reason is None:
                 parts["valid"] = member_probabilities(bundle, [stores["valid"]] * len(members), runtime)
                 bundle, chosen = join(job, bundle, parts["valid"], corpus, silent, always=ngrams == "always")
             scores = {}

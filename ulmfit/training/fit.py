@@ -44,13 +44,14 @@ from ulmfit.training.job_files import (
     holds_training,
     locked,
     minutes_of,
+    ngrams_option_of,
     read_json,
     sound_rivals,
     start_and_length,
 )
 from ulmfit.training.lm_training import train_language_model
 from ulmfit.training.ngram_member import FOLDER as NGRAMS
-from ulmfit.training.ngram_member import ngrams_wanted, obstacle
+from ulmfit.training.ngram_member import NO_NGRAMS, ngrams_wanted, obstacle
 from ulmfit.training.result import FitResult, TrainingResult, result_of_job
 from ulmfit.training.session import tell_stopped_early
 from ulmfit.training.setup import access_of, opened_corpus
@@ -202,18 +203,18 @@ class _Job:
         if stored is None:
             labelled = bool(config.probability_columns) or has_labels(self._config, access)
             unlabelled = config.labels is not None or "unsup" in find(self._config.data, access)
-        if stored is None and labelled:
+        if (stored is None and labelled) or self._given.ngrams:  # a job that was begun may be given it later
             with self._stop.interruptible():
                 corpus = opened_corpus(config, access)
             with naming(self._config, CLF):
                 check_options(config, corpus)  # now, and not after the hours of the language model
             if self._config.ngrams and (reason := obstacle(config, corpus)):
-                raise UserError(f"--ngrams cannot be had: {reason}; leave it out")
+                raise UserError(NO_NGRAMS.format(reason))
         self._open()
         if not labelled:
             print("the corpus has no labels: fit trains the language model alone", flush=True)
             return None
-        if corpus is None:
+        if stored is not None or corpus is None:
             return stored
         try:
             with self._stop.interruptible():
@@ -240,8 +241,9 @@ class _Job:
             files.remove_torn(self._path)
             status = read_status(self._path) or {}
             stored = read_json(self._path / "config.json")
-            # With another number of classifiers some may be to train, and the model is another one.
-            self._was_done = status.get("state") == "done" and (self._config.ensemble or 1) == ensemble_of(stored)
+            # With another number of classifiers some may be to train, and with or without n-grams the model is another one.
+            same = (self._config.ensemble or 1, self._config.ngrams) == (ensemble_of(stored), ngrams_option_of(stored))
+            self._was_done = status.get("state") == "done" and same
             self._before = {name: content_of(self._path / name) for name in ("config.json", STATUS, RIVALS)}
             self._minutes = minutes_of(status)
             if not self._was_done:

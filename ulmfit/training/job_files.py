@@ -97,6 +97,13 @@ def ensemble_of(stored: Any) -> int:
     return found if type(found) is int and least <= found <= most else 1
 
 
+def ngrams_option_of(stored: Any) -> bool | None:
+    """The option of n-grams in the config.json of a job; those of earlier versions have none."""
+    options = stored.get("options") if isinstance(stored, dict) else None
+    found = options.get("ngrams", False) if isinstance(options, dict) else False
+    return found if found is None or isinstance(found, bool) else False
+
+
 def minutes_of(status: dict[str, Any]) -> dict[str, float]:
     """The minutes of each training in a status.json."""
     stored = status.get("minutes")

@@ -1,4 +1,4 @@
-"""Trains the linear classifier of words and word pairs (`model.ngrams`), in seconds.
+"""Trains the linear classifier of words and word pairs (`model.ngrams`): in seconds, or with many texts or classes in minutes.
 
 A logistic regression on the TF-IDF of n-grams, each scaled for each class by its log-count ratio: how much more often
 documents of the class have it than others (NB-SVM; Wang and Manning, ACL 2012, equation 1). On held-out texts of four tasks
@@ -80,7 +80,8 @@ def log_count_ratios(counted: Counted, labels: np.ndarray, num_classes: int) -> 
     Arguments as of `trained`.
     """
     features = len(counted.keys)
-    cells = np.bincount(labels[counted.row] * features + counted.place, minlength=num_classes * features)
+    cells = labels.astype(np.int64)[counted.row] * features + counted.place
+    cells = np.bincount(cells, minlength=num_classes * features)
     within = cells.reshape(num_classes, features)
     p, q = within + 1.0, within.sum(0) - within + 1.0
     return np.asarray(np.log(p / p.sum(1, keepdims=True)) - np.log(q / q.sum(1, keepdims=True)))
