@@ -176,5 +176,5 @@ def test_calibrate_needs_validation_texts(tmp_path):
 def test_fit_calibrates(tmp_path, reviews):
     short = {"max_steps": 2, "batch_size": 8}
     result = fit(data=str(reviews), preset="tiny", init="none", lm=short, clf=short, calibrate=True, baseline=False,
-                 output_dir=str(tmp_path / "fit"))  # fmt: skip
+                 ngrams=False, output_dir=str(tmp_path / "fit"))  # fmt: skip
     assert result.model().config["temperature"] == result.classifier.metrics["valid"]["temperature"]
