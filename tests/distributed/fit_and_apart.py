@@ -44,4 +44,4 @@ if __name__ == "__main__":
     soft(place, "soft2")
     assert fit(config(place, "fit", ensemble=2, ngrams=True)).state == "done"
     apart(place)
-    print("end", flush=True)
+    sys.stdout.write("end\n")  # at once: print may write the line end apart, and two ranks write

@@ -289,7 +289,7 @@ def test_a_stop_in_the_second_classifier_is_gone_on_from(folder, monkeypatch):
 @pytest.mark.slow
 def test_a_stop_while_they_are_scored_together_leaves_that_to_the_next_start(folder, monkeypatch):
     run, three = folder / "asked", folder / "three"
-    score = ensemble.member_probabilities
+    score = ensemble.score_bundle
 
     def asked(*given, **options):
         (run / "stop").touch()
@@ -298,18 +298,18 @@ def test_a_stop_while_they_are_scored_together_leaves_that_to_the_next_start(fol
     def pressed(*_, **options):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(ensemble, "member_probabilities", asked)
+    monkeypatch.setattr(ensemble, "score_bundle", asked)
     stopped = ulmfit.fit(config(folder, "asked", ensemble=3))
     assert stopped.state == "preempted" and [member.state for member in stopped.members] == ["done"] * 3
     status = content(run / "status.json")
     assert (status["state"], status["stage"], status["reason"]) == ("preempted", "summary", "stop file")
     assert not (run / "ensemble.json").exists() and not (run / "model").exists()
-    monkeypatch.setattr(ensemble, "member_probabilities", pressed)
+    monkeypatch.setattr(ensemble, "score_bundle", pressed)
     with pytest.raises(KeyboardInterrupt):
         ulmfit.fit(output_dir=run)
     status = content(run / "status.json")
     assert (status["state"], status["stage"], status["reason"]) == ("preempted", "summary", "KeyboardInterrupt")
-    monkeypatch.setattr(ensemble, "member_probabilities", score)
+    monkeypatch.setattr(ensemble, "score_bundle", score)
     monkeypatch.setattr(Loop, "_step", pytest.fail)
     assert ulmfit.fit(output_dir=run).state == "done"
     assert content(run / "ensemble.json") == content(three / "ensemble.json")
