@@ -63,7 +63,7 @@ class Bundle(TextClassifier):
         super().__init__(shown.net, shown.tokenizer, config)
         self.loaded_from, self.form = _folder_of(members), BUNDLE
         self.members = list(members)
-        self.shares = list(shares or [1 / len(members)] * len(members))
+        self.shares = list(shares or _equal(len(members)))
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):
                 raise UserError(
@@ -93,11 +93,11 @@ class Bundle(TextClassifier):
         return tempered(mean_of(rows, self.shares), self.temperature)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        for number, member in enumerate(self.members, 1):
-            folder = save_directory / str(number)
+        names = _numbered(len(self.members))
+        for name, member in zip(names, self.members, strict=True):
+            folder = save_directory / name
             folder.mkdir(parents=True, exist_ok=True)
             member._save_pretrained(folder)
-        names = [str(number) for number in range(1, len(self.members) + 1)]
         write_index(save_directory, self.label_names, names, self.temperature, self.shares)
 
 
@@ -151,7 +151,7 @@ def _shares_of(paths: Sequence[str | Path]) -> list[float]:
     for path in paths:
         index = _index(path)
         number = len(index.members) if index else 1
-        weights += [number * share for share in index.shares] if index and index.shares else [1.0] * number
+        weights += [number * share for share in index.shares] if index else [1.0]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -166,7 +166,7 @@ def each_model(paths: Sequence[str | Path]) -> list[str | Path]:
 class _Index(NamedTuple):
     members: list[Path]
     temperature: float | None
-    shares: list[float] | None
+    shares: list[float]
 
 
 def members_of(path: str | Path) -> list[Path] | None:
@@ -184,9 +184,8 @@ def make_up(path: str | Path) -> tuple[int, float]:
     index = _index(path)
     if index is None:
         return 1, 0.0
-    shares = index.shares or [1 / len(index.members)] * len(index.members)
-    ngrams = [share for member, share in zip(index.members, shares, strict=True) if _holds_ngrams(member)]
-    return len(shares) - len(ngrams), sum(ngrams)
+    ngrams = [share for member, share in zip(index.members, index.shares, strict=True) if _holds_ngrams(member)]
+    return len(index.members) - len(ngrams), sum(ngrams)
 
 
 def _holds_ngrams(folder: Path) -> bool:
@@ -221,7 +220,13 @@ def _index(path: str | Path) -> _Index | None:
         if (folder.parent / "summary.json").is_file():
             cure = "start its ulmfit fit again, which trains nothing anew"
         raise UserError(f"{file} does not tell the members of a bundle; {cure}")
-    return _Index([folder / name for name in names], None if temperature is None else float(temperature), shares)
+    return _Index([folder / name for name in names], None if temperature is None else float(temperature),
+                  shares or _equal(len(names)))  # fmt: skip
+
+
+def _equal(number: int) -> list[float]:
+    """The shares of so many members that count alike."""
+    return [1 / number] * number
 
 
 def _are_shares(values: Any, number: int) -> bool:
@@ -244,11 +249,16 @@ def save_bundle(folder: Path, paths: Sequence[str | Path], *, bits: Literal[8, 3
 
     bundle = load_bundle(paths, device="cpu", backend="torch")
     found = each_model(paths)
-    names = [str(number) for number in range(1, len(found) + 1)]
+    names = _numbered(len(found))
     for name, path in zip(names, found, strict=True):
         net, tokenizer, config = load_model(path)
         save_model(folder / name, net, tokenizer, config, bits=bits)
     write_index(folder, bundle.label_names, names, bundle.temperature, bundle.shares)
+
+
+def _numbered(number: int) -> list[str]:
+    """The folders of so many members: 1, 2, 3, ..."""
+    return [str(place) for place in range(1, number + 1)]
 
 
 def write_index(

@@ -38,6 +38,11 @@ def write_reviews(path: Path, number: int, *, first: int = 0) -> Path:
     return path
 
 
+def content(file: Path) -> dict[str, Any]:
+    """Of a JSON file of a run or a job."""
+    return json.loads(file.read_text())
+
+
 def write_splits(folder: Path, **numbers: int) -> Path:
     """`write_reviews` into FOLDER/SPLIT.csv, by split the number. Returns the folder."""
     folder.mkdir(exist_ok=True)

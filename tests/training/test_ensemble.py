@@ -14,6 +14,7 @@ import torch
 import ulmfit
 from tests.distributed import fit_and_apart as job
 from tests.training import runs
+from tests.training.runs import content
 from ulmfit import cli
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
@@ -44,10 +45,6 @@ def config(folder: Path, name: str, **options) -> FitConfig:
 def equal(a: Path, b: Path) -> bool:
     first, second = runs.weights(a), runs.weights(b)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def content(file: Path) -> dict:
-    return json.loads(file.read_text())
 
 
 def test_options_of_the_classifiers():

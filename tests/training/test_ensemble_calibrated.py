@@ -13,6 +13,7 @@ import ulmfit
 from tests.distributed import fit_and_apart as job
 from tests.distributed.ranks import on_ranks
 from tests.training import runs
+from tests.training.runs import content
 from ulmfit import cli
 from ulmfit.fit_config import FitConfig
 from ulmfit.training.loop import Loop
@@ -32,10 +33,6 @@ def folder(tmp_path_factory) -> Path:
     runs.write_splits(place / "data", train=120, test=40)
     assert ulmfit.fit(config(place, "calibrated", calibrate=True)).state == "done"
     return place
-
-
-def content(file: Path) -> dict:
-    return json.loads(file.read_text())
 
 
 def softened(probabilities: np.ndarray, temperature: float) -> np.ndarray:

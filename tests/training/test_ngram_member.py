@@ -11,6 +11,7 @@ import pytest
 import ulmfit
 from tests.distributed import fit_and_apart as job
 from tests.training import runs
+from tests.training.runs import content
 from ulmfit import cli
 from ulmfit.bundle import make_up
 from ulmfit.errors import StoppedEarly, UserError
@@ -33,10 +34,6 @@ def folder(tmp_path_factory) -> Path:
 
 def config(folder: Path, name: str, **options) -> FitConfig:
     return job.config(folder, name, **{"data": str(folder / "data"), "valid": 0.2, "ngrams": True} | options)
-
-
-def content(file: Path) -> dict:
-    return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(
@@ -155,6 +152,12 @@ def test_the_onnx_graph_gives_the_same(folder, member, tmp_path):
         np.testing.assert_allclose(model.predict(text).probabilities, row, atol=1e-5)
     direct = ulmfit.TextClassifier.from_pretrained(run, backend="onnx")
     np.testing.assert_allclose(direct.probabilities(texts), expected, atol=1e-5)
+    # N-grams before a network, whose products alone are in 8 bits.
+    both = ["--model", str(folder / "with/ngrams"), "--model", str(folder / "with/clf")]
+    assert cli.main(["export", *both, "--to", "onnx", "--int8", "--output", str(tmp_path / "both")]) == 0
+    expected = ulmfit.TextClassifier.from_pretrained(both[1::2], backend="torch").probabilities(texts)
+    found = ulmfit.TextClassifier.from_pretrained(tmp_path / "both").probabilities(texts)
+    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 @pytest.mark.slow

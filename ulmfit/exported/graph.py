@@ -27,6 +27,7 @@ except ImportError:
     raise UserError("onnx is not installed; pip install 'ulmfit[onnx]'") from None
 
 WINDOW = 128  # tokens: products of full speed for a single document, and 150 MB for 64 documents at preset base
+RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 OPSET, IR_VERSION = 17, 8  # of 2022: ONNX Runtime 1.12 and later
 MOST_BYTES = 2**31 - 2**20  # protobuf's limit, with room for the nodes
 _EPSILON = 1e-5  # of BatchNorm1d
@@ -94,25 +95,36 @@ def build(weights: Weights, bits: Literal[8, 32] = 32) -> bytes:
     _read_all(weights, inner, outer)
     _head(weights, outer, width=inner.width)
     classes = len(weights["head.linear2.bias"])
+    return serialised(outer.nodes, outer.constants, classes, own_operators=bits == 8)
+
+
+INPUTS = {"tokens": ["batch", "length"], "lengths": ["batch"]}
+
+
+def serialised(
+    nodes: Sequence[onnx.NodeProto], constants: Sequence[onnx.TensorProto], classes: int, *, own_operators: bool = False
+) -> bytes:
+    """A model with the inputs and outputs of this file.
+
+    Args:
+        own_operators: it has operators of ONNX Runtime's own, which other programs do not run.
+    """
     graph = helper.make_graph(
-        outer.nodes,
+        nodes,
         "ulmfit",
         [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in INPUTS.items()],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes])
             for name in ("logits", "probabilities")
         ],
-        outer.constants,
+        constants,
     )
     domains = [helper.make_opsetid("", OPSET)]
-    if bits == 8:
-        domains.append(helper.make_opsetid("com.microsoft", 1))
+    if own_operators:
+        domains.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
     return helper.make_model(
         graph, producer_name="ulmfit", opset_imports=domains, ir_version=IR_VERSION
     ).SerializeToString()
-
-
-INPUTS = {"tokens": ["batch", "length"], "lengths": ["batch"]}
 
 
 @dataclass
@@ -197,7 +209,7 @@ def _int8_lstm(body: Nodes, i: int, x: str, layer: Int8Layer) -> str:
     names["B"] = body.constant(f"B{i}", bias[None])
     inputs = [x, names["W"], names["R"], names["B"], "", f"h{i}", f"c{i}", ""]
     inputs += [names[name] for name in ("W_scale", "W_zero", "R_scale", "R_zero")]
-    return _run_lstm(body, i, "DynamicQuantizeLSTM", inputs, len(layer.output), domain="com.microsoft")
+    return _run_lstm(body, i, "DynamicQuantizeLSTM", inputs, len(layer.output), domain=RUNTIME_DOMAIN)
 
 
 def _run_lstm(body: Nodes, i: int, kind: str, inputs: Sequence[str], size: int, **attributes: Any) -> str:

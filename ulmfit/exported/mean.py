@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from ulmfit.errors import UserError
-from ulmfit.exported.graph import MOST_BYTES, onnx
+from ulmfit.exported.graph import INPUTS, MOST_BYTES, RUNTIME_DOMAIN, onnx, serialised
 
-_INPUTS = ("tokens", "lengths")
 _SMALLEST = np.float32(1e-38)  # its logarithm is finite
 
 
@@ -42,10 +41,10 @@ def build_mean(
     def array(value: Any, name: str) -> onnx.TensorProto:
         return onnx.numpy_helper.from_array(np.asarray(value), name)
 
-    whole, nodes, constants, rows = None, [], [], []
+    nodes, constants, rows, own_operators = [], [], [], False
     for number, (member, place, share) in enumerate(zip(members, places, shares, strict=True), 1):
         model = onnx.load_from_string(member)
-        whole = whole or model
+        own_operators |= any(domain.domain == RUNTIME_DOMAIN for domain in model.opset_import)
         _prefix(model.graph, f"{number}.")
         nodes += model.graph.node
         constants += [*model.graph.initializer, array(np.asarray(place, np.int64), f"{number}.places"),
@@ -58,7 +57,6 @@ def build_mean(
         raise UserError(
             f"{len(members)} such classifiers are more than the 2 GiB of an ONNX file; export fewer, or with --int8"
         )
-    assert whole is not None
     constants.append(array(_SMALLEST, "smallest"))
     mean = "probabilities" if temperature is None else "mean"
     nodes.append(helper.make_node("Sum", rows, [mean]))
@@ -76,14 +74,7 @@ def build_mean(
         nodes.append(helper.make_node("Log", ["positive"], ["logarithm"]))
         nodes.append(helper.make_node("Div", ["logarithm", "temperature"], ["logits"]))
         nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
-    shapes = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", len(places[0])])
-        for name in ("logits", "probabilities")
-    ]
-    graph = helper.make_graph(nodes, "ulmfit", whole.graph.input, shapes, constants)
-    return helper.make_model(
-        graph, producer_name="ulmfit", opset_imports=whole.opset_import, ir_version=whole.ir_version
-    ).SerializeToString()
+    return serialised(nodes, constants, len(places[0]), own_operators=own_operators)
 
 
 def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
@@ -93,7 +84,7 @@ def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
     """
 
     def longer(name: str) -> str:
-        return name if name in ("", *_INPUTS) else prefix + name
+        return name if name in ("", *INPUTS) else prefix + name
 
     for node in graph.node:
         node.input[:], node.output[:] = map(longer, node.input), map(longer, node.output)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ulmfit.exported.graph import INPUTS, IR_VERSION, OPSET, Nodes, helper, onnx
+from ulmfit.exported.graph import Nodes, serialised
 
 
 def build_ngrams(tensors: Mapping[str, np.ndarray], vocab_size: int) -> bytes:
@@ -70,14 +70,4 @@ def build_ngrams(tensors: Mapping[str, np.ndarray], vocab_size: int) -> bytes:
     graph.add("Div", ["sums", "norms"], "scaled")
     graph.add("Add", ["scaled", "bias"], "logits")
     graph.add("Softmax", ["logits"], "probabilities", axis=1)
-    described = helper.make_graph(
-        graph.nodes,
-        "ulmfit",
-        [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, shape) for name, shape in INPUTS.items()],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", len(weight)])
-         for name in ("logits", "probabilities")],
-        graph.constants,
-    )  # fmt: skip
-    return helper.make_model(
-        described, producer_name="ulmfit", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    ).SerializeToString()
+    return serialised(graph.nodes, graph.constants, len(weight))

@@ -115,7 +115,9 @@ def score_together(
                 raise UserError(NO_NGRAMS.format(reason))
             if ngrams != "never" and reason is None:
                 parts["valid"] = member_probabilities(bundle, [stores["valid"]] * len(members), runtime)
-                bundle, chosen = join(job, bundle, parts["valid"], corpus, silent, always=ngrams == "always")
+                bundle, chosen = join(
+                    job, bundle, parts["valid"], stores["valid"], corpus, silent, always=ngrams == "always"
+                )
             scores = {}
             for name, store in stores.items() if len(bundle.members) > 1 else ():
                 found = score_bundle(

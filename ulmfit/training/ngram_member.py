@@ -85,13 +85,21 @@ def obstacle(config: ClassifierConfig, corpus: Corpus) -> str | None:
 
 
 def join(
-    job: Path, bundle: Bundle, parts: Sequence[Tensor], corpus: Corpus, session: Session, *, always: bool
+    job: Path,
+    bundle: Bundle,
+    parts: Sequence[Tensor],
+    valid: TokenStore,
+    corpus: Corpus,
+    session: Session,
+    *,
+    always: bool,
 ) -> tuple[Bundle, Chosen | None]:
     """The bundle with n-grams where they pay, and how; else the bundle (a collective).
 
     Args:
         bundle: of the networks.
         parts: by network its probabilities of this rank's validation rows, as of `member_probabilities`.
+        valid: the validation rows under their tokenizer.
         always: join them in any case, with the share that is best.
 
     Raises:
@@ -99,9 +107,7 @@ def join(
     """
     config, runtime, tokenizer = session.config, session.runtime, bundle.tokenizer
     assert isinstance(config, ClassifierConfig)
-    train, valid = (
-        setup.store_of(session, corpus.splits[name], tokenizer, with_labels=True) for name in ("train", "valid")
-    )
+    train = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=True)
     if config.labels is not None:
         train = train.subset(balanced_draw(classes_of(train), config.labels, seed=config.seed_of_draws))
     mean = whole_rows(torch.stack(list(parts)).mean(0), valid.num_documents, runtime).numpy()

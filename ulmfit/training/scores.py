@@ -135,7 +135,7 @@ def all_logits(
 
 
 def score_labels(
-    net: ClassifierNet | NGramNet,
+    net: ClassifierNet,
     store: TokenStore,
     runtime: Runtime,
     *,
