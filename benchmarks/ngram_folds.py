@@ -61,10 +61,10 @@ def ngram_rows(fold: Path, tokenizer: Tokenizer, *, scaled: bool) -> tuple[list[
     counted = ngram_training.count(np.concatenate(documents), lengths, words, len(classes))
     ratios = ngram_training.log_count_ratios
     if not scaled:
-        ngram_training.log_count_ratios = lambda counted, _, number: np.ones((number, len(counted.keys)))
+        ngram_training.log_count_ratios = lambda counted, wanted: np.ones((wanted.shape[1], len(counted.keys)))
+    wanted = ngram_training.one_hot(np.array([classes[label] for label in labels]), len(classes))
     try:
-        nets = [net for _, net in ngram_training.trained(
-            counted, np.array([classes[label] for label in labels]), len(classes), words)]  # fmt: skip
+        nets = [net for _, net in ngram_training.trained(counted, wanted, words)]
     finally:
         ngram_training.log_count_ratios = ratios
     texts, labels = read(fold, "valid")

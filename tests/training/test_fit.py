@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ulmfit
 from tests.distributed import fit_and_apart as job
@@ -80,7 +81,8 @@ def test_its_models_are_those_of_the_separate_trainings(folder, whole):
 
 
 def test_two_processes_train_what_the_separate_trainings_of_two_train(folder, capsys):
-    """And with probabilities as targets, what one process trains. A second classifier and n-grams are scored with it."""
+    """And with probabilities as targets, what one process trains. A second classifier and n-grams are scored with it; these
+    learn of both on texts without a label, and are what they are with one process."""
     rows = list(csv.DictReader((folder / "reviews.csv").read_text().splitlines()))
     with open(folder / "soft.csv", "w", newline="") as file:
         table = csv.writer(file)
@@ -88,6 +90,8 @@ def test_two_processes_train_what_the_separate_trainings_of_two_train(folder, ca
         for number, row in enumerate(rows):
             sure = 0.6 + 0.3 * number / len(rows)
             table.writerow([row["text"], *((1 - sure, sure) if row["label"] == "pos" else (sure, 1 - sure))])
+    with open(folder / "reviews.csv", "a", newline="") as file:
+        csv.writer(file).writerows([f"{row['text']} So it is.", ""] for row in (*rows, *rows))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     done = subprocess.run(
         [*command, "tests.distributed.fit_and_apart", folder],
@@ -103,6 +107,14 @@ def test_two_processes_train_what_the_separate_trainings_of_two_train(folder, ca
     alone = json.loads(capsys.readouterr().out)
     told = json.loads((folder / "fit/summary.json").read_text())["systems"]["ulmfit"]["valid"]
     assert alone["models"] == 3 and alone["loss"] == pytest.approx(told["loss"], rel=1e-5)
+    ngrams = runs.content(folder / "fit/ensemble.json")["ngrams"]
+    (folder / "fit/ensemble.json").unlink()
+    of_two = load_file(folder / "fit/ngrams/model.safetensors")
+    assert ulmfit.fit(job.config(folder, "fit", ensemble=2, ngrams=True)).state == "done"
+    again = runs.content(folder / "fit/ensemble.json")["ngrams"]
+    assert ngrams["taught"] == again["taught"] > 100 and ngrams["gain"] == pytest.approx(again["gain"], rel=1e-4)
+    of_one = load_file(folder / "fit/ngrams/model.safetensors")
+    assert of_one.keys() == of_two.keys() and runs.distance(of_one, of_two) < 1e-4
 
 
 def stop_at(monkeypatch, run: Path, task: str, number: int) -> None:

@@ -164,14 +164,14 @@ def test_the_onnx_graph_gives_the_same(folder, member, tmp_path):
 def test_a_job_goes_on_and_changes_its_mind(folder, monkeypatch, capsys):
     """Stopped while they are trained, finished, damaged, left out, and taken in again."""
     run = folder / "changing"
-    train = ngram_member.trained
+    train = ngram_member.candidates
 
     def stopped(*_: object) -> None:
         raise StoppedEarly("SIGTERM")
 
-    monkeypatch.setattr(ngram_member, "trained", stopped)
+    monkeypatch.setattr(ngram_member, "candidates", stopped)
     assert ulmfit.fit(config(folder, "changing")).state == "preempted" and not (run / "ngrams").exists()
-    monkeypatch.setattr(ngram_member, "trained", train)
+    monkeypatch.setattr(ngram_member, "candidates", train)
     assert ulmfit.fit(config(folder, "changing")).state == "done"
     assert make_up(run) == (1, content(run / "summary.json")["ngrams"]["share"])
     good = (run / "ngrams/model.safetensors").read_bytes()
@@ -221,15 +221,6 @@ def test_a_bundle_shows_its_first_network(folder):
     assert not ngram_member.NGRAMS == model.config.get("kind") and model.config["max_len"] > 0
     other = ulmfit.TextClassifier.from_pretrained([run / "clf", run / "ngrams"], backend="torch")
     np.testing.assert_allclose(model.probabilities(TEXTS), other.probabilities(TEXTS), atol=1e-7)
-
-
-@pytest.mark.parametrize(("most", "drawn"), [(10**9, 50), (100, 12), (1, 1)])
-def test_few_of_very_many_texts_are_drawn(most, drawn):
-    lengths = np.full(50, 8)
-    found = ngram_member._drawn(lengths, most, seed=3)
-    assert len(found) == drawn and np.array_equal(found, np.unique(found))
-    assert np.array_equal(found, ngram_member._drawn(lengths, most, seed=3))
-    assert drawn in (1, 50) or not np.array_equal(found, ngram_member._drawn(lengths, most, seed=4))
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ulmfit.training import ngram_training
-from ulmfit.training.ngram_training import count, log_count_ratios, trained
+from ulmfit.training.ngram_training import count, log_count_ratios, one_hot, trained
 
 VOCAB = 40
 
@@ -37,8 +39,12 @@ def test_the_counts_of_two_documents():
     np.testing.assert_allclose(found.value, [*raw / np.linalg.norm(raw), 1.0])
     assert (found.row.tolist(), found.place.tolist()) == ([0, 0, 0, 0, 1], [0, 1, 2, 3, 2])
     # By hand: class 0 has the first document with 4 n-grams, class 1 the second with 1.
-    ratios = log_count_ratios(found, np.array([0, 1]), 2)
+    ratios = log_count_ratios(found, np.eye(2))
     p, q = np.array([2, 2, 2, 2]) / 8, np.array([1, 1, 2, 1]) / 5
+    np.testing.assert_allclose(ratios, [np.log(p / q), np.log(q / p)])
+    # Of the first document a quarter is counted for class 1.
+    ratios = log_count_ratios(found, np.array([[0.75, 0.25], [0.0, 1.0]]))
+    p, q = np.array([1.75, 1.75, 1.75, 1.75]) / 7, np.array([1.25, 1.25, 2.25, 1.25]) / 6
     np.testing.assert_allclose(ratios, [np.log(p / q), np.log(q / p)])
 
 
@@ -65,11 +71,12 @@ def test_the_weights_are_those_of_scikit_learn(classes):
     labels = labels % classes
     found = counted(some)
     features = sparse.csr_matrix((found.value, (found.row, found.place)), shape=(len(some), len(found.keys)))
-    ratios = log_count_ratios(found, labels, classes)
+    wanted = one_hot(labels, classes)
+    ratios = log_count_ratios(found, wanted)
     tokens = torch.zeros(len(some), 16, dtype=torch.int64)
     for row, one in zip(tokens, some, strict=True):
         row[: len(one)] = torch.from_numpy(one)
-    for strength, net in trained(found, labels, classes, VOCAB, (1.0, 30.0)):
+    for strength, net in trained(found, wanted, VOCAB, (1.0, 30.0)):
         ours = net(tokens, [len(one) for one in some]).logits.softmax(1).detach().numpy()
         if classes == 2:  # whose ratios differ in their sign alone
             peer = linear.LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(
@@ -79,9 +86,27 @@ def test_the_weights_are_those_of_scikit_learn(classes):
             continue
         # With a scale for each class it has no peer there: the gradient of what is minimised is zero.
         weights = (net.weight.detach().double().numpy()) / ratios
-        wanted = np.eye(classes)[labels]
         slope = ratios * ((ours - wanted).T @ features) + weights / strength
         assert np.abs(slope).max() < 1e-2 and np.abs((ours - wanted).sum(0)).max() < 1e-2
+
+
+def test_a_document_with_probabilities_is_as_one_of_each_class_with_these_weights():
+    some, labels = documents(40)
+    wanted = np.random.default_rng(1).dirichlet(np.ones(3), len(some)).round(1)
+    wanted[:, 2] = 1 - wanted[:, 0] - wanted[:, 1]
+    tens = np.rint(10 * wanted).astype(int)  # of ten copies of a document, so many are of each class
+    copies = [text for text in some for _ in range(10)]
+    classes = np.concatenate([np.repeat(np.arange(3), of_one) for of_one in tens])
+    whole, few = counted(copies), counted(some)
+    # The smooth idf of ten copies, and one of each n-gram added in the ratios, are other numbers; the sums are the same.
+    ratios = np.ones((3, len(few.keys)))
+    weights = np.random.default_rng(2).normal(size=(3, len(few.keys) + 1))
+    values = few.value
+    whole = replace(whole, value=np.concatenate([np.tile(values[few.row == row], 10) for row in range(len(some))]))
+    loss, gradient = ngram_training._loss(few, ratios, weights, wanted.T, 0.1)
+    other, slope = ngram_training._loss(whole, ratios, weights, one_hot(classes, 3).T, 0.1)
+    assert float(loss) == pytest.approx(float(other), rel=1e-12)
+    np.testing.assert_allclose(gradient, slope, atol=1e-12)
 
 
 def test_it_can_be_broken_off():
@@ -98,5 +123,5 @@ def test_it_can_be_broken_off():
             raise Asked
 
     with pytest.raises(Asked):
-        list(trained(counted(some), labels, 3, VOCAB, before_each=asked))
+        list(trained(counted(some), one_hot(labels, 3), VOCAB, before_each=asked))
     assert len(calls) == 3

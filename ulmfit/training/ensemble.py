@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ulmfit import files
 from ulmfit.bundle import BUNDLE, Bundle, write_index
-from ulmfit.config import ClassifierConfig
+from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
 from ulmfit.fit_config import LM, FitConfig
@@ -58,7 +58,7 @@ class Together(NamedTuple):
 
     Attributes:
         scores: by split, as of `score_bundle`; none of one classifier alone, which its run tells.
-        ngrams: of n-grams in the mean their share, strength and gain (`ngram_member.Chosen`); None without them.
+        ngrams: of n-grams in the mean their share, strength, gain and `taught` (`ngram_member.Chosen`); None without them.
     """
 
     scores: dict[str, dict[str, Any]]
@@ -66,7 +66,12 @@ class Together(NamedTuple):
 
 
 def score_together(
-    job: Path, members: Sequence[TrainingResult], config: ClassifierConfig, stop: StopRequest, ngrams: Ngrams = "never"
+    job: Path,
+    members: Sequence[TrainingResult],
+    language_model: LMConfig,
+    config: ClassifierConfig,
+    stop: StopRequest,
+    ngrams: Ngrams = "never",
 ) -> Together:
     """Score the mean of the members' probabilities, to which n-grams are joined where they pay (a collective). With
     --calibrate its temperature is found on the validation split, and stands in the scores.
@@ -75,7 +80,7 @@ def score_together(
 
     Args:
         members: finished classifiers, on the same rows.
-        config: the options of the first one.
+        language_model, config: the options of the job's language model and of the first classifier.
         ngrams: whether n-grams may join the mean.
 
     Raises:
@@ -116,7 +121,14 @@ def score_together(
             if ngrams != "never" and reason is None:
                 parts["valid"] = member_probabilities(bundle, [stores["valid"]] * len(members), runtime)
                 bundle, chosen = join(
-                    job, bundle, parts["valid"], stores["valid"], corpus, silent, always=ngrams == "always"
+                    job,
+                    bundle,
+                    parts["valid"],
+                    stores["valid"],
+                    corpus,
+                    language_model,
+                    silent,
+                    always=ngrams == "always",
                 )
             scores = {}
             for name, store in stores.items() if len(bundle.members) > 1 else ():
@@ -131,7 +143,11 @@ def score_together(
                 scores[name] = plain(found)
         except EvaluationStopped:
             raise StoppedEarly(session.stop.reason or "asked of another rank") from None
-        told = None if chosen is None else {name: getattr(chosen, name) for name in ("share", "strength", "gain")}
+        told = (
+            None
+            if chosen is None
+            else {name: getattr(chosen, name) for name in ("share", "strength", "gain", "taught")}
+        )
         if runtime.is_main:
             content: dict[str, Any] = {"weights": _weights(job, members, told is not None), "metrics": scores}
             content |= {} if ngrams == "never" else {"ngrams": told}

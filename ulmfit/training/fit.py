@@ -139,7 +139,7 @@ class _Job:
                 clf_config = self._classifiers[CLF]
                 together, ngrams = Together({}), ngrams_wanted(self._config)
                 if len(members) > 1 or (members and ngrams != "never"):
-                    together = score_together(self._path, members, clf_config, self._stop, ngrams)
+                    together = score_together(self._path, members, lm_config, clf_config, self._stop, ngrams)
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
             return result_of_job("done", self._path, language_model, members, summary)

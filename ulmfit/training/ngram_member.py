@@ -1,7 +1,7 @@
 """Whether a job's mean of classifiers has a linear classifier of n-grams beside the networks, and with which share.
 
-It is trained on the rows that the networks were trained on, and joins them where their mean has a lower loss on the
-validation rows with it. OUTPUT/ngrams holds it.
+It is trained on the rows that the networks were trained on, and where labels are few on what the networks say of other texts
+(`ngram_teaching`). It joins them where their mean has a lower loss on the validation rows with it. OUTPUT/ngrams holds it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.order import permutation
 from ulmfit.bundle import SMALLEST, Bundle
-from ulmfit.config import ClassifierConfig
+from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.console import say
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.probabilities import SoftSplit
@@ -31,12 +30,14 @@ from ulmfit.parallel_inference import TorchReader
 from ulmfit.training import setup
 from ulmfit.training.clf_task import classes_of
 from ulmfit.training.clf_training import balanced_draw
-from ulmfit.training.ngram_training import STRENGTHS, count, trained
+from ulmfit.training.ngram_teaching import Lesson, candidates, drawn, judged
+from ulmfit.training.ngram_training import one_hot
 from ulmfit.training.scores import whole_rows
 from ulmfit.training.session import Session
 
 FOLDER = "ngrams"
 SHARES = (0.25, 0.5)  # of the n-grams in the mean
+SHARES_TAUGHT = (*SHARES, 0.75)  # of such as have learned of the networks too
 MOST_PRODUCTS = 15_000_000  # tokens of the texts that are counted, times classes: a minute or two of a core
 _ROWS = 4  # gives the draw of these texts another generator than the order of an epoch
 
@@ -48,14 +49,16 @@ class Chosen(NamedTuple):
 
     Attributes:
         strength: of its regularisation, see `ngram_training.STRENGTHS`.
-        share: of its probabilities in the mean, of `SHARES`.
+        share: of its probabilities in the mean, of `SHARES` or `SHARES_TAUGHT`.
         gain: what the loss of the mean on the validation rows is lower by, in nats.
+        taught: texts that it learned of the networks, beside the labelled ones.
     """
 
     net: NGramNet
     strength: float
     share: float
     gain: float
+    taught: int
 
 
 NO_NGRAMS = "--ngrams cannot be had: {}; leave it out"
@@ -90,6 +93,7 @@ def join(
     parts: Sequence[Tensor],
     valid: TokenStore,
     corpus: Corpus,
+    language_model: LMConfig,
     session: Session,
     *,
     always: bool,
@@ -100,16 +104,20 @@ def join(
         bundle: of the networks.
         parts: by network its probabilities of this rank's validation rows, as of `member_probabilities`.
         valid: the validation rows under their tokenizer.
+        language_model: the options of the job's language model, whose texts may teach n-grams.
         always: join them in any case, with the share that is best.
 
     Raises:
         StoppedEarly: a stop was requested meanwhile.
+        EvaluationStopped: it was, while the networks read texts without a label.
     """
     config, runtime, tokenizer = session.config, session.runtime, bundle.tokenizer
     assert isinstance(config, ClassifierConfig)
     train = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=True)
     if config.labels is not None:
         train = train.subset(balanced_draw(classes_of(train), config.labels, seed=config.seed_of_draws))
+    most = MOST_PRODUCTS // len(bundle.label_names)  # tokens
+    texts = judged(bundle, language_model, train.num_documents, valid, session, most)
     mean = whole_rows(torch.stack(list(parts)).mean(0), valid.num_documents, runtime).numpy()
 
     def go_on() -> None:
@@ -119,7 +127,10 @@ def join(
 
     def choose() -> Chosen | None:
         with session.stop.interruptible():
-            chosen = _best(train, valid, mean, len(tokenizer), config.seed_of_draws, go_on, always=always)
+            labelled = np.sort(drawn(train.lengths, most, config.seed_of_draws, _ROWS))
+            lesson = Lesson(*train.read(labelled), one_hot(classes_of(train)[labelled], len(bundle.label_names)))
+            whole = lesson if texts is None else lesson.followed_by(texts)
+            chosen = _best(whole, len(labelled), valid, mean, len(tokenizer), go_on, always=always)
         if chosen is not None:
             save_model(job / FOLDER, chosen.net, tokenizer, saved)
         return chosen
@@ -131,8 +142,9 @@ def join(
             say("n-grams: the validation loss is lower without them")
         return bundle, None
     if runtime.is_main:
+        learned = f", learned of the networks on {chosen.taught:,} more texts," if chosen.taught else ""
         say(
-            f"n-grams: {chosen.net.config.features:,} words and pairs of words join the mean with a share of {chosen.share:g}; "
+            f"n-grams: {chosen.net.config.features:,} words and pairs of words{learned} join the mean with a share of {chosen.share:g}; "
             f"the validation loss is {'lower' if chosen.gain > 0 else 'higher'} by {abs(chosen.gain):.4f}"
         )
     member = TextClassifier(chosen.net.to(runtime.device), tokenizer, saved | {"kind": NGRAMS})
@@ -147,11 +159,11 @@ def shares_with(ngrams: float, networks: int) -> list[float]:
 
 
 def _best(
-    train: TokenStore,
+    lesson: Lesson,
+    labelled: int,
     valid: TokenStore,
     mean: np.ndarray,
     vocab_size: int,
-    seed: int,
     go_on: Callable[[], None],
     *,
     always: bool,
@@ -161,37 +173,26 @@ def _best(
     No margin is asked for: on folds the mean was as good or better also where the difference was small.
 
     Args:
+        lesson, labelled: the texts that are learned, and how many of them have labels; these are the first.
         mean: of the networks' probabilities of the validation rows, float64 [n, C].
-        seed: of the draw of documents, where they are many.
         go_on: called often; may raise.
         always: as of `join`.
     """
-    classes = mean.shape[1]
-    chosen = _drawn(train.lengths, MOST_PRODUCTS // classes, seed)
-    counted = count(*train.read(chosen), vocab_size, classes)
-    labels, truth = classes_of(train)[chosen], classes_of(valid)
-    documents = _documents(valid)
+    truth, documents = classes_of(valid), _documents(valid)
     alone, best = loss(mean, truth), None
-    for strength, net in trained(counted, labels, classes, vocab_size, STRENGTHS, go_on):
+    taught = len(lesson.lengths) - labelled
+    for strength, net in candidates(lesson, labelled, vocab_size, go_on):
         rows = TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
-        for share in SHARES:
+        for share in SHARES_TAUGHT if taught else SHARES:
             gain = alone - loss((1 - share) * mean + share * rows, truth)
             if (best is None and always) or gain > (best.gain if best else 0.0):
-                best = Chosen(net, strength, share, gain)
+                best = Chosen(net, strength, share, gain, taught)
     return best
 
 
 def loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """The mean cross-entropy of probabilities [n, C] for classes [n], in nats."""
     return float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], SMALLEST)).mean())
-
-
-def _drawn(lengths: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """The documents to count: all, or so many drawn by the seed that they have at most `most` tokens, and at least one."""
-    order = permutation(len(lengths), seed, 0, _ROWS)
-    within = np.cumsum(np.asarray(lengths, dtype=np.int64)[order]) <= most
-    within[0] = True
-    return np.sort(order[within])
 
 
 def _documents(store: TokenStore) -> list[np.ndarray]:

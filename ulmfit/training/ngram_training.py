@@ -8,7 +8,7 @@ the scaling was better than TF-IDF alone, and TF-IDF better than the paper's zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,11 @@ class Counted:
     place: np.ndarray
     value: np.ndarray
     documents: int
+
+    def first(self, documents: int) -> Counted:
+        """Of so many documents alone, with the n-grams and their weights of all."""
+        end = int(np.searchsorted(self.row, documents))
+        return replace(self, row=self.row[:end], place=self.place[:end], value=self.value[:end], documents=documents)
 
 
 def count(ids: np.ndarray, lengths: np.ndarray, vocab_size: int, num_classes: int) -> Counted:
@@ -73,24 +78,27 @@ def count(ids: np.ndarray, lengths: np.ndarray, vocab_size: int, num_classes: in
     return Counted(names, idf, row, place, value / norm[row], documents)
 
 
-def log_count_ratios(counted: Counted, labels: np.ndarray, num_classes: int) -> np.ndarray:
+def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class numbers, int [n], as probabilities, float64 [n, C]."""
+    return np.eye(num_classes)[labels]
+
+
+def log_count_ratios(counted: Counted, wanted: np.ndarray) -> np.ndarray:
     """By class and n-gram log(p / q), float64 [C, F]: p and q are the shares that it has of all n-grams in documents of
-    the class and in the others, each n-gram of a document counted once, and one of each added.
+    the class and in the others, each n-gram of a document counted once, and one of each added. A document that is of a
+    class with a probability is counted so far for it.
 
     Arguments as of `trained`.
     """
     features = len(counted.keys)
-    cells = labels.astype(np.int64)[counted.row] * features + counted.place
-    cells = np.bincount(cells, minlength=num_classes * features)
-    within = cells.reshape(num_classes, features)
+    within = np.stack([np.bincount(counted.place, weights=one[counted.row], minlength=features) for one in wanted.T])
     p, q = within + 1.0, within.sum(0) - within + 1.0
     return np.asarray(np.log(p / p.sum(1, keepdims=True)) - np.log(q / q.sum(1, keepdims=True)))
 
 
 def trained(
     counted: Counted,
-    labels: np.ndarray,
-    num_classes: int,
+    wanted: np.ndarray,
     vocab_size: int,
     strengths: Sequence[float] = STRENGTHS,
     before_each: Callable[[], None] = lambda: None,
@@ -101,13 +109,12 @@ def trained(
     with the weights of the scaled features.
 
     Args:
-        labels: class numbers, int [n].
+        wanted: each document's probability of each class, float64 [n, C].
         before_each: called before each evaluation of the loss; may raise.
     """
+    num_classes = wanted.shape[1]
     size = (num_classes, len(counted.keys) + 1)  # the bias is the last column
-    weights, ratios = torch.zeros(size, dtype=torch.float64), log_count_ratios(counted, labels, num_classes)
-    wanted = np.zeros((num_classes, counted.documents))
-    wanted[labels, np.arange(counted.documents)] = 1.0
+    weights, ratios = torch.zeros(size, dtype=torch.float64), log_count_ratios(counted, wanted)
     for strength in strengths:
         decay = 1 / (strength * counted.documents)
         # scikit-learn's has one column of weights for two classes, which are the difference of these two.
@@ -117,7 +124,7 @@ def trained(
 
         def closure(decay: float = decay) -> torch.Tensor:
             before_each()
-            loss, weights.grad = _loss(counted, ratios, weights.numpy(), wanted, decay)
+            loss, weights.grad = _loss(counted, ratios, weights.numpy(), wanted.T, decay)
             return loss
 
         optimizer.step(closure)
@@ -126,6 +133,15 @@ def trained(
         net.weight.data = (weights[:, :-1] * torch.from_numpy(ratios)).float()
         net.bias.data = weights[:, -1].float()
         yield strength, net.eval()
+
+
+def averaged(nets: Sequence[NGramNet]) -> NGramNet:
+    """A classifier whose logits are the mean of those of several on the same n-grams."""
+    net = NGramNet(nets[0].config, nets[0].num_classes)
+    net.keys, net.idf = nets[0].keys, nets[0].idf
+    net.weight.data = torch.stack([one.weight.data for one in nets]).mean(0)
+    net.bias.data = torch.stack([one.bias.data for one in nets]).mean(0)
+    return net.eval()
 
 
 def _loss(

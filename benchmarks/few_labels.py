@@ -1,0 +1,155 @@
+"""Few labels and many texts without: what n-grams add to a job's networks, on folds of small tasks.
+
+    python benchmarks/few_labels.py --tasks TASKS --work WORK [--task cr mr trec] [--folds 0 1] [--labels 100] [--draws 2]
+
+Folds and language models are those of tasks_cv.py. Of a fold's training rows N are drawn evenly from the classes, and N/5
+more (at least 20) to choose by; the others are texts without a label, at most 8,000. Three classifiers are trained with
+default options. N-grams join their mean as in `ulmfit fit`, by the loss on the N/5 rows, in two ways: those of the labels
+alone (`--ngrams` where there are no other texts), and those that have learned of the networks too. A line a draw has the
+accuracy and the loss on the rows that the fold leaves out; the last lines are means over the draws of a task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rivals
+import tasks_cv
+import torch
+from ngram_folds import read
+
+from ulmfit import TextClassifier, train_classifier
+from ulmfit.config import ClassifierConfig
+from ulmfit.parallel_inference import TorchReader
+from ulmfit.tokenizer.tokenizer import Tokenizer
+from ulmfit.training.ngram_member import SHARES, SHARES_TAUGHT, loss
+from ulmfit.training.ngram_teaching import MOST_TEXTS, Lesson, candidates
+from ulmfit.training.ngram_training import one_hot
+
+NETWORKS = 3
+
+
+class Draw:
+    """The rows of one draw.
+
+    Attributes:
+        texts, classes: of the fold's training rows; classes int64 [n].
+        labelled, chosen_by, others: places among them: with labels, to choose by, and without labels.
+        held_out, truth: texts and classes that the fold leaves out.
+    """
+
+    def __init__(self, fold: Path, number: int, draw: int) -> None:
+        self.texts, labels = read(fold, "train")
+        self.held_out, truth = read(fold, "valid")
+        self.names = sorted({*labels, *truth})
+        self.classes = np.array([self.names.index(label) for label in labels])
+        self.truth = np.array([self.names.index(label) for label in truth])
+        rng = np.random.default_rng((7, number, int(fold.name), draw))
+        order = rng.permutation(len(self.texts))
+        self.labelled = self._evenly(order, number)
+        rest = rng.permutation(np.setdiff1d(order, self.labelled, assume_unique=True))
+        self.chosen_by = self._evenly(rest, max(20, number // 5))
+        self.others = np.setdiff1d(rest, self.chosen_by)[:MOST_TEXTS]
+
+    def _evenly(self, order: np.ndarray, number: int) -> np.ndarray:
+        each = max(1, round(number / len(self.names)))
+        return np.concatenate([order[self.classes[order] == one][:each] for one in range(len(self.names))])
+
+    def some(self, places: np.ndarray) -> list[str]:
+        """The texts at these places."""
+        return [self.texts[place] for place in places]
+
+
+def network_rows(draw: Draw, encoder: str, file: Path) -> dict[str, np.ndarray]:
+    """Mean probabilities by the networks, float64 [n, C]: of others, the rows to choose by, and those held out."""
+    if not file.exists():
+        work = file.with_suffix("")
+        work.mkdir(parents=True)
+        for name, places in (("train", draw.labelled), ("valid", draw.chosen_by)):
+            labels = [draw.names[one] for one in draw.classes[places]]
+            pd.DataFrame({"text": draw.some(places), "label": labels}).to_csv(work / f"{name}.csv", index=False)
+        texts = {"un": draw.some(draw.others), "va": draw.some(draw.chosen_by), "h": draw.held_out}
+        rows = defaultdict(list)
+        for seed in range(NETWORKS):
+            with contextlib.redirect_stdout(io.StringIO()):
+                run = train_classifier(ClassifierConfig(data=str(work), output_dir=str(work / str(seed)), encoder=encoder,
+                                                        threads=1, seed=seed, draw_seed=0, save_every=0, samples=False))  # fmt: skip
+            model = TextClassifier.from_pretrained(run.run_dir, backend="torch")
+            for name, some in texts.items():
+                rows[name].append(model.probabilities(some))
+        np.savez(file, **{name: np.array(found) for name, found in rows.items()})
+        shutil.rmtree(work)
+    with np.load(file) as kept:
+        return {name: kept[name].astype(np.float64).mean(0) for name in kept.files}
+
+
+def joined(
+    draw: Draw, rows: dict[str, np.ndarray], tokenizer: Tokenizer, others: np.ndarray, shares: tuple[float, ...]
+) -> np.ndarray:
+    """The mean's probabilities of the rows held out, with n-grams where they lower the loss on the rows to choose by."""
+    documents = tokenizer.encode(draw.some(np.concatenate([draw.labelled, others])))
+    wanted = one_hot(draw.classes[draw.labelled], len(draw.names))
+    wanted = np.concatenate([wanted, rows["un"][: len(others)]])
+    lesson = Lesson(np.concatenate(documents), np.array([len(one) for one in documents]), wanted)
+    kept, held_out = tokenizer.encode(draw.some(draw.chosen_by)), tokenizer.encode(draw.held_out)
+    truth = draw.classes[draw.chosen_by]
+    lowest, best = loss(rows["va"], truth), rows["h"]
+    for _, net in candidates(lesson, len(draw.labelled), len(tokenizer), lambda: None):
+        reader = TorchReader(net, pad_id=0, backwards=False)
+        some = reader.probabilities(kept)
+        for share in shares:
+            found = loss((1 - share) * rows["va"] + share * some, truth)
+            if found < lowest:
+                lowest, best = found, (1 - share) * rows["h"] + share * reader.probabilities(held_out)
+    return best
+
+
+def main() -> None:
+    """Train what is missing and print a line a draw, and the means."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--task", nargs="*", default=["cr", "mr", "trec"])
+    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--labels", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=2)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    print("task fold draw | TF-IDF | networks | with n-grams of the labels | with n-grams of labels and networks")
+    for task in args.task:
+        folds = tasks_cv.folds_of(args.tasks / task, args.work)
+        with contextlib.redirect_stdout(io.StringIO()):
+            encoder = tasks_cv.trained_language_model("d", {}, args.tasks / task, args.work, "english")
+        tokenizer = Tokenizer.from_file(Path(encoder) / "model/tokenizer.json")
+        lines = []
+        for fold in args.folds:
+            for number in range(args.draws):
+                draw = Draw(folds[fold], args.labels, number)
+                rows = network_rows(draw, encoder, args.work / f"{task}-{fold}-{args.labels}-{number}.npz")
+                fit = rivals.tfidf(*(part for places in (draw.labelled, draw.chosen_by)
+                                     for part in (draw.some(places), draw.classes[places])))  # fmt: skip
+                line = [float((fit(draw.held_out) == draw.truth).mean())]
+                nothing = draw.others[:0]
+                for found in (rows["h"], joined(draw, rows, tokenizer, nothing, SHARES),
+                              joined(draw, rows, tokenizer, draw.others, SHARES_TAUGHT)):  # fmt: skip
+                    line += [float((found.argmax(1) == draw.truth).mean()), loss(found, draw.truth)]
+                print(task, fold, number, shown(line), flush=True)
+                lines.append(line)
+        print(task, "mean of", len(lines), shown(list(np.mean(lines, 0))), flush=True)
+
+
+def shown(line: list[float]) -> str:
+    """Columns of accuracy, and of all but the first the loss."""
+    return f"| {line[0]:.4f} | " + " | ".join(f"{line[at]:.4f} ({line[at + 1]:.4f})" for at in range(1, len(line), 2))
+
+
+if __name__ == "__main__":
+    main()
