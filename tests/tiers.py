@@ -25,6 +25,7 @@ LONGEST_FIRST = (
     "tests/distributed/test_compression.py",
     "tests/test_bad_input.py",
     "tests/test_commands.py",
+    "tests/training/test_fit_telling.py",
     "tests/test_limits.py",
     "tests/tokenizer/test_tokenizer.py",
     "tests/test_estimator.py",

@@ -1,4 +1,4 @@
-"""The whole job: equal to its separate trainings, resumable in each of them, and honest in its summary."""
+"""The whole job: equal to its separate trainings, and resumable in each of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from tests.training import runs
 from ulmfit import cli
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import TrainingInterrupted, UserError
-from ulmfit.fit_config import FitConfig, stage_configs
-from ulmfit.training import fit as module
+from ulmfit.fit_config import stage_configs
 from ulmfit.training.loop import Loop
 
 pytestmark = pytest.mark.slow
@@ -35,19 +34,6 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path) -> Path:
     runs.write_reviews(tmp_path / "reviews.csv", 120)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A finished job with a test split, an unlabelled row and all of the summary. Not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    splits = folder / "data"
-    splits.mkdir()
-    for name, number in (("train", 120), ("valid", 30), ("test", 30)):
-        runs.write_reviews(splits / f"{name}.csv", number)
-    (splits / "unsup.csv").write_text("text,label\nzebra zebra zebra,\n")
-    ulmfit.fit(job.config(folder, "run", data=str(splits), baseline=True))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -209,22 +195,6 @@ def test_a_failure_is_told_and_ctrl_c_is_a_stop(folder, monkeypatch):
     assert state(folder / "run") == ("preempted", "clf")
 
 
-def test_a_finished_job_says_so_and_changes_nothing(finished, capsys):
-    before = {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
-    assert cli.main(["fit", "--output-dir", str(finished / "run")]) == 0
-    out = capsys.readouterr().out
-    assert "holds this job, finished" in out and "TF-IDF + logistic regression" in out
-    assert before == {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
-
-
-def test_evaluate_scores_the_splits_of_the_job(finished, capsys):
-    """It scored the embedded sample."""
-    assert cli.main(["evaluate", "--model", str(finished / "run")]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    told = json.loads((finished / "run" / "summary.json").read_text())["systems"]["ulmfit"]["test"]
-    assert scores["documents"] == 30 and scores["loss"] == pytest.approx(told["loss"], rel=1e-5)
-
-
 def test_damage_of_its_files_costs_no_training(whole, capsys, monkeypatch):
     place = shutil.copytree(whole, whole.parent / "damaged")
     config = job.config(whole.parent, "damaged")
@@ -241,81 +211,6 @@ def test_damage_of_its_files_costs_no_training(whole, capsys, monkeypatch):
     assert "config.json is missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--seed", "7"], "seed: 3 -> 7"),
-        (["--lm.max-steps", "9"], "max-steps: 6 -> 9"),
-        (["--clf.lr", "1"], "lr: "),
-        (["--data", "nowhere.csv"], "no file or folder nowhere.csv"),
-    ],
-)
-def test_another_job_is_refused_and_changes_nothing(finished, options, sentence, capsys):
-    before = {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
-    assert cli.main(["fit", "--output-dir", str(finished / "run"), *options]) == 2
-    assert sentence in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in sorted((finished / "run").rglob("*")) if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"label_column": "stars"}, "has no column stars"),
-        ({"labels": 10_000}, "--labels 10000 is more than"),
-        ({"preset": "tiny", "init": "english"}, "leave out --preset"),
-        ({"lm": {"epoch": 3}}, "--lm.epoch is no option of train-lm; the nearest is --lm.epochs"),
-        ({"lm": {"data": "x"}}, "--lm.data is an option of the whole job; give --data"),
-        ({"clf": {"encoder": "x"}}, "--clf.encoder is set by fit itself"),
-        ({"clf": {"batch_size": 1}}, "--clf.batch-size 1 is too small"),
-        ({"clf": {"recipe": "none"}}, "--clf.recipe none takes nothing for granted"),
-        ({"lm": {"epochs": 2, "max_steps": 3}}, "--lm.epochs and --lm.max-steps both set the length"),
-        ({"lm": 3}, "give a dict of options by name"),
-        ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
-    ],
-)
-def test_a_mistake_leaves_nothing_behind(folder, options, sentence):
-    if torch.cuda.is_available() and "precision" in options:
-        pytest.skip("fp16 is good here")
-    before = sorted(folder.iterdir())
-    with pytest.raises(UserError) as caught:
-        ulmfit.fit(job.config(folder, "run", **options))
-    assert sentence in str(caught.value)
-    assert sorted(folder.iterdir()) == before
-
-
-def test_only_its_own_directory_is_gone_on_with(folder):
-    (folder / "mine").mkdir()
-    (folder / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds files that are not a run's"):
-        ulmfit.fit(job.config(folder, "mine"))
-    ulmfit.train_language_model(stage_configs(job.config(folder, "x", lm=job.LM | {"max_steps": 1}))[0])
-    with pytest.raises(UserError, match="holds a run of train-lm and not of fit"):
-        ulmfit.fit(job.config(folder, "x/lm"))
-
-
-def test_the_summary_compares_on_the_test_split(finished):
-    summary = json.loads((finished / "run" / "summary.json").read_text())
-    page = (finished / "run" / "summary.md").read_text()
-    systems = summary["systems"]
-    assert summary["compared_on"] == "test" and list(systems) == [
-        "majority class", "TF-IDF + logistic regression", "ulmfit"]  # fmt: skip
-    assert summary["rows"] == {"train": 120, "valid": 30, "test": 30}
-    ours = [line for line in runs.events(finished / "run/clf", "eval") if line["split"] == "test"]
-    assert systems["ulmfit"]["test"]["accuracy"] == ours[-1]["accuracy"]
-    assert summary["beats_baseline"] is (
-        ours[-1]["accuracy"] > systems["TF-IDF + logistic regression"]["test"]["accuracy"])  # fmt: skip
-    assert summary["verdict"] in page and f"{ours[-1]['accuracy']:.3f}" in page
-    assert set(summary["minutes"]) == {"lm", "clf"}
-    assert (
-        {line["split"] for line in runs.events(finished / "run/lm", "eval")} == set(summary["perplexity"]) == {"valid"}
-    )
-    # Unlabelled texts are read by the language model: what to try does not ask for them.
-    assert "zebra" in ulmfit.LanguageModel.from_pretrained(finished / "run/lm").tokenizer.vocab
-    assert not any("unlabelled" in line for line in summary["advice"])
-    folders = {path.parent.relative_to(finished / "run").as_posix() for path in finished.rglob("events.out*")}
-    assert folders == {"lm/tensorboard", "clf/tensorboard", "tensorboard", "tensorboard/tfidf", "tensorboard/majority"}
-
-
 def test_the_language_model_reads_the_test_texts_only_when_asked(folder, monkeypatch):
     data = folder / "data"
     data.mkdir()
@@ -327,54 +222,6 @@ def test_the_language_model_reads_the_test_texts_only_when_asked(folder, monkeyp
         config = job.config(folder, name, data=str(data), recipe="blog", max_time=1e-6, **options)
         assert ulmfit.fit(config).state == "preempted" and state(folder / name) == ("preempted", "lm")
         assert ("quagga" in ulmfit.Tokenizer.from_file(folder / name / "lm/tokenizer.json").vocab) is words
-
-
-def test_texts_without_labels_give_a_language_model(folder):
-    (folder / "texts").mkdir()
-    (folder / "texts/train.csv").write_text("text\n" + "".join(f"a film that I liked {n}\n" for n in range(40)))
-    (folder / "texts/test.csv").write_text("text\na film that nobody liked\n")
-    result = ulmfit.fit(job.config(folder, "run", data=str(folder / "texts"), valid=0.5))
-    assert result.state == "done" and result.classifier is None and not (folder / "run/clf").exists()
-    assert set(result.summary["perplexity"]) == {"valid", "test"}
-    assert isinstance(result.model(), ulmfit.LanguageModel)
-    assert "no labels" in (folder / "run/summary.md").read_text()
-    # A column that may hold labels under another name is asked for instead.
-    (folder / "texts.csv").write_text("text,stars\n" + "a film that I liked,5\nthe plot was dull,1\n" * 40)
-    with pytest.raises(UserError, match="choose one of text, stars by --label-column"):
-        ulmfit.fit(job.config(folder, "other", data=str(folder / "texts.csv")))
-
-
-def test_a_corpus_too_small_to_hold_out_a_row_is_trained_on(folder):
-    (folder / "few.csv").write_text(
-        "text,label\nthe film that I liked so much,pos\nthe film that I liked so little,neg\n"
-    )
-    result = ulmfit.fit(job.config(folder, "run", data=str(folder / "few.csv"), baseline=True,
-                                   lm=job.LM | {"max_steps": 1, "min_freq": 1, "batch_size": 2, "bptt": 3}, clf=job.CLF | {"max_steps": 1}))  # fmt: skip
-    assert result.state == "done" and "nothing to compare" in result.summary["verdict"]
-
-
-def test_without_scikit_learn_it_says_how_to_install_it_and_adds_the_line_later(folder, monkeypatch):
-    from ulmfit.training import baseline
-
-    for place in (module, baseline):
-        monkeypatch.setattr(place, "is_installed", lambda: False)
-    result = ulmfit.fit(job.config(folder, "run", baseline=True))
-    assert result.summary["systems"]["TF-IDF + logistic regression"] is None
-    assert "pip install scikit-learn" in (folder / "run/summary.md").read_text()
-    monkeypatch.undo()
-    result = ulmfit.fit(job.config(folder, "run", baseline=True))
-    assert result.summary["systems"]["TF-IDF + logistic regression"]["valid"]["accuracy"] > 0.3
-    assert "pip install" not in (folder / "run/summary.md").read_text()
-
-
-def test_options_of_the_stages(folder):
-    config = FitConfig(data="x.csv", seed=4, epochs=2, recipe="blog", lm={"max_steps": 5, "seed": 1}, clf={"lr": 1e-3},
-                       labels=50, output_dir=Path("o"), init="none", backwards=True)  # fmt: skip
-    lm, clf = stage_configs(config)
-    assert (lm.data, lm.seed, lm.epochs, lm.max_steps, lm.init) == ("x.csv", 1, None, 5, "none")
-    assert (lm.recipe, lm.lm_on_test, lm.output_dir, lm.backwards) == ("blog", False, "o/lm", True)
-    assert (clf.seed, clf.epochs, clf.lr, clf.labels, clf.encoder) == (4, 2, 1e-3, 50, "o/lm")
-    assert clf.on_command_line >= {"lr", "labels", "encoder", "seed"}
 
 
 def steps(run: Path, event: str = "train") -> int:
