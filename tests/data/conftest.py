@@ -1,4 +1,4 @@
-"""A fixture of the tests that write a corpus."""
+"""Fixtures of the tests that write a corpus."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Records lie over the ends of chunks."""
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 100)

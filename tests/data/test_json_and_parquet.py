@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.files import whole, write
-from tests.data.test_tables import rows, source
+from tests.data.tables import rows, source
 from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.data.encoding import TORN
 from ulmfit.data.sources import find
 from ulmfit.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("alone", "small_chunks")
 TEXTS = [f"film number {number}, café" for number in range(30)]
 ROWS = [{"text": text, "label": "np"[number % 2]} for number, text in enumerate(TEXTS)]
 PAIRS = [(row["text"], row["label"]) for row in ROWS]
@@ -29,11 +29,6 @@ SHAPES = {
     "index of pandas": {str(number): row for number, row in enumerate(ROWS)},
     "split of pandas": {"columns": ["text", "label"], "index": list(range(30)), "data": [list(pair) for pair in PAIRS]},
 }
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 100)
 
 
 # JSON

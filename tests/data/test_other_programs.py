@@ -13,7 +13,7 @@ import pyarrow.csv
 import pytest
 
 from tests.data.files import whole, write
-from tests.data.test_tables import rows, source
+from tests.data.tables import rows, source
 from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.data.encoding import TORN
 
