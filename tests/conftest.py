@@ -1,4 +1,4 @@
-"""A place of its own for all that tests write, and two trained runs that tests may read but not change."""
+"""A place of its own for all that tests write, two trained runs that tests may read but not change, and commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tiers import position
+from ulmfit import cli
 from ulmfit.distributed.stop import SIGNALS
 
 # Before torch and datasets are imported, and seen by the processes that tests start.
@@ -70,3 +71,30 @@ def runs(tmp_path_factory, reviews) -> SimpleNamespace:
     )
     assert result.state == "done"
     return SimpleNamespace(lm=folder / "lm", clf=folder / "clf")
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command that must succeed; gives its lines of output."""
+
+    def run(*argv):
+        code = cli.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        run.err = err
+        return out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs a command that must end with 2; gives the sentence that it ends with."""
+
+    def run(*argv):
+        assert cli.main([str(word) for word in argv]) == 2
+        last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert last.startswith("error: ")
+        return last
+
+    return run

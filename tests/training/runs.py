@@ -38,6 +38,12 @@ def write_reviews(path: Path, number: int, *, first: int = 0) -> Path:
     return path
 
 
+def rows_of(path: Path | str, separator: str = ",") -> list[dict[str, str]]:
+    """Of a table with a line of names."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter=separator))
+
+
 def content(file: Path) -> dict[str, Any]:
     """Of a JSON file of a run or a job."""
     return json.loads(file.read_text())
