@@ -24,3 +24,14 @@ def alone(tmp_path, monkeypatch):
 def small_chunks(monkeypatch):
     """Records lie over the ends of chunks."""
     monkeypatch.setattr("ulmfit.data.shards.CHUNK", 100)
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The test, with a cache of its own; files are read in small pieces."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("ulmfit.data.shards.CHUNK", 64)
+    monkeypatch.setattr("ulmfit.data.shards.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.data.readers.SLICE_BYTES", 200)
+    monkeypatch.setattr("ulmfit.data.hub_sets._STREAM_ROWS", 5)
