@@ -4,85 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shlex
 import shutil
-from contextlib import suppress
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.faults.mutations import mutate
+from tests.report_pages import Page, judged
 from ulmfit import cli
 from ulmfit.cli.commands import COMMANDS
 from ulmfit.cli.options import parse
-from ulmfit.errors import UserError
 from ulmfit.explanation import Explanation, Word
 from ulmfit.report import judgement
 from ulmfit.report.charts import line_chart, reliability_chart, ticks
 from ulmfit.report.facts import differing, read_facts
-from ulmfit.report.judged import Judged, Part, Wrong
 from ulmfit.report.report_page import report_page
-
-EMPTY = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """The structure of a page: what a browser or a screen reader would stumble over is in `faults`."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text, self.open, self.faults = text, [], []
-        self.ids, self.links, self.tags, self.levels, self.shown = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        self.faults += [f"{tag} is not closed" for tag in self.open]
-        self.faults += [f"two elements have the id {name}" for name in {n for n in self.ids if self.ids.count(n) > 1}]
-        self.faults += [f"#{link} leads nowhere" for link in self.links if link not in self.ids]
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append(tag)
-        if tag not in EMPTY:
-            self.open.append(tag)
-        if "id" in given:
-            self.ids.append(given["id"])
-        for name in given:
-            if name.startswith("on") or name in ("src", "srcset", "action", "background", "poster"):
-                self.faults.append(f"{tag} has {name}")
-        if "href" in given:
-            target = given["href"]
-            if target.startswith("#"):
-                self.links.append(target[1:])
-            elif not (tag == "link" and target == "data:,"):
-                self.faults.append(f"{tag} leads to {target}")
-        if given.get("role") == "img" and not given.get("aria-label"):
-            self.faults.append(f"{tag} has no name")
-        if "wide" in (given.get("class") or "").split() and given.get("tabindex") != "0":
-            self.faults.append("a part that scrolls cannot be reached by keyboard")
-        if re.fullmatch("h[1-6]", tag):
-            if self.levels and int(tag[1]) > self.levels[-1] + 1:
-                self.faults.append(f"{tag} follows h{self.levels[-1]}")
-            self.levels.append(int(tag[1]))
-        if tag in ("script", "iframe", "object", "embed", "img", "form", "base"):
-            self.faults.append(f"there is a {tag}")
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(f"{tag} ends what it did not begin")
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in EMPTY:
-            self.open.pop()
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.shown.append(data)
 
 
 @pytest.fixture
@@ -99,14 +38,6 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def facts(runs):
     return read_facts(str(runs.clf))
-
-
-def judged(facts, text="An <b>awful</b> film", label="<i>neg</i>"):
-    words = tuple(Word(m[0], *m.span(), 1.0) for m in re.finditer(r"\S+", text))
-    found = Explanation(text, label, 0, 0.9, label, words)
-    part = Part("valid", 12, np.array([6, 6]), 20.0, 40)
-    wrong = Wrong(7, 2.3, (1,), (0,), np.array([0.9, 0.1]), found)
-    return Judged([part], "valid", 12, 1, [wrong], [(0.6, 0.5, 8), (0.9, 1.0, 4)], {0: [(text, 1.0, 3)]}, 12)
 
 
 def test_the_page_is_sound_and_loads_nothing(facts):
@@ -235,32 +166,6 @@ def test_changed_data_are_told(runs, run, tmp_path):
     assert "The data have changed since the training" in (copy / "report.html").read_text()
 
 
-def test_damaged_files_of_a_run_make_a_page_or_a_sentence(runs, tmp_path):
-    """Whatever disks and hands do to them."""
-    made = 0
-    for seed in range(int(os.environ.get("ULMFIT_FUZZ", 0)) // 20 or 60):
-        rng = random.Random(seed)
-        folder = tmp_path / "job"
-        for name in ("clf", "lm"):
-            for file in ("config.json", "metrics.jsonl", "status.json"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                shutil.copy(getattr(runs, name) / file, folder / name / file)
-        (folder / "config.json").write_text('{"task": "fit", "options": {"data": "reviews.csv", "lm": {"epochs": 3}}}')
-        (folder / "status.json").write_text('{"state": "done", "minutes": {"lm": 1.5, "clf": 2}}')
-        (folder / "summary.json").write_text(
-            '{"verdict": "v", "systems": {"TF-IDF + logistic regression": {"valid": {"f1": 1}}}}'
-        )
-        told = [mutate(rng.choice(sorted(folder.rglob("*.json*"))), rng) for _ in range(rng.choice((1, 2)))]
-        try:
-            facts = read_facts(str(folder))
-            page = Page(report_page([facts, facts], {}, version="0"))
-        except UserError:
-            continue
-        made += 1
-        assert not [fault for fault in page.faults if "the id" not in fault], told  # two of one run: two of each id
-    assert made > 20
-
-
 def test_a_report_goes_on_without_what_is_gone(runs, run, tmp_path):
     copy = shutil.copytree(runs.clf, tmp_path / "run")
     content = json.loads((copy / "config.json").read_text())
@@ -275,73 +180,6 @@ def test_a_report_goes_on_without_what_is_gone(runs, run, tmp_path):
     (copy / "report.html").unlink()
     (copy / "report.html").symlink_to(tmp_path / "mine")
     assert "is a link" in run("report", copy, code=2) and not (tmp_path / "mine").exists()
-
-
-@pytest.mark.parametrize("bad", ["<script>alert(1)</script>", "\x1b[31m", '"><img src=x onerror=alert(1)>', "\u202ex"])
-def test_user_text_is_escaped_wherever_it_stands(facts, bad):
-    content = dict(facts.job, options=dict(facts.job["options"], data=bad, text_column=bad))
-    facts.main.metrics["valid"]["labels"], before = [bad, "pos"], facts.main.metrics["valid"]["labels"]
-    try:
-        changed = type(facts)(bad, content, facts.lm, facts.clf, {"verdict": bad}, {"clf": 1.0}, False)
-        text = report_page([changed, changed], {bad: judged(facts, text=bad, label=bad)}, version=bad)
-    finally:
-        facts.main.metrics["valid"]["labels"] = before
-    page = Page(text)
-    assert [fault for fault in page.faults if "there is a" in fault or " has " in fault] == []
-    assert "\x1b" not in text and "\u202e" not in text
-
-
-INJECTED = '"><img src=x onerror=alert(1)>'
-
-
-def places(value, path=()):
-    """The paths of all values in a value of JSON; of long lists those of the first ones."""
-    yield path
-    inner = value.items() if isinstance(value, dict) else list(enumerate(value))[:2] if isinstance(value, list) else ()
-    for name, part in inner:
-        yield from places(part, (*path, name))
-
-
-def changed(value, path, new):
-    """A copy of a value of JSON with another value at a path."""
-    if not path:
-        return new
-    copied = value.copy()
-    copied[path[0]] = changed(value[path[0]], path[1:], new)
-    return copied
-
-
-def test_no_value_of_any_file_of_a_run_is_markup_or_ends_the_report(runs, tmp_path):
-    """Whoever gives a run away can write its files: config.json, status.json, and a line of each kind of metrics.jsonl."""
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for name in ("config.json", "status.json", "metrics.jsonl"):
-        shutil.copy(runs.clf / name, copy / name)
-    lines = (copy / "metrics.jsonl").read_text().splitlines()
-    kinds = {(json.loads(line)["event"], json.loads(line).get("split")): number for number, line in enumerate(lines)}
-    contents = [(name, None, json.loads((copy / name).read_text())) for name in ("config.json", "status.json")]
-    contents += [("metrics.jsonl", number, json.loads(lines[number])) for number in kinds.values()]
-    tried = 0
-    for name, number, content in contents:
-        before = (copy / name).read_text()
-        for path in places(content):
-            for new in (INJECTED, 10**400):
-                text = json.dumps(changed(content, path, new))
-                whole = text if number is None else "\n".join([*lines[:number], text, *lines[number + 1 :]]) + "\n"
-                (copy / name).write_text(whole)
-                tried += 1
-                with suppress(UserError):
-                    assert "<img" not in report_page([read_facts(str(copy))], {}, version="1"), (name, path)
-        (copy / name).write_text(before)
-    assert tried > 200
-
-
-def test_keys_in_urls_are_not_shown(facts):
-    url = "https://jane:secret@host/reviews.csv?token=secret"
-    content = dict(facts.job, options=dict(facts.job["options"], data=url))
-    shown = type(facts)(facts.path, content, facts.lm, facts.clf, {}, {}, False)
-    text = report_page([shown, facts], {}, version="1")
-    assert "secret" not in text and "jane" not in text and text.count("https://***@host/reviews.csv?***") == 3
 
 
 def test_long_texts_are_shown_where_it_was_decided():
