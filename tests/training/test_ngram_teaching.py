@@ -30,15 +30,10 @@ def folder(tmp_path_factory) -> Path:
     for name, first, number in (("train", 0, 30), ("valid", 30, 20), ("test", 50, 10)):
         runs.write_reviews(place / f"data/{name}.csv", number, first=first)
     texts = [row["text"] for row, _ in zip(sample.generate("unsup"), range(87), strict=False)]
-    texts += [row["text"] for row in read(place / "data/valid.csv")[:3]]
+    texts += [row["text"] for row in runs.rows_of(place / "data/valid.csv")[:3]]
     with open(place / "data/unsup.csv", "w", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     return place
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="") as rows:
-        return list(csv.DictReader(rows))
 
 
 def config(folder: Path, name: str, **options) -> FitConfig:
@@ -63,7 +58,7 @@ def test_they_learn_what_the_network_says_of_texts_without_a_label(folder, monke
     assert labelled == 30 and len(lesson.lengths) == 147
     assert set(lesson.probabilities[:30].ravel()) == {0.0, 1.0}
     network = ulmfit.TextClassifier.from_pretrained(folder / "run/clf", backend="torch")
-    texts = [row["text"] for name in ("train", "unsup") for row in read(folder / f"data/{name}.csv")][:117]
+    texts = [row["text"] for name in ("train", "unsup") for row in runs.rows_of(folder / f"data/{name}.csv")][:117]
     expected = network.probabilities(texts)[:, 0]
     np.testing.assert_allclose(np.sort(lesson.probabilities[30:, 0]), np.sort(expected), atol=1e-5)
     ids = np.split(lesson.ids, np.cumsum(lesson.lengths)[:-1])[30]  # each text has its own
