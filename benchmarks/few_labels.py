@@ -2,7 +2,7 @@
 
     python benchmarks/few_labels.py --tasks TASKS --work WORK [--task cr mr trec] [--folds 0 1] [--labels 100] [--draws 2]
 
-Folds and language models are those of tasks_cv.py. Of a fold's training rows N are drawn evenly from the classes, and N/5
+Folds and language models are those of tasks_cv.py: a language model has read the texts of all folds, without labels. Of a fold's training rows N are drawn evenly from the classes, and N/5
 more (at least 20) to choose by; the others are texts without a label, at most 8,000. Three classifiers are trained with
 default options. N-grams join their mean as in `ulmfit fit`, by the loss on the N/5 rows, in two ways: those of the labels
 alone (`--ngrams` where there are no other texts), and those that have learned of the networks too. A line a draw has the
@@ -97,11 +97,11 @@ def joined(
     documents = tokenizer.encode(draw.some(np.concatenate([draw.labelled, others])))
     wanted = one_hot(draw.classes[draw.labelled], len(draw.names))
     wanted = np.concatenate([wanted, rows["un"][: len(others)]])
-    lesson = Lesson(np.concatenate(documents), np.array([len(one) for one in documents]), wanted)
+    lesson = Lesson(np.concatenate(documents), np.array([len(one) for one in documents]), wanted, len(draw.labelled))
     kept, held_out = tokenizer.encode(draw.some(draw.chosen_by)), tokenizer.encode(draw.held_out)
     truth = draw.classes[draw.chosen_by]
     lowest, best = loss(rows["va"], truth), rows["h"]
-    for _, net in candidates(lesson, len(draw.labelled), len(tokenizer), lambda: None):
+    for _, net in candidates(lesson, len(tokenizer), lambda: None):
         reader = TorchReader(net, pad_id=0, backwards=False)
         some = reader.probabilities(kept)
         for share in shares:

@@ -24,13 +24,13 @@ from ulmfit.training.ngram_training import count, one_hot, trained
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """data/ with 30 labelled texts and 90 without, of which three are those of validation. Not to be changed."""
+    """data/ with 30 labelled texts and 92 without, of which five are held out too. Not to be changed."""
     place = tmp_path_factory.mktemp("taught")
     (place / "data").mkdir()
     for name, first, number in (("train", 0, 30), ("valid", 30, 20), ("test", 50, 10)):
         runs.write_reviews(place / f"data/{name}.csv", number, first=first)
     texts = [row["text"] for row, _ in zip(sample.generate("unsup"), range(87), strict=False)]
-    texts += [row["text"] for row in runs.rows_of(place / "data/valid.csv")[:3]]
+    texts += [row["text"] for name in ("valid", "test") for row in runs.rows_of(place / f"data/{name}.csv")[:3]][:5]
     with open(place / "data/unsup.csv", "w", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     return place
@@ -44,21 +44,21 @@ def config(folder: Path, name: str, **options) -> FitConfig:
 def test_they_learn_what_the_network_says_of_texts_without_a_label(folder, monkeypatch, capsys):
     seen, candidates = [], ngram_member.candidates
 
-    def lesson_of(lesson, labelled, *rest):
-        seen.append((lesson, labelled))
-        return candidates(lesson, labelled, *rest)
+    def lesson_of(lesson, *rest):
+        seen.append(lesson)
+        return candidates(lesson, *rest)
 
     monkeypatch.setattr(ngram_member, "candidates", lesson_of)
     assert ulmfit.fit(config(folder, "run")).state == "done"
-    # The language model has read 30 texts of train and 90 others, of which three are those of validation.
+    # The language model has read 30 texts of train and 92 others, of which five stand in valid.csv or test.csv too.
     told = content(folder / "run/ensemble.json")["ngrams"]
-    assert told["taught"] == 117 and told == content(folder / "run/summary.json")["ngrams"]
-    assert "learned of the networks on 117 more texts" in capsys.readouterr().out
-    [(lesson, labelled)] = seen
-    assert labelled == 30 and len(lesson.lengths) == 147
+    assert told["taught"] == 87 and told == content(folder / "run/summary.json")["ngrams"]
+    assert "learned of the networks on 87 texts without a label too" in capsys.readouterr().out
+    [lesson] = seen
+    assert lesson.labelled == 30 and len(lesson.lengths) == 117
     assert set(lesson.probabilities[:30].ravel()) == {0.0, 1.0}
     network = ulmfit.TextClassifier.from_pretrained(folder / "run/clf", backend="torch")
-    texts = [row["text"] for name in ("train", "unsup") for row in runs.rows_of(folder / f"data/{name}.csv")][:117]
+    texts = [row["text"] for row in runs.rows_of(folder / "data/unsup.csv")][:87]
     expected = network.probabilities(texts)[:, 0]
     np.testing.assert_allclose(np.sort(lesson.probabilities[30:, 0]), np.sort(expected), atol=1e-5)
     ids = np.split(lesson.ids, np.cumsum(lesson.lengths)[:-1])[30]  # each text has its own
@@ -70,19 +70,19 @@ def test_labels_and_what_the_networks_say_are_two_teachers_of_one_classifier():
     some, labels = documents(40)
     wanted = np.concatenate([one_hot(labels[:10], 3), np.random.default_rng(1).dirichlet(np.ones(3), 30)])
     lengths = np.array([len(one) for one in some])
-    lesson = ngram_teaching.Lesson(np.concatenate(some), lengths, wanted)
+    lesson = ngram_teaching.Lesson(np.concatenate(some), lengths, wanted, 10)
     whole = count(lesson.ids, lengths, VOCAB, 3)
     few = whole.first(10)
     assert few.documents == 10 and few.row.max() == 9 and len(few.keys) == len(whole.keys)
     both, alone = trained(whole, wanted, VOCAB), trained(few, wanted[:10], VOCAB)
-    found = list(ngram_teaching.candidates(lesson, 10, VOCAB, lambda: None))
+    found = list(ngram_teaching.candidates(lesson, VOCAB, lambda: None))
     assert [strength for strength, _ in found] == list(ngram_training.STRENGTHS)
     for (_, net), (_, one), (_, other) in zip(found, alone, both, strict=True):
         torch.testing.assert_close(net.weight, (one.weight + other.weight) / 2)
         torch.testing.assert_close(net.bias, (one.bias + other.bias) / 2)
         assert torch.equal(net.keys, one.keys) and torch.equal(net.idf, other.idf)
-    labelled = ngram_teaching.Lesson(np.concatenate(some[:10]), lengths[:10], wanted[:10])
-    [net, *_] = [net for _, net in ngram_teaching.candidates(labelled, 10, VOCAB, lambda: None)]
+    labelled = ngram_teaching.Lesson(np.concatenate(some[:10]), lengths[:10], wanted[:10], 10)
+    [net, *_] = [net for _, net in ngram_teaching.candidates(labelled, VOCAB, lambda: None)]
     [expected, *_] = [net for _, net in trained(count(labelled.ids, labelled.lengths, VOCAB, 3), wanted[:10], VOCAB)]
     assert torch.equal(net.weight, expected.weight)
 
@@ -92,11 +92,14 @@ def test_labels_and_what_the_networks_say_are_two_teachers_of_one_classifier():
     ("options", "why"),
     [
         ({"lm_on_test": True}, "the language model has read the test texts"),
-        ({"labels": 100}, "less than twice as many"),
+        ({"labels": 100}, "fewer without a label than with one"),
         ({"data": "labelled"}, "none without a label"),
+        ({}, "more with a label than was measured"),
     ],
 )
-def test_where_they_learn_the_labelled_texts_alone(folder, tmp_path, options, why):
+def test_where_they_learn_the_labelled_texts_alone(folder, tmp_path, options, why, monkeypatch):
+    if not options:
+        monkeypatch.setattr(ngram_teaching, "MOST_LABELLED", 29)
     if "labels" in options:
         options = options | {"data": str(runs.write_splits(tmp_path / "data", train=150, valid=20))}
     if options.get("data") == "labelled":
@@ -127,5 +130,8 @@ def test_some_of_very_many_texts_are_drawn(most, number):
     found = drawn(lengths, most, 3, 4)
     assert len(found) == number == len(set(found)) and set(found) <= set(range(50))
     np.testing.assert_array_equal(found, drawn(lengths, most, 3, 4))
+    lengths = np.append(lengths, 10**9 + 1)  # is passed over, and does not end the draw
+    assert len(drawn(lengths, most, 3, 4)) == number
+    lengths = lengths[:-1]
     for other in (drawn(lengths, most, 4, 4), drawn(lengths, most, 3, 5)):
         assert number == 1 or not np.array_equal(found, other)

@@ -125,6 +125,7 @@ def score_together(
                     bundle,
                     parts["valid"],
                     stores["valid"],
+                    [stores[name] for name in stores if name != "valid"],
                     corpus,
                     language_model,
                     silent,

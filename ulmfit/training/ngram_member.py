@@ -30,7 +30,7 @@ from ulmfit.parallel_inference import TorchReader
 from ulmfit.training import setup
 from ulmfit.training.clf_task import classes_of
 from ulmfit.training.clf_training import balanced_draw
-from ulmfit.training.ngram_teaching import Lesson, candidates, drawn, judged
+from ulmfit.training.ngram_teaching import Lesson, candidates, drawn, opinions
 from ulmfit.training.ngram_training import one_hot
 from ulmfit.training.scores import whole_rows
 from ulmfit.training.session import Session
@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
         strength: of its regularisation, see `ngram_training.STRENGTHS`.
         share: of its probabilities in the mean, of `SHARES` or `SHARES_TAUGHT`.
         gain: what the loss of the mean on the validation rows is lower by, in nats.
-        taught: texts that it learned of the networks, beside the labelled ones.
+        taught: texts without a label that it learned of the networks.
     """
 
     net: NGramNet
@@ -92,6 +92,7 @@ def join(
     bundle: Bundle,
     parts: Sequence[Tensor],
     valid: TokenStore,
+    others: Sequence[TokenStore],
     corpus: Corpus,
     language_model: LMConfig,
     session: Session,
@@ -104,6 +105,7 @@ def join(
         bundle: of the networks.
         parts: by network its probabilities of this rank's validation rows, as of `member_probabilities`.
         valid: the validation rows under their tokenizer.
+        others: the test texts, if there are any.
         language_model: the options of the job's language model, whose texts may teach n-grams.
         always: join them in any case, with the share that is best.
 
@@ -117,7 +119,7 @@ def join(
     if config.labels is not None:
         train = train.subset(balanced_draw(classes_of(train), config.labels, seed=config.seed_of_draws))
     most = MOST_PRODUCTS // len(bundle.label_names)  # tokens
-    texts = judged(bundle, language_model, train.num_documents, valid, session, most)
+    texts = opinions(bundle, language_model, train, [valid, *others], session, most)
     mean = whole_rows(torch.stack(list(parts)).mean(0), valid.num_documents, runtime).numpy()
 
     def go_on() -> None:
@@ -128,9 +130,10 @@ def join(
     def choose() -> Chosen | None:
         with session.stop.interruptible():
             labelled = np.sort(drawn(train.lengths, most, config.seed_of_draws, _ROWS))
-            lesson = Lesson(*train.read(labelled), one_hot(classes_of(train)[labelled], len(bundle.label_names)))
-            whole = lesson if texts is None else lesson.followed_by(texts)
-            chosen = _best(whole, len(labelled), valid, mean, len(tokenizer), go_on, always=always)
+            labels = one_hot(classes_of(train)[labelled], len(bundle.label_names))
+            lesson = Lesson(*train.read(labelled), labels, len(labelled))
+            lesson = lesson if texts is None else lesson.followed_by(texts)
+            chosen = _best(lesson, valid, mean, len(tokenizer), go_on, always=always)
         if chosen is not None:
             save_model(job / FOLDER, chosen.net, tokenizer, saved)
         return chosen
@@ -142,7 +145,7 @@ def join(
             say("n-grams: the validation loss is lower without them")
         return bundle, None
     if runtime.is_main:
-        learned = f", learned of the networks on {chosen.taught:,} more texts," if chosen.taught else ""
+        learned = f", learned of the networks on {chosen.taught:,} texts without a label too," if chosen.taught else ""
         say(
             f"n-grams: {chosen.net.config.features:,} words and pairs of words{learned} join the mean with a share of {chosen.share:g}; "
             f"the validation loss is {'lower' if chosen.gain > 0 else 'higher'} by {abs(chosen.gain):.4f}"
@@ -159,29 +162,21 @@ def shares_with(ngrams: float, networks: int) -> list[float]:
 
 
 def _best(
-    lesson: Lesson,
-    labelled: int,
-    valid: TokenStore,
-    mean: np.ndarray,
-    vocab_size: int,
-    go_on: Callable[[], None],
-    *,
-    always: bool,
+    lesson: Lesson, valid: TokenStore, mean: np.ndarray, vocab_size: int, go_on: Callable[[], None], *, always: bool
 ) -> Chosen | None:
     """The classifier with the lowest loss of the mean on the validation rows; None if that of the networks is lower.
 
     No margin is asked for: on folds the mean was as good or better also where the difference was small.
 
     Args:
-        lesson, labelled: the texts that are learned, and how many of them have labels; these are the first.
         mean: of the networks' probabilities of the validation rows, float64 [n, C].
         go_on: called often; may raise.
         always: as of `join`.
     """
     truth, documents = classes_of(valid), _documents(valid)
     alone, best = loss(mean, truth), None
-    taught = len(lesson.lengths) - labelled
-    for strength, net in candidates(lesson, labelled, vocab_size, go_on):
+    taught = len(lesson.lengths) - lesson.labelled
+    for strength, net in candidates(lesson, vocab_size, go_on):
         rows = TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
         for share in SHARES_TAUGHT if taught else SHARES:
             gain = alone - loss((1 - share) * mean + share * rows, truth)

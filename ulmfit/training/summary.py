@@ -53,7 +53,7 @@ def summarize(
         used: facts that the advice depends on: `init`, whether a pretrained model was the start; `unlabelled`,
             whether the language model read more texts than the classifier; `length`, by training the option that set
             its length and the value.
-        ngrams: of n-grams in the mean their share, strength and gain; None without them.
+        ngrams: of n-grams in the mean their share, strength, gain and `taught`; None without them.
 
     Returns:
         `systems`: by name the scores ("valid", "test": accuracy and f1; "minutes"); `compared_on`; `beats_baseline`,
