@@ -121,15 +121,7 @@ def score_together(
             if ngrams != "never" and reason is None:
                 parts["valid"] = member_probabilities(bundle, [stores["valid"]] * len(members), runtime)
                 bundle, chosen = join(
-                    job,
-                    bundle,
-                    parts["valid"],
-                    stores["valid"],
-                    [stores[name] for name in stores if name != "valid"],
-                    corpus,
-                    language_model,
-                    silent,
-                    always=ngrams == "always",
+                    job, bundle, parts["valid"], stores, corpus, language_model, silent, always=ngrams == "always"
                 )
             scores = {}
             for name, store in stores.items() if len(bundle.members) > 1 else ():
@@ -144,11 +136,7 @@ def score_together(
                 scores[name] = plain(found)
         except EvaluationStopped:
             raise StoppedEarly(session.stop.reason or "asked of another rank") from None
-        told = (
-            None
-            if chosen is None
-            else {name: getattr(chosen, name) for name in ("share", "strength", "gain", "taught")}
-        )
+        told = None if chosen is None else chosen.told()
         if runtime.is_main:
             content: dict[str, Any] = {"weights": _weights(job, members, told is not None), "metrics": scores}
             content |= {} if ngrams == "never" else {"ngrams": told}

@@ -6,9 +6,9 @@ It is trained on the rows that the networks were trained on, and where labels ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ class Chosen(NamedTuple):
     gain: float
     taught: int
 
+    def told(self) -> dict[str, Any]:
+        """What files tell of it."""
+        return {name: value for name, value in self._asdict().items() if name != "net"}
+
 
 NO_NGRAMS = "--ngrams cannot be had: {}; leave it out"
 
@@ -91,8 +95,7 @@ def join(
     job: Path,
     bundle: Bundle,
     parts: Sequence[Tensor],
-    valid: TokenStore,
-    others: Sequence[TokenStore],
+    stores: Mapping[str, TokenStore],
     corpus: Corpus,
     language_model: LMConfig,
     session: Session,
@@ -104,8 +107,7 @@ def join(
     Args:
         bundle: of the networks.
         parts: by network its probabilities of this rank's validation rows, as of `member_probabilities`.
-        valid: the validation rows under their tokenizer.
-        others: the test texts, if there are any.
+        stores: "valid" and, if there is one, "test": the rows held out, under the tokenizer of the networks.
         language_model: the options of the job's language model, whose texts may teach n-grams.
         always: join them in any case, with the share that is best.
 
@@ -115,11 +117,12 @@ def join(
     """
     config, runtime, tokenizer = session.config, session.runtime, bundle.tokenizer
     assert isinstance(config, ClassifierConfig)
+    valid = stores["valid"]
     train = setup.store_of(session, corpus.splits["train"], tokenizer, with_labels=True)
     if config.labels is not None:
         train = train.subset(balanced_draw(classes_of(train), config.labels, seed=config.seed_of_draws))
     most = MOST_PRODUCTS // len(bundle.label_names)  # tokens
-    texts = opinions(bundle, language_model, train, [valid, *others], session, most)
+    texts = opinions(bundle, language_model, train, list(stores.values()), session, most)
     mean = whole_rows(torch.stack(list(parts)).mean(0), valid.num_documents, runtime).numpy()
 
     def go_on() -> None:

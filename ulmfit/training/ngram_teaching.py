@@ -92,12 +92,11 @@ def opinions(
     # As many more as may be left out below.
     store = store.subset(some[: MOST_TEXTS + train.num_documents])
     with session.stop.interruptible():
-        drawn_texts = dict.fromkeys(_texts(store, runtime.progress.beat))
-        known = {
-            text for one in (train, *held_out) for text in _texts(one, runtime.progress.beat) if text in drawn_texts
-        }
-        new = [text not in known for text in _texts(store, runtime.progress.beat)]
-    store = store.subset(np.flatnonzero(new)[:MOST_TEXTS])
+        texts = list(_texts(store, runtime.progress.beat))
+        new = set(texts)
+        for one in (train, *held_out):
+            new.difference_update(_texts(one, runtime.progress.beat))
+    store = store.subset(np.flatnonzero([text in new for text in texts])[:MOST_TEXTS])
     if store.num_documents < max(1, train.num_documents):
         return None
     rows = member_probabilities(bundle, [store] * len(bundle.members), runtime)
