@@ -2,9 +2,9 @@
 
     python benchmarks/few_labels.py --tasks TASKS --work WORK [--task cr mr trec] [--folds 0 1] [--labels 100] [--draws 2]
 
-Folds and language models are those of tasks_cv.py: a language model has read the texts of all folds, without labels. Of a fold's training rows N are drawn evenly from the classes, and N/5
-more (at least 20) to choose by; the others are texts without a label, at most 8,000. Three classifiers are trained with
-default options. N-grams join their mean as in `ulmfit fit`, by the loss on the N/5 rows, in two ways: those of the labels
+Folds and language models are those of tasks_cv.py: a language model has read the texts of all folds, without labels. Of a
+fold's training rows about N are drawn evenly from the classes, and N/5 more (at least 20) to choose by; the others are texts
+without a label, at most 8,000. Three classifiers are trained with default options. N-grams join their mean as in `ulmfit fit`, by the loss on the N/5 rows, in two ways: those of the labels
 alone (`--ngrams` where there are no other texts), and those that have learned of the networks too. A line a draw has the
 accuracy and the loss on the rows that the fold leaves out; the last lines are means over the draws of a task.
 """
@@ -29,8 +29,8 @@ from ulmfit import TextClassifier, train_classifier
 from ulmfit.config import ClassifierConfig
 from ulmfit.parallel_inference import TorchReader
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.ngram_member import SHARES, SHARES_TAUGHT, loss
-from ulmfit.training.ngram_teaching import MOST_TEXTS, Lesson, candidates
+from ulmfit.training.ngram_member import best, loss
+from ulmfit.training.ngram_teaching import MOST_TEXTS, Lesson
 from ulmfit.training.ngram_training import one_hot
 
 NETWORKS = 3
@@ -90,25 +90,17 @@ def network_rows(draw: Draw, encoder: str, file: Path) -> dict[str, np.ndarray]:
         return {name: kept[name].astype(np.float64).mean(0) for name in kept.files}
 
 
-def joined(
-    draw: Draw, rows: dict[str, np.ndarray], tokenizer: Tokenizer, others: np.ndarray, shares: tuple[float, ...]
-) -> np.ndarray:
+def joined(draw: Draw, rows: dict[str, np.ndarray], tokenizer: Tokenizer, others: np.ndarray) -> np.ndarray:
     """The mean's probabilities of the rows held out, with n-grams where they lower the loss on the rows to choose by."""
     documents = tokenizer.encode(draw.some(np.concatenate([draw.labelled, others])))
-    wanted = one_hot(draw.classes[draw.labelled], len(draw.names))
-    wanted = np.concatenate([wanted, rows["un"][: len(others)]])
+    wanted = np.concatenate([one_hot(draw.classes[draw.labelled], len(draw.names)), rows["un"][: len(others)]])
     lesson = Lesson(np.concatenate(documents), np.array([len(one) for one in documents]), wanted, len(draw.labelled))
-    kept, held_out = tokenizer.encode(draw.some(draw.chosen_by)), tokenizer.encode(draw.held_out)
-    truth = draw.classes[draw.chosen_by]
-    lowest, best = loss(rows["va"], truth), rows["h"]
-    for _, net in candidates(lesson, len(tokenizer), lambda: None):
-        reader = TorchReader(net, pad_id=0, backwards=False)
-        some = reader.probabilities(kept)
-        for share in shares:
-            found = loss((1 - share) * rows["va"] + share * some, truth)
-            if found < lowest:
-                lowest, best = found, (1 - share) * rows["h"] + share * reader.probabilities(held_out)
-    return best
+    kept = tokenizer.encode(draw.some(draw.chosen_by))
+    chosen = best(lesson, kept, draw.classes[draw.chosen_by], rows["va"], len(tokenizer))
+    if chosen is None:
+        return rows["h"]
+    words = TorchReader(chosen.net, pad_id=0, backwards=False).probabilities(tokenizer.encode(draw.held_out))
+    return (1 - chosen.share) * rows["h"] + chosen.share * words
 
 
 def main() -> None:
@@ -134,12 +126,11 @@ def main() -> None:
             for number in range(args.draws):
                 draw = Draw(folds[fold], args.labels, number)
                 rows = network_rows(draw, encoder, args.work / f"{task}-{fold}-{args.labels}-{number}.npz")
-                fit = rivals.tfidf(*(part for places in (draw.labelled, draw.chosen_by)
-                                     for part in (draw.some(places), draw.classes[places])))  # fmt: skip
+                labelled, kept = ((draw.some(some), draw.classes[some]) for some in (draw.labelled, draw.chosen_by))
+                fit = rivals.tfidf(*labelled, *kept)
                 line = [float((fit(draw.held_out) == draw.truth).mean())]
-                nothing = draw.others[:0]
-                for found in (rows["h"], joined(draw, rows, tokenizer, nothing, SHARES),
-                              joined(draw, rows, tokenizer, draw.others, SHARES_TAUGHT)):  # fmt: skip
+                with_ngrams = [joined(draw, rows, tokenizer, others) for others in (draw.others[:0], draw.others)]
+                for found in (rows["h"], *with_ngrams):
                     line += [float((found.argmax(1) == draw.truth).mean()), loss(found, draw.truth)]
                 print(task, fold, number, shown(line), flush=True)
                 lines.append(line)

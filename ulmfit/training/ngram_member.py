@@ -30,7 +30,7 @@ from ulmfit.parallel_inference import TorchReader
 from ulmfit.training import setup
 from ulmfit.training.clf_task import classes_of
 from ulmfit.training.clf_training import balanced_draw
-from ulmfit.training.ngram_teaching import Lesson, candidates, drawn, opinions
+from ulmfit.training.ngram_teaching import Lesson, candidates, documents_of, drawn, opinions
 from ulmfit.training.ngram_training import one_hot
 from ulmfit.training.scores import whole_rows
 from ulmfit.training.session import Session
@@ -136,7 +136,7 @@ def join(
             labels = one_hot(classes_of(train)[labelled], len(bundle.label_names))
             lesson = Lesson(*train.read(labelled), labels, len(labelled))
             lesson = lesson if texts is None else lesson.followed_by(texts)
-            chosen = _best(lesson, valid, mean, len(tokenizer), go_on, always=always)
+            chosen = best(lesson, documents_of(valid), classes_of(valid), mean, len(tokenizer), go_on, always=always)
         if chosen is not None:
             save_model(job / FOLDER, chosen.net, tokenizer, saved)
         return chosen
@@ -164,35 +164,37 @@ def shares_with(ngrams: float, networks: int) -> list[float]:
     return [(1 - ngrams) / networks] * networks + [ngrams]
 
 
-def _best(
-    lesson: Lesson, valid: TokenStore, mean: np.ndarray, vocab_size: int, go_on: Callable[[], None], *, always: bool
+def best(
+    lesson: Lesson,
+    documents: list[np.ndarray],
+    truth: np.ndarray,
+    mean: np.ndarray,
+    vocab_size: int,
+    go_on: Callable[[], None] = lambda: None,
+    *,
+    always: bool = False,
 ) -> Chosen | None:
     """The classifier with the lowest loss of the mean on the validation rows; None if that of the networks is lower.
 
     No margin is asked for: on folds the mean was as good or better also where the difference was small.
 
     Args:
+        documents, truth: of the validation rows the ids, and the classes, int64 [n].
         mean: of the networks' probabilities of the validation rows, float64 [n, C].
         go_on: called often; may raise.
         always: as of `join`.
     """
-    truth, documents = classes_of(valid), _documents(valid)
-    alone, best = loss(mean, truth), None
+    alone, found = loss(mean, truth), None
     taught = len(lesson.lengths) - lesson.labelled
     for strength, net in candidates(lesson, vocab_size, go_on):
         rows = TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
         for share in SHARES_TAUGHT if taught else SHARES:
             gain = alone - loss((1 - share) * mean + share * rows, truth)
-            if (best is None and always) or gain > (best.gain if best else 0.0):
-                best = Chosen(net, strength, share, gain, taught)
-    return best
+            if (found is None and always) or gain > (found.gain if found else 0.0):
+                found = Chosen(net, strength, share, gain, taught)
+    return found
 
 
 def loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """The mean cross-entropy of probabilities [n, C] for classes [n], in nats."""
     return float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], SMALLEST)).mean())
-
-
-def _documents(store: TokenStore) -> list[np.ndarray]:
-    ids, lengths = store.read(np.arange(store.num_documents))
-    return np.split(ids, np.cumsum(lengths)[:-1])

@@ -80,11 +80,13 @@ def opinions(
         UserError: the corpus cannot be read.
         EvaluationStopped, StoppedEarly: a stop was requested meanwhile.
     """
+    if train.num_documents > MOST_LABELLED:
+        return None
     runtime = session.runtime
-    # Disks may be local to a machine.
+    # Disks may be local to a machine. There is none to resume with --resume never.
     begun = runtime.broadcast(read_begun(language_model) if runtime.is_main else None)
     config = language_model if begun is None else begun.fill(language_model)
-    if train.num_documents > MOST_LABELLED or config.streaming or setup.reads_test(config):
+    if config.streaming or setup.reads_test(config):
         return None
     corpus = setup.corpus_of(SilentSession(config, runtime, session.stop, session.started, begun, session.early_stop))
     store = setup.store_of(session, corpus.splits["train"], bundle.tokenizer, with_labels=False)
@@ -92,10 +94,10 @@ def opinions(
     # As many more as may be left out below.
     store = store.subset(some[: MOST_TEXTS + train.num_documents])
     with session.stop.interruptible():
-        texts = list(_texts(store, runtime.progress.beat))
+        texts = [text.tobytes() for text in documents_of(store)]
         new = set(texts)
         for one in (train, *held_out):
-            new.difference_update(_texts(one, runtime.progress.beat))
+            new.difference_update(text.tobytes() for text in documents_of(one))
     store = store.subset(np.flatnonzero([text in new for text in texts])[:MOST_TEXTS])
     if store.num_documents < max(1, train.num_documents):
         return None
@@ -139,9 +141,7 @@ def drawn(lengths: np.ndarray, most: int, seed: int, place: int) -> np.ndarray:
     return order[within]
 
 
-def _texts(store: TokenStore, beat: Callable[[], None]) -> Iterator[bytes]:
-    """Each document's ids."""
-    for at in range(store.num_documents):
-        if at % 1000 == 0:
-            beat()
-        yield store.document(at).astype(np.int32).tobytes()
+def documents_of(store: TokenStore) -> list[np.ndarray]:
+    """The ids of each document; of one vocabulary their dtype is the same in every store."""
+    ids, lengths = store.read(np.arange(store.num_documents))
+    return np.split(ids, np.cumsum(lengths)[:-1])

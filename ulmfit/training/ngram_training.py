@@ -130,19 +130,21 @@ def trained(
             return loss
 
         optimizer.step(closure)
-        net = NGramNet(NGramConfig(vocab_size, len(counted.keys)), num_classes)
-        net.keys, net.idf = torch.from_numpy(counted.keys), torch.from_numpy(counted.idf).float()
-        net.weight.data = (weights[:, :-1] * torch.from_numpy(ratios)).float()
-        net.bias.data = weights[:, -1].float()
-        yield strength, net.eval()
+        keys, idf = torch.from_numpy(counted.keys), torch.from_numpy(counted.idf).float()
+        scaled = (weights[:, :-1] * torch.from_numpy(ratios)).float()
+        yield strength, _net(vocab_size, keys, idf, scaled, weights[:, -1].float())
 
 
 def averaged(nets: Sequence[NGramNet]) -> NGramNet:
     """A classifier whose logits are the mean of those of several on the same n-grams."""
-    net = NGramNet(nets[0].config, nets[0].num_classes)
-    net.keys, net.idf = nets[0].keys, nets[0].idf
-    net.weight.data = torch.stack([one.weight.data for one in nets]).mean(0)
-    net.bias.data = torch.stack([one.bias.data for one in nets]).mean(0)
+    first = nets[0]
+    weight, bias = (torch.stack([getattr(one, name).data for one in nets]).mean(0) for name in ("weight", "bias"))
+    return _net(first.config.vocab_size, first.keys, first.idf, weight, bias)
+
+
+def _net(vocab_size: int, keys: torch.Tensor, idf: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> NGramNet:
+    net = NGramNet(NGramConfig(vocab_size, len(keys)), len(bias))
+    net.keys, net.idf, net.weight.data, net.bias.data = keys, idf, weight, bias
     return net.eval()
 
 
