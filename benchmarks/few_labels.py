@@ -11,7 +11,6 @@ accuracy and the loss on the rows that the fold leaves out; the last lines are m
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import shutil
@@ -21,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import rivals
-import tasks_cv
 import torch
-from ngram_folds import read
+from ngram_folds import options_of, prepared, read
 
 from ulmfit import TextClassifier, train_classifier
 from ulmfit.config import ClassifierConfig
@@ -105,22 +103,14 @@ def joined(draw: Draw, rows: dict[str, np.ndarray], tokenizer: Tokenizer, others
 
 def main() -> None:
     """Train what is missing and print a line a draw, and the means."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--task", nargs="*", default=["cr", "mr", "trec"])
-    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1])
+    parser = options_of(__doc__)
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--draws", type=int, default=2)
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     print("task fold draw | TF-IDF | networks | with n-grams of the labels | with n-grams of labels and networks")
     for task in args.task:
-        folds = tasks_cv.folds_of(args.tasks / task, args.work)
-        with contextlib.redirect_stdout(io.StringIO()):
-            encoder = tasks_cv.trained_language_model("d", {}, args.tasks / task, args.work, "english")
-        tokenizer = Tokenizer.from_file(Path(encoder) / "model/tokenizer.json")
+        folds, encoder, tokenizer = prepared(args.tasks / task, args.work)
         lines = []
         for fold in args.folds:
             for number in range(args.draws):

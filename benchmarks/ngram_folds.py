@@ -88,23 +88,33 @@ def chosen_on_halves(alone: np.ndarray, words: list[np.ndarray], truth: np.ndarr
     return float(np.mean(right)), float(np.mean(losses)), float(np.mean(joined))
 
 
-def main() -> None:
-    """Train what is missing and print a line a fold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options_of(page: str) -> argparse.ArgumentParser:
+    """The options that few_labels.py has too; `page` is the script's description."""
+    parser = argparse.ArgumentParser(description=page.splitlines()[0])
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--task", nargs="*", default=["cr", "mr", "trec"])
     parser.add_argument("--folds", type=int, nargs="*", default=[0, 1])
+    return parser
+
+
+def prepared(task: Path, work: Path) -> tuple[list[Path], str, Tokenizer]:
+    """The folds of a task, its language model with default options, trained where it is not there yet, and its tokenizer."""
+    folds = tasks_cv.folds_of(task, work)
+    with contextlib.redirect_stdout(io.StringIO()):
+        encoder = tasks_cv.trained_language_model("d", {}, task, work, "english")
+    return folds, encoder, Tokenizer.from_file(Path(encoder) / "model/tokenizer.json")
+
+
+def main() -> None:
+    """Train what is missing and print a line a fold."""
+    parser = options_of(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     print("task fold nets | alone | with n-grams, joined | n-grams alone (best strength) | with plain TF-IDF, joined")
     for task in args.task:
-        folds = tasks_cv.folds_of(args.tasks / task, args.work)
-        with contextlib.redirect_stdout(io.StringIO()):
-            encoder = tasks_cv.trained_language_model("d", {}, args.tasks / task, args.work, "english")
-        tokenizer = Tokenizer.from_file(Path(encoder) / "model/tokenizer.json")
+        folds, encoder, tokenizer = prepared(args.tasks / task, args.work)
         for number in args.folds:
             fold = folds[number]
             rows = [network_rows(fold, encoder, seed, args.work) for seed in range(args.seeds)]
