@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 set_up dev
 cd "$root"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+export PYTEST_ADDOPTS="-o faulthandler_timeout=8000" # longer than any test here has; pyproject.toml says what it is for
 
 git log -1 --format='commit %h of %cd' || true
 python -m tests.invariance

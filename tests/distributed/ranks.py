@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -27,10 +28,16 @@ def on_ranks(
     ranks = [context.Process(target=_rank, args=(rank, number, action, folder)) for rank in range(number)]
     for process in ranks:
         process.start()
+    deadline = time.monotonic() + seconds
     for process in ranks:
-        process.join(timeout=seconds)
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
+    hanging = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    for rank in hanging:  # Python waits at its end for processes that it has started
+        ranks[rank].kill()
+        ranks[rank].join()
     failed = [(folder / f"error-{rank}").read_text() for rank in range(number) if (folder / f"error-{rank}").exists()]
     assert not failed, "\n".join(failed)
+    assert not hanging, f"ranks {hanging} did not end within {seconds:g} seconds"
     expected = [-signal.SIGKILL if rank in killed else 0 for rank in range(number)]
     assert [process.exitcode for process in ranks] == expected, [process.exitcode for process in ranks]
     left = [rank for rank in range(number) if rank not in killed]

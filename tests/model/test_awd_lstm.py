@@ -212,6 +212,9 @@ def test_ddp_gives_the_gradients_of_the_bare_module(tmp_path):
         for _ in range(2):  # DDP rebuilds its buckets after the first step
             net.zero_grad()
             wrapped(tokens(), net.init_state(4), masks())[0].square().sum().backward()
+        # DDP must not be the last owner of the group. Its destructor holds the GIL while it joins gloo's thread, which needs
+        # the GIL to free what it reduced a moment ago. Neither goes on, and no signal ends the wait.
+        del wrapped
     finally:
         torch.distributed.destroy_process_group()
     for name, parameter in net.named_parameters():
