@@ -23,7 +23,7 @@ from tests.tiers import long_tier
 from tests.training import runs
 from tests.training.runs import ENVIRONMENT, ROOT, arguments
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(1100)
 SCRIPT = Path(__file__).parent / "cluster.sh"
 REAL_LIMIT = "ULMFIT_TIME_LIMIT" in os.environ
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
