@@ -15,6 +15,7 @@ import contextlib
 import io
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,17 +89,32 @@ def network_rows(draw: Draw, encoder: str, file: Path) -> dict[str, np.ndarray]:
         return {name: kept[name].astype(np.float64).mean(0) for name in kept.files}
 
 
-def joined(draw: Draw, rows: dict[str, np.ndarray], tokenizer: Tokenizer, others: np.ndarray) -> np.ndarray:
-    """The mean's probabilities of the rows held out, with n-grams where they lower the loss on the rows to choose by."""
-    documents = tokenizer.encode(draw.some(np.concatenate([draw.labelled, others])))
-    wanted = np.concatenate([one_hot(draw.classes[draw.labelled], len(draw.names)), rows["un"][: len(others)]])
-    lesson = Lesson(np.concatenate(documents), np.array([len(one) for one in documents]), wanted, len(draw.labelled))
-    kept = tokenizer.encode(draw.some(draw.chosen_by))
-    chosen = best(lesson, kept, draw.classes[draw.chosen_by], rows["va"], len(tokenizer))
+def joining(
+    tokenizer: Tokenizer,
+    labelled: tuple[list[str], np.ndarray],
+    others: tuple[list[str], np.ndarray],
+    chosen_by: tuple[list[str], np.ndarray],
+    mean: np.ndarray,
+) -> Callable[[list[str], np.ndarray], np.ndarray]:
+    """Train n-grams, and choose them as `ulmfit fit` does.
+
+    Args:
+        labelled: texts, and their classes, int64 [n].
+        others: texts without a label, and what the networks say of them, float64 [n, C].
+        chosen_by: texts and classes of the rows to choose by.
+        mean: of the networks' probabilities of these rows, float64 [n, C].
+
+    Returns:
+        A function of texts and their probabilities by the networks: those with n-grams, where they lower the loss.
+    """
+    documents = tokenizer.encode([*labelled[0], *others[0]])
+    wanted = np.concatenate([one_hot(labelled[1], mean.shape[1]), others[1]])
+    lesson = Lesson(np.concatenate(documents), np.array([len(one) for one in documents]), wanted, len(labelled[0]))
+    chosen = best(lesson, tokenizer.encode(chosen_by[0]), chosen_by[1], mean, len(tokenizer))
     if chosen is None:
-        return rows["h"]
-    words = TorchReader(chosen.net, pad_id=0, backwards=False).probabilities(tokenizer.encode(draw.held_out))
-    return (1 - chosen.share) * rows["h"] + chosen.share * words
+        return lambda texts, rows: rows
+    words, share = TorchReader(chosen.net, pad_id=0, backwards=False), chosen.share
+    return lambda texts, rows: (1 - share) * rows + share * words.probabilities(tokenizer.encode(texts))
 
 
 def main() -> None:
@@ -119,8 +135,10 @@ def main() -> None:
                 labelled, kept = ((draw.some(some), draw.classes[some]) for some in (draw.labelled, draw.chosen_by))
                 fit = rivals.tfidf(*labelled, *kept)
                 line = [float((fit(draw.held_out) == draw.truth).mean())]
-                with_ngrams = [joined(draw, rows, tokenizer, others) for others in (draw.others[:0], draw.others)]
-                for found in (rows["h"], *with_ngrams):
+                others = draw.some(draw.others)
+                joins = [joining(tokenizer, labelled, (others[:most], rows["un"][:most]), kept, rows["va"])
+                         for most in (0, len(others))]  # fmt: skip
+                for found in (rows["h"], *(join(draw.held_out, rows["h"]) for join in joins)):
                     line += [float((found.argmax(1) == draw.truth).mean()), loss(found, draw.truth)]
                 print(task, fold, number, shown(line), flush=True)
                 lines.append(line)

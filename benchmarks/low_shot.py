@@ -15,11 +15,14 @@ texts stands in train. No option was chosen on them.
     semi         ours: fine-tuned on the reviews without label too; --lm RUN names that language model, trained once with
                  `ulmfit train-lm --data IMDB` (or launch/reproduce_imdb.sh)
     mean         the mean probability of several of `semi`, with seeds of their own (--teachers)
+    fit          what `ulmfit fit` makes of them: n-grams join the mean, which learn the labelled reviews and what `mean` says
+                 of reviews without label (--unlabelled; the default is about as many as `fit` takes)
     pseudo       a classifier that learns the probabilities that `mean` gives reviews without label (--unlabelled), and the
                  labelled reviews
     distilled    TF-IDF + logistic regression that learns the same
 
-A line a system and draw is added to WORK/results.jsonl; what stands there is not computed again.
+A line a system and draw is added to WORK/results.jsonl; what stands there is not computed again. Systems of a draw share their
+classifiers; `cpu_minutes` of the first has their training.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import shutil
 import statistics
@@ -40,16 +44,18 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import rivals
+from few_labels import joining
 
 from ulmfit import TextClassifier, train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.training.ngram_training import one_hot
 
-TUNED = ("semi", "mean", "pseudo", "distilled")  # on the language model that --lm names
-TAUGHT = ("pseudo", "distilled")
+TAUGHT = ("fit", "pseudo", "distilled")  # by the probabilities of several classifiers
+SEVERAL = ("mean", *TAUGHT)
+TUNED = ("semi", *SEVERAL)  # on the language model that --lm names
 OURS = ("scratch", "english", "supervised", *TUNED)
 SYSTEMS = (*rivals.RIVALS, *OURS)
 SEED = 20261128
-Predict = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,8 @@ def test_rows(test: Rows, train: Rows, number: int) -> Rows:
     return test.at(balanced(test, np.random.default_rng(SEED).permutation(fresh), number))
 
 
-def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespace) -> Predict:
-    """Train with default options on the tables in `folder`; a function from texts to probabilities, float32 [n, C]."""
+def ours(system: str, folder: Path, work: Path, texts: list[str], options: argparse.Namespace) -> np.ndarray:
+    """Train with default options on the tables in `folder`; probabilities of texts, float [n, C]."""
     common: dict[str, Any] = {"threads": options.threads, "samples": False, "save_every": 0}
     encoder: str | None = {"scratch": "none", "english": "english"}.get(system, options.lm)
     if system == "supervised":
@@ -112,19 +118,32 @@ def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespac
         train_language_model(LMConfig(data=str(folder), output_dir=encoder, **common))
     preset = "small" if system == "scratch" else None
     common |= {"encoder": encoder, "preset": preset, "valid": str(folder / "valid.csv"), **json.loads(options.clf)}
+    several, place = system in SEVERAL, work / ("tuned" if system in TUNED else system)
     runs = [
         train_classifier(
-            ClassifierConfig(data=str(folder / "train.csv"), output_dir=str(work / f"clf{seed}"), seed=seed, **common)
+            ClassifierConfig(data=str(folder / "train.csv"), output_dir=str(place / str(seed)), seed=seed, **common)
         ).run_dir
-        for seed in range(options.teachers if system in ("mean", *TAUGHT) else 1)
+        for seed in range(options.teachers if several else 1)
     ]
     model = TextClassifier.from_pretrained(runs)  # of several their mean
-    if system not in TAUGHT:
-        return model.probabilities
-    taught = pseudo_labels(model, folder, options)
+    if not several:
+        return model.probabilities(texts)
+    if system == "mean":
+        return _kept(place / "texts.npy", lambda: model.probabilities(texts))
+    others = unlabelled(options)
+    said = _kept(place / "others.npy", lambda: model.probabilities(others))
+    labelled, valid = (_table(folder / f"{name}.csv", model.label_names) for name in ("train", "valid"))
+    if system == "fit":
+        join = joining(model.tokenizer, labelled, (others, said), valid, model.probabilities(valid[0]))
+        return join(texts, _kept(place / "texts.npy", lambda: model.probabilities(texts)))
+    all_texts = [*labelled[0], *others]
+    wanted = np.concatenate([one_hot(labelled[1], len(model.label_names)), said])
+    order = np.random.default_rng(SEED).permutation(len(all_texts))
     if system == "distilled":
-        return rivals.tfidf_of_probabilities(taught["text"].tolist(), taught[model.label_names].to_numpy())
-    taught.to_csv(work / "pseudo.csv", index=False)
+        return rivals.tfidf_of_probabilities([all_texts[i] for i in order], wanted[order])(texts)
+    table = pd.DataFrame(wanted[order], columns=model.label_names)
+    table.insert(0, "text", [all_texts[i] for i in order])
+    table.to_csv(work / "pseudo.csv", index=False)
     student = train_classifier(
         ClassifierConfig(
             data=str(work / "pseudo.csv"),
@@ -133,18 +152,25 @@ def train_ours(system: str, folder: Path, work: Path, options: argparse.Namespac
             **common,
         )
     )
-    return student.model().probabilities
+    return student.model().probabilities(texts)
 
 
-def pseudo_labels(teacher: TextClassifier, folder: Path, options: argparse.Namespace) -> pd.DataFrame:
-    """A table of texts and probabilities: those that the teacher gives reviews without label, and 0 and 1 of the labelled ones."""
+def unlabelled(options: argparse.Namespace) -> list[str]:
+    """The reviews without label that classifiers are asked about."""
     texts = pq.read_table(options.imdb / "unsup.parquet", columns=["text"])["text"].to_pylist()
-    some = [texts[i] for i in np.random.default_rng(SEED).permutation(len(texts))[: options.unlabelled]]
-    labelled = pd.read_csv(folder / "train.csv")
-    known = (labelled["label"].astype(str).to_numpy()[:, None] == np.array(teacher.label_names)).astype(float)
-    table = pd.DataFrame(np.concatenate([known, teacher.probabilities(some)]), columns=teacher.label_names)
-    table.insert(0, "text", [*labelled["text"], *some])
-    return table.sample(frac=1, random_state=SEED)
+    return [texts[i] for i in np.random.default_rng(SEED).permutation(len(texts))[: options.unlabelled]]
+
+
+def _table(path: Path, names: list[str]) -> tuple[list[str], np.ndarray]:
+    rows = pd.read_csv(path)
+    return rows["text"].tolist(), np.array([names.index(str(label)) for label in rows["label"]])
+
+
+def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was computed for another system of this draw, or else now."""
+    if not path.exists():
+        np.save(path, compute())
+    return np.load(path).astype(np.float64)
 
 
 def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: argparse.Namespace) -> dict[str, Any]:
@@ -155,13 +181,12 @@ def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: a
         predict = rivals.RIVALS[system](chosen.texts, chosen.labels, valid.texts, valid.labels)
         accuracy = float(np.mean(predict(test.texts) == test.labels))
     else:
-        work = options.work / f"{system}-{number}-{draw}"
+        work = _folder(options, number, draw)
         for name, rows in (("train", chosen), ("valid", valid)):
             rows.write(work / "data" / f"{name}.csv")
         with contextlib.redirect_stdout(io.StringIO()):
-            probabilities = train_ours(system, work / "data", work, options)(test.texts)
+            probabilities = ours(system, work / "data", work, test.texts, options)
         accuracy = float(np.mean(probabilities.argmax(1) == test.labels))
-        shutil.rmtree(work)
     return {
         "system": system,
         "labels": number,
@@ -170,7 +195,7 @@ def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: a
         "cpu_minutes": round((time.process_time() - begun) / 60, 2),
         "lm": options.lm if system in TUNED else None,
         "clf": options.clf if system in OURS else None,
-        "teachers": options.teachers if system in ("mean", *TAUGHT) else None,
+        "teachers": options.teachers if system in SEVERAL else None,
         "unlabelled": options.unlabelled if system in TAUGHT else None,
     }
 
@@ -214,20 +239,27 @@ def main() -> None:
     results = options.work / "results.jsonl"
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(line["system"], line["labels"], line["draw"]) for line in lines}
+    systems = []
     for system in options.systems:
-        why = _left_out(system, options)
-        if why:
+        if why := _left_out(system, options):
             print(f"{system} is left out: {why}")
-            continue
-        for number in options.labels:
-            for draw in range(options.draws):
-                if (system, number, draw) in done:
-                    continue
-                lines.append(run(system, number, draw, train, test, options))
-                with results.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-                print(lines[-1], flush=True)
+        else:
+            systems.append(system)
+    for number, draw in itertools.product(options.labels, range(options.draws)):
+        for system in systems:
+            if (system, number, draw) in done:
+                continue
+            lines.append(run(system, number, draw, train, test, options))
+            with results.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            print(lines[-1], flush=True)
+        shutil.rmtree(_folder(options, number, draw), ignore_errors=True)
     print(table(lines, options.labels))
+
+
+def _folder(options: argparse.Namespace, number: int, draw: int) -> Path:
+    """Of a draw, for all systems."""
+    return Path(options.work) / f"{number}-{draw}"
 
 
 def _left_out(system: str, options: argparse.Namespace) -> str | None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 # Name, colour and marker of each system, in the order of the legend; ours in blue and green, drawn thick.
 SYSTEMS = {
-    "pseudo": ("ours, learning from three of ours", "#08306b", "P"),
+    "fit": ("ours, three and n-grams: ulmfit fit", "#08306b", "o"),
+    "pseudo": ("ours, learning from three of ours", "#54278f", "P"),
     "distilled": ("TF-IDF, learning from three of ours", "#6baed6", "d"),
     "mean": ("ours, three with reviews without a label", "#2171b5", "*"),
-    "semi": ("ours, with reviews without a label", "#08519c", "o"),
+    "semi": ("ours, one with reviews without a label", "#08519c", "h"),
     "supervised": ("ours, labelled reviews only", "#3182bd", "s"),
     "english": ("ours, English model as it comes", "#31a354", "D"),
     "scratch": ("ours, no language model", "#74c476", "v"),
