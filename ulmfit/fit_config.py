@@ -98,7 +98,8 @@ class FitConfig(JobData):
     model with the recipe quick, else 1)."""
     ngrams: OrElse[bool] = None
     """Average in a linear classifier of words and pairs of words, which takes little time; with --no-ngrams none
-    (default: with the recipe quick, where it lowers the loss on the validation texts)."""
+    (default: with the recipe quick, where it lowers the loss on the validation texts, or where few texts have a label
+    and many have none)."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0

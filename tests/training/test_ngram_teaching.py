@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,32 @@ def test_labels_and_what_the_networks_say_are_two_teachers_of_one_classifier():
     [net, *_] = [net for _, net in ngram_teaching.candidates(labelled, VOCAB, lambda: None)]
     [expected, *_] = [net for _, net in trained(count(labelled.ids, labelled.lengths, VOCAB, 3), wanted[:10], VOCAB)]
     assert torch.equal(net.weight, expected.weight)
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts", "always", "share"),
+    [
+        (5, 5, False, 0.75),  # the networks are right on a row more of five, which may be luck
+        (50, 5, False, None),  # and on ten more of fifty
+        (50, 5, True, 0.75),
+        (5, 0, False, None),  # n-grams of the labels alone
+        (5, 0, True, 0.25),
+    ],
+)
+def test_few_rows_do_not_choose_by_luck(rows, texts, always, share, monkeypatch):
+    network = np.tile([[0.99, 0.01]], (rows, 1))
+    said = np.tile(np.repeat([[0.6, 0.4], [0.3, 0.7]], [4, 1], axis=0), (rows // 5, 1))
+    monkeypatch.setattr(
+        ngram_member, "TorchReader", lambda *_, **__: SimpleNamespace(probabilities=lambda documents: said)
+    )
+    monkeypatch.setattr(
+        ngram_member, "candidates", lambda *_: ((strength, None) for strength in ngram_training.STRENGTHS)
+    )
+    lesson = ngram_teaching.Lesson(np.zeros(8 + texts), np.ones(8 + texts), np.full((8 + texts, 2), 0.5), 8)
+    found = ngram_member.best(lesson, [np.zeros(1)] * rows, np.zeros(rows, int), network, VOCAB, always=always)
+    assert (found and found.share) == share
+    if found:
+        assert found.strength == (30.0 if texts else 3.0) and found.gain < 0
 
 
 @pytest.mark.slow
