@@ -4,9 +4,9 @@
 
 Folds and language models are those of tasks_cv.py: a language model has read the texts of all folds, without labels. Of a
 fold's training rows about N are drawn evenly from the classes, and N/5 more (at least 20) to choose by; the others are texts
-without a label, at most 8,000. Three classifiers are trained with default options. N-grams join their mean as in `ulmfit fit`, by the loss on the N/5 rows, in two ways: those of the labels
-alone (`--ngrams` where there are no other texts), and those that have learned of the networks too. A line a draw has the
-accuracy and the loss on the rows that the fold leaves out; the last lines are means over the draws of a task.
+without a label, at most 8,000. Three classifiers are trained with default options. N-grams join their mean as in `ulmfit fit`,
+in two ways: those of the labels alone, by the loss on the N/5 rows, and those that have learned of the networks too. A line a
+draw has the accuracy and the loss on the rows that the fold leaves out; the last lines are means over the draws of a task.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def joining(
         mean: of the networks' probabilities of these rows, float64 [n, C].
 
     Returns:
-        A function of texts and their probabilities by the networks: those with n-grams, where they lower the loss.
+        A function of texts and their probabilities by the networks: those with n-grams, where these join.
     """
     documents = tokenizer.encode([*labelled[0], *others[0]])
     wanted = np.concatenate([one_hot(labelled[1], mean.shape[1]), others[1]])

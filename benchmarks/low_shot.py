@@ -129,13 +129,13 @@ def ours(system: str, folder: Path, work: Path, texts: list[str], options: argpa
     if not several:
         return model.probabilities(texts)
     if system == "mean":
-        return _kept(place / "texts.npy", lambda: model.probabilities(texts))
+        return _kept(place / f"texts-{options.teachers}.npy", lambda: model.probabilities(texts))
     others = unlabelled(options)
-    said = _kept(place / "others.npy", lambda: model.probabilities(others))
+    said = _kept(place / f"others-{options.teachers}.npy", lambda: model.probabilities(others))
     labelled, valid = (_table(folder / f"{name}.csv", model.label_names) for name in ("train", "valid"))
     if system == "fit":
         join = joining(model.tokenizer, labelled, (others, said), valid, model.probabilities(valid[0]))
-        return join(texts, _kept(place / "texts.npy", lambda: model.probabilities(texts)))
+        return join(texts, _kept(place / f"texts-{options.teachers}.npy", lambda: model.probabilities(texts)))
     all_texts = [*labelled[0], *others]
     wanted = np.concatenate([one_hot(labelled[1], len(model.label_names)), said])
     order = np.random.default_rng(SEED).permutation(len(all_texts))

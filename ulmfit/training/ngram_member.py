@@ -176,14 +176,15 @@ def best(
     *,
     always: bool = False,
 ) -> Chosen | None:
-    """The classifier with the lowest loss of the mean on the validation rows; None if that of the networks is lower.
+    """The classifier that joins the networks; None if none does.
 
-    No margin is asked for: on folds the mean was as good or better also where the difference was small.
+    It is the one with the lowest loss of the mean on the validation rows, if that is lower than without. No margin is asked
+    for: on folds the mean was as good or better also where the difference was small.
 
-    Where it has learned of the networks too, labels are few, and so are the validation rows: the lowest of many losses is
-    there the luckiest, and favours networks, which are far too sure. On folds and on IMDb one strength and one share for all
-    were more often right than what the loss chose (benchmarks/RESULTS.md). They are taken unless the networks alone are
-    right on clearly more rows.
+    A classifier that has learned of the networks too has one strength and one share, and joins unless the networks alone are
+    right on clearly more rows. There labels are few, and so are the validation rows: the lowest of many losses is the
+    luckiest, and networks that are far too sure have a low one. On folds and on IMDb what the loss chose was less often right
+    (benchmarks/RESULTS.md).
 
     Args:
         documents, truth: of the validation rows the ids, and the classes, int64 [n].
