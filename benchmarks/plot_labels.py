@@ -50,7 +50,7 @@ def draw(curves: dict[str, dict[int, list[float]]], output: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "ulmfit"
     matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, and a reader can search it
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
     numbers = sorted({number for points in curves.values() for number in points})
@@ -68,7 +68,7 @@ def draw(curves: dict[str, dict[int, list[float]]], output: Path) -> None:
     axes.set_xlabel("labelled reviews of IMDb")
     axes.set_ylabel("accuracy on 5,000 test reviews")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(output, metadata={"Date": None})
 
 
