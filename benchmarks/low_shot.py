@@ -35,7 +35,6 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,14 +127,22 @@ def ours(system: str, folder: Path, work: Path, texts: list[str], options: argpa
     model = TextClassifier.from_pretrained(runs)  # of several their mean
     if not several:
         return model.probabilities(texts)
+
+    def said_of(name: str, some: list[str]) -> np.ndarray:
+        """Probabilities of these texts, computed for the first system of a draw."""
+        file = place / f"{name}-{options.teachers}.npy"
+        if not file.exists():
+            np.save(file, model.probabilities(some))
+        return np.load(file).astype(np.float64)
+
     if system == "mean":
-        return _kept(place / f"texts-{options.teachers}.npy", lambda: model.probabilities(texts))
+        return said_of("texts", texts)
     others = unlabelled(options)
-    said = _kept(place / f"others-{options.teachers}.npy", lambda: model.probabilities(others))
+    said = said_of("others", others)
     labelled, valid = (_table(folder / f"{name}.csv", model.label_names) for name in ("train", "valid"))
     if system == "fit":
         join = joining(model.tokenizer, labelled, (others, said), valid, model.probabilities(valid[0]))
-        return join(texts, _kept(place / f"texts-{options.teachers}.npy", lambda: model.probabilities(texts)))
+        return join(texts, said_of("texts", texts))
     all_texts = [*labelled[0], *others]
     wanted = np.concatenate([one_hot(labelled[1], len(model.label_names)), said])
     order = np.random.default_rng(SEED).permutation(len(all_texts))
@@ -164,13 +171,6 @@ def unlabelled(options: argparse.Namespace) -> list[str]:
 def _table(path: Path, names: list[str]) -> tuple[list[str], np.ndarray]:
     rows = pd.read_csv(path)
     return rows["text"].tolist(), np.array([names.index(str(label)) for label in rows["label"]])
-
-
-def _kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What was computed for another system of this draw, or else now."""
-    if not path.exists():
-        np.save(path, compute())
-    return np.load(path).astype(np.float64)
 
 
 def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: argparse.Namespace) -> dict[str, Any]:

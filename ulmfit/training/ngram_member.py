@@ -194,21 +194,24 @@ def best(
     """
     alone, found = loss(mean, truth), None
     taught = len(lesson.lengths) - lesson.labelled
-    for strength, net in candidates(lesson, vocab_size, go_on):
-        if taught and strength < STRENGTH_TAUGHT:
-            continue
-        rows = TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
-        for share in (SHARE_TAUGHT,) if taught else SHARES:
-            both = (1 - share) * mean + share * rows
-            gain = alone - loss(both, truth)
-            pays = gain > (found.gain if found else 0.0)
-            if taught:
-                pays = not _clearly_more_often_right(mean, both, truth)
-            if pays or (found is None and always):
-                found = Chosen(net, strength, share, gain, taught)
-        if taught:
-            break
+    trained = candidates(lesson, vocab_size, go_on)
+    if taught:
+        net = next(net for strength, net in trained if strength == STRENGTH_TAUGHT)
+        both = (1 - SHARE_TAUGHT) * mean + SHARE_TAUGHT * _probabilities(net, documents)
+        if not always and _clearly_more_often_right(mean, both, truth):
+            return None
+        return Chosen(net, STRENGTH_TAUGHT, SHARE_TAUGHT, alone - loss(both, truth), taught)
+    for strength, net in trained:
+        rows = _probabilities(net, documents)
+        for share in SHARES:
+            gain = alone - loss((1 - share) * mean + share * rows, truth)
+            if (found is None and always) or gain > (found.gain if found else 0.0):
+                found = Chosen(net, strength, share, gain, 0)
     return found
+
+
+def _probabilities(net: NGramNet, documents: list[np.ndarray]) -> np.ndarray:
+    return TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
 
 
 def _clearly_more_often_right(some: np.ndarray, others: np.ndarray, truth: np.ndarray) -> bool:

@@ -25,7 +25,7 @@ from ulmfit.training.ngram_training import averaged, count, trained
 from ulmfit.training.scores import member_probabilities, whole_rows
 from ulmfit.training.session import Session, SilentSession
 
-MOST_LABELLED = 1_000  # measured with 100 and 500
+MOST_LABELLED = 1_000  # measured with 100, 500 and 1,000
 MOST_TEXTS = 8_000
 MOST_TOKENS = 1_500_000  # of all of them: less than the language model has read in its training
 _ROWS = 5  # gives the draw of these texts another generator than the other draws
