@@ -42,4 +42,5 @@ def test_the_page_runs(runs, tmp_path, monkeypatch):
     assert seen["search"].suggestions and seen["result"].state == "done" and seen["label"] in ("neg", "pos")
     assert len(seen["learn"].results) == 2 and len(seen["clf"].results) == 4
     assert seen["tokenizer"].vocab[:9] == "xxunk xxpad xxbos xxeos xxfld xxmaj xxup xxrep xxwrep".split()
-    assert {path.name for path in (tmp_path / "runs" / "search").glob("*")} <= {"lr_find"}  # the curve, if it is drawn; no run
+    begun = {path.name for path in (tmp_path / "runs" / "search").glob("*")}
+    assert begun <= {"lr_find"}  # the curve, if it is drawn; no run
