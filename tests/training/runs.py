@@ -128,7 +128,15 @@ def whole_recipe(task: str, data: Path, pretrained: Path, output_dir: Path, **op
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(run / "model" / "model.safetensors")
+    """The tensors of a run's model by name, or of a job's several models by folder and name."""
+    model = run / "model"
+    files = sorted(model.rglob("model.safetensors"))
+    assert files, f"no model in {run}"
+    return {
+        str(file.parent.relative_to(model) / name): tensor
+        for file in files
+        for name, tensor in safetensors.torch.load_file(file).items()
+    }
 
 
 def metrics(run: Path) -> list[dict]:

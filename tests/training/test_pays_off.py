@@ -12,7 +12,6 @@ counting words is ahead by 1.2 standard errors (benchmarks/RESULTS.md). There th
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import pytest
 import torch
 
 import ulmfit
+from tests.tiers import long_tier
 from ulmfit.config import ClassifierConfig
 from ulmfit.model.pretrained import load_model
 
@@ -96,7 +96,8 @@ def write(path: Path, texts: list[str], labels: np.ndarray, chosen: np.ndarray) 
         table.writerows([texts[row], labels[row]] for row in np.flatnonzero(chosen))
 
 
-@pytest.mark.skipif("ULMFIT_LONG" not in os.environ, reason="minutes: set ULMFIT_LONG, as tests/run_long.sh does")
+@long_tier("the encoder of the package with a linear classifier, above")
+@pytest.mark.timeout(3600)  # three folds of a default job, on a busy machine
 @pytest.mark.parametrize("name, ahead", [("questions", 1), ("comments", -3)])
 def test_the_default_beats_counting_words_and_no_encoder(name, ahead, tmp_path):
     """`ahead`: how far the default must be in front, in standard errors of the difference on the same texts."""
