@@ -21,8 +21,11 @@ texts stands in train. No option was chosen on them.
                  labelled reviews
     distilled    TF-IDF + logistic regression that learns the same
 
-A line a system and draw is added to WORK/results.jsonl; what stands there is not computed again. Systems of a draw share their
-classifiers; `cpu_minutes` of the first has their training.
+A line a system and draw is added to WORK/results.jsonl; what stands there with the same settings is not computed again, and
+other lines are not in the table. Systems of a draw share their classifiers; `cpu_minutes` of the first has their training.
+
+`fit` differs from `ulmfit fit` in two things: the language model, which all draws share, has read the reviews that are
+validation here (without labels), and texts without a label may stand in train too.
 """
 
 from __future__ import annotations
@@ -130,9 +133,10 @@ def ours(system: str, folder: Path, work: Path, texts: list[str], options: argpa
 
     def said_of(name: str, some: list[str]) -> np.ndarray:
         """Probabilities of these texts, computed for the first system of a draw."""
-        file = place / f"{name}-{options.teachers}.npy"
+        file = place / f"{name}-{len(some)}-{options.teachers}.npy"
         if not file.exists():
-            np.save(file, model.probabilities(some))
+            np.save(file.with_suffix(".part.npy"), model.probabilities(some))
+            file.with_suffix(".part.npy").rename(file)
         return np.load(file).astype(np.float64)
 
     if system == "mean":
@@ -187,12 +191,17 @@ def run(system: str, number: int, draw: int, train: Rows, test: Rows, options: a
         with contextlib.redirect_stdout(io.StringIO()):
             probabilities = ours(system, work / "data", work, test.texts, options)
         accuracy = float(np.mean(probabilities.argmax(1) == test.labels))
+    minutes = round((time.process_time() - begun) / 60, 2)
+    return told(system, number, draw, options) | {"accuracy": accuracy, "cpu_minutes": minutes}
+
+
+def told(system: str, number: int, draw: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What a line of results is about, and what it depends on."""
     return {
         "system": system,
         "labels": number,
         "draw": draw,
-        "accuracy": accuracy,
-        "cpu_minutes": round((time.process_time() - begun) / 60, 2),
+        "test_rows": options.test_rows,
         "lm": options.lm if system in TUNED else None,
         "clf": options.clf if system in OURS else None,
         "teachers": options.teachers if system in SEVERAL else None,
@@ -238,7 +247,6 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     results = options.work / "results.jsonl"
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(line["system"], line["labels"], line["draw"]) for line in lines}
     systems = []
     for system in options.systems:
         if why := _left_out(system, options):
@@ -247,14 +255,22 @@ def main() -> None:
             systems.append(system)
     for number, draw in itertools.product(options.labels, range(options.draws)):
         for system in systems:
-            if (system, number, draw) in done:
+            if any(is_about(line, told(system, number, draw, options)) for line in lines):
                 continue
             lines.append(run(system, number, draw, train, test, options))
             with results.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             print(lines[-1], flush=True)
         shutil.rmtree(_folder(options, number, draw), ignore_errors=True)
-    print(table(lines, options.labels))
+    shown = [line for line in lines if is_about(line, told(line["system"], line["labels"], line["draw"], options))]
+    if len(shown) < len(lines):
+        print(f"{len(lines) - len(shown)} lines of {results} have other settings and are left out")
+    print(table(shown, options.labels))
+
+
+def is_about(line: dict[str, Any], about: dict[str, Any]) -> bool:
+    """Whether a line of results is of this system and draw, with these settings."""
+    return {name: line.get(name) for name in about} == about
 
 
 def _folder(options: argparse.Namespace, number: int, draw: int) -> Path:

@@ -18,6 +18,7 @@ from ulmfit.limits import LIMITS
 from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_text
 
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
+NGRAMS = "ngrams"  # the folder of a linear classifier beside them
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
 _COMMON = ("data", "text_column", "label_column", "label_separator", "valid", "group_column", "separator", "encoding", "header", "recipe",
            "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "local_cache", "samples", "report_to")  # fmt: skip
@@ -98,8 +99,8 @@ class FitConfig(JobData):
     model with the recipe quick, else 1)."""
     ngrams: OrElse[bool] = None
     """Average in a linear classifier of words and pairs of words, which takes little time; with --no-ngrams none
-    (default: with the recipe quick, where it lowers the loss on the validation texts, or where few texts have a label
-    and many have none)."""
+    (default: with the recipe quick, where it lowers the loss on the validation texts; where few texts have a label and
+    many have none, unless the networks alone are clearly more often right on them)."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0

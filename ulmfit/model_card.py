@@ -132,7 +132,7 @@ def _what(config: Mapping[str, Any], size: int | None) -> str:
     if config.get("ngrams"):
         who, ngrams = (
             who.replace("A text", "The mean of a text"),
-            " and a linear classifier of words and pairs of words",
+            f" and, with a share of {config['ngrams']:g}, a linear classifier of words and pairs of words",
         )
     return (
         f"{who}: {shape}{direction}){ngrams} that gives a text {several} {len(config['label_names'])} "

@@ -117,10 +117,9 @@ def test_every_command_takes_the_directory(folder, tmp_path, capsys):
     again = ulmfit.TextClassifier.from_pretrained(tmp_path / "saved")
     np.testing.assert_allclose(again.probabilities(TEXTS), whole, atol=1e-6)
     card = (tmp_path / "saved/README.md").read_text()
-    assert (
-        "The mean of a text classifier (ULMFiT" in card
-        and "and a linear classifier of words and pairs of words" in card
-    )
+    share = content(folder / "with/ensemble.json")["ngrams"]["share"]
+    assert "The mean of a text classifier (ULMFiT" in card
+    assert f" and, with a share of {share:g}, a linear classifier of words and pairs of words that gives" in card
     card = str(ulmfit.TextClassifier.from_pretrained(f"{run}/model/ngrams").generate_model_card())
     assert "A linear classifier of" in card
 
@@ -240,7 +239,7 @@ def test_where_they_cannot_be_had(folder, tmp_path, capsys):
             job.config(tmp_path, "several", data=str(tmp_path / "several.csv"), label_separator="|", ngrams=True)
         )
     assert not (tmp_path / "several").exists()
-    with pytest.raises(UserError, match="--ngrams cannot be had: their share would be chosen on the test texts"):
+    with pytest.raises(UserError, match="--ngrams cannot be had: they would be chosen on the test texts"):
         ulmfit.fit(config(folder, "on-test", valid="test"))
     assert not (folder / "on-test").exists()
     assert ulmfit.fit(config(folder, "on-test", valid="test", ngrams=None)).state == "done"

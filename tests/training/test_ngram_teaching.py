@@ -88,6 +88,29 @@ def test_labels_and_what_the_networks_say_are_two_teachers_of_one_classifier():
     assert torch.equal(net.weight, expected.weight)
 
 
+@pytest.fixture
+def nets(monkeypatch) -> dict[float, SimpleNamespace]:
+    """By strength a net of which nothing is trained: it gives the rows `says` in turn, as often as there are texts."""
+    found = {strength: SimpleNamespace(says=None) for strength in ngram_training.STRENGTHS}
+    monkeypatch.setattr(
+        ngram_member,
+        "TorchReader",
+        lambda net, **_: SimpleNamespace(probabilities=lambda texts: np.resize(net.says, (len(texts), 2))),
+    )
+    monkeypatch.setattr(
+        ngram_member,
+        "candidates",
+        lambda lesson, size, go_on, strengths=ngram_training.STRENGTHS: ((one, found[one]) for one in strengths),
+    )
+    return found
+
+
+def lesson_of(said: list[list[float]]) -> ngram_teaching.Lesson:
+    """Eight texts with labels, and behind them those of which networks say this."""
+    lengths = np.ones(8 + len(said), dtype=int)
+    return ngram_teaching.Lesson(np.zeros(len(lengths)), lengths, np.array([[0.5, 0.5]] * 8 + said), 8)
+
+
 @pytest.mark.parametrize(
     ("rows", "texts", "always", "share"),
     [
@@ -98,20 +121,52 @@ def test_labels_and_what_the_networks_say_are_two_teachers_of_one_classifier():
         (5, 0, True, 0.25),
     ],
 )
-def test_few_rows_do_not_choose_by_luck(rows, texts, always, share, monkeypatch):
+def test_few_rows_do_not_choose_by_luck(rows, texts, always, share, nets):
+    for net in nets.values():
+        net.says = [[0.6, 0.4]] * 4 + [[0.3, 0.7]]
     network = np.tile([[0.99, 0.01]], (rows, 1))
-    said = np.tile(np.repeat([[0.6, 0.4], [0.3, 0.7]], [4, 1], axis=0), (rows // 5, 1))
-    monkeypatch.setattr(
-        ngram_member, "TorchReader", lambda *_, **__: SimpleNamespace(probabilities=lambda documents: said)
-    )
-    monkeypatch.setattr(
-        ngram_member, "candidates", lambda *_: ((strength, None) for strength in ngram_training.STRENGTHS)
-    )
-    lesson = ngram_teaching.Lesson(np.zeros(8 + texts), np.ones(8 + texts), np.full((8 + texts, 2), 0.5), 8)
+    lesson = lesson_of([[0.99, 0.01]] * texts)
     found = ngram_member.best(lesson, [np.zeros(1)] * rows, np.zeros(rows, int), network, VOCAB, always=always)
     assert (found and found.share) == share
     if found:
-        assert found.strength == (30.0 if texts else 3.0) and found.gain < 0
+        strength = 30.0 if texts else 3.0
+        assert found.strength == strength and found.net is nets[strength] and found.gain < 0 and found.taught == texts
+        assert found.more_right == (0 if share == 0.25 else -rows // 5)
+
+
+@pytest.mark.parametrize(
+    ("rare", "said", "share"),
+    [
+        (0.05, 10, 0.5),  # with three quarters 0.05 / 4 + 0.86 * 3 / 4 is above a half
+        (0.3, 10, 0.25),
+        (0.45, 10, None),
+        (0.45, 4, 0.75),  # too few texts to tell
+    ],
+)
+def test_a_rare_class_is_not_lost(rare, said, share, nets):
+    """N-grams that say the frequent class of every text, with the probability that it has in the labels."""
+    nets[30.0].says = [[0.86, 0.14]]
+    lesson = lesson_of([[0.9, 0.1]] * 90 + [[rare, 1 - rare]] * said)
+    mean, truth = np.tile([[0.9, 0.1]], (20, 1)), np.zeros(20, int)
+    for always in (False, True):
+        found = ngram_member.best(lesson, [np.zeros(1)] * 20, truth, mean, VOCAB, always=always)
+        assert (found and found.share) == (0.25 if always and share is None else share)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "clearly"),
+    [(1, 0, False), (4, 0, False), (5, 0, True), (10, 4, False), (11, 2, True), (0, 9, False)],
+)
+def test_the_networks_are_clearly_better_from_five_rows_on(won, lost, clearly):
+    right, wrong, rows = [0.9, 0.1], [0.2, 0.8], won + lost + 1
+    networks = np.array([right] * (won + 1) + [wrong] * lost)
+    joined = np.array([wrong] * won + [right] * (lost + 1))
+    assert ngram_member.clearly_better(networks, joined, np.zeros(rows, int)) == clearly
+
+
+def test_how_many_texts_teach():
+    teaches = ngram_teaching.teaches
+    assert teaches(1_000, 1_000) and not teaches(1_001, 5_000) and not teaches(1_000, 999) and not teaches(0, 0)
 
 
 @pytest.mark.slow

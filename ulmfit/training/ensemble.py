@@ -18,7 +18,7 @@ from ulmfit.bundle import BUNDLE, Bundle, write_index
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
-from ulmfit.fit_config import LM, FitConfig
+from ulmfit.fit_config import LM, NGRAMS, FitConfig
 from ulmfit.inference import TextClassifier
 from ulmfit.limits import LIMITS
 from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, fault_of, read_config
@@ -26,7 +26,7 @@ from ulmfit.run.status import plain
 from ulmfit.run_scores import ENSEMBLE, ensemble_scores, ngrams_of, temperature_of
 from ulmfit.training import setup
 from ulmfit.training.job_files import copy_file, start_and_length
-from ulmfit.training.ngram_member import FOLDER, NO_NGRAMS, Chosen, Ngrams, join, obstacle, shares_with
+from ulmfit.training.ngram_member import NO_NGRAMS, Chosen, Ngrams, join, obstacle, shares_with
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.scores import member_probabilities, score_bundle
 from ulmfit.training.session import SilentSession, open_session
@@ -147,7 +147,7 @@ def score_together(
 def _weights(job: Path, members: Sequence[TrainingResult], with_ngrams: bool) -> dict[str, str]:
     """Fingerprints of the weights in the mean, by folder."""
     models = {member.run_dir.name: member.model_dir for member in members}
-    models |= {FOLDER: job / FOLDER} if with_ngrams else {}
+    models |= {NGRAMS: job / NGRAMS} if with_ngrams else {}
     return {name: files.fingerprint(model / WEIGHTS) for name, model in models.items()}
 
 
@@ -156,7 +156,7 @@ def _kept(job: Path, members: Sequence[TrainingResult], ngrams: Ngrams) -> Toget
     found = ngrams_of(job)
     with suppress(OSError, UserError):  # the folder of the n-grams is gone, or is damaged
         scores = ensemble_scores(job, _weights(job, members, bool(found)))
-        if found and fault_of(job / FOLDER):
+        if found and fault_of(job / NGRAMS):
             return None
         asked = found is not None
         if scores is not None and asked == (ngrams != "never") and (found or ngrams != "always"):
@@ -178,7 +178,7 @@ def write_model(
     """
     several = len(sources) > 1
     names = [
-        FOLDER if ngrams is not None and source is sources[-1] else str(number)
+        NGRAMS if ngrams is not None and source is sources[-1] else str(number)
         for number, source in enumerate(sources, 1)
     ]
     targets = [folder / name for name in names] if several else [folder]
@@ -192,6 +192,6 @@ def write_model(
             (folder / name).unlink(missing_ok=True)
     else:
         (folder / BUNDLE).unlink(missing_ok=True)
-    for left in [*folder.glob("[1-9]*"), folder / FOLDER]:
-        if (left.name.isdigit() or left.name == FOLDER) and left not in targets and (left / WEIGHTS).is_file():
+    for left in [*folder.glob("[1-9]*"), folder / NGRAMS]:
+        if (left.name.isdigit() or left.name == NGRAMS) and left not in targets and (left / WEIGHTS).is_file():
             shutil.rmtree(left)

@@ -25,7 +25,7 @@ from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.excerpts import failure, values_shown
-from ulmfit.fit_config import CLF, LM, FitConfig, classifier_configs, filled, naming, stage_configs
+from ulmfit.fit_config import CLF, LM, NGRAMS, FitConfig, classifier_configs, filled, naming, stage_configs
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
@@ -50,7 +50,6 @@ from ulmfit.training.job_files import (
     start_and_length,
 )
 from ulmfit.training.lm_training import train_language_model
-from ulmfit.training.ngram_member import FOLDER as NGRAMS
 from ulmfit.training.ngram_member import NO_NGRAMS, ngrams_wanted, obstacle
 from ulmfit.training.result import FitResult, TrainingResult, result_of_job
 from ulmfit.training.session import tell_stopped_early
@@ -136,10 +135,18 @@ class _Job:
                     if members[-1].state != "done":
                         return self._preempted(language_model, members)
                 self._stage = "summary"
+                if not self._was_done:
+                    self._status("running")
                 clf_config = self._classifiers[CLF]
                 together, ngrams = Together({}), ngrams_wanted(self._config)
                 if len(members) > 1 or (members and ngrams != "never"):
+                    begun = time.monotonic()
                     together = score_together(self._path, members, lm_config, clf_config, self._stop, ngrams)
+                    if (
+                        together.ngrams
+                    ):  # of several starts the longest: a later one reads what an earlier one has scored
+                        minutes = (time.monotonic() - begun) / 60
+                        self._minutes[NGRAMS] = max(minutes, self._minutes.get(NGRAMS, 0.0))
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
             return result_of_job("done", self._path, language_model, members, summary)
@@ -318,7 +325,7 @@ class _Job:
         together: Together,
     ) -> dict[str, Any]:
         """On rank 0: write the model and the summary, and print it."""
-        sources = members or [language_model]
+        sources, parts = members or [language_model], [LM, *self._classifiers, *[NGRAMS] * bool(together.ngrams)]
         folders, share = [source.model_dir for source in sources], None
         if together.ngrams:
             folders, share = [*folders, self._path / NGRAMS], together.ngrams["share"]
@@ -331,7 +338,7 @@ class _Job:
             seeds=[config.seed for config in self._classifiers.values()],
             scores=together.scores or (members[0].metrics if members else {}),
             ngrams=together.ngrams,
-            minutes={name: self._minutes[name] for name in (LM, *self._classifiers) if name in self._minutes},
+            minutes={name: self._minutes[name] for name in parts if name in self._minutes},
             model=str(self._path / MODEL),
             used={
                 "unlabelled": bool(rivals and rivals.get("unlabelled")),

@@ -23,11 +23,11 @@ from ulmfit.console import say
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.probabilities import SoftSplit
 from ulmfit.errors import StoppedEarly
-from ulmfit.fit_config import FitConfig
+from ulmfit.fit_config import NGRAMS, FitConfig
 from ulmfit.inference import TextClassifier
 from ulmfit.model.ngrams import NGramNet
 from ulmfit.model.pretrained import save_model
-from ulmfit.model_kinds import NGRAMS
+from ulmfit.model_kinds import NGRAMS as KIND
 from ulmfit.parallel_inference import TorchReader
 from ulmfit.training import setup
 from ulmfit.training.clf_task import classes_of
@@ -37,9 +37,12 @@ from ulmfit.training.ngram_training import one_hot
 from ulmfit.training.scores import whole_rows
 from ulmfit.training.session import Session
 
-FOLDER = "ngrams"
 SHARES = (0.25, 0.5)  # of the n-grams in the mean
-STRENGTH_TAUGHT, SHARE_TAUGHT = 30.0, 0.75  # of such as have learned of the networks too
+STRENGTH_TAUGHT, SHARES_TAUGHT = (
+    30.0,
+    (0.75, 0.5, 0.25),
+)  # of such as have learned of the networks too: the first that fits
+_LEAST_KEPT, _LEAST_SAID = 0.5, 5  # of the texts that networks say a class of; a class of fewer is not looked at
 MOST_PRODUCTS = 15_000_000  # tokens of the texts that are counted, times classes: a minute or two of a core
 _ROWS = 4  # gives the draw of these texts another generator than the order of an epoch
 
@@ -51,8 +54,9 @@ class Chosen(NamedTuple):
 
     Attributes:
         strength: of its regularisation, see `ngram_training.STRENGTHS`.
-        share: of its probabilities in the mean, one of `SHARES`, or `SHARE_TAUGHT`.
-        gain: what the loss of the mean on the validation rows is lower by, in nats.
+        share: of its probabilities in the mean, one of `SHARES`, or of `SHARES_TAUGHT`.
+        gain: what the loss of the mean on the validation rows is lower by, in nats; below 0 if it is higher.
+        more_right: on how many more of these rows the mean is right; below 0 if on fewer.
         taught: texts without a label that it learned of the networks.
     """
 
@@ -60,6 +64,7 @@ class Chosen(NamedTuple):
     strength: float
     share: float
     gain: float
+    more_right: int
     taught: int
 
     def told(self) -> dict[str, Any]:
@@ -73,7 +78,7 @@ NO_NGRAMS = "--ngrams cannot be had: {}; leave it out"
 def ngrams_wanted(config: FitConfig) -> Ngrams:
     """Whether n-grams may join the classifiers of a job. The other recipes are those of papers, and stay so.
 
-    With --labels the validation labels that choose them would be used in addition to the number asked for.
+    With --labels the validation labels that choose them, or keep them out, would be used in addition to the number asked for.
     """
     if config.ngrams is not None:
         return "always" if config.ngrams else "never"
@@ -83,9 +88,9 @@ def ngrams_wanted(config: FitConfig) -> Ngrams:
 def obstacle(config: ClassifierConfig, corpus: Corpus) -> str | None:
     """Why no n-grams can join the classifiers of a corpus, in words; None if they can."""
     if "valid" not in corpus.splits:
-        return "there are no validation texts, by which their share is chosen"
+        return "there are no validation texts, by which they are chosen"
     if corpus.valid_split == "test":
-        return "their share would be chosen on the test texts"
+        return "they would be chosen on the test texts"
     if corpus.label_sets is not None:
         return "a text may have several labels here, and they give it one"
     if config.probability_columns or isinstance(corpus.splits["train"], SoftSplit):
@@ -111,7 +116,7 @@ def join(
         parts: by network its probabilities of this rank's validation rows, as of `member_probabilities`.
         stores: "valid" and, if there is one, "test": the rows held out, under the tokenizer of the networks.
         language_model: the options of the job's language model, whose texts may teach n-grams.
-        always: join them in any case, with the share that is best.
+        always: join them in any case, with the best of the shares that are tried.
 
     Raises:
         StoppedEarly: a stop was requested meanwhile.
@@ -140,7 +145,7 @@ def join(
             lesson = lesson if texts is None else lesson.followed_by(texts)
             chosen = best(lesson, documents_of(valid), classes_of(valid), mean, len(tokenizer), go_on, always=always)
         if chosen is not None:
-            save_model(job / FOLDER, chosen.net, tokenizer, saved)
+            save_model(job / NGRAMS, chosen.net, tokenizer, saved)
         return chosen
 
     saved = {"label_names": bundle.label_names, "text_columns": bundle.config.get("text_columns", [])}
@@ -153,9 +158,10 @@ def join(
         learned = f", learned of the networks on {chosen.taught:,} texts without a label too," if chosen.taught else ""
         say(
             f"n-grams: {chosen.net.config.features:,} words and pairs of words{learned} join the mean with a share of {chosen.share:g}; "
-            f"the validation loss is {'lower' if chosen.gain > 0 else 'higher'} by {abs(chosen.gain):.4f}"
+            f"of the validation texts {abs(chosen.more_right):,} {'fewer' if chosen.more_right < 0 else 'more'} are right, and "
+            f"their loss is {'lower' if chosen.gain > 0 else 'higher'} by {abs(chosen.gain):.4f}"
         )
-    member = TextClassifier(chosen.net.to(runtime.device), tokenizer, saved | {"kind": NGRAMS})
+    member = TextClassifier(chosen.net.to(runtime.device), tokenizer, saved | {"kind": KIND})
     names = [str(number) for number in range(len(bundle.members) + 1)]
     shares = shares_with(chosen.share, len(bundle.members))
     return Bundle([*bundle.members, member], names, shares=shares), chosen
@@ -178,13 +184,13 @@ def best(
 ) -> Chosen | None:
     """The classifier that joins the networks; None if none does.
 
-    It is the one with the lowest loss of the mean on the validation rows, if that is lower than without. No margin is asked
-    for: on folds the mean was as good or better also where the difference was small.
+    One that has learned of the networks too has one strength, and the largest share with which no class is lost (see
+    `keeps_classes`). It joins unless the networks alone are clearly more often right on the validation rows. Where labels are
+    few these rows are few as well: the lowest of many losses is the luckiest, and networks that are far too sure have a low
+    one.
 
-    A classifier that has learned of the networks too has one strength and one share, and joins unless the networks alone are
-    right on clearly more rows. There labels are few, and so are the validation rows: the lowest of many losses is the
-    luckiest, and networks that are far too sure have a low one. On folds and on IMDb what the loss chose was less often right
-    (benchmarks/RESULTS.md).
+    Else it is the one with the lowest loss of the mean on the validation rows, if that is lower than without. No margin is
+    asked for: on folds the mean was as good or better also where the difference was small (benchmarks/RESULTS.md).
 
     Args:
         documents, truth: of the validation rows the ids, and the classes, int64 [n].
@@ -192,21 +198,26 @@ def best(
         go_on: called often; may raise.
         always: as of `join`.
     """
-    alone, found = loss(mean, truth), None
-    taught = len(lesson.lengths) - lesson.labelled
-    trained = candidates(lesson, vocab_size, go_on)
-    if taught:
-        net = next(net for strength, net in trained if strength == STRENGTH_TAUGHT)
-        both = (1 - SHARE_TAUGHT) * mean + SHARE_TAUGHT * _probabilities(net, documents)
-        if not always and _clearly_more_often_right(mean, both, truth):
-            return None
-        return Chosen(net, STRENGTH_TAUGHT, SHARE_TAUGHT, alone - loss(both, truth), taught)
-    for strength, net in trained:
+
+    def place(strength: float, share: float, net: NGramNet, rows: np.ndarray) -> Chosen:
+        both = (1 - share) * mean + share * rows
+        more = int((both.argmax(1) == truth).sum() - (mean.argmax(1) == truth).sum())
+        return Chosen(net, strength, share, loss(mean, truth) - loss(both, truth), more, lesson.taught)
+
+    if lesson.taught:
+        [(_, net)] = candidates(lesson, vocab_size, go_on, (STRENGTH_TAUGHT,))
+        share = _share_taught(net, lesson)
+        rows = _probabilities(net, documents)
+        chosen = place(STRENGTH_TAUGHT, share or SHARES_TAUGHT[-1], net, rows)
+        out = not share or clearly_better(mean, (1 - share) * mean + share * rows, truth)
+        return None if out and not always else chosen
+    found: Chosen | None = None
+    for strength, net in candidates(lesson, vocab_size, go_on):
         rows = _probabilities(net, documents)
         for share in SHARES:
-            gain = alone - loss((1 - share) * mean + share * rows, truth)
-            if (found is None and always) or gain > (found.gain if found else 0.0):
-                found = Chosen(net, strength, share, gain, 0)
+            one = place(strength, share, net, rows)
+            if (found is None and always) or one.gain > (found.gain if found else 0.0):
+                found = one
     return found
 
 
@@ -214,10 +225,33 @@ def _probabilities(net: NGramNet, documents: list[np.ndarray]) -> np.ndarray:
     return TorchReader(net, pad_id=0, backwards=False).probabilities(documents)
 
 
-def _clearly_more_often_right(some: np.ndarray, others: np.ndarray, truth: np.ndarray) -> bool:
-    """Whether some probabilities [n, C] are right on more rows than others, by more than two standard errors."""
-    gains = (some.argmax(1) == truth).astype(float) - (others.argmax(1) == truth)
-    return bool(gains.mean() > 0 and gains.mean() > 2 * gains.std() / math.sqrt(len(gains)))
+def _share_taught(net: NGramNet, lesson: Lesson) -> float | None:
+    """The largest share with which the mean keeps the classes of the texts without a label; None if there is none."""
+    said = lesson.probabilities[lesson.labelled :]
+    heard = _probabilities(net, np.split(lesson.ids, np.cumsum(lesson.lengths)[:-1])[lesson.labelled :])
+    fitting = (share for share in SHARES_TAUGHT if keeps_classes(said, (1 - share) * said + share * heard))
+    return next(fitting, None)
+
+
+def keeps_classes(networks: np.ndarray, joined: np.ndarray) -> bool:
+    """Whether no class is lost: probabilities [n, C] of texts with n-grams say each at least half as often as those of the
+    networks do.
+
+    Of few labels n-grams learn little more than how frequent the classes are. Where one is rare, they never say it, and with
+    a large share nor does the mean.
+    """
+    before, after = (np.bincount(one.argmax(1), minlength=one.shape[1]) for one in (networks, joined))
+    return bool((after >= _LEAST_KEPT * before)[before >= _LEAST_SAID].all())
+
+
+def clearly_better(networks: np.ndarray, joined: np.ndarray, truth: np.ndarray) -> bool:
+    """Whether the networks' probabilities [n, C] are right on more rows than those with n-grams, by more than two standard
+    errors.
+
+    The error is that of rows of which each is as likely won as lost, so that five won and none lost are the least.
+    """
+    won = (networks.argmax(1) == truth).astype(int) - (joined.argmax(1) == truth)
+    return bool(won.sum() > 2 * math.sqrt(np.abs(won).sum()))
 
 
 def loss(probabilities: np.ndarray, truth: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from ulmfit.config import LMConfig
 from ulmfit.model.ngrams import NGramNet
 from ulmfit.training import setup
 from ulmfit.training.begun import read_begun
-from ulmfit.training.ngram_training import averaged, count, trained
+from ulmfit.training.ngram_training import STRENGTHS, averaged, count, trained
 from ulmfit.training.scores import member_probabilities, whole_rows
 from ulmfit.training.session import Session, SilentSession
 
@@ -46,10 +46,20 @@ class Lesson(NamedTuple):
     probabilities: np.ndarray
     labelled: int
 
+    @property
+    def taught(self) -> int:
+        """Texts without a label."""
+        return len(self.lengths) - self.labelled
+
     def followed_by(self, others: Lesson) -> Lesson:
         """These texts, and behind them others without labels."""
         ids, lengths, probabilities = (np.concatenate(pair) for pair in zip(self[:3], others[:3], strict=True))
         return Lesson(ids, lengths, probabilities, self.labelled)
+
+
+def teaches(labelled: int, others: int) -> bool:
+    """Whether so many texts without a label teach n-grams beside so many with one."""
+    return labelled <= MOST_LABELLED and others >= max(1, labelled)
 
 
 def opinions(
@@ -63,7 +73,7 @@ def opinions(
     """Texts without a label that the language model was trained on, and what the networks say of them (a collective).
 
     A text that stands in `train` or `held_out` too is none of them, so that the choice of n-grams and their scores are of
-    texts that they have not seen.
+    texts that they have not seen. Of equal texts there is one.
 
     Args:
         bundle: of the networks, on the tokenizer of the language model.
@@ -73,14 +83,13 @@ def opinions(
         most_tokens: of all texts together; at most `MOST_TOKENS`.
 
     Returns:
-        None, if more than `MOST_LABELLED` texts have a label, fewer have none than have one, or the texts are not at hand:
-        streamed, or together with those of the test split.
+        None, if `teaches` says so, or the texts are not at hand: streamed, or together with those of the test split.
 
     Raises:
         UserError: the corpus cannot be read.
         EvaluationStopped, StoppedEarly: a stop was requested meanwhile.
     """
-    if train.num_documents > MOST_LABELLED:
+    if not teaches(train.num_documents, train.num_documents):
         return None
     runtime = session.runtime
     # Disks may be local to a machine. There is none to resume with --resume never.
@@ -98,30 +107,33 @@ def opinions(
         new = set(texts)
         for one in (train, *held_out):
             new.difference_update(text.tobytes() for text in documents_of(one))
-    store = store.subset(np.flatnonzero([text in new for text in texts])[:MOST_TEXTS])
-    if store.num_documents < max(1, train.num_documents):
+    first = {text: place for place, text in reversed(list(enumerate(texts))) if text in new}
+    store = store.subset(np.sort(list(first.values())).astype(np.int64)[:MOST_TEXTS])
+    if not teaches(train.num_documents, store.num_documents):
         return None
     rows = member_probabilities(bundle, [store] * len(bundle.members), runtime)
     probabilities = whole_rows(torch.stack(rows).mean(0), store.num_documents, runtime)
     return Lesson(*store.read(np.arange(store.num_documents)), probabilities.numpy(), 0)
 
 
-def candidates(lesson: Lesson, vocab_size: int, before_each: Callable[[], None]) -> Iterator[tuple[float, NGramNet]]:
+def candidates(
+    lesson: Lesson, vocab_size: int, before_each: Callable[[], None], strengths: Sequence[float] = STRENGTHS
+) -> Iterator[tuple[float, NGramNet]]:
     """Yield a strength and a linear classifier trained with it, for each strength in turn.
 
     It has learned the labels; or where there are texts behind the labelled ones, it is the mean of one that has learned the
     labels and one that has learned all.
 
     Args:
-        before_each: as of `ngram_training.trained`.
+        before_each, strengths: as of `ngram_training.trained`.
     """
     wanted, labelled = lesson.probabilities, lesson.labelled
     counted = count(lesson.ids, lesson.lengths, vocab_size, wanted.shape[1])
-    alone = trained(counted.first(labelled), wanted[:labelled], vocab_size, before_each=before_each)
-    if labelled == len(lesson.lengths):
+    alone = trained(counted.first(labelled), wanted[:labelled], vocab_size, strengths, before_each)
+    if not lesson.taught:
         yield from alone
         return
-    both = trained(counted, wanted, vocab_size, before_each=before_each)
+    both = trained(counted, wanted, vocab_size, strengths, before_each)
     for (strength, one), (_, other) in zip(alone, both, strict=True):
         yield strength, averaged([one, other])
 

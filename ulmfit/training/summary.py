@@ -210,7 +210,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
     told = {"language model": shown[LM]} if LM in shown else {}
     if classifying := [value for name, value in shown.items() if name != LM]:
-        told |= {f"{len(members)} classifiers" if len(members) > 1 else "classifier": sum(classifying)}
+        several = f"{len(members)} classifiers" if len(members) > 1 else "classifier"
+        told |= {several + " and n-grams" * ("ngrams" in summary): sum(classifying)}
     lines += ["Minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in told.items()) + "."]
     if summary["perplexity"]:
         values = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())
