@@ -153,6 +153,20 @@ def test_a_rare_class_is_not_lost(rare, said, share, nets):
         assert (found and found.share) == (0.25 if always and share is None else share)
 
 
+def test_nor_is_one_of_the_validation_rows(nets):
+    """N-grams of the labels alone, which lower the loss of networks that say the rare class of half the rows."""
+    for net in nets.values():
+        net.says = [[0.86, 0.14]]
+    truth, lesson = np.repeat([0, 1], [18, 2]), lesson_of([])
+    documents = [np.zeros(1)] * 20
+    for rare, share in ((0.3, 0.25), (0.1, None)):
+        mean = np.repeat([[0.9, 0.1], [0.5 - rare, 0.5 + rare]], [10, 10], axis=0)
+        found = ngram_member.best(lesson, documents, truth, mean, VOCAB)
+        assert (found and found.share) == share
+        always = ngram_member.best(lesson, documents, truth, mean, VOCAB, always=True)
+        assert always and always.gain > 0 and always.share == 0.5
+
+
 @pytest.mark.parametrize(
     ("won", "lost", "clearly"),
     [(1, 0, False), (4, 0, False), (5, 0, True), (10, 4, False), (11, 2, True), (0, 9, False)],

@@ -189,8 +189,9 @@ def best(
     few these rows are few as well: the lowest of many losses is the luckiest, and networks that are far too sure have a low
     one.
 
-    Else it is the one with the lowest loss of the mean on the validation rows, if that is lower than without. No margin is
-    asked for: on folds the mean was as good or better also where the difference was small (benchmarks/RESULTS.md).
+    Else it is the one with the lowest loss of the mean on the validation rows, if that is lower than without and no class of
+    theirs is lost. No margin is asked for: on folds the mean was as good or better also where the difference was small
+    (benchmarks/RESULTS.md).
 
     Args:
         documents, truth: of the validation rows the ids, and the classes, int64 [n].
@@ -199,26 +200,33 @@ def best(
         always: as of `join`.
     """
 
-    def place(strength: float, share: float, net: NGramNet, rows: np.ndarray) -> Chosen:
-        both = (1 - share) * mean + share * rows
-        more = int((both.argmax(1) == truth).sum() - (mean.argmax(1) == truth).sum())
-        return Chosen(net, strength, share, loss(mean, truth) - loss(both, truth), more, lesson.taught)
+    alone = loss(mean, truth)
+
+    def with_share(share: float, strength: float, net: NGramNet, rows: np.ndarray) -> tuple[Chosen, np.ndarray]:
+        joined = mixed(mean, rows, share)
+        more = int((joined.argmax(1) == truth).sum() - (mean.argmax(1) == truth).sum())
+        return Chosen(net, strength, share, alone - loss(joined, truth), more, lesson.taught), joined
 
     if lesson.taught:
-        [(_, net)] = candidates(lesson, vocab_size, go_on, (STRENGTH_TAUGHT,))
+        [(strength, net)] = candidates(lesson, vocab_size, go_on, (STRENGTH_TAUGHT,))
         share = _share_taught(net, lesson)
-        rows = _probabilities(net, documents)
-        chosen = place(STRENGTH_TAUGHT, share or SHARES_TAUGHT[-1], net, rows)
-        out = not share or clearly_better(mean, (1 - share) * mean + share * rows, truth)
-        return None if out and not always else chosen
+        chosen, joined = with_share(share or SHARES_TAUGHT[-1], strength, net, _probabilities(net, documents))
+        pays = share is not None and not clearly_better(mean, joined, truth)
+        return chosen if pays or always else None
     found: Chosen | None = None
     for strength, net in candidates(lesson, vocab_size, go_on):
         rows = _probabilities(net, documents)
         for share in SHARES:
-            one = place(strength, share, net, rows)
-            if (found is None and always) or one.gain > (found.gain if found else 0.0):
-                found = one
+            chosen, joined = with_share(share, strength, net, rows)
+            pays = chosen.gain > 0 and keeps_classes(mean, joined)
+            if (pays or always) and (found is None or chosen.gain > found.gain):
+                found = chosen
     return found
+
+
+def mixed(networks: np.ndarray, ngrams: np.ndarray, share: float) -> np.ndarray:
+    """The mean of probabilities [n, C], with this share of the n-grams."""
+    return (1 - share) * networks + share * ngrams
 
 
 def _probabilities(net: NGramNet, documents: list[np.ndarray]) -> np.ndarray:
@@ -229,7 +237,7 @@ def _share_taught(net: NGramNet, lesson: Lesson) -> float | None:
     """The largest share with which the mean keeps the classes of the texts without a label; None if there is none."""
     said = lesson.probabilities[lesson.labelled :]
     heard = _probabilities(net, np.split(lesson.ids, np.cumsum(lesson.lengths)[:-1])[lesson.labelled :])
-    fitting = (share for share in SHARES_TAUGHT if keeps_classes(said, (1 - share) * said + share * heard))
+    fitting = (share for share in SHARES_TAUGHT if keeps_classes(said, mixed(said, heard, share)))
     return next(fitting, None)
 
 
