@@ -6,7 +6,7 @@ The two tables of tests/fixtures:
 
 A kind of question is told by nouns that seldom repeat (which town, what year), so counting words learns little from 200
 of them and an encoder that knows the nouns learns much. The remarks are hard for all: of three, two are classified right, and
-counting words is ahead by 1.2 standard errors (benchmarks/RESULTS.md). There the default must not lose by three.
+counting words is behind by 1.2 standard errors (benchmarks/RESULTS.md). There the default must not lose by three.
 """
 
 from __future__ import annotations
