@@ -45,6 +45,9 @@ def config(folder: Path, name: str, **options) -> FitConfig:
         ({"recipe": "ulmfit"}, "never"),  # that of a paper
         ({"recipe": "ulmfit", "ngrams": True}, "always"),
         ({"labels": 100}, "never"),
+        ({"clf": {"class_weights": "balanced"}}, "never"),
+        ({"clf": {"class_weights": "none"}}, "where they pay"),
+        ({"clf": {"class_weights": "balanced"}, "ngrams": True}, "always"),
     ],
 )
 def test_when_they_may_join(options, wanted):

@@ -79,10 +79,12 @@ def ngrams_wanted(config: FitConfig) -> Ngrams:
     """Whether n-grams may join the classifiers of a job. The other recipes are those of papers, and stay so.
 
     With --labels the validation labels that choose them, or keep them out, would be used in addition to the number asked for.
+    They know no class weights, and would undo those of the networks.
     """
     if config.ngrams is not None:
         return "always" if config.ngrams else "never"
-    return "where they pay" if config.recipe == "quick" and config.labels is None else "never"
+    weighted = config.clf.get("class_weights", "none") != "none"
+    return "where they pay" if config.recipe == "quick" and config.labels is None and not weighted else "never"
 
 
 def obstacle(config: ClassifierConfig, corpus: Corpus) -> str | None:
