@@ -142,9 +142,8 @@ class _Job:
                 if len(members) > 1 or (members and ngrams != "never"):
                     begun = time.monotonic()
                     together = score_together(self._path, members, lm_config, clf_config, self._stop, ngrams)
-                    if (
-                        together.ngrams
-                    ):  # of several starts the longest: a later one reads what an earlier one has scored
+                    if together.ngrams:
+                        # Of several starts the longest: a later one reads what an earlier one has scored.
                         minutes = (time.monotonic() - begun) / 60
                         self._minutes[NGRAMS] = max(minutes, self._minutes.get(NGRAMS, 0.0))
                 with open_runtime(clf_config) as (runtime, _):

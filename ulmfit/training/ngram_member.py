@@ -38,10 +38,8 @@ from ulmfit.training.scores import whole_rows
 from ulmfit.training.session import Session
 
 SHARES = (0.25, 0.5)  # of the n-grams in the mean
-STRENGTH_TAUGHT, SHARES_TAUGHT = (
-    30.0,
-    (0.75, 0.5, 0.25),
-)  # of such as have learned of the networks too: the first that fits
+STRENGTH_TAUGHT = 30.0  # of such as have learned of the networks too
+SHARES_TAUGHT = (0.75, 0.5, 0.25)  # of these the first that fits
 _LEAST_KEPT, _LEAST_SAID = 0.5, 5  # of the texts that networks say a class of; a class of fewer is not looked at
 MOST_PRODUCTS = 15_000_000  # tokens of the texts that are counted, times classes: a minute or two of a core
 _ROWS = 4  # gives the draw of these texts another generator than the order of an epoch
