@@ -9,7 +9,7 @@ without a label, at most 8,000. With --unequal they are drawn as they come, at l
 fifth of the rows of the first class (by name), also of those held out. Three classifiers are trained with default options.
 N-grams join their mean as in `ulmfit fit`, in two ways: those of the labels alone, by the loss on the N/5 rows, and those that
 have learned of the networks too. A line a draw has accuracy, macro F1 and loss on the rows that the fold leaves out; the last
-lines are means over the draws of a task.
+lines are means over the draws of a task. Unlike in a job, texts without a label may be equal to others, and have no limit of tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ulmfit import TextClassifier, train_classifier
 from ulmfit.config import ClassifierConfig
 from ulmfit.parallel_inference import TorchReader
 from ulmfit.tokenizer.tokenizer import Tokenizer
-from ulmfit.training.ngram_member import best, loss
+from ulmfit.training.ngram_member import best, loss, mixed
 from ulmfit.training.ngram_teaching import MOST_TEXTS, Lesson, teaches
 from ulmfit.training.ngram_training import one_hot
 
@@ -134,7 +134,7 @@ def joining(
     if chosen is None:
         return lambda texts, rows: rows
     words, share = TorchReader(chosen.net, pad_id=0, backwards=False), chosen.share
-    return lambda texts, rows: (1 - share) * rows + share * words.probabilities(tokenizer.encode(texts))
+    return lambda texts, rows: mixed(rows, words.probabilities(tokenizer.encode(texts)), share)
 
 
 def main() -> None:
@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--unequal", action="store_true")
     parser.add_argument("--thin", type=int, default=1)
     args = parser.parse_args()
+    if args.thin != 1 and not args.unequal:
+        parser.error("--thin makes the classes unequal; give --unequal too")
     torch.set_num_threads(1)
     print("task fold draw | TF-IDF | networks | with n-grams of the labels | with n-grams of labels and networks")
     for task in args.task:

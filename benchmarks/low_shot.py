@@ -24,8 +24,8 @@ texts stands in train. No option was chosen on them.
 A line a system and draw is added to WORK/results.jsonl; what stands there with the same settings is not computed again, and
 other lines are not in the table. Systems of a draw share their classifiers; `cpu_minutes` of the first has their training.
 
-`fit` differs from `ulmfit fit` in two things: the language model, which all draws share, has read the reviews that are
-validation here (without labels), and texts without a label may stand in train too.
+`fit` differs from `ulmfit fit` in three things: the language model, which all draws share, has read the reviews that are
+validation here (without labels), texts without a label may stand in train too, and these have no limit of tokens.
 """
 
 from __future__ import annotations

@@ -99,8 +99,9 @@ class FitConfig(JobData):
     model with the recipe quick, else 1)."""
     ngrams: OrElse[bool] = None
     """Average in a linear classifier of words and pairs of words, which takes little time; with --no-ngrams none
-    (default: with the recipe quick, where it lowers the loss on the validation texts; where few texts have a label and
-    many have none, unless the networks alone are clearly more often right on them)."""
+    (default: with the recipe quick, where it lowers the loss on the validation texts and no class is lost; where few
+    texts have a label and many have none, unless the networks alone are clearly more often right on the validation
+    texts; never with --labels or class weights)."""
     epochs: OrElse[float] = None
     """Epochs of each training's last stage (default: the recipe's)."""
     seed: int = 0

@@ -54,8 +54,8 @@ def ensemble_scores(job: Path, weights: dict[str, str] | None = None) -> dict[st
 
 
 def ngrams_of(job: Path) -> dict[str, float] | None:
-    """What the ensemble.json of a job tells of n-grams in the mean, at least their "share"; {} if the mean is better
-    without them, None if that was not looked at."""
+    """What the ensemble.json of a job tells of n-grams in the mean, at least their "share"; {} if they stayed out,
+    None if that was not looked at."""
     try:
         found = parse_json((job / ENSEMBLE).read_text(encoding="utf-8"))["ngrams"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

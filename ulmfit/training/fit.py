@@ -140,12 +140,7 @@ class _Job:
                 clf_config = self._classifiers[CLF]
                 together, ngrams = Together({}), ngrams_wanted(self._config)
                 if len(members) > 1 or (members and ngrams != "never"):
-                    begun = time.monotonic()
                     together = score_together(self._path, members, lm_config, clf_config, self._stop, ngrams)
-                    if together.ngrams:
-                        # Of several starts the longest: a later one reads what an earlier one has scored.
-                        minutes = (time.monotonic() - begun) / 60
-                        self._minutes[NGRAMS] = max(minutes, self._minutes.get(NGRAMS, 0.0))
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
             return result_of_job("done", self._path, language_model, members, summary)
@@ -324,7 +319,7 @@ class _Job:
         together: Together,
     ) -> dict[str, Any]:
         """On rank 0: write the model and the summary, and print it."""
-        sources, parts = members or [language_model], [LM, *self._classifiers, *[NGRAMS] * bool(together.ngrams)]
+        sources = members or [language_model]
         folders, share = [source.model_dir for source in sources], None
         if together.ngrams:
             folders, share = [*folders, self._path / NGRAMS], together.ngrams["share"]
@@ -337,7 +332,7 @@ class _Job:
             seeds=[config.seed for config in self._classifiers.values()],
             scores=together.scores or (members[0].metrics if members else {}),
             ngrams=together.ngrams,
-            minutes={name: self._minutes[name] for name in parts if name in self._minutes},
+            minutes={name: self._minutes[name] for name in (LM, *self._classifiers) if name in self._minutes},
             model=str(self._path / MODEL),
             used={
                 "unlabelled": bool(rivals and rivals.get("unlabelled")),

@@ -17,14 +17,14 @@ from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM, NGRAMS, FitConfig
+from ulmfit.fit_config import CLF, LM, FitConfig
 from ulmfit.limits import LIMITS
 from ulmfit.option_types import is_of_type
 from ulmfit.run import lock
 from ulmfit.run.stored import CONFIG, read_stored
 
 _TASKS: dict[str, type[TrainConfig]] = {LM: LMConfig, CLF: ClassifierConfig}
-_TRAINING = re.compile(rf"{LM}|{CLF}(-\d+)?|{NGRAMS}")
+_TRAINING = re.compile(rf"{LM}|{CLF}(-\d+)?")
 
 
 def read_json(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 It is trained on the rows that the networks were trained on, and where labels are few on what the networks say of other texts
 (`ngram_teaching`). It joins them where their mean has a lower loss on the validation rows with it, or where labels are few and
-it does no clear harm there. OUTPUT/ngrams holds it.
+it does no clear harm there, and with no share with which a class would be lost. OUTPUT/ngrams holds it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ulmfit.fit_config import NGRAMS, FitConfig
 from ulmfit.inference import TextClassifier
 from ulmfit.model.ngrams import NGramNet
 from ulmfit.model.pretrained import save_model
-from ulmfit.model_kinds import NGRAMS as KIND
+from ulmfit.model_kinds import NGRAMS as KIND_OF_NGRAMS
 from ulmfit.parallel_inference import TorchReader
 from ulmfit.training import setup
 from ulmfit.training.clf_task import classes_of
@@ -40,7 +40,9 @@ from ulmfit.training.session import Session
 SHARES = (0.25, 0.5)  # of the n-grams in the mean
 STRENGTH_TAUGHT = 30.0  # of such as have learned of the networks too
 SHARES_TAUGHT = (0.75, 0.5, 0.25)  # of these the first that fits
-_LEAST_KEPT, _LEAST_SAID = 0.5, 5  # of the texts that networks say a class of; a class of fewer is not looked at
+_LEAST_KEPT = 0.5  # of the texts that the networks say a class of; else the class is lost
+_LEAST_SAID = 5  # texts that they say it of; fewer are chance
+_MOST_LOST = 0.01  # of all texts, those that they say a lost class of
 MOST_PRODUCTS = 15_000_000  # tokens of the texts that are counted, times classes: a minute or two of a core
 _ROWS = 4  # gives the draw of these texts another generator than the order of an epoch
 
@@ -152,7 +154,10 @@ def join(
     chosen = runtime.on_main(choose)
     if chosen is None:
         if runtime.is_main:
-            say("n-grams: the networks alone do better on the validation texts")
+            say(
+                "n-grams stay out: with them the validation texts fare worse, or a class is said of far fewer texts; "
+                "--ngrams takes them in"
+            )
         return bundle, None
     if runtime.is_main:
         learned = f", learned of the networks on {chosen.taught:,} texts without a label too," if chosen.taught else ""
@@ -161,7 +166,7 @@ def join(
             f"of the validation texts {abs(chosen.more_right):,} {'fewer' if chosen.more_right < 0 else 'more'} are right, and "
             f"their loss is {'lower' if chosen.gain > 0 else 'higher'} by {abs(chosen.gain):.4f}"
         )
-    member = TextClassifier(chosen.net.to(runtime.device), tokenizer, saved | {"kind": KIND})
+    member = TextClassifier(chosen.net.to(runtime.device), tokenizer, saved | {"kind": KIND_OF_NGRAMS})
     names = [str(number) for number in range(len(bundle.members) + 1)]
     shares = shares_with(chosen.share, len(bundle.members))
     return Bundle([*bundle.members, member], names, shares=shares), chosen
@@ -242,14 +247,15 @@ def _share_taught(net: NGramNet, lesson: Lesson) -> float | None:
 
 
 def keeps_classes(networks: np.ndarray, joined: np.ndarray) -> bool:
-    """Whether no class is lost: probabilities [n, C] of texts with n-grams say each at least half as often as those of the
-    networks do.
+    """Whether the probabilities of texts with n-grams, [n, C], say each class at least half as often as those of the networks
+    do, but for classes that these say of at most one text in a hundred together.
 
     Of few labels n-grams learn little more than how frequent the classes are. Where one is rare, they never say it, and with
     a large share nor does the mean.
     """
     before, after = (np.bincount(one.argmax(1), minlength=one.shape[1]) for one in (networks, joined))
-    return bool((after >= _LEAST_KEPT * before)[before >= _LEAST_SAID].all())
+    lost = (before >= _LEAST_SAID) & (after < _LEAST_KEPT * before)
+    return bool(before[lost].sum() <= _MOST_LOST * len(networks))
 
 
 def clearly_better(networks: np.ndarray, joined: np.ndarray, truth: np.ndarray) -> bool:

@@ -83,13 +83,13 @@ def opinions(
         most_tokens: of all texts together; at most `MOST_TOKENS`.
 
     Returns:
-        None, if `teaches` says so, or the texts are not at hand: streamed, or together with those of the test split.
+        None, if they are too few or the labels too many (`teaches`), or the texts are not at hand: streamed, or together with those of the test split.
 
     Raises:
         UserError: the corpus cannot be read.
         EvaluationStopped, StoppedEarly: a stop was requested meanwhile.
     """
-    if not teaches(train.num_documents, train.num_documents):
+    if train.num_documents > MOST_LABELLED:
         return None
     runtime = session.runtime
     # Disks may be local to a machine. There is none to resume with --resume never.
@@ -100,8 +100,7 @@ def opinions(
     corpus = setup.corpus_of(SilentSession(config, runtime, session.stop, session.started, begun, session.early_stop))
     store = setup.store_of(session, corpus.splits["train"], bundle.tokenizer, with_labels=False)
     some = drawn(store.lengths, min(most_tokens, MOST_TOKENS), session.config.seed_of_draws, _ROWS)
-    # As many more as may be left out below.
-    store = store.subset(some[: MOST_TEXTS + train.num_documents])
+    store = store.subset(some)
     with session.stop.interruptible():
         texts = [text.tobytes() for text in documents_of(store)]
         new = set(texts)

@@ -53,7 +53,7 @@ def summarize(
         used: facts that the advice depends on: `init`, whether a pretrained model was the start; `unlabelled`,
             whether the language model read more texts than the classifier; `length`, by training the option that set
             its length and the value.
-        ngrams: of n-grams in the mean their share, strength, gain and `taught`; None without them.
+        ngrams: of n-grams in the mean what `Chosen.told` tells; None without them.
 
     Returns:
         `systems`: by name the scores ("valid", "test": accuracy and f1; "minutes"); `compared_on`; `beats_baseline`,
@@ -210,8 +210,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
     told = {"language model": shown[LM]} if LM in shown else {}
     if classifying := [value for name, value in shown.items() if name != LM]:
-        several = f"{len(members)} classifiers" if len(members) > 1 else "classifier"
-        told |= {several + " and n-grams" * ("ngrams" in summary): sum(classifying)}
+        told |= {f"{len(members)} classifiers" if len(members) > 1 else "classifier": sum(classifying)}
     lines += ["Minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in told.items()) + "."]
     if summary["perplexity"]:
         values = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())
