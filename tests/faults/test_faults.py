@@ -11,6 +11,7 @@ from tests.faults.drill import TASKS, Drill, every
 from tests.faults.layer import FAULTS, LASTING, Layer
 
 ALL = os.environ.get("ULMFIT_FAULTS") == "all"
+pytestmark = pytest.mark.timeout(7200 if ALL else 300)
 
 
 @pytest.fixture(scope="module")
