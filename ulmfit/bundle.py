@@ -51,21 +51,20 @@ class Bundle(TextClassifier):
         temperature: float | None = None,
         shares: Sequence[float] | None = None,
     ) -> None:
-        first = members[0]
+        first, self.shares = members[0], list(shares or _equal(len(members)))
         # A temperature of the first one is in its probabilities.
         shown = next((member for member in members if not is_ngrams(member.config)), first)
         config = {name: value for name, value in shown.config.items() if name != "temperature"}
         config["label_names"] = first.label_names
         config["members"] = sum(not is_ngrams(member.config) for member in members)
+        config["ngrams"] = sum(
+            share for member, share in zip(members, self.shares, strict=True) if is_ngrams(member.config)
+        )
         if temperature is not None:
             config["temperature"] = temperature
         super().__init__(shown.net, shown.tokenizer, config)
         self.loaded_from, self.form = _folder_of(members), BUNDLE
         self.members = list(members)
-        self.shares = list(shares or _equal(len(members)))
-        config["ngrams"] = sum(
-            share for member, share in zip(members, self.shares, strict=True) if is_ngrams(member.config)
-        )
         for member, name in zip(members, names, strict=True):
             if sorted(member.label_names) != sorted(first.label_names):
                 raise UserError(

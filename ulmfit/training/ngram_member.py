@@ -32,7 +32,7 @@ from ulmfit.parallel_inference import TorchReader
 from ulmfit.training import setup
 from ulmfit.training.clf_task import classes_of
 from ulmfit.training.clf_training import balanced_draw
-from ulmfit.training.ngram_teaching import Lesson, candidates, documents_of, drawn, opinions
+from ulmfit.training.ngram_teaching import Lesson, apart, candidates, documents_of, drawn, opinions
 from ulmfit.training.ngram_training import one_hot
 from ulmfit.training.scores import whole_rows
 from ulmfit.training.session import Session
@@ -241,7 +241,7 @@ def _probabilities(net: NGramNet, documents: list[np.ndarray]) -> np.ndarray:
 def _share_taught(net: NGramNet, lesson: Lesson) -> float | None:
     """The largest share with which the mean keeps the classes of the texts without a label; None if there is none."""
     said = lesson.probabilities[lesson.labelled :]
-    heard = _probabilities(net, np.split(lesson.ids, np.cumsum(lesson.lengths)[:-1])[lesson.labelled :])
+    heard = _probabilities(net, apart(lesson.ids, lesson.lengths)[lesson.labelled :])
     fitting = (share for share in SHARES_TAUGHT if keeps_classes(said, mixed(said, heard, share)))
     return next(fitting, None)
 

@@ -83,7 +83,8 @@ def opinions(
         most_tokens: of all texts together; at most `MOST_TOKENS`.
 
     Returns:
-        None, if they are too few or the labels too many (`teaches`), or the texts are not at hand: streamed, or together with those of the test split.
+        None, if they are too few or the labels too many (`teaches`), or the texts are not at hand: streamed, or together
+        with those of the test split.
 
     Raises:
         UserError: the corpus cannot be read.
@@ -102,12 +103,13 @@ def opinions(
     some = drawn(store.lengths, min(most_tokens, MOST_TOKENS), session.config.seed_of_draws, _ROWS)
     store = store.subset(some)
     with session.stop.interruptible():
-        texts = [text.tobytes() for text in documents_of(store)]
-        new = set(texts)
+        places: dict[bytes, int] = {}  # of each text where it stands first, in this order
+        for place, text in enumerate(documents_of(store)):
+            places.setdefault(text.tobytes(), place)
         for one in (train, *held_out):
-            new.difference_update(text.tobytes() for text in documents_of(one))
-    first = {text: place for place, text in reversed(list(enumerate(texts))) if text in new}
-    store = store.subset(np.sort(list(first.values())).astype(np.int64)[:MOST_TEXTS])
+            for text in documents_of(one):
+                places.pop(text.tobytes(), None)
+    store = store.subset(np.array(list(places.values()), dtype=np.int64)[:MOST_TEXTS])
     if not teaches(train.num_documents, store.num_documents):
         return None
     rows = member_probabilities(bundle, [store] * len(bundle.members), runtime)
@@ -154,5 +156,9 @@ def drawn(lengths: np.ndarray, most: int, seed: int, place: int) -> np.ndarray:
 
 def documents_of(store: TokenStore) -> list[np.ndarray]:
     """The ids of each document; of one vocabulary their dtype is the same in every store."""
-    ids, lengths = store.read(np.arange(store.num_documents))
+    return apart(*store.read(np.arange(store.num_documents)))
+
+
+def apart(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """The ids of each document, from those of all, one behind the other."""
     return np.split(ids, np.cumsum(lengths)[:-1])
