@@ -19,6 +19,7 @@ from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_t
 
 LM, CLF = "lm", "clf"  # names of the trainings: prefixes of their options, and folders in the output directory
 NGRAMS = "ngrams"  # the folder of a linear classifier beside them
+MEAN = "mean"  # what the making and scoring of their mean is called beside the trainings
 # Options of both that the whole job gives to its trainings; one of these may have its own value in a training.
 _COMMON = ("data", "text_column", "label_column", "label_separator", "valid", "group_column", "separator", "encoding", "header", "recipe",
            "epochs", "seed", "precision", "backwards", "threads", "cache_dir", "local_cache", "samples", "report_to")  # fmt: skip

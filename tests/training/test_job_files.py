@@ -78,7 +78,7 @@ def test_numbers_of_a_status_edited_by_hand(tmp_path):
     assert minutes_of(read_status(tmp_path)) == {} and read_status(tmp_path).keys() == {"minutes"}
     (tmp_path / "status.json").write_text('{"state": "done", "step": 3, "minutes": "abc"}')
     assert minutes_of(read_status(tmp_path)) == {} and read_status(tmp_path)["step"] == 3
-    assert minutes_of({"minutes": {"lm": 2, "clf": 0.5}}) == {"lm": 2.0, "clf": 0.5}
+    assert minutes_of({"minutes": {"lm": 2, "clf": 0.5, "mean": 1}}) == {"lm": 2.0, "clf": 0.5, "mean": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ def test_they_join_where_the_validation_loss_is_lower(folder):
     assert share in ngram_member.SHARES and make_up(job_dir) == (1, share)
     alone = summary["members"][0]["valid"]["loss"] - summary["systems"]["ulmfit"]["valid"]["loss"]
     assert alone == pytest.approx(summary["ngrams"]["gain"], rel=1e-4)
+    assert (
+        summary["systems"]["ulmfit"]["minutes"] == sum(summary["minutes"].values()) and summary["minutes"]["mean"] > 0
+    )
     page = (job_dir / "summary.md").read_text()
     assert "ulmfit, mean of a classifier and n-grams" in page and "one of them alone" not in page
     network, words = (
@@ -102,6 +105,10 @@ def test_every_command_takes_the_directory(folder, tmp_path, capsys):
     assert cli.main(["evaluate", "--model", f"{run}/ngrams", "--data", str(folder / "data/test.csv")]) == 0
     facts = read_facts(run)
     assert (facts.averaged, facts.ngrams) == (1, content(folder / "with/summary.json")["ngrams"]["share"])
+    assert (
+        set(facts.minutes) == {"lm", "clf", "mean"}
+        and facts.minutes == content(folder / "with/summary.json")["minutes"]
+    )
     assert cli.main(["report", run, "--output", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
     assert "the mean of a classifier and, with a share of" in page and "a linear classifier of words" in page

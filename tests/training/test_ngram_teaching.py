@@ -18,6 +18,8 @@ from tests.training.test_ngram_training import VOCAB, documents
 from ulmfit.data import sample
 from ulmfit.errors import TrainingInterrupted
 from ulmfit.fit_config import FitConfig
+from ulmfit.report import sections
+from ulmfit.report.facts import read_facts
 from ulmfit.training import ngram_member, ngram_teaching, ngram_training
 from ulmfit.training.ngram_teaching import drawn
 from ulmfit.training.ngram_training import count, one_hot, trained
@@ -56,6 +58,10 @@ def test_they_learn_what_the_network_says_of_texts_without_a_label(folder, monke
     told = content(folder / "run/ensemble.json")["ngrams"]
     assert told["taught"] == 87 and told == content(folder / "run/summary.json")["ngrams"]
     assert "learned of the networks on 87 texts without a label too" in capsys.readouterr().out
+    assert (
+        f"{told['share']:.0%}, a linear classifier of words and pairs of words, which has learned what they say of 87 texts"
+        in (sections.purpose(read_facts(str(folder / "run"))))
+    )
     [lesson] = seen
     assert lesson.labelled == 30 and len(lesson.lengths) == 117
     assert set(lesson.probabilities[:30].ravel()) == {0.0, 1.0}
@@ -201,7 +207,7 @@ def test_how_many_texts_teach():
         ({}, "more with a label than was measured"),
     ],
 )
-def test_where_they_learn_the_labelled_texts_alone(folder, tmp_path, options, why, monkeypatch):
+def test_where_they_learn_the_labelled_texts_alone(folder, tmp_path, options, why, monkeypatch, capsys):
     if not options:
         monkeypatch.setattr(ngram_teaching, "MOST_LABELLED", 29)
     if "labels" in options:
@@ -210,6 +216,7 @@ def test_where_they_learn_the_labelled_texts_alone(folder, tmp_path, options, wh
         options = {"data": str(runs.write_splits(tmp_path / "data", train=30, valid=20))}
     run = ulmfit.fit(config(folder, str(tmp_path / "run"), **options)).run_dir
     assert content(run / "ensemble.json")["ngrams"]["taught"] == 0, why
+    assert ("n-grams learn of the labels alone, for" in capsys.readouterr().out) == ("without a label" in why)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def summary_of(classifiers: int, data: str = "reviews.csv", run: str = "runs/my 
         classifiers=members,
         seeds=range(5, 5 + classifiers),
         scores={"test": {"accuracy": 0.8, "f1": 0.8}},
-        minutes={"lm": 1.0} | dict.fromkeys(names, 2.0),
+        minutes={"lm": 1.0} | dict.fromkeys(names, 2.0) | {"mean": 0.5},
         model=f"{run}/model",
         used={"init": True, "unlabelled": True, "length": {"lm": ("epochs", 2), "clf": ("epochs", 3)}},
     )
@@ -57,11 +57,12 @@ def test_several_classifiers_are_shown_with_each_of_them_beside():
     summary = summary_of(3)
     assert [(member["run"], member["seed"], round(member["test"]["accuracy"], 2)) for member in summary["members"]] == [
         ("runs/my reviews/clf", 5, 0.7), ("runs/my reviews/clf-2", 6, 0.71), ("runs/my reviews/clf-3", 7, 0.72)]  # fmt: skip
-    assert summary["systems"]["ulmfit"]["minutes"] == 7.0
+    assert summary["systems"]["ulmfit"]["minutes"] == 7.5
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in as_markdown(summary).splitlines()]
-    assert ["ulmfit, mean of 3 classifiers", "0.800", "0.800", "7.0"] in rows
+    assert ["ulmfit, mean of 3 classifiers", "0.800", "0.800", "7.5"] in rows
     assert ["one of them alone", "0.700 to 0.720", "0.700", "3.0"] in rows
-    assert "Minutes: language model 1.0, 3 classifiers 6.0." in as_markdown(summary)
+    assert "Minutes: language model 1.0, 3 classifiers 6.0, their mean 0.5." in as_markdown(summary)
+    assert "Minutes: language model 1.0, classifier 2.0, n-grams 0.5." in as_markdown(summary_of(1))
 
 
 @pytest.mark.parametrize("labelled", [True, False])

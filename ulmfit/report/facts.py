@@ -12,14 +12,14 @@ from typing import Any
 from ulmfit.bundle import make_up
 from ulmfit.errors import UserError, without_keys
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM, classifier_name
+from ulmfit.fit_config import CLF, LM, MEAN, classifier_name
 from ulmfit.option_types import flag
 from ulmfit.paths import as_path
 from ulmfit.run.directory import MODEL
 from ulmfit.run.status import read_status
 from ulmfit.run.stored import CONFIG, read_stored
 from ulmfit.run_command import KINDS, words_of_command
-from ulmfit.run_scores import METRICS, ensemble_scores, number
+from ulmfit.run_scores import METRICS, ensemble_scores, ngrams_of, number
 from ulmfit.training.job_files import ensemble_of, minutes_of, read_json
 from ulmfit.training.privacy import hides_texts, hides_texts_of_run
 from ulmfit.training.result import read_metrics
@@ -87,7 +87,7 @@ class Facts:
         path: as it was given.
         job: config.json of the job or run.
         summary: of the job; empty of a run.
-        minutes: by training, of a job.
+        minutes: by training, of a job; and of the making of their mean.
         hidden: it was trained with --no-samples.
         state: of the job or run, as status.json tells it: done, running, preempted, failed, or unknown.
         members: of several classifiers of a job (--ensemble) those that have begun; `clf` is the first of them, with the
@@ -95,6 +95,7 @@ class Facts:
         ensemble: how many classifiers the model is to be the mean of.
         averaged: how many the model that there is is the mean of; of a job that was made larger and stopped, fewer.
         ngrams: share of n-grams in that mean; 0 without them.
+        taught: texts without a label that these learned of the networks.
     """
 
     path: str
@@ -109,6 +110,7 @@ class Facts:
     ensemble: int = 1
     averaged: int = 1
     ngrams: float = 0.0
+    taught: int = 0
 
     @property
     def unfinished(self) -> str:
@@ -181,7 +183,7 @@ def read_facts(given: str) -> Facts:
     summary: Any = {}
     minutes = {}
     members: list[Training] = []
-    ensemble, averaged, ngrams = 1, 1, 0.0
+    ensemble, averaged, ngrams, taught = 1, 1, 0.0, 0
     status = read_status(path) or {}
     if task == "fit":
         summary = read_json(path / "summary.json")
@@ -189,21 +191,23 @@ def read_facts(given: str) -> Facts:
         trainings = {name: _training(path / name) for name in (LM, CLF)}
         ensemble = ensemble_of(job)
         names = [classifier_name(number) for number in range(1, ensemble + 1)]
-        # More may have been trained, and are not used.
-        minutes = {name: minutes[name] for name in (LM, *names) if name in minutes}
         with suppress(UserError):  # bundle.json is damaged
             averaged, ngrams = make_up(path / MODEL)
+        # More may have been trained, and are not used.
+        minutes = {name: minutes[name] for name in (LM, *names, MEAN) if name in minutes}
         if ensemble > 1:
             members = [found for name in names if (found := _training(path / name))]
         if (averaged > 1 or ngrams) and (first := trainings[CLF]):
             trainings[CLF] = replace(first, metrics=ensemble_scores(path) or first.metrics)
+        if ngrams:
+            taught = int(number((ngrams_of(path) or {}).get("taught")) or 0)
     else:
         trainings[task] = _training(path)
     if not any(trainings.values()):
         raise UserError(f"{given} holds a job without any training; run it first")
     return Facts(given, job, trainings[LM], trainings[CLF], summary if isinstance(summary, dict) else {}, minutes,
                  hides_texts_of_run(path) or hides_texts([t.path for t in trainings.values() if t]),
-                 str(status.get("state", "unknown")), tuple(members), ensemble, averaged, ngrams)  # fmt: skip
+                 str(status.get("state", "unknown")), tuple(members), ensemble, averaged, ngrams, taught)  # fmt: skip
 
 
 def _training(path: Path) -> Training | None:

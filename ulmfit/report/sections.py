@@ -31,6 +31,8 @@ def purpose(facts: Facts) -> str:
         if facts.averaged > 1 or facts.ngrams:
             networks = f"{facts.averaged} classifiers" if facts.averaged > 1 else "a classifier"
             linear = f" and, with a share of {facts.ngrams:.0%}, a linear classifier of words and pairs of words"
+            if facts.taught:
+                linear += f", which has learned what they say of {facts.taught:,} texts without a label too"
             what += f" Its probabilities are the mean of {networks}{linear * bool(facts.ngrams)}."
     column = facts.main.resolved.get("text_column")
     read = f", column <code>{escaped(listed(str(column).split(',')))}</code>" if column else ""

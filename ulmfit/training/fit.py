@@ -25,7 +25,7 @@ from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.excerpts import failure, values_shown
-from ulmfit.fit_config import CLF, LM, NGRAMS, FitConfig, classifier_configs, filled, naming, stage_configs
+from ulmfit.fit_config import CLF, LM, MEAN, NGRAMS, FitConfig, classifier_configs, filled, naming, stage_configs
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
@@ -140,7 +140,12 @@ class _Job:
                 clf_config = self._classifiers[CLF]
                 together, ngrams = Together({}), ngrams_wanted(self._config)
                 if len(members) > 1 or (members and ngrams != "never"):
+                    begun = time.monotonic()
                     together = score_together(self._path, members, lm_config, clf_config, self._stop, ngrams)
+                    if not self._was_done:
+                        self._add_minutes(MEAN, begun)
+                else:
+                    self._minutes.pop(MEAN, None)
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
             return result_of_job("done", self._path, language_model, members, summary)
@@ -298,7 +303,10 @@ class _Job:
             yield
         if self._is_main and not (before and before.get("state") == "done"):
             self._has_trained = True
-            self._minutes[name] = self._minutes.get(name, 0.0) + (time.monotonic() - begun) / 60
+            self._add_minutes(name, begun)
+
+    def _add_minutes(self, name: str, begun: float) -> None:
+        self._minutes[name] = self._minutes.get(name, 0.0) + (time.monotonic() - begun) / 60
 
     def _asked(self) -> bool:
         """Whether this process has been asked to stop, or the time is up."""
@@ -332,7 +340,7 @@ class _Job:
             seeds=[config.seed for config in self._classifiers.values()],
             scores=together.scores or (members[0].metrics if members else {}),
             ngrams=together.ngrams,
-            minutes={name: self._minutes[name] for name in (LM, *self._classifiers) if name in self._minutes},
+            minutes={name: self._minutes[name] for name in (LM, *self._classifiers, MEAN) if name in self._minutes},
             model=str(self._path / MODEL),
             used={
                 "unlabelled": bool(rivals and rivals.get("unlabelled")),

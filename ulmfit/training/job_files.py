@@ -17,14 +17,14 @@ from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM, FitConfig
+from ulmfit.fit_config import CLF, LM, MEAN, FitConfig
 from ulmfit.limits import LIMITS
 from ulmfit.option_types import is_of_type
 from ulmfit.run import lock
 from ulmfit.run.stored import CONFIG, read_stored
 
 _TASKS: dict[str, type[TrainConfig]] = {LM: LMConfig, CLF: ClassifierConfig}
-_TRAINING = re.compile(rf"{LM}|{CLF}(-\d+)?")
+_TIMED = re.compile(rf"{LM}|{CLF}(-\d+)?|{MEAN}")
 
 
 def read_json(path: Path) -> Any:
@@ -105,14 +105,14 @@ def ngrams_option_of(stored: Any) -> bool | None:
 
 
 def minutes_of(status: dict[str, Any]) -> dict[str, float]:
-    """The minutes of each training in a status.json."""
+    """The minutes of each training in a status.json, and those of `MEAN`."""
     stored = status.get("minutes")
     if not isinstance(stored, dict):
         return {}
     return {
         name: float(value)
         for name, value in stored.items()
-        if _TRAINING.fullmatch(name) and _is_number(value) and value >= 0
+        if _TIMED.fullmatch(name) and _is_number(value) and value >= 0
     }
 
 

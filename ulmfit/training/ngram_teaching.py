@@ -18,6 +18,7 @@ from ulmfit.batches.cache import TokenStore
 from ulmfit.batches.order import permutation
 from ulmfit.bundle import Bundle
 from ulmfit.config import LMConfig
+from ulmfit.console import say
 from ulmfit.model.ngrams import NGramNet
 from ulmfit.training import setup
 from ulmfit.training.begun import read_begun
@@ -111,6 +112,11 @@ def opinions(
                 places.pop(text.tobytes(), None)
     store = store.subset(np.array(list(places.values()), dtype=np.int64)[:MOST_TEXTS])
     if not teaches(train.num_documents, store.num_documents):
+        if runtime.is_main:
+            say(
+                f"n-grams learn of the labels alone, for {store.num_documents:,} other texts are too few; with as many texts "
+                f"without a label as with one ({train.num_documents:,}) they learn of the networks too"
+            )
         return None
     rows = member_probabilities(bundle, [store] * len(bundle.members), runtime)
     probabilities = whole_rows(torch.stack(rows).mean(0), store.num_documents, runtime)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit import files
-from ulmfit.fit_config import LM
+from ulmfit.fit_config import LM, MEAN
 from ulmfit.paths import DESCRIBED
 from ulmfit.run.board import FINAL, score_tag
 from ulmfit.run_scores import METRICS
@@ -49,7 +49,7 @@ def summarize(
         classifiers: none for a corpus without labels. Of several the model is the mean of their probabilities.
         seeds: of the classifiers.
         scores: of the model, by split.
-        minutes: of each training, by the name of its folder: "lm", "clf", "clf-2" ...
+        minutes: of each training, by the name of its folder: "lm", "clf", "clf-2" ...; and of `MEAN`.
         used: facts that the advice depends on: `init`, whether a pretrained model was the start; `unlabelled`,
             whether the language model read more texts than the classifier; `length`, by training the option that set
             its length and the value.
@@ -209,8 +209,10 @@ def as_markdown(summary: dict[str, Any]) -> str:
         parts += [f"{number[split]:,} of {'test' if split == 'test' else 'validation'}" for split in splits]
         lines += [f"{', '.join(parts)}; {len(summary['classes'])} classes."]
     told = {"language model": shown[LM]} if LM in shown else {}
-    if classifying := [value for name, value in shown.items() if name != LM]:
+    if classifying := [value for name, value in shown.items() if name not in (LM, MEAN)]:
         told |= {f"{len(members)} classifiers" if len(members) > 1 else "classifier": sum(classifying)}
+    if MEAN in shown:
+        told |= {"their mean" if len(members) > 1 else "n-grams": shown[MEAN]}
     lines += ["Minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in told.items()) + "."]
     if summary["perplexity"]:
         values = (f"{_perplexity(value)} on the {split} texts" for split, value in summary["perplexity"].items())
