@@ -15,15 +15,10 @@ import torch
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
+from ulmfit.model.initial_weights import init_language_model, transfer_vocabulary
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import (
-    find_model,
-    init_language_model,
-    load_model,
-    read_weights,
-    save_model,
-    transfer_vocabulary,
-)
+from ulmfit.model.pretrained import find_model, load_model, save_model
+from ulmfit.model.stored_weights import read_weights
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.masks import Masks
 

@@ -12,8 +12,8 @@ from ulmfit.excerpts import listed
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
 from ulmfit.model.fastai_format import FastaiModel, load_fastai
+from ulmfit.model.initial_weights import init_language_model, transfer_vocabulary
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import init_language_model, transfer_vocabulary
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 #: By fastai's version, tokens of a window and pooled tokens of its classifiers.

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ulmfit import files
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS
+from ulmfit.model.pretrained import TOKENIZER
+from ulmfit.model.stored_config import CONFIG
+from ulmfit.model.stored_weights import WEIGHTS
 from ulmfit.model_card import CARD, model_card
 from ulmfit.tokenizer.tokenizer import Tokenizer
 

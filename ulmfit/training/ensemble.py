@@ -21,7 +21,9 @@ from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
 from ulmfit.fit_config import LM, NGRAMS, FitConfig
 from ulmfit.inference import TextClassifier
 from ulmfit.limits import LIMITS
-from ulmfit.model.pretrained import CONFIG, TOKENIZER, WEIGHTS, fault_of, read_config
+from ulmfit.model.pretrained import TOKENIZER, fault_of
+from ulmfit.model.stored_config import CONFIG, read_config
+from ulmfit.model.stored_weights import WEIGHTS
 from ulmfit.run.status import plain
 from ulmfit.run_scores import ENSEMBLE, ensemble_scores, ngrams_of, temperature_of
 from ulmfit.training import setup

@@ -15,8 +15,8 @@ from ulmfit.data.splits import Split
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
+from ulmfit.model.initial_weights import init_language_model
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.model.pretrained import init_language_model
 from ulmfit.option_types import path_text
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ulmfit.bundle import each_model
 from ulmfit.errors import UserError
-from ulmfit.model.pretrained import find_model, read_config
+from ulmfit.model.pretrained import find_model
+from ulmfit.model.stored_config import read_config
 from ulmfit.paths import as_path
 from ulmfit.run.stored import CONFIG
 from ulmfit.training.job_files import read_json
