@@ -94,14 +94,16 @@ def test_a_stray_mark_swallows_no_row(separator, order, kind):
     assert rows(source(content)) == table
 
 
-@pytest.mark.parametrize("separator", "\t,")
-def test_two_stray_marks_that_seem_to_pair_swallow_no_row(separator):
+@pytest.mark.parametrize("separator, text_first", [*product("\t,", (False, True))])
+def test_two_stray_marks_that_seem_to_pair_swallow_no_row(separator, text_first):
     """The field between them is a valid one of several lines, and the record has the right number of fields."""
     texts = [f"film number {number}" for number in range(60)]
     texts[20], texts[24], texts[50] = '"' + texts[20], texts[24] + '"', '"' + texts[50]
     table = [("pn"[number % 2], text) for number, text in enumerate(texts)]
-    content = f"label{separator}text\n" + "".join(f"{label}{separator}{text}\n" for label, text in table)
-    assert rows(source(content)) == table
+    names = ("label", "text")
+    if text_first:
+        table, names = [row[::-1] for row in table], names[::-1]
+    assert rows(source("".join(separator.join(row) + "\n" for row in [names, *table]))) == table
 
 
 def test_texts_of_several_lines_stay_whole():
@@ -112,6 +114,21 @@ def test_texts_of_several_lines_stay_whole():
         assert rows(source(written(table, separator))) == table
     table = [(text, label) for label, text in table]
     assert rows(source(written(table, header=("text", "label")))) == table
+
+
+@pytest.mark.parametrize("every", [2, 25])
+@pytest.mark.parametrize("separator, quoting", [*product(",;\t", (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))])
+@pytest.mark.parametrize("columns", [("text", "label"), ("text", "title", "label"), ("title", "text", "label")])
+def test_a_line_break_in_a_first_column_cuts_no_record(columns, separator, quoting, every):
+    """The rest of such a field and the columns behind it are a line with as many fields as a record has."""
+    fields = {
+        "text": [f"film {n} of many" + "\nand the rest" * (n % every == 1) for n in range(100)],
+        "title": [f"title {n}" + "\nin two lines" * (n % every == 0) for n in range(100)],
+        "label": ["np"[n % 2] for n in range(100)],
+    }
+    table = list(zip(*(fields[name] for name in columns), strict=True))
+    found = source(written(table, separator, quoting=quoting, header=columns))
+    assert found.columns == list(columns) and rows(found) == table
 
 
 def test_escaped_marks():

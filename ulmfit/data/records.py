@@ -265,7 +265,11 @@ class Records:
         if len(row) > self._size and any(cell.strip() for cell in row[self._size :]):
             return False
         certain = self._dialect.separator == "\t" or any(not column.is_text for column in self._form.columns)
-        return self._alike < inside or not certain
+        if self._alike < inside or not certain:
+            return True
+        # The last line of a field in the first column looks like a record: the rest of the field, and the other columns. But
+        # then the first line is none, for it has nothing but the beginning of the field.
+        return not self._looks_like_record(self._waiting[self._record])
 
     def _looks_like_record(self, line: str) -> bool:
         cells = self._dialect.raw(line)
