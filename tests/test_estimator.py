@@ -15,6 +15,7 @@ The quick half of them runs here, all with ULMFIT_LONG=1.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 from itertools import islice
@@ -37,6 +38,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator  # noqa: E
 from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E402
 
 from ulmfit import UlmfitClassifier  # noqa: E402
+from ulmfit.bundle import make_up  # noqa: E402
 from ulmfit.data import sample  # noqa: E402
 from ulmfit.errors import UserError  # noqa: E402
 from ulmfit.inference import TextClassifier  # noqa: E402
@@ -167,11 +169,14 @@ def test_a_row_without_a_text_has_the_shares_of_the_classes(fitted):
         ({"X_val": X}, "X_val and y_val belong together"),
         ({"X_val": X, "y_val": ["maybe"] * 40}, "y_val holds a label that y does not"),
         ({"unlabeled": X}, "unlabeled texts are for a language model"),
+        ({"ensemble": 2}, "with encoder one classifier is trained"),
+        ({"ngrams": True}, "with encoder one classifier is trained"),
     ],
 )
 def test_mistakes_are_value_errors(change, words):
     with pytest.raises(ValueError, match=words):
-        quick().fit(**({"X": X, "y": Y} | change))
+        options = {name: change[name] for name in ("ensemble", "ngrams") if name in change}
+        quick(**options).fit(**({"X": X, "y": Y} | {name: change[name] for name in change if name not in options}))
 
 
 def test_wrong_options_are_told_as_those_of_commands():
@@ -184,7 +189,7 @@ def test_wrong_options_are_told_as_those_of_commands():
 @pytest.mark.slow
 def test_whole_job_reads_unlabeled_texts_and_validates_on_given_ones(tmp_path, capfd):
     clf = UlmfitClassifier(preset="tiny", init="none", lm=SHORT, clf=SHORT, calibrate=True, random_state=1,
-                           output_dir=tmp_path / "job")  # fmt: skip
+                           ngrams=False, output_dir=tmp_path / "job")  # fmt: skip
     more = ["zebras graze quietly"] * 3
     clf.fit(X, Y == "yes", unlabeled=more, X_val=X[:8], y_val=(Y == "yes")[:8])
     out, err = capfd.readouterr()
@@ -201,6 +206,25 @@ def test_whole_job_reads_unlabeled_texts_and_validates_on_given_ones(tmp_path, c
     assert TextClassifier.from_pretrained(tmp_path / "model").label_names == ["0", "1"]
     with pytest.raises(UserError, match="exists; name a new folder"):
         clf.save_model(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_the_model_may_be_a_mean_of_classifiers_and_ngrams(tmp_path):
+    """It is that of the job, with its scores and temperature, also in a pickle."""
+    clf = UlmfitClassifier(preset="tiny", init="none", lm=SHORT, clf=SHORT, calibrate=True, random_state=1, ensemble=2,
+                           ngrams=True, output_dir=tmp_path / "job")  # fmt: skip
+    clf.fit(X, Y, unlabeled=X)
+    model = TextClassifier.from_pretrained(tmp_path / "job")
+    assert make_up(tmp_path / "job")[0] == 2 and make_up(tmp_path / "job")[1] > 0
+    for fitted in (clf, pickle.loads(pickle.dumps(clf))):
+        np.testing.assert_allclose(fitted.predict_proba(X[:4]), model.probabilities(X[:4]), atol=1e-6)
+    scores = json.loads((tmp_path / "job/ensemble.json").read_text())["metrics"]["valid"]
+    assert clf.validation_scores_["temperature"] == scores["temperature"]
+    assert clf.validation_scores_["accuracy"] == scores["accuracy"]
+    clf.save_model(tmp_path / "model")
+    np.testing.assert_allclose(
+        TextClassifier.from_pretrained(tmp_path / "model").probabilities(X), model.probabilities(X), atol=1e-6
+    )
 
 
 @pytest.mark.slow

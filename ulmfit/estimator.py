@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from ulmfit.inference import TextClassifier
 from ulmfit.option_types import PathOption
 from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.fit import fit as fit_whole_job
-from ulmfit.training.result import TrainingResult
+from ulmfit.training.result import FitResult, TrainingResult
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -32,10 +31,11 @@ _MOST_SEEDS = 2**31 - 1
 
 
 class StoredModel:
-    """A trained classifier as the bytes of its files, loaded at its first use. Copies and pickles hold the bytes alone.
+    """A trained classifier, or a bundle of several, as the bytes of its files, loaded at its first use. Copies and pickles
+    hold the bytes alone.
 
     Attributes:
-        files: bytes by name: config.json, model.safetensors, tokenizer.json.
+        files: bytes by path in the folder of the model, such as config.json or 1/config.json.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -62,6 +62,7 @@ class StoredModel:
         except FileExistsError:
             raise UserError(f"{path} exists; name a new folder") from None
         for name, content in self.files.items():
+            (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_bytes(content)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,9 +76,10 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         clf = UlmfitClassifier(random_state=0).fit(texts, labels, unlabeled=more_texts)
         clf.predict(["What a film!"])
 
-    `fit` fine-tunes a language model on the texts of X and `unlabeled`, and trains a classifier on its encoder, as
-    `ulmfit.fit` does. With `encoder` it trains the classifier only, which is many times faster where a search or a
-    cross-validation fits often. A language model sees only the texts that it is given: none of a fold that is held out.
+    `fit` does what `ulmfit.fit` does: it fine-tunes a language model on the texts of X and `unlabeled`, trains a classifier
+    on its encoder, and averages n-grams in where they pay. With `encoder` it trains the classifier only, without n-grams,
+    which is many times faster where a search or a cross-validation fits often. A language model sees only the texts that
+    it is given: none of a fold that is held out.
 
     With several labels a text y is a matrix [n, C] of 0 and 1 (an array, a frame, or a sparse matrix), or a list with a
     list of labels for each text. `predict` gives what y was: a matrix, or an array of tuples. Cross-validation and
@@ -95,8 +97,10 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         epochs: epochs of the last stage of the classifier's training (default: the recipe's).
         lr: peak learning rate of that stage (default: the recipe's).
         drop_mult: factor on the dropout probabilities of the classifier (default: the recipe's).
-        validation_fraction: share of X that is held out for validation where no X_val is given. The weights of the best
-            evaluation are kept.
+        ensemble: classifiers whose mean probability is the model, each with a seed of its own. One here, where `ulmfit fit`
+            trains three on few texts, because searches and cross-validation fit often.
+        ngrams: average in a linear classifier of words and pairs of words (None: where it pays, as `ulmfit fit`).
+        validation_fraction: share of X that is held out for validation where no X_val is given.
         calibrate: fit a temperature on the validation texts, so that probabilities tell how often a prediction is right.
         lm: more options of `ulmfit train-lm` for the language model, by name, such as {"epochs": 3}.
         clf: more options of `ulmfit train-clf` for the classifier, such as {"class_weights": "balanced"}.
@@ -113,7 +117,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         class_prior_: their shares in y, float64 [C]: the probabilities of a row without a text.
         multilabel_: whether a text may have several labels.
         thresholds_: float64 [C], with several labels: the probabilities from which a text has them.
-        validation_scores_: scores of the model on the validation texts, by name (accuracy, f1, loss, ece ...); empty
+        validation_scores_: scores of the model, which may be a mean, on the validation texts, by name (accuracy, f1, loss, ece ...); empty
             without validation texts.
         model_: the model, a `StoredModel`.
     """
@@ -130,6 +134,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         epochs: float | None = None,
         lr: float | None = None,
         drop_mult: float | None = None,
+        ensemble: int = 1,
+        ngrams: bool | None = None,
         validation_fraction: float = 0.1,
         calibrate: bool = False,
         lm: Mapping[str, Any] | None = None,
@@ -147,6 +153,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         self.epochs = epochs
         self.lr = lr
         self.drop_mult = drop_mult
+        self.ensemble = ensemble
+        self.ngrams = ngrams
         self.validation_fraction = validation_fraction
         self.calibrate = calibrate
         self.lm = lm
@@ -185,6 +193,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         for what, value in (("unlabeled texts are", unlabeled), ("options lm are", self.lm or None)):
             if value is not None and self.encoder is not None:
                 raise InputError(f"{what} for a language model and encoder names a trained one; leave out one")
+        if self.encoder is not None and (self.ensemble != 1 or self.ngrams):
+            raise InputError("with encoder one classifier is trained, without n-grams; leave out ensemble and ngrams")
         if self.calibrate and labels.several:
             raise InputError("calibrate is for one label a text; with several, a threshold by label is chosen anyway")
         data = {"train": {"text": texts, "label": labels.cells()}}
@@ -196,14 +206,15 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             data["unsup"] = {"text": texts_of_rows(unlabeled, "unlabeled")}
         with self._folders() as folders, contextlib.nullcontext() if self.verbose else _quiet():
             result = self._train(data, *folders)
-            files = {file.name: file.read_bytes() for file in sorted(result.model_dir.iterdir()) if file.is_file()}
+            paths = [path for path in sorted(result.model_dir.rglob("*")) if path.is_file()]
+            files = {path.relative_to(result.model_dir).as_posix(): path.read_bytes() for path in paths}
         self.classes_, self.class_prior_ = labels.classes, labels.shares()
         self.multilabel_, self._form, self._dtype = labels.several, labels.form, labels.dtype
         self.model_ = StoredModel(files)
         if labels.several:
-            config = json.loads(files["config.json"])
+            model = self.model_.loaded()
             self.thresholds_ = np.full(len(labels.classes), 0.5)  # that of a label which no text of training has
-            self.thresholds_[list(map(int, config["label_names"]))] = config["thresholds"]
+            self.thresholds_[list(map(int, model.label_names))] = model.thresholds
         scores = result.metrics.get("valid", {})
         self.validation_scores_ = {name: value for name, value in scores.items() if isinstance(value, float)}
         return self
@@ -218,7 +229,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         with tempfile.TemporaryDirectory(prefix="ulmfit-", ignore_cleanup_errors=True) as folder:
             yield os.path.join(folder, "runs"), cache or os.path.join(folder, "cache")
 
-    def _train(self, data: dict[str, Any], output_dir: str, cache_dir: str | None) -> TrainingResult:
+    def _train(self, data: dict[str, Any], output_dir: str, cache_dir: str | None) -> TrainingResult | FitResult:
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(_MOST_SEEDS)
@@ -234,21 +245,22 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             threads=self.threads,
             lm=dict(self.lm or {}),
             clf=dict(self.clf or {}) | {name: value for name, value in own.items() if value is not None},
-            ensemble=1,  # scikit-learn has VotingClassifier for more
+            ensemble=self.ensemble,
+            ngrams=self.ngrams,
             baseline=False,
             samples=False,
             output_dir=output_dir,
             cache_dir=cache_dir,
         )
-        result: TrainingResult | None
+        result: TrainingResult | FitResult
         if self.encoder is None:
-            result = fit_whole_job(config).classifier
+            result = fit_whole_job(config)
         else:
             _, classifier = stage_configs(config)
             classifier.encoder, classifier.preset = self.encoder, self.preset
             classifier.output_dir = output_dir
             result = train_classifier(classifier)
-        if result is None or result.state != "done":
+        if result.state != "done":
             raise UserError("the training was stopped before its end; call fit again")
         return result
 

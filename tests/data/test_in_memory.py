@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 
 import ulmfit
 from tests.training import runs as short
@@ -20,6 +23,11 @@ from ulmfit.errors import UserError
 TEXTS = [f"film number {number} was {'good' if number % 3 else 'bad'}" for number in range(60)]
 LABELS = ["neg" if number % 3 == 0 else "pos" for number in range(60)]
 COLUMNS = {"text": TEXTS, "label": LABELS}
+
+
+class Opinion(enum.Enum):
+    BAD = 0
+    GOOD = 1
 
 
 def polars(columns):
@@ -35,6 +43,10 @@ LABELLED = {
     "pair of lists": lambda: (TEXTS, LABELS),
     "pair of arrays": lambda: (np.array(TEXTS), np.array(LABELS)),
     "pair of a frame's columns": lambda: (pd.Series(TEXTS), pd.Series(LABELS)),
+    "pair of their values": lambda: (pd.Series(TEXTS).values, pd.Series(LABELS).values),
+    "pair with categories": lambda: (pd.Series(TEXTS).values, pd.Categorical(LABELS)),
+    "dict of what pandas has": lambda: {"text": pd.Index(TEXTS), "label": pd.Series(LABELS).astype("category").values},
+    "dict of pyarrow's": lambda: {"text": pa.chunked_array([TEXTS]), "label": pa.array(LABELS)},
     "one split": lambda: {"train": COLUMNS},
 }
 
@@ -108,6 +120,16 @@ def test_the_identity_is_the_content():
         {"texts": TEXTS, "label": LABELS},
     )
     assert len({fingerprint, *(InMemory(other).sources["train"].fingerprint for other in others)}) == 5
+    # So is that of labels of any type. A cache holds what was read of a fingerprint.
+    numbers = np.array([label == "pos" for label in LABELS], dtype=int)
+    kinds = [
+        lambda ones: [Opinion(one) for one in ones.tolist()],
+        lambda ones: [b"ab"[one : one + 1] for one in ones],
+        lambda ones: pd.cut(ones, [-1, 0, 1]),
+        lambda ones: torch.tensor(ones),
+    ]
+    found = [InMemory(COLUMNS | {"label": kind(ones)}) for kind in kinds for ones in (numbers, 1 - numbers)]
+    assert len({one.sources["train"].fingerprint for one in found}) == 8
     # What can be neither text nor label does not count, and need not be readable twice alike.
     for _ in range(2):
         more = COLUMNS | {"object": [object() for _ in TEXTS]}
@@ -123,6 +145,8 @@ def test_the_identity_is_the_content():
         ([{"text": "a"}], "data= is a list of dict and not of texts; give"),
         ([1, 2], "data= is a list of int and not of texts"),
         ((TEXTS, LABELS[:3]), "differ in length (text 60, label 3); give a value for each row"),
+        ((TEXTS, iter(LABELS)), "the labels in data= are of type list_iterator; give a list"),
+        ((pa.table({"text": TEXTS}), LABELS), "the texts in data= are of type Table; give a list"),
         ({"text": "abc"}, "column text of data= is of type str; give a list"),
         ({}, "data= is an empty dict"),
         ([], "the list of texts in memory is empty; give data with rows"),

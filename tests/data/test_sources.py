@@ -16,6 +16,7 @@ import pytest
 from tests.data.files import CSV, LABELS, MODES, NUM_ROWS, TEXTS, Hub, jsonl, whole, write, write_acl
 from ulmfit.data.corpus import open_corpus, open_rows
 from ulmfit.data.fingerprint import Access
+from ulmfit.data.sources import unread_beside
 from ulmfit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -131,6 +132,21 @@ def test_folders_and_globs_of_files_named_by_splits():
     assert whole(open_rows("parts/*.csv"))[0] == TEXTS * 3 == whole(open_rows("parts"))[0]
     assert whole(open_rows("parts"))[2] == list(range(3 * NUM_ROWS))
     assert len(whole(open_rows("parts/part-[01].csv"))[0]) == 2 * NUM_ROWS
+
+
+def test_files_of_other_splits_beside_a_file_are_told():
+    """Who names train.csv may think that test.csv beside it is read too."""
+    Path("d").mkdir()
+    for name in ("train.csv", "test.csv", "unsup.csv", "dev.csv.gz", "notes.md", "other.csv"):
+        Path("d", name).write_text("text\na\n")
+    [note] = unread_beside("d/train.csv", None)
+    assert (
+        note == "not read: dev.csv.gz, test.csv, unsup.csv beside d/train.csv; to use them, give the folder as --data"
+    )
+    [note] = unread_beside("d/train.csv", "d/../d/test.csv")
+    assert "dev.csv.gz, unsup.csv beside" in note
+    for data in ("d", "d/other.csv", "d/test.csv", "d/*.csv", "hub/train", None):
+        assert unread_beside(data, None) == []
 
 
 def test_several_columns():

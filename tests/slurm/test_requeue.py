@@ -177,6 +177,7 @@ def test_a_task_of_an_array_trains_a_run_of_its_own(slurm):
         (["train_lm.py", "--output-dir", "a%a"], None, "--array"),
         (["train_lm.py", "--seed", "%a"], None, "does not fit"),
         (["-m", "ulmfit", "predict", "--model", "a"], None, "trains nothing"),
+        (["-m", "ulmfit", "sweep", "--data", "a.csv"], None, "once for each task"),
     ],
 )
 def test_what_a_command_line_says_of_its_job(words, task, expected):

@@ -7,11 +7,12 @@ import json
 
 import pytest
 
-from ulmfit import train_classifier, train_language_model
+from ulmfit import language_model_learner, train_classifier, train_language_model
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
 from ulmfit.model.pretrained import load_model
 from ulmfit.shipped import shipped_encoders
+from ulmfit.training.default_encoder import ENGLISH_WORDS
 
 SENTENCES = {
     "english": """The room was clean and the staff were friendly. Breakfast ended too early for us. I would not stay
@@ -64,7 +65,7 @@ def architecture(run):
 def test_it_comes_with_the_package_and_is_read_by_its_name():
     assert shipped_encoders() == ["english"]
     net, tokenizer, config = load_model("english")
-    assert len(tokenizer) == net.config.vocab_size and config["task"] == "language_model"
+    assert len(tokenizer) == net.config.vocab_size == ENGLISH_WORDS and config["task"] == "language_model"
 
 
 @pytest.mark.slow
@@ -105,8 +106,25 @@ def test_other_languages_do_not(language, files, tmp_path, capsys):
 )
 def test_options_that_speak_against_it(options, files, tmp_path, capsys):
     train_language_model(LMConfig(**{"data": files["english"], "output_dir": str(tmp_path / "lm")} | SHORT | options))
-    assert "English model" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "English model" not in out
+    name, value = next(iter(options.items()))
+    because = f"because of --{name.replace('_', '-')}{'' if value is True else f' {value}'} (--init PATH"
+    assert (because in out) == (name not in ("init", "data"))
     assert architecture(tmp_path / "lm")["vocab_size"] < 1000
+
+
+@pytest.mark.slow
+def test_stages_by_hand_start_from_it_too(files, tmp_path, capsys):
+    """They train the last layer group alone at first, so that those before have to be trained ones."""
+    options = {name: SHORT[name] for name in ("batch_size", "bptt", "samples", "threads")}
+    learn = language_model_learner(files["english"], output_dir=tmp_path / "lm", **options)
+    learn.fit_one_cycle(0.02)
+    assert "starting from the English model" in capsys.readouterr().out
+    learn.unfreeze()
+    learn.fit_one_cycle(0.02)
+    assert "English model" not in capsys.readouterr().out  # it goes on with the weights of the first
+    assert architecture(learn.run_dir)["vocab_size"] >= 30_000
 
 
 def test_a_path_of_the_same_name_wins(files, tmp_path, monkeypatch):

@@ -111,6 +111,13 @@ def test_the_model_is_their_mean_and_its_scores_are_told(folder, capsys):
         for name, member in zip(NAMES, summary["members"], strict=True):
             ours = [line for line in runs.events(three / name, "eval") if line["split"] == split][-1]
             assert member[split]["loss"] == ours["loss"]
+    result = ulmfit.fit(output_dir=three)  # finished: nothing is trained
+    assert result.metrics == scores and result.metrics["test"] != result.classifier.metrics["test"]
+    figure = result.plot_confusion_matrix("test")
+    assert figure.axes and figure is not result.classifier.plot_confusion_matrix("test")
+    with pytest.raises(UserError, match="no confusion matrix of the split 'train'"):
+        result.plot_confusion_matrix("train")
+    capsys.readouterr()
     # All commands take the directory.
     assert cli.main(["explain", str(three), TEXTS[0], "--samples"]) == 0
     assert cli.main(["top-losses", str(three), "--number", "1"]) == 0

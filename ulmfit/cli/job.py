@@ -41,7 +41,7 @@ def job_of(words: Sequence[str], environment: Mapping[str, str] = os.environ) ->
     `%a` in an option is the number of this task of a job array, `$SLURM_ARRAY_TASK_ID`.
 
     Raises:
-        UserError: the command trains nothing, its options are wrong, or the tasks of an array would train different runs
+        UserError: the command trains nothing or is a sweep, its options are wrong, or the tasks of an array would train different runs
             in one directory.
     """
     place = 3 if words[0] == "-m" else 1
@@ -49,6 +49,10 @@ def job_of(words: Sequence[str], environment: Mapping[str, str] = os.environ) ->
     command = COMMANDS.get(name, COMMANDS["train-lm"])  # a script of another name has its options
     if not command.trains:
         raise UserError(f"{name} trains nothing; give fit, train-lm or train-clf")
+    if command is COMMANDS["sweep"]:
+        raise UserError(
+            "a sweep is started once for each task and not by a launcher; give sbatch --array=1-4 --wrap 'ulmfit sweep ...'"
+        )
     options = list(words[place:])
     task = environment.get("SLURM_ARRAY_TASK_ID", "")
     if task:

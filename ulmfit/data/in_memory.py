@@ -29,9 +29,9 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
 }  # fmt: skip
-# Prefixes of the types of Arrow and Python whose values can be texts or labels.
-_HASHED = ("list", "tuple", "string", "large_string", "bool", "int", "uint", "float", "double", "date", "time", "Timestamp", "decimal",
-           "Decimal")  # fmt: skip
+# Prefixes of the types of Arrow whose values can be texts or labels; others may be images.
+_HASHED = ("list", "large_list", "string", "large_string", "bool", "int", "uint", "float", "half", "double", "date", "time", "duration",
+           "decimal", "dictionary")  # fmt: skip
 _TAKES = "give a path, a data frame, a datasets.Dataset, a dict of columns, a list of texts or (texts, labels)"
 _Column = Callable[[int, int], Sequence[Any]]  # (start, stop) -> values of these rows
 
@@ -114,11 +114,17 @@ _TABLES = {
 
 def _is_sequence(data: Any) -> bool:
     """Whether it is a list, tuple, array or Series: an indexed container with a length."""
-    return not isinstance(data, str | bytes | Mapping) and not _is_table(data) and (
-        isinstance(data, Sequence)
-        or _package(data) == "numpy" and getattr(data, "ndim", 0) == 1
-        or (_package(data), type(data).__name__) in {("pandas", "Series"), ("polars", "Series"), ("datasets", "Column")}
-    )  # fmt: skip
+    if isinstance(data, str | bytes | Mapping) or _is_table(data):
+        return False
+    # pandas has an array type for each type of values, such as that of the strings in Series.values.
+    if _package(data) in ("numpy", "pandas", "torch"):
+        return getattr(data, "ndim", 0) == 1
+    if _package(data) == "pyarrow":
+        return hasattr(data, "to_pylist") and not hasattr(data, "column_names")
+    return isinstance(data, Sequence) or (_package(data), type(data).__name__) in {
+        ("polars", "Series"),
+        ("datasets", "Column"),
+    }
 
 
 def _is_pair(data: Any) -> bool:
@@ -136,7 +142,7 @@ def _kind(data: Any) -> str:
 def _source(data: Any, what: str) -> Source:
     if _is_table(data) and _package(data) == "datasets":
         source = of_dataset(data, what, "", [], [], Access())
-        source.fingerprint = _fingerprint(source)
+        source.fingerprint = _fingerprint(source, [n for n in source.columns if source.types[n].startswith(_HASHED)])
         return source
     columns = _columns(data)
     lengths = {name: length for name, (length, _) in columns.items()}
@@ -153,8 +159,11 @@ def _source(data: Any, what: str) -> Source:
             yield {name: [_plain(value) for value in columns[name][1](start, stop)] for name in wanted}, stop
 
     source = Source(what, list(columns), "", num_rows=num_rows, _batches=batches)
-    source.types = {name: _type(source, name) for name in columns}
-    source.fingerprint = _fingerprint(source)
+    firsts = {name: _first(source, name) for name in columns}
+    # It decides whether a column can be texts.
+    source.types = {name: "string" if isinstance(one, str) else type(one).__name__ for name, one in firsts.items()}
+    # A type of the user's may be that of the labels. One that is told by its address is an object without a value.
+    source.fingerprint = _fingerprint(source, [name for name, one in firsts.items() if " at 0x" not in repr(one)])
     return source
 
 
@@ -169,6 +178,10 @@ def _columns(data: Any) -> dict[str, tuple[int, _Column]]:
     if isinstance(data, tuple) and len(data) == 2 and getattr(data[1], "ndim", 0) > 1:
         raise UserError(f"the labels in data= are an array of shape {list(data[1].shape)}; give a dict with a column of 0 and 1 for "
                         "each label, and name these columns by label_column, as in a,b,c")  # fmt: skip
+    if isinstance(data, tuple) and len(data) == 2:
+        for what, part in zip(("texts", "labels"), data, strict=True):
+            if part is not None and not isinstance(part, str) and not _is_sequence(part):
+                raise UserError(f"the {what} in data= are of type {type(part).__name__}; give a list")
     if _is_pair(data):
         data = {"text": data[0], "label": data[1]}
     elif _is_sequence(data):
@@ -193,7 +206,7 @@ def _column(values: Any, place: int | None = None) -> _Column:
 
 def _listed(values: Any) -> list[Any]:
     """Convert a list, array or Series to a list."""
-    for method in ("tolist", "to_list"):
+    for method in ("tolist", "to_list", "to_pylist"):
         if hasattr(values, method):
             return getattr(values, method)()
     return list(values)
@@ -211,18 +224,13 @@ def _plain(value: Any) -> Any:
     return None if missing else value
 
 
-def _type(source: Source, name: str) -> str:
-    """The Arrow type of the first value that is not None. It decides whether a column can be texts."""
-    for columns in source.read([name]):
-        for value in columns[name]:
-            if value is not None:
-                return "string" if isinstance(value, str) else type(value).__name__
-    return "string"
+def _first(source: Source, name: str) -> Any:
+    """The first value of a column that is not None; "" if there is none."""
+    return next((value for columns in source.read([name]) for value in columns[name] if value is not None), "")
 
 
-def _fingerprint(source: Source) -> str:
-    """Fingerprint (16 hex digits) of names of columns and classes, and of all values that can be texts or labels."""
-    names = [name for name in source.columns if source.types[name].startswith(_HASHED)]
+def _fingerprint(source: Source, names: list[str]) -> str:
+    """Fingerprint (16 hex digits) of names of columns and classes, and of all values of the columns `names`."""
     digest = hashlib.sha256(json.dumps([source.columns, source.classes]).encode())
     for columns in source.read(names, HASHED_ROWS) if names else ():
         for row in zip(*(columns[name] for name in names), strict=True):

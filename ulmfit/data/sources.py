@@ -38,6 +38,7 @@ from ulmfit.data.mixture_options import is_mixture
 from ulmfit.data.readers import open_documents, open_files, open_sample
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
+from ulmfit.excerpts import listed
 
 
 def find(data: str | InMemory | Source | None, access: Access | None = None) -> dict[str, Source]:
@@ -100,6 +101,27 @@ def by_file(source: Source, access: Access) -> list[Source]:
     files = [open_files([path], str(kind_of(path)), path, access) for path in source.files]
     files[0].notes = source.notes
     return files
+
+
+def unread_beside(data: Any, valid: str | None) -> list[str]:
+    """A sentence about files of other splits that lie beside a file train.* and are not read; none if there are none.
+
+    Args:
+        data, valid: the values of the options.
+    """
+    if not isinstance(data, str) or _split_of(data) != "train" or not os.path.isfile(data):
+        return []
+    folder = os.path.dirname(data) or "."
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    used = valid is not None and os.path.abspath(valid)
+    others = [
+        os.path.basename(path)
+        for path in paths
+        if kind_of(path) and _split_of(path) not in (None, "train") and os.path.abspath(path) != used
+    ]
+    if not others:
+        return []
+    return [f"not read: {listed(others)} beside {data}; to use them, give the folder as --data"]
 
 
 # Files and folders

@@ -78,7 +78,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
         check_direction(pretrained, config, f"--encoder {config.encoder}")
     corpus = setup.corpus_of(session)
     pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.encoder))
-    if pretrained is None:
+    if pretrained is None and (config.encoder is not None or config.data is None):  # else a line has said so
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
     session, kind = resolve_subword(session, corpus.splits["train"])
     keep_best = setup.keeps_best(config, corpus)

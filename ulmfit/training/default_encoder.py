@@ -14,6 +14,7 @@ from ulmfit.training.session import Session
 from ulmfit.training.vocabulary import first_texts, unknown_share
 
 ENGLISH = "english"
+ENGLISH_WORDS = 30_000  # of its vocabulary
 NO_ENCODER = "none"  # the option value for random weights
 MOST_UNKNOWN = 0.15  # with a larger share of unknown tokens, a text is taken for another language
 
@@ -54,37 +55,56 @@ def given_encoder(session: Session) -> Pretrained | None:
 def default_encoder(session: Session, valid: Split | None, asked: str | None) -> Pretrained | None:
     """The English model if it suits the options and the texts, else None. Prints a line about the choice.
 
+    Stages by hand begin with it under any recipe, of which they take the sizes only: at first they train the last layer
+    group alone, and those before would stay random.
+
     Args:
         valid: texts that show the language: at most 15 % of their tokens may be unknown to the model.
         asked: --init or --encoder as given; if it is not None, the result is None.
     """
     config = session.config
     assert isinstance(config, LMConfig | ClassifierConfig)
-    own_choice = (asked, config.data is None, config.preset, config.streaming, config.backwards, config.subword)
-    if any(own_choice) or valid is None or config.recipe != "quick" or config.rules != "fastai1":
+    flag = "--init" if isinstance(config, LMConfig) else "--encoder"
+    goes_on = session.by_hand is not None and session.by_hand.start is not None  # with the weights of stages before
+    say = (lambda _: None) if goes_on else session.say
+    if asked or config.data is None or ENGLISH not in shipped_encoders():
         return None
-    if isinstance(config, LMConfig) and config.tokenizer is not None:
-        return None
-    if ENGLISH not in shipped_encoders():
+    against = _against(config, by_hand=session.by_hand is not None)
+    if valid is None and not against:
+        against = "no validation texts, which would show the language"
+    if valid is None or against:
+        say(f"training starts from random weights, because of {against} ({flag} PATH starts from a model)")
         return None
     pretrained = open_pretrained(ENGLISH)
     tokenizer = pretrained.tokenizer
     assert tokenizer is not None
-    if config.vocab_size is not None and config.vocab_size < len(tokenizer):
-        return None
-    flag = "--init" if isinstance(config, LMConfig) else "--encoder"
     share = session.runtime.on_main(lambda: unknown_share(first_texts(valid), tokenizer))
     if share >= MOST_UNKNOWN:
-        session.say(
+        say(
             f"{share:.0%} of the tokens of the validation texts are unknown to the English model: training starts from "
             f"random weights ({flag} PATH starts from another model)"
         )
         return None
-    session.say(
+    say(
         f"starting from the English model of the package, which knows {1 - share:.1%} of the tokens of the validation "
         f"texts ({flag} none starts from random weights)"
     )
     return pretrained
+
+
+def _against(config: LMConfig | ClassifierConfig, *, by_hand: bool) -> str:
+    """The first option that the English model does not suit, as it is given; "" if it suits all."""
+    for name in ("preset", "subword", "tokenizer"):
+        if value := getattr(config, name, None):  # a classifier has no tokenizer of its own
+            return f"--{name} {value}"
+    for name in ("streaming", "backwards"):
+        if getattr(config, name):
+            return f"--{name}"
+    if config.rules != "fastai1":
+        return f"--rules {config.rules}"
+    if config.vocab_size is not None and config.vocab_size < ENGLISH_WORDS:
+        return f"--vocab-size {config.vocab_size}"
+    return "" if config.recipe == "quick" or by_hand else f"--recipe {config.recipe}"
 
 
 def chosen_encoder(pretrained: Pretrained | None) -> str:

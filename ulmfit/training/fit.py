@@ -148,7 +148,7 @@ class _Job:
                     self._minutes.pop(MEAN, None)
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
-            return result_of_job("done", self._path, language_model, members, summary)
+            return result_of_job("done", self._path, language_model, members, summary, together.scores)
         except StoppedEarly:  # while the corpus was read
             return self._preempted(language_model, members)
         finally:

@@ -76,16 +76,20 @@ class TrainingResult:
         Raises:
             UserError: there is no such evaluation, or it is not of a classifier with one label a row.
         """
-        found = self.metrics.get(split, {})
-        if "confusion" not in found:
-            have = listed(name for name, scores in self.metrics.items() if "confusion" in scores)
-            raise UserError(
-                f"this training has no confusion matrix of the split {excerpt(split)}; "
-                + (f"there is one of {have}" if have else "only classifiers with one label a row have them")
-            )
-        from ulmfit.run.figures import confusion_figure
+        return _confusion(self.metrics, split)
 
-        return confusion_figure(found["confusion"], [scores["label"] for scores in found["by_class"]])
+
+def _confusion(metrics: dict[str, dict[str, Any]], split: str) -> Figure:
+    found = metrics.get(split, {})
+    if "confusion" not in found:
+        have = listed(name for name, scores in metrics.items() if "confusion" in scores)
+        raise UserError(
+            f"this training has no confusion matrix of the split {excerpt(split)}; "
+            + (f"there is one of {have}" if have else "only classifiers with one label a row have them")
+        )
+    from ulmfit.run.figures import confusion_figure
+
+    return confusion_figure(found["confusion"], [scores["label"] for scores in found["by_class"]])
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class FitResult:
         classifier: likewise; None too if the corpus has no labels. With several (`ensemble`) that of the first one.
         summary: the content of summary.json; empty if the state is not "done".
         members: the results of all classifiers that were reached.
+        metrics: by split the scores of the model, as those of `TrainingResult`; of several classifiers, or n-grams, of
+            their mean. Empty if the state is not "done" or the corpus has no labels.
     """
 
     state: Literal["done", "preempted"]
@@ -110,6 +116,7 @@ class FitResult:
     classifier: TrainingResult | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     members: tuple[TrainingResult, ...] = ()
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def model(self, **options: Any) -> LanguageModel | TextClassifier:
         """Load the model, a TextClassifier if the corpus has labels. Each call loads a new one.
@@ -123,6 +130,10 @@ class FitResult:
         if self.state != "done":
             raise UserError("this job is not done and has no model; call it again to go on")
         return _loaded(self.model_dir, "lm" if self.classifier is None else "clf", options)
+
+    def plot_confusion_matrix(self, split: str = "valid") -> Figure:
+        """As that of `TrainingResult`, of the model of the job."""
+        return _confusion(self.metrics, split)
 
 
 def _loaded(folder: Path, task: Literal["lm", "clf"], options: dict[str, Any]) -> LanguageModel | TextClassifier:
@@ -140,10 +151,19 @@ def result_of_job(
     language_model: TrainingResult | None,
     members: Sequence[TrainingResult],
     summary: dict[str, Any] | None = None,
+    together: dict[str, dict[str, Any]] | None = None,
 ) -> FitResult:
-    """The result of a job in a directory, from those of its trainings."""
+    """The result of a job in a directory, from those of its trainings.
+
+    Args:
+        together: scores of the mean of the members, where the model is one; empty or None where it is the first member.
+    """
     first = members[0] if members else None
-    return FitResult(state, path, path / "model", language_model, first, summary or {}, tuple(members))
+    metrics = together or (first.metrics if first else {})
+    return FitResult(
+        state, path, path / "model", language_model, first, summary or {}, tuple(members),
+        metrics if state == "done" else {},
+    )  # fmt: skip
 
 
 def result_of(

@@ -26,6 +26,7 @@ from ulmfit.data.corpus import Corpus, Split
 from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access, Revision
 from ulmfit.data.mixed_corpus import MixedSplit, open_any_corpus
+from ulmfit.data.sources import unread_beside
 from ulmfit.data.tables import ReadOtherwise
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
@@ -111,6 +112,7 @@ def corpus_of(session: Session, *, include_test: bool = False, label_names: list
             opened.append(read(replace(access, hashed=meter.count)))
         if not config.streaming:
             opened[0].notes += duplicate_notes(opened[0], access.cache_dir, access.beat)
+        opened[0].notes += unread_beside(config.data, path_text(config.valid))
         return opened[0].revision
 
     revision = runtime.on_main(read_first)

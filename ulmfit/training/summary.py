@@ -75,7 +75,7 @@ def summarize(
                 f"the evaluations are gone from {classifiers[0].run_dir / METRICS}, so there is nothing to compare"
             )
         return found | {"systems": {}, "compared_on": None, "beats_baseline": None, "verdict": verdict,
-                        "advice": ["give labelled rows to compare on: --valid, or a file test.csv beside train.csv"]}  # fmt: skip
+                        "advice": ["give labelled rows to compare on: --valid, or a folder with train.csv and test.csv as --data"]}  # fmt: skip
     systems = {"majority class": rivals["majority"], RIVAL: rivals["tfidf"]}
     systems["ulmfit"] = ours | {"minutes": sum(minutes.values())}
     on = "test" if "test" in ours else "valid"
@@ -156,7 +156,7 @@ def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str
     lines = []
     if not used["unlabelled"]:
         lines.append(
-            "give unlabelled texts of the task too (rows with an empty label, or a file unsup.csv beside train.csv): "
+            "give unlabelled texts of the task too (rows with an empty label, or a folder with train.csv and unsup.csv as --data): "
             "the language model learns from them"
         )
     if not used["init"]:
