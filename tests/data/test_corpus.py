@@ -51,6 +51,9 @@ def test_named_split_and_path():
     assert first == {"train": "train", "valid": "dev", "test": "test"}
     corpus = open_corpus("d", task="clf", valid="test")
     assert set(corpus.splits) == {"train", "valid"} and whole(corpus.splits["valid"])[0][0].startswith("a test")
+    for path in ("d/test.csv", "./d/../d/test.csv"):  # it is the test split by another name
+        corpus = open_corpus("d", task="clf", valid=path)
+        assert set(corpus.splits) == {"train", "valid"} and corpus.valid_split == "test"
     corpus = open_corpus("d/train.csv", task="clf", valid="d/test.csv")
     assert whole(corpus.splits["valid"])[0][0].startswith("a test") and len(whole(corpus.splits["train"])[0]) == 60
 

@@ -147,7 +147,7 @@ def upgrade(monkeypatch) -> None:
         task: dict.fromkeys(values, 0.5) for task, values in __import__("ulmfit.model.awd_lstm", fromlist=["x"])
         ._DROPOUTS.items()})  # fmt: skip
     monkeypatch.setattr("ulmfit.training.setup.VOCAB_SIZE", 20)
-    monkeypatch.setattr("ulmfit.data.corpus.DEFAULT_VALID", 0.5)
+    monkeypatch.setattr("ulmfit.data.valid_option.DEFAULT_VALID", 0.5)
 
 
 def test_a_run_of_the_version_before_keeps_the_rows_that_it_held_out(begin, monkeypatch):

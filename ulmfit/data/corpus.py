@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,16 +21,14 @@ from ulmfit.data.in_memory import InMemory
 from ulmfit.data.label_sets import LabelSets, LabelSetSplit
 from ulmfit.data.label_values import NO_LABEL, as_label
 from ulmfit.data.labels import resolve_labels
-from ulmfit.data.locations import is_url
 from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
 from ulmfit.data.splits import Choice, Split
+from ulmfit.data.valid_option import validation_of
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values
-
-DEFAULT_VALID = 0.1
 
 
 @dataclass
@@ -133,7 +130,7 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     pool = [train]
     if task == "lm":
         pool += [found[name] for name in ("unsup", "test") if name in found and (name == "unsup" or include_test)]
-    held_out, choice, valid_name = _validation(found, valid, train, seed, access)
+    held_out, choice, valid_name = validation_of(found, valid, train, seed, access)
 
     if group_column is not None:
         _check_groups(group_column, train, choice)
@@ -337,55 +334,6 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
     if len(names) != 1:
         raise source.lacks("text", "choose one of {} by --text-column")
     return names
-
-
-def _validation(found: dict[str, Source], valid: str | float | None, train: Source, seed: int,
-                access: Access) -> tuple[Source | None, Choice | None, str | None]:  # fmt: skip
-    """(source of the validation rows, None, its split name if any), or (None, selection of rows of train, None)."""
-    if valid is None:
-        if "valid" in found:
-            return found["valid"], None, "valid"
-        return None, Choice(True, column="is_valid") if "is_valid" in train.columns else (
-            Choice(True, DEFAULT_VALID, seed)), None  # fmt: skip
-    try:
-        fraction = float(valid)
-    except ValueError:
-        fraction = None
-    if fraction is not None:
-        if not 0 < fraction < 1:
-            raise UserError(f"--valid {valid} is no fraction between 0 and 1; give one such as 0.1")
-        return None, Choice(True, fraction, seed), None
-    valid = str(valid)
-    split = valid if valid in found else SPLIT_NAMES.get(valid)
-    matches = {
-        "a path": is_url(valid) or os.path.exists(valid),
-        "a column": valid in train.columns,
-        "a split": split is not None and split in found,
-    }
-    if not any(matches.values()):
-        matches["a column"] = train.has(valid)  # one that appears late is searched for last, as that reads all rows
-    kinds = [kind for kind, matched in matches.items() if matched]
-    if len(kinds) > 1:
-        raise UserError(
-            f"--valid {valid} is {' and '.join(kinds)}; write ./{valid} for the path, or rename one of them"
-        )
-    if not kinds:
-        raise UserError(f"--valid {valid} is no fraction, no path, none of the columns {listed(train.columns)} "
-                        f"and none of the splits {listed(found)}; give one of these")  # fmt: skip
-    if kinds == ["a column"]:
-        return None, Choice(True, column=valid), None
-    if kinds == ["a split"] and split is not None:
-        if split == "train":
-            raise UserError(f"--valid {valid} is the training split itself; give a fraction or another split")
-        return found[split], None, split
-    others = find(valid, access)
-    if "valid" not in others and len(others) > 1:
-        raise UserError(f"--valid {valid} holds the splits {', '.join(others)}; give the file of one of them")
-    source = others.get("valid") or next(iter(others.values()))
-    shared = set(map(os.path.realpath, source.files)) & set(map(os.path.realpath, train.files))
-    if shared:
-        raise UserError(f"--valid {valid} is among the training files ({min(shared)}); give other files")
-    return source, None, None
 
 
 def _is_plain(text: str) -> bool:
