@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from ulmfit import cli
 from ulmfit.errors import UserError
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.training import fit as module
+from ulmfit.training import job_files
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +97,35 @@ def test_a_mistake_leaves_nothing_behind(folder, options, sentence):
         ulmfit.fit(job.config(folder, "run", **options))
     assert sentence in str(caught.value)
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["run", "not there"])
+def test_a_mistake_in_a_job_begun_afresh_moves_the_earlier_one_back(name, folder):
+    """It had been moved aside before the language model's options were looked at."""
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text('{"task": "fit", "options": {}}')
+    before = {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+    with pytest.raises(UserError, match="leave out --preset"):
+        ulmfit.fit(job.config(folder, name, preset="tiny", init="english", resume="never"))
+    assert before == {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+
+
+def test_the_rivals_of_an_earlier_start_are_those_of_its_rows(folder):
+    """Its classifier was refused after the language model's training."""
+    first = job.config(folder, "run", clf=job.CLF | {"micro_batches": 200}, baseline=True)
+    with pytest.raises(UserError, match="cannot each have one"):
+        ulmfit.fit(first)
+    stored = json.loads((folder / "run/baseline.json").read_text())
+    assert stored["rows"]["train"] == 108 and not (folder / "run/clf").exists()
+    found = job_files.rivals_of(folder / "run", stage_configs(first)[1])
+    assert found == stored
+    for other in ({"labels": 20}, {"valid": "0.2"}, {"seed": 5}):
+        assert job_files.rivals_of(folder / "run", stage_configs(dataclasses.replace(first, **other))[1]) is None
+    summary = ulmfit.fit(dataclasses.replace(first, clf=job.CLF | {"micro_batches": 1}, labels=20)).summary
+    assert summary["rows"]["train"] == 20 == summary["systems"]["TF-IDF + logistic regression"]["rows"]
+    shutil.rmtree(folder / "run/clf")
+    shutil.rmtree(folder / "run/lm")
+    assert job_files.rivals_of(folder / "run", stage_configs(dataclasses.replace(first, labels=20))[1]) is None
 
 
 def test_only_its_own_directory_is_gone_on_with(folder):

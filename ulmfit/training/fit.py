@@ -38,6 +38,8 @@ from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import check_options, train_classifier
 from ulmfit.training.ensemble import Together, score_together, usual_number, write_model
 from ulmfit.training.job_files import (
+    RIVALS,
+    ROWS,
     begun_options,
     content_of,
     ensemble_of,
@@ -45,8 +47,10 @@ from ulmfit.training.job_files import (
     locked,
     minutes_of,
     ngrams_option_of,
+    put_back,
     read_json,
-    sound_rivals,
+    rivals_of,
+    row_options,
     start_and_length,
 )
 from ulmfit.training.lm_training import train_language_model
@@ -57,7 +61,6 @@ from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import as_markdown, summarize, tell_rivals, write_summary
 
-RIVALS = "baseline.json"
 _SHORTEST = 1e-3  # minutes left to a training whose time is up: it saves a checkpoint and stops
 
 
@@ -99,6 +102,7 @@ class _Job:
         stop.before_leaving = lambda: self._status("preempted", reason=stop.reason or "asked of another process")
         self._path = Path(path_text(self._given.output_dir))
         self._lock: lock.DirectoryLock | None = None
+        self._aside: Path | None = None  # an earlier job, with --resume never
         self._is_main = True
         self._stage = "baseline"
         self._classifiers: dict[str, ClassifierConfig] = {}  # by name of their folder
@@ -201,7 +205,7 @@ class _Job:
 
     def _begin(self, config: ClassifierConfig, runtime: Runtime) -> dict[str, Any] | Literal["stopped"] | None:
         """On rank 0: read the corpus, open the directory, score the rivals or take their stored scores."""
-        stored = None if self._given.resume == "never" else sound_rivals(read_json(self._path / RIVALS))
+        stored = None if self._given.resume == "never" else rivals_of(self._path, config)
         if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
             stored = None  # it can be added now
         access = access_of(config, read_begun(config), runtime)  # as the trainings of this job read it
@@ -233,6 +237,7 @@ class _Job:
                 )
         except (Stopped, StoppedEarly):
             return "stopped"
+        rivals[ROWS] = row_options(config)
         rivals["unlabelled"] = unlabelled or bool(corpus.splits["train"].skipped["unlabelled"])
         files.write_text(self._path / RIVALS, json.dumps(rivals, indent=2) + "\n")
         tell_rivals(rivals)
@@ -241,7 +246,7 @@ class _Job:
     def _open(self) -> None:
         """Lock the directory and write what the job is."""
         try:
-            self._lock = locked(self._path, afresh=self._given.resume == "never")
+            self._lock, self._aside = locked(self._path, afresh=self._given.resume == "never")
             (self._path / STOP_FILE).unlink(missing_ok=True)
             self._stop.watch_job(self._path)
             files.remove_torn(self._path)
@@ -376,23 +381,10 @@ class _Job:
             if self._has_trained or failed:
                 self._status("failed", error=str(error))
             elif self._is_main and self._lock is not None:
-                self._restore()
+                put_back(self._path, self._before, self._lock, self._aside)
             raise
         except BaseException as error:
             first = (read_status(self._path / self._stage) or {}).get("error")
             with suppress(OSError):
                 self._status("failed", error=first or failure(error))
             raise
-
-    def _restore(self) -> None:
-        """Undo what this start has written, since it has trained nothing."""
-        assert self._lock is not None
-        for name, content in self._before.items():
-            if content is None:
-                (self._path / name).unlink(missing_ok=True)
-            elif content_of(self._path / name) != content:
-                with files.replacing(self._path / name) as aside:
-                    aside.write_bytes(content)
-        self._lock.close()
-        with suppress(OSError):  # it was there before
-            self._path.rmdir()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import filecmp
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from ulmfit.config import ClassifierConfig, LMConfig, TrainConfig
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.files import parse_json
-from ulmfit.fit_config import CLF, LM, MEAN, FitConfig
+from ulmfit.fit_config import CLF, LM, MEAN, FitConfig, JobData
 from ulmfit.limits import LIMITS
 from ulmfit.option_types import is_of_type
 from ulmfit.run import lock
 from ulmfit.run.stored import CONFIG, read_stored
 
+RIVALS, ROWS = "baseline.json", "options"
 _TASKS: dict[str, type[TrainConfig]] = {LM: LMConfig, CLF: ClassifierConfig}
 _TIMED = re.compile(rf"{LM}|{CLF}(-\d+)?|{MEAN}")
 
@@ -130,6 +133,28 @@ def start_and_length(path: Path, config: FitConfig, trainings: Sequence[str]) ->
     return {"init": init != "none", "length": length}
 
 
+def rivals_of(path: Path, config: ClassifierConfig) -> dict[str, Any] | None:
+    """The content of the baseline.json of a job, if it is of the rows of this classifier; else None.
+
+    An earlier start may have been stopped, or refused, before a run kept the data and options that it had. The language
+    model's run refuses other data, but knows nothing of the classifier's options.
+    """
+    stored = sound_rivals(read_json(path / RIVALS))
+    if stored is None or (path / CLF / CONFIG).is_file():  # the classifier's run refuses other rows
+        return stored
+    same = (path / LM / CONFIG).is_file() and stored.get(ROWS) == row_options(config)
+    return stored if same else None
+
+
+def row_options(config: ClassifierConfig) -> dict[str, Any]:
+    """The options that say which rows a classifier has, beside the data: JSON-able."""
+    names = [option.name for option in fields(JobData) if option.name != "data"]
+    found = {name: getattr(config, name) for name in names} | {"probability_columns": config.probability_columns}
+    return {name: None if value is None else str(value) for name, value in found.items()} | {
+        "seed": config.seed_of_draws
+    }
+
+
 def sound_rivals(stored: Any) -> dict[str, Any] | None:
     """The content of baseline.json, as of `run_baselines`; None if something is missing in it."""
     if not isinstance(stored, dict) or not {"rows", "classes", "majority", "tfidf", "reason"} <= stored.keys():
@@ -172,20 +197,45 @@ def copy_file(source: Path, target: Path) -> None:
         aside.write_bytes(source.read_bytes())
 
 
-def locked(path: Path, *, afresh: bool) -> lock.DirectoryLock:
+def put_back(path: Path, before: Mapping[str, bytes | None], held: lock.DirectoryLock, aside: Path | None) -> None:
+    """Undo what a start has written that has trained nothing, and unlock the directory.
+
+    Args:
+        before: by name what files of the directory held; None of those that were not there.
+        held, aside: as of `locked`.
+    """
+    for name, content in before.items():
+        if content is None:
+            (path / name).unlink(missing_ok=True)
+        elif content_of(path / name) != content:
+            with files.replacing(path / name) as new:
+                new.write_bytes(content)
+    held.close()
+    with suppress(OSError):  # it was there before
+        path.rmdir()
+        if aside is not None:
+            aside.rename(path)
+            print(f"moved the earlier job back to {path}", flush=True)
+
+
+def locked(path: Path, *, afresh: bool) -> tuple[lock.DirectoryLock, Path | None]:
     """Lock the directory of a job, which is made where it is not there.
 
     Args:
         afresh: move an earlier job aside.
 
+    Returns:
+        (the lock, where the earlier job is now).
+
     Raises:
         UserError: a live process has the lock.
         OSError: the directory cannot be written.
     """
+    aside = None
     if afresh and path.exists() and any(path.iterdir()):
         held = lock.DirectoryLock(path)
         aside = lock.rename_aside(path)
         (aside / held.path.name).unlink()
         held.close()
         print(f"moved the earlier job to {aside}", flush=True)
-    return lock.DirectoryLock(path)
+    return lock.DirectoryLock(path), aside
