@@ -216,7 +216,9 @@ def naming(config: FitConfig, training: str) -> Iterator[None]:
         yield
     except UserError as error:
         told = str(error)
-        for name in getattr(config, training):
+        of_job = {part.name for part in dataclasses.fields(FitConfig)}
+        own = {part.name for part in dataclasses.fields(FitConfig.nested[training])} - of_job
+        for name in sorted(own.union(getattr(config, training))):
             told = re.sub(rf"(?<![\w-])--{re.escape(flag(name))}(?![\w.-])", f"--{training}.{flag(name)}", told)
         raise UserError(told, rank=error.rank) from None
 

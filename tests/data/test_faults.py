@@ -76,6 +76,30 @@ def test_a_split_without_a_label_is_refused_in_words_of_its_own():
         read(open_corpus("train.csv", task="clf", valid="valid.csv"))
 
 
+@pytest.mark.parametrize("labels", [["", ""], ["-1", "-1"]])
+def test_a_test_split_whose_labels_are_kept_back_is_left_out(labels):
+    """As tasks are published; a data set of the hub cannot be edited."""
+    rows = [(text, "np".index(label)) for text, label in labelled(30)]
+    table("d/train.csv", [*rows, ("a text", 2)])
+    table("d/test.csv", [("a text", labels[0]), ("another", labels[1])])
+    corpus = open_corpus("d", task="clf")
+    assert set(corpus.splits) == {"train", "valid"} and corpus.label_names == ["0", "1", "2"]
+    assert "no row of d/test.csv has a label, so the test split is left out" in corpus.notes
+    assert sum(rows for rows, _ in read(corpus).values()) == 31
+    table("d/test.csv", [("a text", labels[0]), ("another", 1)])
+    assert set(open_corpus("d", task="clf").splits) == {"train", "valid", "test"}
+
+
+def test_classes_that_are_probably_one_are_told():
+    table(
+        "rows.csv", [(f"text number {n}", ["pos", "Neg", " Pos", "so  so", "so so", "neg"][n % 6]) for n in range(60)]
+    )
+    [warning] = [note for note in open_corpus("rows.csv", task="clf").notes if "case" in note]
+    assert warning.startswith("warning: the classes Neg, neg of column label differ in case or blanks only")
+    table("rows.csv", labelled(60))
+    assert not any("case" in note for note in open_corpus("rows.csv", task="clf").notes)
+
+
 def test_a_column_of_texts_is_no_column_of_labels():
     table("rows.csv", labelled(60))
     with pytest.raises(

@@ -121,6 +121,13 @@ def test_separators_have_names_and_a_cell_may_be_a_list():
         assert cell in corpus.label_names
 
 
+def test_rows_without_a_label_may_come_first():
+    """More of them than are looked at to find out that the column has lists."""
+    texts = [f"text {number}" for number in range(2500)]
+    lists = [None] * 2400 + [["a"], ["b", "c"]] * 50
+    assert open_corpus(in_memory({"text": texts, "label": lists}), task="clf").label_sets.names == ("a", "b", "c")
+
+
 def test_sets_in_memory_are_lists():
     texts = [f"text {row}" for row in range(12)]
     rows = [{"a", "b", "c", "d"}, frozenset("ab"), set()]

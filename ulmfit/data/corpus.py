@@ -20,7 +20,7 @@ from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
 from ulmfit.data.in_memory import InMemory
 from ulmfit.data.label_sets import LabelSets, LabelSetSplit
 from ulmfit.data.label_values import NO_LABEL, as_label
-from ulmfit.data.labels import resolve_labels
+from ulmfit.data.labels import resolve_labels, spelled_alike
 from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
@@ -186,6 +186,8 @@ def open_corpus(data: str | InMemory | None, *, task: str, text_column: str | No
     notes = notes_of(splits.values())
     if is_clf and several is None and (suspicion := label_sets.suspicion(label_names or [], labels)):
         notes.append(suspicion)
+    if is_clf and several is None and (warning := spelled_alike(label_names or [], labels)):
+        notes.append(warning)
     if is_clf and several is not None and (unused := label_sets.unused_separator(several)):
         notes.append(unused)
     return Corpus(splits, texts, (label_column or labels) if is_clf and (several or labels in train.columns) else None,

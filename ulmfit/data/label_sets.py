@@ -246,8 +246,11 @@ def found_in(source: Source, column: str, wanted: str | None, separator: str | N
         return LabelSets((column,), spelled(separator))
     if column not in source.columns or not source.types.get(column, "list").startswith(("list", "large_list", "tuple")):
         return None
-    head: Columns = next(source.read([column], _PEEKED), {column: []})
-    lists = [value for value in head[column] if isinstance(value, list | tuple)]
+    head: list[Any] = []
+    for columns in source.read([column], _PEEKED):
+        if head := [value for value in columns[column] if value not in (None, "")]:
+            break  # rows without a label may come first
+    lists = [value for value in head if isinstance(value, list | tuple)]
     if lists and len(lists[0]) > 1 and all(map(_is_hot, lists)) and len(set(map(len, lists))) == 1:
         raise UserError(f"column {column} of {source.what} holds lists of {len(lists[0])} numbers 0 and 1; write the names of "
                         "a row's labels into its list, or give each label a column and name these by --label-column")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from ulmfit.data.faults import Tally
 from ulmfit.data.label_values import NO_LABEL, as_label, is_integer, unseen_label
@@ -17,7 +18,7 @@ FEW_ROWS = 20  # below, each row may be a class
 
 
 def resolve_labels(splits: dict[str, Split], column: str, names: list[str] | None, unlabelled: str | None) -> list[str]:
-    """Find the class names and set them on every split.
+    """Find the class names and set them on every split. A test split without any label is taken out of `splits`.
 
     Args:
         names: those of a saved model.
@@ -42,6 +43,8 @@ def resolve_labels(splits: dict[str, Split], column: str, names: list[str] | Non
                 )
             names = [name for name in names if name != none]
             names = sorted(names, key=int) if all(map(is_integer, names)) else names
+    if "test" in splits and not set(counts["test"]) - {none}:  # as published tasks have it, whose labels are kept back
+        where.notes.append(f"no row of {splits.pop('test').parts[0].what} has a label, so the test split is left out")
     seen = [name for name in names if train[name]]
     known = set(names if fixed else seen) | ({NO_LABEL} if fixed and all(map(is_integer, names)) else set())
     for name, split in splits.items():
@@ -65,6 +68,20 @@ def resolve_labels(splits: dict[str, Split], column: str, names: list[str] | Non
         raise UserError(f"column {column} of {where.what} has {len(seen):,} different values in {rows:,} training rows, "
                         "so they are no classes; choose another by --label-column")  # fmt: skip
     return names
+
+
+def spelled_alike(names: Sequence[str], column: str) -> str | None:
+    """A sentence if two classes differ in case or blanks only, such as pos and Pos; else None."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    found = next((group for group in groups.values() if len(group) > 1), None)
+    if found is None:
+        return None
+    return (
+        f"warning: the classes {listed_values(found)} of column {column} differ in case or blanks only; write them alike "
+        "if they are one"
+    )
 
 
 def _check_texts(split: Split) -> None:
