@@ -15,7 +15,7 @@ from tests.training import runs, world
 from ulmfit import cli, train_language_model
 from ulmfit.cli.options import parse
 from ulmfit.config import LMConfig
-from ulmfit.distributed import group, runtime
+from ulmfit.distributed import group, launch, runtime, torch_settings
 from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.errors import UserError
 from ulmfit.training.session import open_session
@@ -141,7 +141,58 @@ def test_deterministic_means_no_tf32_and_only_deterministic_algorithms():
     ],
 )
 def test_tf32_is_alike_in_lstm_and_loss_and_never_off_for_half_precision(precision, deterministic, in_cudnn, expected):
-    assert runtime.allowed_tf32(precision, deterministic=deterministic, in_cudnn=in_cudnn) == expected
+    assert torch_settings.allowed_tf32(precision, deterministic=deterministic, in_cudnn=in_cudnn) == expected
+
+
+@pytest.mark.parametrize("switch", ["fp32_precision", "cuda.matmul.fp32_precision", "cudnn.rnn.fp32_precision"])
+@pytest.mark.parametrize("value", ["ieee", "tf32"])
+def test_the_newer_switches_of_tf32_are_left_as_they_were(switch, value):
+    """torch refuses to read the older ones in a program that has set these."""
+    code = f"""
+import torch
+from ulmfit.config import LMConfig
+from ulmfit.distributed.runtime import open_runtime
+torch.backends.{switch} = {value!r}
+names = ("cudnn.rnn", "cudnn.conv", "cuda.matmul")
+def found():
+    return [eval(f"torch.backends.{{name}}.fp32_precision").replace("none", "ieee") for name in names]
+before = found()
+with open_runtime(LMConfig(deterministic=True)):
+    assert found() == ["ieee"] * 3, found()
+assert found() == before, (before, found())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "seen", "sentence"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "4"}, 0, "SLURM gave 4 GPU(s)"),
+        ({"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": ""}, 0, None),  # the user hides them
+        ({"SLURM_GPUS_ON_NODE": "4", "ACCELERATE_USE_CPU": "true"}, 0, None),
+        ({"SLURM_GPUS_ON_NODE": "0"}, 0, None),
+        ({"LOCAL_RANK": "3"}, 0, None),
+        ({"LOCAL_RANK": "3"}, 4, None),
+        ({"LOCAL_RANK": "1"}, 1, "process 2 of this machine has no GPU of its own, for torch sees 1"),
+        ({"LOCAL_RANK": "1", "ACCELERATE_USE_CPU": "1"}, 1, None),
+    ],
+)
+def test_each_process_has_a_gpu_where_there_are_some(environment, seen, sentence, monkeypatch):
+    for name in ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+    assert launch.uses_gpu() is (seen > 0 and "ACCELERATE_USE_CPU" not in environment)
+    if sentence is None:
+        launch.check_gpus()
+    else:
+        with pytest.raises(UserError) as caught:
+            launch.check_gpus()
+        assert str(caught.value).startswith(sentence) and ";" in str(caught.value)
 
 
 def test_a_deterministic_run_in_bf16_leaves_cudnn_its_switch():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.distributed.ranks import on_ranks
 from tests.training import runs
 from ulmfit import train_classifier, train_language_model
 from ulmfit.distributed import memory
@@ -69,6 +70,27 @@ def test_the_trial_finds_the_fewest_that_fit_and_leaves_no_trace(task, tmp_path,
     assert tried == [1, 2, 4]
     plain, found = runs.weights(tmp_path / "plain"), runs.weights(tmp_path / "run")
     assert all(torch.equal(plain[name], found[name]) for name in plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [8, 9])
+def test_the_classifiers_trial_on_two_ranks_is_of_its_own_documents(batch_size, tmp_path, monkeypatch):
+    """No collective may be in it, for only some ranks may run out of memory."""
+    gathered = []
+
+    def choose(task, session, directory):
+        gathered.append(task.largest_batch().gathered is not None)
+        assert memory.fit_micro_batches(task, session.runtime) == 2
+
+    def trained(rank):
+        tried = short_of_memory(ClassifierTask, monkeypatch, fits=2)
+        monkeypatch.setattr(run_task, "_choose_micro_batches", choose)
+        options = {"micro_batches": "auto", "max_steps": 2, "batch_size": batch_size}
+        result = train_classifier(runs.clf_config(tmp_path / "run", **options))
+        return result.state, tried, gathered
+
+    for state, tried, with_places in on_ranks(2, trained, tmp_path / "ranks"):
+        assert state == "done" and tried == [1, 2] and with_places == [True]
 
 
 @pytest.mark.slow

@@ -124,6 +124,13 @@ def test_gpus_that_are_not_there_are_missed(monkeypatch):
     monkeypatch.setattr(node_checks.torch.cuda, "device_count", lambda: 0)
     assert node_checks.gpu_faults({"SLURM_GPUS_ON_NODE": "2"}) == ["SLURM gave 2 GPU(s) and torch sees 0"]
     assert node_checks.gpu_faults({}) == []
+    # With GPUs they are checked by a process that ends.
+    monkeypatch.setattr(node_checks.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1000")
+    [fault] = node_checks.local_faults([], free=0)
+    assert fault.startswith("SLURM gave 1000 GPU(s) and torch sees")
+    monkeypatch.setattr(node_checks.sys, "executable", "/bin/false")
+    assert node_checks.local_faults([], free=0)[0].startswith("the check of its GPUs failed: ")
 
 
 @pytest.mark.slow

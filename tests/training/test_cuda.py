@@ -21,7 +21,7 @@ import torch
 
 from tests.training import steps
 from ulmfit.distributed import memory
-from ulmfit.distributed.runtime import allowed_tf32
+from ulmfit.distributed.torch_settings import allowed_tf32
 from ulmfit.model import awd_lstm
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet

@@ -23,7 +23,7 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from torch.distributed.rendezvous import rendezvous
 
-from ulmfit.distributed.launch import check_launch
+from ulmfit.distributed.launch import check_gpus, check_launch, uses_gpu
 from ulmfit.distributed.sharding import processes_only
 from ulmfit.errors import RankLost, StoppedEarly, UserError
 from ulmfit.private_api import abort_group, group_store, shared_states
@@ -36,7 +36,8 @@ _GONE = re.compile(
     r"[\w ]*(?:by peer|broken pipe|timed out|timeout|remote process exited|network error|no route to host|unreachable|"
     r"recvvalue failed|failed to recv)[\w ]*", re.IGNORECASE
 )  # fmt: skip
-HEARD = 5.0  # seconds in which the other ranks notice that a rank has left
+HEARD = 5.0  # seconds in which the other ranks notice that a rank has left: gloo ends their collectives
+HEARD_ON_GPU = 25.0  # NCCL does not, and their watchdogs look every 10 seconds
 _LEFT, _HEARD = "ulmfit/left", "ulmfit/heard"
 
 _unusable = False  # True after a training failed on some ranks, because the ranks may be in different collectives
@@ -61,7 +62,8 @@ class Group:
         check_launch()
         if _unusable:
             raise UserError("an earlier training of this process failed on one of its ranks; start the script again")
-        on_gpu = torch.cuda.is_available()
+        check_gpus()
+        on_gpu = uses_gpu()
         self._found = [dict(state) for state in shared_states()]
         was_there = dist.is_initialized()
         for found in shared_states():
@@ -197,7 +199,7 @@ class Group:
         store.set(_LEFT, json.dumps({"rank": self.rank, "sentence": str(error)}))
         with suppress(RuntimeError):  # the backend cannot abort; the watchdog of each rank reads the store too
             abort_group(self.device)
-        deadline = time.monotonic() + HEARD
+        deadline = time.monotonic() + (HEARD_ON_GPU if self.device.type == "cuda" else HEARD)
         while store.add(_HEARD, 0) < self.world_size - 1 and time.monotonic() < deadline:
             time.sleep(0.05)
 

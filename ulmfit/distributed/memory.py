@@ -16,7 +16,8 @@ MARGIN = 0.08  # share of a GPU's memory that is kept free, for fragmentation an
 
 # Only torch's GPU allocator has its own error class. Its CPU allocator, the CUDA runtime (if another program took the
 # memory), cuBLAS and cuDNN raise a RuntimeError.
-_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED",
+          "Triton Error [CUDA]: out of memory")  # fmt: skip
 
 
 class Passes(Protocol):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +15,7 @@ import torch
 
 FREE_SHARE = 0.9  # of a GPU's memory: less is free only where another process holds some
 INODES = 1_000
+SECONDS = 300.0  # for torch to be read from a cold disk and a product on each GPU
 _PROBE = os.urandom(1 << 20)
 
 
@@ -81,4 +85,25 @@ def temporary_folder() -> Path:
 def local_faults(folders: Sequence[Path], *, free: float) -> list[str]:
     """All faults that this node finds in itself."""
     found = [fault for folder in dict.fromkeys(folders) for fault in folder_faults(folder, free=free)]
-    return gpu_faults() + list(dict.fromkeys(found))
+    return _gpu_faults_apart() + list(dict.fromkeys(found))
+
+
+def _gpu_faults_apart() -> list[str]:
+    """`gpu_faults` in a process that ends: a GPU may take one process at a time, and the reduction comes next."""
+    if not torch.cuda.device_count():
+        return gpu_faults()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ulmfit.distributed.node_checks"],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+        return list(json.loads(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return [f"the check of its GPUs failed: {str(error).splitlines()[0]}"]
+
+
+if __name__ == "__main__":
+    print(json.dumps(gpu_faults()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import random
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -27,6 +25,7 @@ from ulmfit.distributed.group import Group
 from ulmfit.distributed.left_scoring import LeftScoring
 from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
+from ulmfit.distributed.torch_settings import TorchSettings, allowed_tf32, seed_everything
 from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
 from ulmfit.private_api import forget_prepared
 
@@ -61,6 +60,8 @@ class Runtime:
         self.is_main = self.rank == 0
         self.progress = Progress(self.device)
         on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)  # of an earlier training in this process
         if config.precision == "fp16" and not on_gpu:
             raise UserError("--precision fp16 needs a GPU; use fp32 (or bf16) on this machine")
         self.engine = wanted_engine(config)
@@ -70,7 +71,7 @@ class Runtime:
         )
         self.stop_scoring: Callable[[], bool] = lambda: False
         self._left_scoring = LeftScoring(self.store())
-        self._settings = _Settings()
+        self._settings = TorchSettings()
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, machine_cores()))
         self.threads = config.threads or torch.get_num_threads()
@@ -81,8 +82,9 @@ class Runtime:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         if on_gpu or config.deterministic:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = allowed_tf32(
-                config.precision, deterministic=config.deterministic, in_cudnn=torch.backends.cudnn.allow_tf32
+            in_cudnn = self._settings.tf32_in_cudnn
+            self._settings.allow_tf32(
+                *allowed_tf32(config.precision, deterministic=config.deterministic, in_cudnn=in_cudnn)
             )
         # find_unused_parameters, because parameters may have no gradient in a step (frozen layers, a rank without
         # documents) and the reduction must not wait for them. It also prevents DDP from rebuilding buckets, so that a
@@ -277,6 +279,8 @@ class Runtime:
         """
         forget_prepared(self.accelerator)
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for other programs, and the next training has buffers of other sizes
         self._settings.restore()
         self.group.close(in_order=in_order)
 
@@ -288,39 +292,6 @@ class Runtime:
         if self.group.setting_up:
             self.group.check_in()
         return True
-
-
-def allowed_tf32(precision: str, *, deterministic: bool, in_cudnn: bool) -> tuple[bool, bool]:
-    """Whether a run on a GPU rounds the operands of float32 products to TF32: (in cuDNN's LSTM, in matrix products).
-
-    In fp32 both are alike, because the slower of the two would decide how fast a step is. With `deterministic` neither
-    rounds. In half precision cuDNN's switch must stay on: without it torch asks cuDNN for FMA arithmetic in bfloat16
-    too (aten/src/ATen/cudnn/Descriptors.h), that is without tensor cores. Half-precision products do not use TF32.
-
-    Args:
-        precision: fp32, fp64, fp16 or bf16.
-        in_cudnn: the present setting of cuDNN, on by default in torch.
-    """
-    if precision in ("fp16", "bf16"):
-        return True, False
-    allowed = in_cudnn and not deterministic
-    return allowed, allowed
-
-
-class _Settings:
-    """Global settings of torch that a run may change."""
-
-    def __init__(self) -> None:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        self._threads, self._deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        self._cudnn = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-
-    def restore(self) -> None:
-        torch.set_num_threads(self._threads)
-        if torch.are_deterministic_algorithms_enabled() != self._deterministic:
-            torch.use_deterministic_algorithms(self._deterministic)  # imports torch's compiler, which takes seconds
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = self._cudnn[:2]
-        torch.backends.cuda.matmul.allow_tf32 = self._cudnn[2]
 
 
 @contextmanager
@@ -355,14 +326,6 @@ def open_runtime(
         close(False)
         raise
     close(True)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global random generators. They only determine initial weights. Data order and dropout have their own
-    seeds (batches/order.py, training/masks.py)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def environment() -> dict[str, Any]:

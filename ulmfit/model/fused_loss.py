@@ -156,6 +156,8 @@ def loss_and_gradient(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a compiler, a driver, a cache folder: whatever it is, the plain path does without
+        if "out of memory" in str(error):  # but the plain path would need more of it
+            raise torch.OutOfMemoryError(str(error)) from error
         raise KernelFailed(f"{type(error).__name__}: {error}") from error
 
 

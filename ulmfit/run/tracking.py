@@ -339,7 +339,7 @@ def _begun_curves(path: Path) -> set[str]:
 
 def memory_mib() -> float:
     """Peak memory so far in MiB: on a GPU that of torch's allocator, else the process's resident set size."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not where there is a GPU and the launcher was told to use the CPU
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB on Linux

@@ -269,7 +269,8 @@ class ClassifierTask:
         would move more bytes than a sum, each rank fills its own rows of the whole and leaves the others zero, so that
         the sum over ranks is exact.
         """
-        if batch.gathered is not None:
+        # Places in what all ranks have gathered mean nothing where this rank is alone (`Runtime.alone`).
+        if batch.gathered is not None and self._runtime.world_size > 1:
             padded = own.new_zeros(batch.most_rows, own.shape[1])
             padded[: len(own)] = own.detach()
             return self._runtime.gather(padded).flatten(0, 1).index_select(0, to_device(batch.gathered, own.device))

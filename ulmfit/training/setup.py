@@ -28,6 +28,7 @@ from ulmfit.data.fingerprint import Access, Revision
 from ulmfit.data.mixed_corpus import MixedSplit, open_any_corpus
 from ulmfit.data.sources import unread_beside
 from ulmfit.data.tables import ReadOtherwise
+from ulmfit.distributed.launch import uses_gpu
 from ulmfit.distributed.runtime import Runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
@@ -337,7 +338,7 @@ def architecture(config: TrainConfig, vocab_size: int, pretrained: AWDLSTMConfig
     Raises:
         UserError: --preset does not match the sizes of the pretrained model.
     """
-    preset = config.preset or ("tiny" if config.data is None else "base" if torch.cuda.is_available() else "small")
+    preset = config.preset or ("tiny" if config.data is None else "base" if uses_gpu() else "small")
     if pretrained is None:
         return AWDLSTMConfig(vocab_size, **PRESETS[preset])
     sizes = {name: getattr(pretrained, name) for name in PRESETS[preset]}
