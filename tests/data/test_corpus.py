@@ -161,7 +161,7 @@ def test_too_many_faults():
     split = open_rows("b.csv")
     with pytest.raises(UserError, match=r"b.csv has 4 rows at fault among the 64 .*\(empty 4\), more than 5%"):
         whole(split)
-    write("c.csv", "text\n" + '" "\n' * 3)
+    write("c.csv", "text,title\n" + '" ",x\n' * 3)
     with pytest.raises(UserError, match="3 rows at fault among the 3"):
         whole(open_rows("c.csv"))
 

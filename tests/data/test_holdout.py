@@ -14,7 +14,7 @@ from ulmfit.data import duplicates
 from ulmfit.data.corpus import Corpus, open_corpus
 from ulmfit.data.duplicates import duplicate_notes
 from ulmfit.data.fingerprint import Access
-from ulmfit.data.holdout import NO_CLASS, draw, share_seats
+from ulmfit.data.holdout import NO_CLASS, draw, group_name, share_seats
 from ulmfit.data.in_memory import InMemory
 from ulmfit.errors import UserError
 
@@ -124,6 +124,12 @@ def random_rows(draw: random.Random) -> list[dict]:
 
 def sides(corpus: Corpus) -> dict[str, list[str]]:
     return {name: sorted(whole(split)[0]) for name, split in corpus.splits.items()}
+
+
+def test_a_group_is_the_same_however_its_number_is_written():
+    """pandas writes 7.0 where a file has a row without a group."""
+    assert {group_name(value) for value in (7, 7.0, "7", "7.0", " 7 ")} == {"7"}
+    assert group_name("seven.0") == "seven.0" and {group_name(value) for value in (None, float("nan"), " ")} == {""}
 
 
 @pytest.mark.usefixtures("alone")

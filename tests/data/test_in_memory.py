@@ -130,6 +130,8 @@ def test_the_identity_is_the_content():
     ]
     found = [InMemory(COLUMNS | {"label": kind(ones)}) for kind in kinds for ones in (numbers, 1 - numbers)]
     assert len({one.sources["train"].fingerprint for one in found}) == 8
+    first, second = (COLUMNS | {"text": ["fault at 0x7ffe in main", *TEXTS[2:], last]} for last in "ab")
+    assert InMemory(first).sources["train"].fingerprint != InMemory(second).sources["train"].fingerprint
     # What can be neither text nor label does not count, and need not be readable twice alike.
     for _ in range(2):
         more = COLUMNS | {"object": [object() for _ in TEXTS]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -81,6 +82,47 @@ def test_values_inside_values():
     assert found.columns == ["review.body", "review.by.name", "label"]
     assert open_corpus("a.jsonl", task="clf", text_column="review.body").label_names == ["0", "1"]
     assert rows(found, "review.body") == [(text,) for text in TEXTS]
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_lines_and_arrays_in_one_folder(names):
+    """A file of the other form was one torn row."""
+    given = [{"text": f"text {n}", "label": n % 2} for n in range(100)]
+    write(f"d/{names[0]}.jsonl", "".join(json.dumps(row) + "\n" for row in given))
+    write(f"d/{names[1]}.json", json.dumps(given))
+    split = open_rows("d")
+    texts = whole(split)[0]
+    assert texts == [row["text"] for row in given] * 2
+    done = 0
+    for batch in split.batches(30):
+        done += len(batch.texts)
+        rest = [text for later in split.batches(7, batch.after) for text in later.texts]
+        assert rest == texts[done:]
+
+
+def test_files_with_other_names_of_classes_are_refused():
+    """Their numbers would be those of other classes."""
+    for file, classes in (("a", ["neg", "pos"]), ("b", ["pos", "neg"])):
+        features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=classes))
+        rows = {"text": [f"{file} {n}" for n in range(20)], "label": [n % 2 for n in range(20)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(f"{file}.parquet")
+    with pytest.raises(UserError, match=r"classes of column label have other names or another order in b.parquet"):
+        open_corpus("*.parquet", task="clf")
+
+
+def test_a_declared_class_may_mean_unlabelled():
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["neg", "pos", "unknown"])
+    )
+    given = {"text": [f"text {n}" for n in range(60)], "label": [n % 3 for n in range(60)]}
+    datasets.Dataset.from_dict(given, features=features).to_parquet("c.parquet")
+    corpus = open_corpus("c.parquet", task="clf", unlabelled="unknown")
+    assert corpus.label_names == ["neg", "pos"]
+    assert sum(len(whole(split)[0]) for split in corpus.splits.values()) == 40
+    assert open_corpus("c.parquet", task="clf").label_names == ["neg", "pos", "unknown"]
+    assert any(
+        "that --unlabelled names" in note for note in open_corpus("c.parquet", task="clf", unlabelled="unkown").notes
+    )
 
 
 def test_lists_are_no_texts():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 
@@ -119,6 +120,19 @@ def test_separators_have_names_and_a_cell_may_be_a_list():
     for cell in ("[a", "[1, [2]]", "{'a'}", "[" * 5000 + "]" * 5000, "['a', f()]"):  # no lists of labels
         corpus = corpus_of({"text": texts, "label": [cell, "b;c", "b"] * 4}, label_separator=";")
         assert cell in corpus.label_names
+
+
+def test_lists_of_a_dataset():
+    texts = [f"text {row}" for row in range(12)]
+    lists = [["a"], ["a", "b"], []] * 4
+    data = datasets.Dataset.from_dict({"text": texts, "label": lists})
+    found = corpus_of(data)
+    assert (
+        found.label_sets.names == ("a", "b")
+        and found.label_names == corpus_of({"text": texts, "label": lists}).label_names
+    )
+    other = datasets.Dataset.from_dict({"text": texts, "label": lists[::-1]})
+    assert in_memory(data).sources["train"].fingerprint != in_memory(other).sources["train"].fingerprint
 
 
 def test_rows_without_a_label_may_come_first():

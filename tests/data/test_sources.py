@@ -134,6 +134,37 @@ def test_folders_and_globs_of_files_named_by_splits():
     assert len(whole(open_rows("parts/part-[01].csv"))[0]) == 2 * NUM_ROWS
 
 
+@pytest.mark.parametrize("name", ["{}Data.csv", "{}set.csv", "my_{}_set.csv", "Kaggle{}Set.csv", "{}data-1.csv"])
+def test_names_of_splits_in_one_word(name):
+    """The rows of testData.csv were trained on."""
+    for split in ("train", "test"):
+        write(
+            "d/" + name.format(split.title() if name.startswith("Kaggle") else split),
+            CSV.replace("a film", f"a {split} film"),
+        )
+    found = {split: whole(part)[0][0].split()[1] for split, part in open_corpus("d", task="clf").splits.items()}
+    assert found == {"train": "train", "valid": "train", "test": "test"}
+    for other in ("dataset.csv", "data.csv", "latest.csv", "contrain.csv"):
+        write(f"one/{other}", CSV)
+    assert set(open_corpus("one", task="clf").splits) == {"train", "valid"}
+
+
+def test_a_table_without_names_in_several_files():
+    """A file of one line is no line of names."""
+    write("n/a.csv", "".join(f"a film about number {n},{n % 2}\n" for n in range(40)))
+    write("n/b.csv", "another film,1\n")
+    assert len(whole(open_rows("n"))[0]) == 41
+    assert len(whole(open_rows("n", file_by_file=True))[0]) == 41
+
+
+def test_a_glob_may_name_the_validation_rows():
+    write("t.csv", CSV)
+    for number in range(2):
+        write(f"held/{number}.csv", CSV.replace("a film", f"held {number}"))
+    corpus = open_corpus("t.csv", task="clf", valid="held/*.csv")
+    assert len(whole(corpus.splits["valid"])[0]) == 2 * NUM_ROWS and len(whole(corpus.splits["train"])[0]) == NUM_ROWS
+
+
 def test_files_of_other_splits_beside_a_file_are_told():
     """Who names train.csv may think that test.csv beside it is read too."""
     Path("d").mkdir()

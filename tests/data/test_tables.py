@@ -52,6 +52,9 @@ def test_one_column():
     # A blank line is an empty cell, as Excel writes it.
     assert rows(source("text\na\n\nb\n\n")) == [("a",), ("",), ("b",), ("",)]
     assert rows(source("text\r\n\r\na\r\n")) == [("",), ("a",)]
+    # As in a text file it is no fault.
+    write("one.csv", "text\n" + "".join(f"line {n}\n" for n in range(10)) + "\n")
+    assert sum(len(whole(split)[0]) for split in open_corpus("one.csv", task="lm").splits.values()) == 10
     multi = written([("one\ntwo",), ("three",), ("",), ("a, b",)], header=("text",))
     assert rows(source(multi)) == [("one\ntwo",), ("three",), ("",), ("a, b",)]
 
@@ -129,6 +132,26 @@ def test_a_line_break_in_a_first_column_cuts_no_record(columns, separator, quoti
     table = list(zip(*(fields[name] for name in columns), strict=True))
     found = source(written(table, separator, quoting=quoting, header=columns))
     assert found.columns == list(columns) and rows(found) == table
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_second_line_that_begins_like_a_label_cuts_no_record(quoting):
+    """Both lines look like records then; but where fields with separators are quoted, marks are not stray ones."""
+    texts = [f"Drove it, number {n}, to the coast." for n in range(100)]
+    for place in range(0, 100, 10):
+        texts[place] = "Drove it to the coast and back.\n5,000 miles later it broke"
+    table = [(f"{number % 5 + 1}", text) for number, text in enumerate(texts)]
+    found = source(written(table, quoting=quoting, header=("stars", "review")))
+    assert found.columns == ["stars", "review"] and rows(found) == table
+
+
+def test_a_lone_mark_in_a_table_with_quoted_fields_costs_no_row():
+    table = [(f"{n % 2}", f"a text, number {n}") for n in range(200)]
+    lines = written(table).splitlines(keepends=True)
+    for place in (50, 51, 120):
+        lines[place] = f'1,"stray number {place}\n'
+    found = rows(source("".join(lines)))
+    assert len(found) == 200 and found[48] == table[48] and found[51] == table[51] and found[150] == table[150]
 
 
 def test_escaped_marks():

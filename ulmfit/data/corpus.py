@@ -329,8 +329,8 @@ def _text_columns(source: Source, wanted: str | None, label_column: str, trained
     if len(names) > 1:  # csv columns are all strings: exclude those with only numbers or truth values
         head: Columns = next(source.read(names, 100), {name: [] for name in names})
         names = [name for name in names if any(isinstance(value, str) and not _is_plain(value) for value in head[name])]
-    if source.default_texts:
-        return [name for name in source.default_texts if name != label_column]
+    if default := [name for name in source.default_texts if name != label_column]:
+        return default
     if len(names) != 1 and source.has("text"):
         return ["text"]
     if len(names) != 1:

@@ -9,6 +9,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -244,6 +245,28 @@ def _is_quoted(lines: Sequence[str], dialect: Dialect) -> bool:
     filled = [line.strip("\r\n") for line in lines[:_RECORDS] if line.strip()]
     whole = sum(line.startswith('"') and line.endswith('"') for line in filled)
     return whole > 0.9 * len(filled)
+
+
+def is_quoted_well(lines: Sequence[str], dialect: Dialect, *, whole: bool) -> bool:
+    """Whether quotation marks are those of a program that quotes: in the sample all pair, and in some line a quoted field has a
+    separator in it, which a stray mark would not protect.
+
+    Args:
+        whole: the lines are all of the file, so that a field which they do not end is one of a stray mark.
+    """
+    if not dialect.quoted or dialect.escaped or dialect.separator == NO_SEPARATOR:
+        return False
+    try:
+        for _ in dialect.reader(lines[: 20 * _RECORDS]):
+            pass
+    except csv.Error as error:
+        if "unexpected end of data" not in str(error) or whole and len(lines) <= 20 * _RECORDS:
+            return False
+    for line in lines[:_RECORDS]:
+        with suppress(csv.Error):
+            if '"' in line and any(dialect.separator in cell for row in dialect.rows([line]) for cell in row):
+                return True
+    return False
 
 
 def _score(lines: Sequence[str], dialect: Dialect, headless: bool) -> tuple[float, int, int]:

@@ -27,7 +27,7 @@ from ulmfit.files import sealed, unsealed, write_text
 # rows are held out by a stratified draw (see `holdout`).
 SCHEME = 3
 # The version of the readers of files. It changes whenever a file may give other rows than before.
-READER = 1
+READER = 2
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 BLOCK = 16 * 2**20  # bytes hashed by one thread at a time
 _THREADS = min(4, os.cpu_count() or 1)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ulmfit.data.label_values import as_label
 from ulmfit.data.shards import Columns
 from ulmfit.files import replacing
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ulmfit.data.splits import Split
 
 STRATIFIED = 3  # the first scheme (see `fingerprint`) with this draw; earlier runs hold out rows by their hash alone
-VERSION = 1  # of the draw, for its cache
+VERSION = 2  # of the draw, for its cache
 NO_CLASS = -1
 
 
@@ -87,7 +88,7 @@ def group_name(value: Any) -> str:
     """A group as text; "" if there is none. 1, 1.0 and "1" are the same group."""
     if value is None or value != value:
         return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    return as_label(str(int(value) if isinstance(value, float) and value.is_integer() else value)) or ""
 
 
 def hold_out(

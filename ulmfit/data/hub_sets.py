@@ -60,7 +60,11 @@ def _types(features: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
 
     return (
         {name: list(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
-        {name: str(getattr(feature, "dtype", "nested")) for name, feature in features.items()},
+        # A feature of lists has no dtype of its own.
+        {
+            name: str(getattr(feature, "dtype", None) or features.arrow_schema.field(name).type)
+            for name, feature in features.items()
+        },
     )
 
 

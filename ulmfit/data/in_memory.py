@@ -30,7 +30,7 @@ SPLIT_NAMES = {
     "test": "test", "unsup": "unsup", "unsupervised": "unsup", "unlabelled": "unsup", "unlabeled": "unsup",
 }  # fmt: skip
 # Prefixes of the types of Arrow whose values can be texts or labels; others may be images.
-_HASHED = ("list", "large_list", "string", "large_string", "bool", "int", "uint", "float", "half", "double", "date", "time", "duration",
+_HASHED = ("list", "large_list", "fixed_size_list", "string", "large_string", "bool", "int", "uint", "float", "half", "double", "date", "time", "duration",
            "decimal", "dictionary")  # fmt: skip
 _TAKES = "give a path, a data frame, a datasets.Dataset, a dict of columns, a list of texts or (texts, labels)"
 _Column = Callable[[int, int], Sequence[Any]]  # (start, stop) -> values of these rows
@@ -163,7 +163,9 @@ def _source(data: Any, what: str) -> Source:
     # It decides whether a column can be texts.
     source.types = {name: "string" if isinstance(one, str) else type(one).__name__ for name, one in firsts.items()}
     # A type of the user's may be that of the labels. One that is told by its address is an object without a value.
-    source.fingerprint = _fingerprint(source, [name for name, one in firsts.items() if " at 0x" not in repr(one)])
+    source.fingerprint = _fingerprint(
+        source, [name for name, one in firsts.items() if isinstance(one, str) or " at 0x" not in repr(one)]
+    )
     return source
 
 

@@ -31,6 +31,7 @@ from ulmfit.excerpts import excerpt, listed, listed_values
 SET = "set of labels"  # the column that stands for a label column
 FEW = 10  # rows: a smaller set is no stratum of its own
 _PEEKED = 1000  # rows in which a list column is looked for
+_LISTS = ("list", "large_list", "fixed_size_list", "tuple")  # prefixes of types whose values are the labels of a row
 _SUSPECTS = "#|;,/+&"  # between the labels of a cell
 _ONE, _ZERO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
@@ -244,7 +245,7 @@ def found_in(source: Source, column: str, wanted: str | None, separator: str | N
         return LabelSets(names)
     if separator is not None:
         return LabelSets((column,), spelled(separator))
-    if column not in source.columns or not source.types.get(column, "list").startswith(("list", "large_list", "tuple")):
+    if column not in source.columns or not source.types.get(column, "list").startswith(_LISTS):
         return None
     head: list[Any] = []
     for columns in source.read([column], _PEEKED):

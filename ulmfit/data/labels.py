@@ -37,12 +37,10 @@ def resolve_labels(splits: dict[str, Split], column: str, names: list[str] | Non
             found = set().union(*counts.values())
             if unlabelled is None:
                 none = _no_label(found, column, where)
-            elif none is not None and none not in found:
-                where.notes.append(
-                    f"no row of {where.what} has the label {listed_values([none])} that --unlabelled names"
-                )
-            names = [name for name in names if name != none]
             names = sorted(names, key=int) if all(map(is_integer, names)) else names
+        if unlabelled is not None and none is not None and not any(none in found for found in counts.values()):
+            where.notes.append(f"no row of {where.what} has the label {listed_values([none])} that --unlabelled names")
+        names = [name for name in names if name != none]
     if "test" in splits and not set(counts["test"]) - {none}:  # as published tasks have it, whose labels are kept back
         where.notes.append(f"no row of {splits.pop('test').parts[0].what} has a label, so the test split is left out")
     seen = [name for name in names if train[name]]

@@ -54,6 +54,13 @@ def open_files(files: list[str], kind: str, what: str, access: Access) -> Source
 
 def _parquet(files: list[str], what: str, access: Access) -> Source:
     types, classes = parquet_schema(files[0])
+    for path in files[1:_FEW_FILES]:
+        for name, names in parquet_schema(path)[1].items():
+            if names != classes.get(name, names):
+                raise UserError(
+                    f"the classes of column {name} have other names or another order in {path} than in {files[0]}; write both "
+                    "with the same features"
+                )
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
         return over_files(
@@ -94,7 +101,8 @@ def _table(files: list[str], kind: str, what: str, access: Access) -> Source:
     form = (dialect, encoding)
     hint = "if its first line is a row, add --no-header" if dialect.header else ""
     source = Source(what, first.names, fingerprint(kind, files, None, access, form), files, kind=kind,
-                    notes=_notes(files[0], first, default, access), hint=hint, _batches=batches)  # fmt: skip
+                    notes=_notes(files[0], first, default, access), hint=hint, header=dialect.header,
+                    blank_lines=len(first.names) == 1, _batches=batches)  # fmt: skip
     if not dialect.header:
         classes = [name for name, column in zip(first.names, first.columns, strict=True) if column.values is not None]
         texts = [name for name, column in zip(first.names, first.columns, strict=True) if column.is_text]
@@ -204,20 +212,20 @@ def _table_in(head: list[str]) -> str:
 def _json(files: list[str], what: str, access: Access) -> Source:
     """Rows of JSON. They are parsed here, so that a broken line is one bad row and no types are guessed."""
     encoding_of = _encodings(access)
-    if json_files.is_lines(files[0], encoding_of(files[0])):
-        read, kind = _lines(files, access), "jsonl"
-    else:
-        kind = "json"
-        if access.scheme < SCHEME:
-            raise ReadOtherwise(f"{files[0]} is read in another way by this version")
+    holds_lines = functools.cache(lambda path: json_files.is_lines(path, encoding_of(path)))
+    kind = "jsonl" if all(map(holds_lines, files[:_FEW_FILES])) else "json"  # "json" too where there are both
+    if access.scheme < SCHEME and (kind == "json" or encoding_of(files[0]) != UTF8):
+        raise ReadOtherwise(f"{files[0]} is read in another way by this version")
+
+    def read(path: str, batch_size: int, inside: Any) -> Iterator[tuple[list[json_files.Row | None], Any]]:
+        if not holds_lines(path):
+            yield from json_files.read_array(path, encoding_of(path), batch_size, inside, access.beat)
+            return
+        for lines, after in read_lines(path, batch_size, inside, access.beat, encoding_of(path)):
+            yield [json_files.parse(line) for line in lines if line.strip()], after
 
     def rows_of(batch_size: int, place: Any) -> Iterator[tuple[list[json_files.Row | None], Any]]:
-        if kind == "jsonl":
-            for lines, after in read(batch_size, place):
-                yield [json_files.parse(line) for line in lines if line.strip()], after
-            return
-        yield from over_files(files, place, lambda path, inside: json_files.read_array(
-            path, encoding_of(path), batch_size, inside, access.beat))  # fmt: skip
+        return over_files(files, place, lambda path, inside: read(path, batch_size, inside))
 
     def batches(wanted: list[str], batch_size: int, place: Any) -> Batches:
         for rows, after in rows_of(batch_size, place):

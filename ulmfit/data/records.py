@@ -33,6 +33,7 @@ class Form:
         start: bytes before the first record of data.
         header: the cells of the header, as they stand there; () without one.
         old_ends: lines end with a carriage return alone.
+        quotes: a program wrote it that quotes what has to be (`dialect.is_quoted_well`), so that no mark is a stray one.
     """
 
     encoding: str
@@ -42,6 +43,7 @@ class Form:
     header: tuple[str, ...]
     old_ends: bool
     columns: tuple[Column, ...]
+    quotes: bool = False
 
 
 class _Stray(Exception):
@@ -264,6 +266,8 @@ class Records:
         inside = self._at - self._record - 1
         if len(row) > self._size and any(cell.strip() for cell in row[self._size :]):
             return False
+        if self._form.quotes and len(row) == self._size:
+            return True
         certain = self._dialect.separator == "\t" or any(not column.is_text for column in self._form.columns)
         if self._alike < inside or not certain:
             return True

@@ -33,6 +33,7 @@ class Source:
     blank_lines: bool = False  # rows are lines of text, blank ones too, which training leaves out
     documents: bool = False  # each row is a file, in the order of `files`
     kind: str = ""  # of files: csv, tsv, jsonl, json, parquet, text or documents
+    header: bool = True  # of a table: the first line of its files has the names of the columns
     default_texts: list[str] = field(default_factory=list)  # of a table without names: its columns of texts
     hint: str = ""  # what else the user may have meant if a column is missing
     default_label: str | None = None  # of a table without names: its column of classes, if there is one

@@ -23,6 +23,7 @@ import glob
 import hashlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def by_file(source: Source, access: Access) -> list[Source]:
     """A source of each file. A folder of documents, a single file and rows that are in no files stay one source."""
     if source.documents or len(source.files) < 2:
         return [source]
+    if not source.header:
+        access = replace(access, header=False)  # a file of one line would be taken for the names of its columns
     files = [open_files([path], str(kind_of(path)), path, access) for path in source.files]
     files[0].notes = source.notes
     return files
@@ -155,7 +158,9 @@ def _nearest(data: str) -> str:
 
 
 def _split_of(path: str | Path) -> str | None:
-    words = re.split(r"[^a-z]+", Path(path).name.lower())
+    """The split that a file's name has as a word, or in one such as trainData or testset."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", Path(path).name)
+    words = [re.sub(r"(?<=.)(set|data)$", "", word) for word in re.split(r"[^a-z]+", apart.lower())]
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 

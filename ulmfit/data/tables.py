@@ -53,7 +53,8 @@ def examine(path: str, kind: str, separator: str | None, header: bool | None, en
     if not lines[skipped:]:
         raise UserError(f"{path} holds no rows; give a file with rows")
     dialect = known or dialects.find_dialect(lines[skipped:], kind, separator or said, header)
-    form = Form(encoding, dialect, [], 0, (), old_ends, ())
+    quotes = dialects.is_quoted_well(lines[skipped:], dialect, whole=len(head) < dialects.SAMPLE)
+    form = Form(encoding, dialect, [], 0, (), old_ends, (), quotes)
     if dialect.separator == dialects.NO_SEPARATOR and separator is None and header is None and known is None:
         _refuse_title(path, lines, skipped, kind)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 
 from ulmfit.data.fingerprint import Access
@@ -47,7 +48,7 @@ def validation_of(
     valid = str(valid)
     split = valid if valid in found else SPLIT_NAMES.get(valid)
     matches = {
-        "a path": is_url(valid) or os.path.exists(valid),
+        "a path": is_url(valid) or os.path.exists(valid) or bool(glob.glob(valid, recursive=True)),
         "a column": valid in train.columns,
         "a split": split is not None and split in found,
     }
