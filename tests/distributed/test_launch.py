@@ -168,7 +168,7 @@ assert found() == before, (before, found())
 @pytest.mark.parametrize(
     ("environment", "seen", "sentence"),
     [
-        ({"SLURM_GPUS_ON_NODE": "4"}, 0, "SLURM gave 4 GPU(s)"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, 0, "torch sees none of the 4 GPU(s)"),
         ({"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": ""}, 0, None),  # the user hides them
         ({"SLURM_GPUS_ON_NODE": "4", "ACCELERATE_USE_CPU": "true"}, 0, None),
         ({"SLURM_GPUS_ON_NODE": "0"}, 0, None),

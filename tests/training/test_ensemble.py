@@ -166,7 +166,7 @@ def test_a_report_of_a_job_that_was_made_larger_and_stopped_tells_of_the_model_t
     assert "the mean of 3 classifiers" in page.read_text()
     assert ulmfit.fit(output_dir=run, ensemble=2).state == "done"
     facts = read_facts(str(run))
-    assert facts.averaged == 2 and set(facts.minutes) == {"lm", "clf", "clf-2"}
+    assert facts.averaged == 2 and set(facts.minutes) == {"lm", "clf", "clf-2", "mean"}
 
 
 @pytest.mark.slow

@@ -6,9 +6,6 @@ import os
 import socket
 from collections.abc import Mapping
 
-import torch
-from accelerate.utils import parse_flag_from_env
-
 from ulmfit.errors import UserError
 
 # What accelerate, torch and this package read as numbers.
@@ -18,7 +15,15 @@ _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT
 def uses_gpu() -> bool:
     """Whether the processes of this launch compute on GPUs: there is one, and accelerate's launcher was not told to use the
     CPU (`--cpu`, `use_cpu: true`)."""
-    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    import torch  # commands read this module before they know whether they need it
+
+    return torch.cuda.is_available() and not _wants_cpu()
+
+
+def _wants_cpu() -> bool:
+    from accelerate.utils import parse_flag_from_env
+
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def check_gpus(environment: Mapping[str, str] = os.environ) -> None:
@@ -29,11 +34,13 @@ def check_gpus(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         UserError: it has none.
     """
+    import torch
+
     granted, seen = environment.get("SLURM_GPUS_ON_NODE", ""), torch.cuda.device_count()
-    wanted = torch.version.cuda is not None and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    wanted = torch.version.cuda is not None and not _wants_cpu()
     if wanted and not seen and granted.isdecimal() and int(granted) and environment.get("CUDA_VISIBLE_DEVICES") != "":
         raise UserError(
-            f"SLURM gave {granted} GPU(s) of {socket.gethostname()} and torch sees none; look at nvidia-smi there (a container "
+            f"torch sees none of the {granted} GPU(s) of {socket.gethostname()} that SLURM gave; look at nvidia-smi there (a container "
             "needs --nv), or export ACCELERATE_USE_CPU=true to train on the CPU"
         )
     local = int(environment.get("LOCAL_RANK", 0))
