@@ -118,6 +118,14 @@ def test_evaluate_the_rows_that_a_column_marks(command, runs, reviews, tmp_path)
     assert (json.loads(line)["split"], json.loads(line)["documents"]) == ("valid", len(rows) // 4)
 
 
+@pytest.mark.parametrize(
+    "option", [["--unlabelled", "1"], ["--encoding", "utf-16"], ["--separator", ";"], ["--skip-unseen"]]
+)
+def test_how_data_are_read_is_not_asked_of_a_run(mistake, runs, option):
+    """They were ignored."""
+    assert f"{option[0]} is for --data" in mistake("evaluate", "--model", runs.clf, *option)
+
+
 def test_evaluate_refuses_labels_that_the_model_does_not_know(mistake, runs, tmp_path):
     (tmp_path / "new.csv").write_text("text,label\n" + "one film,pos\n" * 5 + "another,meh\n")
     sentence = mistake("evaluate", "--model", runs.clf, "--data", "new.csv")

@@ -137,6 +137,24 @@ def test_settings_out_of_range_are_refused(language_model, options, words):
         language_model.generate("The", **options)
 
 
+@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": 2**70}, {"max_new_tokens": 1.5}])
+def test_numbers_that_are_no_whole_ones_are_refused(language_model, options):
+    with pytest.raises(UserError, match="give whole numbers"):
+        language_model.generate("a", **options)
+    assert language_model.generate("a", seed=np.int64(3)) == language_model.generate("a", seed=3)
+
+
+def test_what_is_no_text_or_device_is_told_in_a_sentence(classifier, runs):
+    rows = classifier.probabilities(["a film", "the"])
+    for texts in (np.array(["a film", "the"]), (text for text in ("a film", "the"))):
+        np.testing.assert_array_equal(classifier.probabilities(texts), rows)
+    with pytest.raises(UserError, match="texts are expected and not ndarray"):
+        classifier.predict(np.array("x"))
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(UserError, match="cannot be used .*; give cpu or cuda"):
+            ulmfit.TextClassifier.from_pretrained(runs.clf, device=device)
+
+
 def test_a_backward_model_continues_nothing(language_model):
     backward = ulmfit.LanguageModel(
         language_model.net, language_model.tokenizer, language_model.config | {"backwards": True}

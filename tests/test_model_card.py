@@ -131,6 +131,8 @@ def test_saving_does_not_damage_a_run_or_make_a_folder_of_two_kinds(runs, classi
     for kept, folder in ((classifier, "both"), (bundle, "one"), (classifier, "onnx"), (other, "one")):
         with pytest.raises(ulmfit.UserError, match="would be of two kinds; name another folder"):
             kept.save_pretrained(tmp_path / folder)
+    with pytest.raises(ulmfit.UserError, match="holds a classifier, which would be replaced; name another folder"):
+        ulmfit.LanguageModel.from_pretrained(runs.lm).save_pretrained(tmp_path / "one")
     ulmfit.Tokenizer.from_file(tmp_path / "one").save_pretrained(tmp_path / "one")  # the model's own
     ulmfit.TextClassifier.from_pretrained(tmp_path / "one", backend="torch")
     for folder, sentence in (("", "empty name"), (tmp_path / "one" / "README.md" / "x", "cannot be written")):

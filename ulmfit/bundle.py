@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from ulmfit.excerpts import listed_values
 from ulmfit.inference import Backend, TextClassifier
 from ulmfit.model_kinds import is_ngrams
 from ulmfit.paths import as_path
+from ulmfit.texts import texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +89,9 @@ class Bundle(TextClassifier):
         """Divides the logarithm of the mean, from which the probabilities are computed again (`tempered`)."""
         return self.config.get("temperature")
 
-    def probabilities(self, texts: list[str]) -> np.ndarray:
+    def probabilities(self, texts: Iterable[str]) -> np.ndarray:
         """The mean of the members' class probabilities, float32 [n, C], in the order of the texts."""
+        texts = texts_of(texts)
         rows = [member.probabilities(texts)[:, place] for member, place in zip(self.members, self.places, strict=True)]
         return tempered(mean_of(rows, self.shares), self.temperature)
 
@@ -144,6 +146,14 @@ def load_bundle(
     return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8, backend=backend) for path in found],
                   [str(path) for path in found], temperature=index.temperature if index else None,
                   shares=_shares_of(paths))  # fmt: skip
+
+
+def mean_as_told(paths: Sequence[str | Path]) -> str:
+    """What bundle.json and the choice of models tell of their mean; "" of one model."""
+    if len(each_model(paths)) == 1:
+        return ""
+    index = _index(paths[0]) if len(paths) == 1 else None
+    return repr([_shares_of(paths), index.temperature if index else None])
 
 
 def _shares_of(paths: Sequence[str | Path]) -> list[float]:

@@ -154,6 +154,7 @@ def _contributions(
         temperature=member.config.get("temperature"),
     )
     inside = places >= 0
+    share /= model.config.get("temperature") or 1.0 if model is not member else 1.0  # that of a mean
     sums = share * np.bincount(places[inside], weights=by_token[inside], minlength=len(spans))
     words = tuple(
         Word(read[start:end], start, end, float(value)) for (start, end), value in zip(spans, sums, strict=True)

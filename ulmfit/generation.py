@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ulmfit import model_folder
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
 from ulmfit.hub import HubModel, local_folder
 from ulmfit.texts import texts_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
@@ -110,6 +112,15 @@ lm.generate("I liked this movie because", max_new_tokens=40, temperature=0.75)
             )
         import torch
 
+        try:
+            max_new_tokens = operator.index(max_new_tokens)
+            seed = None if seed is None else operator.index(seed)  # numpy's numbers too
+            if seed is not None and not -(2**63) <= seed < 2**64:  # what torch takes
+                raise TypeError
+        except TypeError:
+            raise UserError(
+                f"max_new_tokens is {excerpt(max_new_tokens)} and seed {excerpt(seed)}; give whole numbers, the seed of at most 64 bits"
+            ) from None
         prompts = texts_of(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from huggingface_hub.errors import (
 from ulmfit import private_api
 from ulmfit.errors import UserError
 from ulmfit.excerpts import cut
-from ulmfit.files import write_text
+from ulmfit.files import parse_json, write_text
 from ulmfit.paths import as_path
 
 PREFIX = "hf://"  # before a name that is also that of a folder here
@@ -191,6 +192,10 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
         there = [name for name in _FORMS if name != self.form and os.path.lexists(os.path.join(folder, name))]
         if there:
             raise UserError(f"{folder} holds {_FORMS[there[0]]}, and would be of two kinds; name another folder")
+        task = getattr(self, "config", {}).get("task")
+        other = _task_in(folder)
+        if task is not None and other is not None and other != task:
+            raise UserError(f"{folder} holds a {other.replace('_', ' ')}, which would be replaced; name another folder")
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
         """Upload to the hub in one commit; the repository is made if it is not there. Returns the commit's URL.
@@ -225,6 +230,15 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
 
     def _card(self, **kwargs: Any) -> str:
         raise NotImplementedError
+
+
+def _task_in(folder: str) -> str | None:
+    """The task of a model in a folder; None if there is none."""
+    with suppress(OSError, ValueError):
+        stored = parse_json(Path(folder, "config.json").read_text(encoding="utf-8"))
+        task = stored.get("task") if isinstance(stored, dict) else None
+        return task if isinstance(task, str) else None
+    return None
 
 
 def _reason(error: Exception) -> str:

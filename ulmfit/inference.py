@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, overload
 
@@ -17,6 +17,7 @@ from ulmfit.exported.reader import OnnxReader, is_installed
 from ulmfit.generation import LanguageModel as LanguageModel  # pickles of 0.2.0 look for it here
 from ulmfit.hub import HubModel, local_folder
 from ulmfit.prediction import Prediction
+from ulmfit.texts import texts_of
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -252,8 +253,13 @@ classifier.predict("An incredibly nice breath of fresh air")  # Prediction(label
 
         return explain(self, text, label, tried=tried)
 
-    def probabilities(self, texts: list[str]) -> np.ndarray:
-        """Class probabilities, float32 [n, C], in the order of the texts. It reads similar lengths together."""
+    def probabilities(self, texts: Iterable[str]) -> np.ndarray:
+        """Class probabilities, float32 [n, C], in the order of the texts. It reads similar lengths together.
+
+        Raises:
+            UserError: they are no texts.
+        """
+        texts = texts_of(texts)
         if not texts:
             return np.empty((0, len(self.label_names)), dtype=np.float32)
         return self._reader(len(texts)).probabilities(self.tokenizer.encode(texts))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ulmfit.errors import UserError
+from ulmfit.excerpts import excerpt
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def load(
     from ulmfit.model.language_model import LanguageModelNet
     from ulmfit.model.pretrained import load_model
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch is built without CUDA
+        raise UserError(
+            f"the device {excerpt(device)} cannot be used ({str(error).splitlines()[0]}); give cpu or cuda"
+        ) from None
     net, tokenizer, config = load_model(path, device=device, language_model=wanted == "LanguageModel")
     if isinstance(net, LanguageModelNet) != (wanted == "LanguageModel"):
         kind = "a classifier" if wanted == "LanguageModel" else "a language model"

@@ -39,7 +39,8 @@ def items_of(given: Any) -> list[Any]:
             f"texts are expected and not a {type(given).__name__}; give one of its columns ({listed(columns)}) "
             "as a list"
         )
-    if isinstance(given, bytes | bytearray | set | frozenset) or not isinstance(given, Iterable):
+    scalar = getattr(given, "ndim", 1) == 0  # an array of no dimension says that it can be iterated over
+    if isinstance(given, bytes | bytearray | set | frozenset) or scalar or not isinstance(given, Iterable):
         raise UserError(f"texts are expected and not {type(given).__name__}; give a str or a list of them")
     return list(given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import gzip
 import json
@@ -284,6 +285,32 @@ def test_bundles_and_exports_are_gone_on_with(predict, killed, runs, served):
         killed(100, fail)
         predict("--data", "a.csv", "--output", f"{model}.csv")
         assert Path(f"{model}.csv").read_bytes() == Path(f"{model}-whole.csv").read_bytes()
+
+
+def test_a_bundle_of_other_shares_is_another_model(predict, killed, runs):
+    write_table()
+    assert cli.main(["export", "--model", str(runs.clf), "--model", str(runs.clf), "--output", "bundle"]) == 0
+    predict.models[:] = ["bundle"]
+    killed(3, fail)
+    predict("--data", "a.csv", "--output", "p.csv", code=1)
+    killed(100, fail)
+    index = json.loads(Path("bundle/bundle.json").read_text())
+    for changed in ({"shares": [0.75, 0.25], "format_version": 3}, {"temperature": 2.0, "format_version": 2}):
+        Path("bundle/bundle.json").write_text(json.dumps(index | changed))
+        predict("--data", "a.csv", "--output", "p.csv", code=2)
+        assert "p.csv.partial" in predict.told.err and "model" in predict.told.err
+    Path("bundle/bundle.json").write_text(json.dumps(index))
+    predict("--data", "a.csv", "--output", "p.csv")
+
+
+def test_the_rows_of_a_job_in_its_own_folder_are_no_input(predict, killed):
+    Path("d").mkdir()
+    write_table("d/a.csv")
+    killed(3, fail)
+    predict("--data", "d", "--output", "d/out.csv", code=1)
+    killed(100, fail)
+    predict("--data", "d", "--output", "d/out.csv")
+    assert "going on after" in predict.told.err and len(list(csv.reader(open("d/out.csv")))) == 41
 
 
 # Progress

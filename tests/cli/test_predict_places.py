@@ -56,8 +56,19 @@ def test_standard_input_has_the_rows_of_a_file(predict, stdin, monkeypatch):
     assert len(predict("--data", "-", "--format", "text")) == 2 * LONG + 1
 
 
+def test_what_standard_input_may_be_is_told(predict, stdin):
+    """A table without a column that the model reads is lines of texts; an array of JSON objects is none."""
+    stdin(b"id,review\n1,a great film\n2,bad\n")
+    assert len(predict("--data", "-")) == 3 and "read as a text a line; --format names another" in predict.told.err
+    stdin(json.dumps([{"text": "a great film"}, {"text": "bad"}], indent=2).encode())
+    assert len(predict("--data", "-")) == 2 and "read as jsonl" in predict.told.err
+    stdin(b"I liked it, really, because of the light in it and of all the people\n")
+    assert len(predict("--data", "-")) == 1 and not predict.told.err
+
+
 def test_mistakes_about_standard_input(predict, stdin):
     for content, words, said in (
+        (b"\x1f\x8b\x08\0\0\0", [], "unpack it before, as in `zcat FILE | ulmfit ...`"),
         (b"", [], "standard input is empty"),
         (b"a,b\n1,2\n", ["--format", "csv", "--text-column", "text"], "has no column"),
         (b"\x1f\x8b\x08\0\0\0", [], "compressed by gzip"),

@@ -131,6 +131,17 @@ def test_documents_have_the_names_of_their_files(predict):
     ]
 
 
+def test_marks_alone_are_labels_and_no_formula(runs):
+    """A file that predict writes goes back as --data."""
+    shutil.copytree(runs.clf / "model", "marks")
+    config = json.loads(Path("marks/config.json").read_text())
+    Path("marks/config.json").write_text(json.dumps(config | {"label_names": ["-", "+"]}))
+    write("a.csv", "text\na film\n")
+    assert cli.main(["predict", "--model", "marks", "--data", "a.csv", "--output", "p.csv"]) == 0
+    (row,) = table("p.csv")
+    assert row["label"] in ("-", "+") and {"-", "+"} <= row.keys()
+
+
 def test_names_that_are_taken(predict, runs, tmp_path):
     shutil.copytree(runs.clf / "model", "odd")
     config = json.loads(Path("odd/config.json").read_text())

@@ -59,6 +59,14 @@ def test_one_column():
     assert rows(source(multi)) == [("one\ntwo",), ("three",), ("",), ("a, b",)]
 
 
+def test_a_first_line_that_may_be_a_text_is_told():
+    lines = ["I liked this film a lot", "not at all", "the light in it was good", "no"]
+    content = "\n".join(lines) + "\n"
+    [note] = source(content).notes
+    assert note == "a.csv: the first line is taken for the name of the column (--no-header reads it as a text)"
+    assert rows(source(content, header=False)) == [(line,) for line in lines] and not source("text\nno\n").notes
+
+
 def test_a_separator_is_given():
     content = "label:text\npos:good: really\nneg:bad\n"
     assert source(content).columns == ["label:text"]

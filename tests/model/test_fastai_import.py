@@ -275,6 +275,9 @@ def test_a_round_trip_through_fastais_format(golden, tmp_path):
     for document in golden.documents:
         ours, theirs = (each(document[None], [len(document)]).logits for each in (net, back))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    cooled = import_fastai(*saved(tmp_path, fastai_state(net, 2.5), WORDS["fastai1"])).net  # a calibrated one
+    ours, theirs = (each(golden.documents[0][None], [len(golden.documents[0])]).logits for each in (net, cooled))
+    torch.testing.assert_close(ours / 2.5, theirs, rtol=0, atol=2e-5)
     for classes, hidden in ((9, 4), (3, 50)):  # more outputs of a layer than inputs
         with pytest.raises(UserError, match="a bias that fastai 2 cannot hold"):
             fastai_state(some_classifier(classes, hidden))

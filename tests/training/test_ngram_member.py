@@ -143,6 +143,10 @@ def test_the_explanation_is_the_mean(folder):
     for both, first, second in zip(whole.words, network.words, words.words, strict=True):
         mean = (1 - share) * first.contribution + share * second.contribution
         assert both.contribution == pytest.approx(mean, abs=1e-6)
+    model = ulmfit.TextClassifier.from_pretrained(run, backend="torch")
+    model.config["temperature"] = 2.0  # of the mean
+    for cooled, both in zip(model.explain(TEXTS[1], "neg", tried=0).words, whole.words, strict=True):
+        assert cooled.contribution == pytest.approx(both.contribution / 2, abs=1e-6)
     assert max(abs(word.contribution) for word in words.words) > 0
 
 

@@ -54,7 +54,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from ulmfit.model.int8 import quantize_encoder
     from ulmfit.model.ngrams import NGramNet
     from ulmfit.model.pretrained import load_model
-    from ulmfit.training.scores import score_classifier, score_labels, score_language_model
+    from ulmfit.training.scores import rows_of, score_classifier, score_labels, score_language_model
     from ulmfit.training.setup import tokenised
 
     options = replace(options, model=[local_folder(model) for model in options.model])
@@ -94,7 +94,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 if runtime.is_main:
                     print(f"{path} does not tell the rows of its training; reading in {rows}", file=sys.stderr)
             bptt = saved.get("bptt", LM_WINDOW)
-            metrics = {"rows": rows, "bptt": bptt} | score_language_model(
+            metrics = {"rows": rows_of(store, rows, bptt), "bptt": bptt} | score_language_model(
                 net, store, runtime, num_rows=rows, bptt=bptt, backwards=saved["backwards"]
             )
         if runtime.is_main:

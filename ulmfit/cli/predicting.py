@@ -70,9 +70,9 @@ def backend_for(models: Sequence[str], *, int8: bool) -> Backend:
 
 def identity_of(models: Sequence[str]) -> str:
     """A hash of the files of models, 16 hex digits. It determines their probabilities, but for rounding."""
-    from ulmfit.bundle import each_model
+    from ulmfit.bundle import each_model, mean_as_told
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(mean_as_told(models).encode())
     for path in each_model(models):
         if is_export(path):
             folder = Path(as_path(path))

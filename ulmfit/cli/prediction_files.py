@@ -281,8 +281,11 @@ def _distinct(names: Sequence[str] | dict[str, str], prefix: str, taken: set[str
 
 
 def _no_formula(text: str) -> str:
-    """A label that a spreadsheet does not take for a formula: with an apostrophe in front, as spreadsheets write it."""
-    if not text.startswith(_FORMULA):
+    """A label that a spreadsheet does not take for a formula: with an apostrophe in front, as spreadsheets write it.
+
+    Marks alone, such as + and -, are none.
+    """
+    if not text.startswith(_FORMULA) or not any(map(str.isalnum, text)):
         return text
     try:
         float(text)

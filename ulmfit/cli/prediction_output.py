@@ -14,6 +14,7 @@ from typing import Any
 from ulmfit.cache_folder import cache_folder
 from ulmfit.cli.common import check_output
 from ulmfit.cli.prediction_files import Layout, PredictedRow, Write, appending_rows, check_format, text_rows, to_parquet
+from ulmfit.data.fingerprint import COMPRESSED
 from ulmfit.data.locations import file_system, is_url
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
@@ -55,7 +56,7 @@ class Output:
             return cls(None, suffix or ".text")
         url = name if is_url(name) and not name.startswith(_LOCAL) else None
         path = Path(name.removeprefix(_LOCAL))
-        if suffix is None:
+        if suffix is None or path.suffix.lower() in COMPRESSED:
             check_format(path)
         return cls(path, suffix or path.suffix.lower(), url)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ulmfit.cli.reading import ReadingOptions
 from ulmfit.errors import UserError
+from ulmfit.option_types import flag
 
 if TYPE_CHECKING:
     from ulmfit.data.splits import Split
@@ -80,6 +81,11 @@ def split_of_run(
             if getattr(options, option) is None:
                 setattr(options, option, getattr(filled, option, None))
         return None
+    for option in ("separator", "encoding", "header", "unlabelled", "skip_unseen"):
+        if getattr(options, option):
+            raise UserError(
+                f"--{flag(option)} is for --data, and here a split of the run is scored as it was read there; leave it out"
+            )
     corpus = corpus_of_run(filled, begun, runtime, label_names)
     name = options.split or ("test" if "test" in corpus.splits else "valid")
     name = SPLIT_NAMES.get(name, name)

@@ -25,7 +25,7 @@ LONGEST = 300  # characters of a text that are shown
 class TopLossesOptions(ScoringOptions):
     """Show the rows that a classifier gets most wrong, with loss and probabilities.
 
-    A row of a large loss is often one whose label is wrong. Rows have numbers from 0 in their source, as for predict.
+    A row of a large loss is often one whose label is wrong. Rows are counted from 0 over all files of the split.
     """
 
     metavars: ClassVar[dict[str, str]] = {"run": "MODEL ..."}

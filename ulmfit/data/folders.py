@@ -23,6 +23,7 @@ KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".nd
          ".parquet": "parquet", ".txt": "text", ".tokens": "text"}  # fmt: skip
 _SHOWN = 3  # names in the line about what was left out
 _LEFTOVER = re.compile(
+    r".*\.partial(\.json)?|"  # of a job of predictions
     r".*~|#.*#|~\$.*|.*\.(swp|swo|bak|orig|tmp|part|crdownload)|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|"
     r"__pycache__|lost\+found|\$recycle\.bin|system volume information|@eadir|"
     r"_success|_temporary|_metadata|_common_metadata|_spark_metadata|_delta_log",

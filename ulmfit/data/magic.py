@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from contextlib import suppress
 
+from ulmfit.data.locations import STDIN
 from ulmfit.errors import UserError
 
 HEAD = 2**16  # bytes that are looked at
@@ -76,6 +77,8 @@ def describe_binary(path: str, head: bytes) -> tuple[str, str] | None:
 def refuse_binary(path: str, head: bytes) -> None:
     """Raise UserError, with how to convert it, for a file that holds no text."""
     if binary := describe_binary(path, head):
+        if path == STDIN and binary[1].startswith(_PACKED.format("")):  # it has no name of its own
+            binary = binary[0], "unpack it before, as in `zcat FILE | ulmfit ...`, or give the file by its name"
         raise UserError(f"{path} is {binary[0]} and no text; {binary[1]}")
 
 

@@ -123,7 +123,14 @@ def _notes(path: str, form: Form, default: Dialect, access: Access) -> list[str]
         found.append("the names lack that of the first column")
     if not dialect.header:
         found.append(f"no line of names, so the columns are {', '.join(form.names[:20])}")
+    if dialect.header and access.header is None and len(form.names) == 1 and _is_long(form.names[0]):
+        found.append("the first line is taken for the name of the column (--no-header reads it as a text)")
     return [f"{path}: {', '.join(found)}"] * bool(found) + _encoding_notes(path, form.encoding, access)
+
+
+def _is_long(name: str) -> bool:
+    """Whether the name of a column may be a text: questions are names too."""
+    return len(name) >= 20 and " " in name.strip()
 
 
 def _encoding_notes(path: str, encoding: str, access: Access) -> list[str]:

@@ -266,7 +266,7 @@ class Split:
 
     def check(self) -> None:
         """Raise UserError if no row of the last pass was left, or too many rows of the corpus are at fault."""
-        where = self.parts[0].what
+        where = self._where()
         if not self.num_rows:
             cure = "give one that is not empty"
             if self.choice:
@@ -293,8 +293,13 @@ class Split:
         Raises:
             UserError: too many rows of the corpus are at fault.
         """
-        self.tally.report(self.name, self.parts[0].what, num_rows, skipped)
+        self.tally.report(self.name, self._where(), num_rows, skipped)
         self.tally.check()
+
+    def _where(self) -> str:
+        """Its sources, for messages about all of them."""
+        more = len(self.parts) - 1
+        return self.parts[0].what + (f" and {more} more file{'s' if more > 1 else ''}" if more else "")
 
     def strata(self, names: Sequence[str], codes: np.ndarray) -> np.ndarray:
         """By row, the number of the stratum of a draw (see `holdout.draw`), or -1; here the place of its label in

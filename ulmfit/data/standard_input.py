@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal
@@ -22,7 +23,7 @@ def stream_source(head: bytes, chosen: Format | None, columns: Sequence[str], ac
 
     Args:
         head: its first bytes.
-        chosen: its format. Without it, it is found: jsonl, if the first line is a JSON object; a table, if one of the
+        chosen: its format. Without it, it is found: jsonl, if the first line is a JSON object or begins an array; a table, if one of the
             `columns` is a field of the first line; else lines of texts.
 
     Raises:
@@ -32,12 +33,20 @@ def stream_source(head: bytes, chosen: Format | None, columns: Sequence[str], ac
     first = next((line for line in decode(head, encoding).splitlines() if line.strip()), "")
     kind = chosen or _kind(first, columns, access)
     source = open_files([STDIN], kind, STDIN, access)
-    if chosen is None and kind != "text":
-        source.notes.insert(0, f"{STDIN}: read as {kind}; --format names another")
+    if chosen is None and (kind != "text" or _is_header(first)):
+        told = kind if kind != "text" else "a text a line"
+        source.notes.insert(0, f"{STDIN}: read as {told}; --format names another")
     return source
 
 
+def _is_header(first: str) -> bool:
+    """Whether the first line may be the names of the columns of a table, or the beginning of JSON."""
+    return bool(re.fullmatch(r"\s*[\w. -]{1,30}([,;|\t][\w. -]{1,30})+\s*", first)) or first.lstrip()[:1] in "[{"
+
+
 def _kind(first: str, columns: Sequence[str], access: Access) -> Format:
+    if first.strip() == "[" or first.lstrip().startswith("[{"):
+        return "jsonl"
     with suppress(ValueError, RecursionError):
         if isinstance(json.loads(first), dict):
             return "jsonl"

@@ -43,7 +43,7 @@ def write_fastai(
     """
     if isinstance(net, ClassifierNet) and net.multi_label:
         raise UserError("--to fastai writes classifiers of one label a text, and this one gives several; leave it out")
-    state = fastai_state(net)
+    state = fastai_state(net, config.get("temperature") or 1.0)
     prefix = "0.module." if isinstance(net, ClassifierNet) else "0."
     encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     kind = _CLF if isinstance(net, ClassifierNet) else _LM
@@ -62,11 +62,11 @@ def write_fastai(
     return written
 
 
-def fastai_state(net: LanguageModelNet | ClassifierNet) -> dict[str, Tensor]:
+def fastai_state(net: LanguageModelNet | ClassifierNet, temperature: float = 1.0) -> dict[str, Tensor]:
     """The state dict of fastai 2.8's `get_language_model` or `get_text_classifier` with the same sizes.
 
     fastai's head has no biases in its linear layers. They move into the shift of the batch norm before, which gives the
-    same logits.
+    same logits. It knows no temperature either, so that a classifier's is divided into its last layer.
 
     Raises:
         UserError: the bias has no place there, as with more classes than the head is wide.
@@ -87,8 +87,9 @@ def fastai_state(net: LanguageModelNet | ClassifierNet) -> dict[str, Tensor]:
         place = f"1.layers.{number - 1}."
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             state[f"{place}0.{name}"] = ours[norm + name]
-        state[f"{place}2.weight"] = weight = ours[f"{linear}weight"]
-        state[f"{place}0.bias"] = ours[f"{norm}bias"] + _shift(weight, ours[f"{linear}bias"])
+        weight, bias = ours[f"{linear}weight"], ours[f"{linear}bias"]
+        state[f"{place}0.bias"] = ours[f"{norm}bias"] + _shift(weight, bias)
+        state[f"{place}2.weight"] = weight / temperature if number == 2 else weight
     return state
 
 

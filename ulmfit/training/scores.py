@@ -35,6 +35,11 @@ Part = TypeVar("Part")
 
 
 @torch.inference_mode()
+def rows_of(store: TokenStore, wanted: int, bptt: int) -> int:
+    """The rows in which a store is scored: those that are wanted, or fewer if it is short."""
+    return max(1, min(wanted, store.num_tokens // (4 * bptt)))
+
+
 def score_language_model(
     net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int, backwards: bool = False
 ) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def score_language_model(
         )
         losses = {f"loss/{name}": scores["loss"] for name, _, scores in scored}
         return {"loss": loss, "perplexity": _exp(loss), "accuracy": correct} | losses
-    num_rows = max(1, min(num_rows, store.num_tokens // (4 * bptt)))
+    num_rows = rows_of(store, num_rows, bptt)
     rows = runtime.own_rows(num_rows)
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
     training = net.training
