@@ -82,7 +82,7 @@ def split_of_run(
                 setattr(options, option, getattr(filled, option, None))
         return None
     for option in ("separator", "encoding", "header", "unlabelled", "skip_unseen"):
-        if getattr(options, option):
+        if getattr(options, option) not in (None, False) or option == "header" and options.header is not None:
             raise UserError(
                 f"--{flag(option)} is for --data, and here a split of the run is scored as it was read there; leave it out"
             )

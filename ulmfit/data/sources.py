@@ -115,7 +115,10 @@ def unread_beside(data: Any, valid: str | None) -> list[str]:
     if not isinstance(data, str) or _split_of(data) != "train" or not os.path.isfile(data):
         return []
     folder = os.path.dirname(data) or "."
-    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    try:
+        paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    except OSError:  # a folder may be searched and not listed
+        return []
     used = valid is not None and os.path.abspath(valid)
     others = [
         os.path.basename(path)

@@ -41,7 +41,9 @@ def stream_source(head: bytes, chosen: Format | None, columns: Sequence[str], ac
 
 def _is_header(first: str) -> bool:
     """Whether the first line may be the names of the columns of a table, or the beginning of JSON."""
-    return bool(re.fullmatch(r"\s*[\w. -]{1,30}([,;|\t][\w. -]{1,30})+\s*", first)) or first.lstrip()[:1] in "[{"
+    return bool(re.fullmatch(r"\s*[\w. -]{1,30}([,;|\t][\w. -]{1,30})+\s*", first)) or first.lstrip().startswith(
+        ("[", "{")
+    )
 
 
 def _kind(first: str, columns: Sequence[str], access: Access) -> Format:
