@@ -112,6 +112,24 @@ HARMS = {
 }
 
 
+def test_a_command_line_wins_over_a_file_also_with_an_alternative(tmp_path):
+    """A run's --resume never is no option of the next: it would move its own checkpoints aside at every start."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"options": {"max_steps": 40, "tokenizer": "t.json", "resume": "never", "lr_find": True, "seed": 7}})
+    )
+    file = ["--config", str(tmp_path), "--output-dir", "x"]
+    found = parse(LMConfig, file)
+    assert (found.max_steps, found.tokenizer, found.resume, found.lr_find, found.seed) == (
+        40,
+        "t.json",
+        "auto",
+        False,
+        7,
+    )
+    found = parse(LMConfig, [*file, "--epochs", "2", "--init", "english"])
+    assert (found.max_steps, found.epochs, found.tokenizer, found.init, found.seed) == (None, 2, None, "english", 7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_config_does_not_cost_a_run_its_checkpoints(harm, run, capsys):

@@ -142,6 +142,41 @@ def test_several_labels_and_a_language_model_of_its_own(sweep, tmp_path):
     assert config["label_names"] == ["hill", "sea"]
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--label-column", "stars"], "has no column stars"),
+        (["--clf.batch-size", "1"], "--clf.batch-size 1 is too small"),
+        (["--clf.drop-mult", "2"], "--clf.drop-mult 2 makes"),
+        (["--metric", "micro_f1"], "micro_f1"),
+    ],
+)
+def test_mistakes_are_told_before_the_language_model_is_trained(options, sentence, tmp_path, reviews, capsys):
+    pytest.importorskip("optuna")
+    words = [
+        "sweep",
+        "--data",
+        str(reviews),
+        "--preset",
+        "tiny",
+        "--init",
+        "none",
+        "--lm.max-steps",
+        "2",
+        "--trials",
+        "1",
+    ]
+    assert cli.main([*words, "--output-dir", str(tmp_path / "new"), *options]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_sweep_without_a_trial_takes_other_options(sweep, tmp_path):
+    """Its first start met a mistake; the cure is another option."""
+    sweep("--trials", 1, "--labels", 5000, code=2)
+    assert "--labels 5000 is more than" in sweep.err
+    assert sweep("--trials", 1).trials[-1].state == sweep.state.COMPLETE
+
+
 def test_mistakes_are_told_before_anything_is_written(tmp_path, reviews):
     sweep = pytest.importorskip("ulmfit.training.sweep", exc_type=UserError).sweep
     common = ["--data", str(reviews), "--output-dir", str(tmp_path / "sweep")]

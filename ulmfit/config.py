@@ -294,6 +294,12 @@ def given(config: Any) -> set[str]:
     return differ - {"on_command_line"} | config.on_command_line
 
 
+# Of each set one option is given; where a command line gives one, another of the set that it takes from a file goes.
+ALTERNATIVES = ({"epochs", "max_steps"}, {"init", "tokenizer", "subword"}, {"encoder", "subword"})
+# What a run was asked at one start, and is not asked again by its options: a job that is requeued would never go on.
+_OF_A_START = ("resume", "config", "lr_find", "lr_find_stage")
+
+
 def load_options(path: str | Path, kind: type[Options]) -> Options:
     """The options in a run's config.json as the defaults of a new command line, checked as on the command line.
 
@@ -310,6 +316,8 @@ def load_options(path: str | Path, kind: type[Options]) -> Options:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); give a run's config.json") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--config {path} is not the config.json of a run; give one") from None
+    for name in _OF_A_START:
+        stored.pop(name, None)
     names = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(stored.keys() - names):
         raise UserError(

@@ -32,6 +32,15 @@ def check(config: TrainConfig) -> None:
         not (config.compress_gradients and config.precision == "fp64"),
         "--compress-gradients rounds to bf16 what --precision fp64 computes exactly; leave out one of them",
     )
+    if config.drop_mult is not None:
+        from ulmfit.model.awd_lstm import largest_dropout  # torch is not needed for most mistakes
+
+        largest = largest_dropout(config.task)
+        need(
+            config.drop_mult * largest < 1,
+            f"--drop-mult {config.drop_mult:g} makes a dropout probability of {config.drop_mult * largest:g}; give less than "
+            f"{1 / largest:g}",
+        )
     if isinstance(config, LMConfig):
         need(
             not config.streaming or config.max_steps is not None,

@@ -229,11 +229,11 @@ def _name_of(freeze_to: int) -> str:
 
 
 def _number(what: str, value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
     try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
         return float(value.item())  # of numpy or torch
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(f"{what} is {excerpt(value)}; give a number") from None
 
 

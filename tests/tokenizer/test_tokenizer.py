@@ -320,6 +320,22 @@ def test_subword_pieces_are_shorter_than_sentences():
     assert len(tokenizer.tokenize(CHINESE[0])[0]) == len(tokenizer.encode(CHINESE[0])[0])
 
 
+@pytest.mark.parametrize("size", [10, 12, 16, 20, 40, 80])
+def test_the_vocabulary_of_pieces_is_no_larger_than_asked_for(size):
+    """Characters for which there is no room are unknown, the rarer ones first."""
+    texts = ["the cat sat on the mat, and a quick brown fox jumps over 13 lazy dogs"] * 5
+    assert 9 < len(Tokenizer.train(texts, subword="bpe", vocab_size=size)) <= size
+    if size < 40:
+        with pytest.raises(UserError, match=f"--vocab-size {size} has no room for the characters"):
+            Tokenizer.train(texts, subword="unigram", vocab_size=size)
+
+
+@pytest.mark.parametrize("texts", [[], [""], [" "], ["\n"]])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_pieces_of_no_text(kind, texts):
+    assert Tokenizer.train(texts, subword=kind, vocab_size=100).vocab[:9] == SPECIALS["fastai1"]
+
+
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_subword_does_not_panic(kind):
     tokenizer = Tokenizer.train(CHINESE, subword=kind, vocab_size=60)

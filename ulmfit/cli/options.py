@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ulmfit.config import expand_paths, load_options
+from ulmfit.config import ALTERNATIVES, expand_paths, load_options
 from ulmfit.errors import UserError
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import Dataclass, alternatives
@@ -43,6 +43,8 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
             )
     except SystemExit:
         raise UserError("the options do not fit together; --help lists what each takes") from None
+    if default is not None and "config" in fields_of(kind):
+        _drop_alternatives(parsed, {option.partition("=")[0] for option in options})
     check_numbers(vars(parsed))
     for prefix, values in nested.items():
         setattr(parsed, prefix, getattr(parsed, prefix) | values)
@@ -55,6 +57,16 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
             or ("--config" in flags and getattr(parsed, field.name) is not None)
         )
     return parsed
+
+
+def _drop_alternatives(parsed: Any, flags: set[str]) -> None:
+    """Of alternatives, put back what came from the file of --config where the command line gives another one."""
+    for names in ALTERNATIVES:
+        names = {name for name in names if hasattr(parsed, name)}
+        if "--config" in flags and any(flag_of(name) in flags for name in names):
+            for name in names:
+                if flag_of(name) not in flags:
+                    setattr(parsed, name, getattr(type(parsed)(), name))
 
 
 def parse_together(kind: type[Options], words: Sequence[str]) -> Options:

@@ -13,6 +13,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+from ulmfit.errors import UserError
 from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer.spacy_rules import replace
 
@@ -87,14 +88,22 @@ def train(texts: Iterable[str], kind: str, *, rules: str, vocab_size: int, min_f
         trainer: Any = trainers.UnigramTrainer(**options | {"special_tokens": ["xxunk"], "unk_token": "xxunk"})
     else:
         backend = tokenizers.Tokenizer(models.BPE())
-        trainer = trainers.BpeTrainer(**options, min_frequency=min_freq)
+        # The trainer would take every character, whatever the room; rarer ones are unknown then.
+        trainer = trainers.BpeTrainer(**options, min_frequency=min_freq, limit_alphabet=max(1, room))
     backend.normalizer = normalizer(rules, keep_marks=False)
     backend.pre_tokenizer = pre_tokenizer()
-    backend.train_from_iterator(texts, trainer)
+    try:
+        backend.train_from_iterator(texts, trainer)
+    except Exception as error:  # the bindings raise no other class
+        if "not large enough" not in str(error):
+            raise
+        raise UserError(
+            f"--vocab-size {vocab_size} has no room for the characters of the texts; give a larger one, or --subword bpe"
+        ) from None
 
     model = json.loads(backend.to_str())["model"]
     if kind == "unigram":
-        pieces = [(piece, round(score, 6)) for piece, score in model["vocab"] if piece not in specials]
+        pieces = [(piece, round(score or 0.0, 6)) for piece, score in model["vocab"] if piece not in specials]
         pieces = sorted(pieces, key=lambda entry: (-entry[1], entry[0]))[:room]
         # Special tokens get 0, which is higher than every sum of log-probabilities. Scores are rounded, so that they
         # are the same after writing and reading.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit.config import TrainConfig, given
+from ulmfit.config import ALTERNATIVES, TrainConfig, given
 from ulmfit.config_check import check
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
@@ -24,9 +24,6 @@ from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.masks import DEFINITION
 from ulmfit.training.stages import Stage
 from ulmfit.training.task import PlannedStage
-
-# Of each set, the later start may give another option than the first start gave.
-_ALTERNATIVES = ({"epochs", "max_steps"}, {"init", "tokenizer", "subword"}, {"encoder", "subword"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Begun:
             UserError: this version does not know a stored value.
         """
         told = given(config)
-        for alternatives in _ALTERNATIVES:
+        for alternatives in ALTERNATIVES:
             if told & alternatives:
                 told |= alternatives
         known = self.options | {name: value for name, value in self.resolved.items() if value is not None}

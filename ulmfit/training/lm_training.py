@@ -9,7 +9,7 @@ import torch
 
 from ulmfit.batches.lm import CachedRows, StreamedRows
 from ulmfit.batches.mixed_stream import MixedStreamedRows
-from ulmfit.config import LMConfig
+from ulmfit.config import LMConfig, given
 from ulmfit.data.mixed_corpus import MixedSplit
 from ulmfit.data.splits import Split
 from ulmfit.distributed.runtime import Runtime
@@ -78,6 +78,10 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
     else:
         if pretrained is not None:
             base = pretrained.tokenizer or Tokenizer.from_vocab(pretrained.vocab, rules=config.rules)
+            if base.rules != config.rules and "rules" in given(config):
+                raise UserError(
+                    f"the model to start from brings the text rules {base.rules} and --rules names {config.rules}; leave out --rules"
+                )
         tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
 
     check_vocabulary(session, corpus.judged, tokenizer)

@@ -17,15 +17,19 @@ from typing import Any
 import filelock
 
 from ulmfit.config import ClassifierConfig
+from ulmfit.config_check import check
+from ulmfit.distributed.runtime import open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import TrainingInterrupted, UserError, one_line
 from ulmfit.excerpts import listed
-from ulmfit.fit_config import LM, naming, stage_configs
+from ulmfit.fit_config import CLF, LM, naming, stage_configs
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import flag, normalized, path_text
 from ulmfit.sweep_config import SweepConfig
-from ulmfit.training.clf_training import train_classifier
+from ulmfit.training.clf_training import check_options, train_classifier
+from ulmfit.training.default_encoder import NO_ENCODER
 from ulmfit.training.lm_training import train_language_model
+from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
 
 try:
@@ -35,6 +39,7 @@ try:
 except ImportError:
     raise UserError("optuna is not installed; pip install 'ulmfit[sweep]'") from None
 
+_NO_VALIDATION = "a sweep goes by validation rows and there are none; name some with --valid"
 MOST_FAILURES = 3  # trials of a process that fail one after another
 _RANGES = {"lr": (1e-3, 3e-2), "drop_mult": (0.1, 1.0)}
 
@@ -58,7 +63,7 @@ def sweep(config: SweepConfig, stop: StopRequest | None = None) -> None:
     if config.encoder is not None and (config.lm or config.init is not None):
         raise UserError("--lm and --init are for a language model and --encoder names a trained one; leave out one")
     folder = Path(path_text(config.output_dir))
-    _stages(config, folder, {})  # a mistake in the options is told before anything is written
+    _check(config, folder)  # a mistake is told before anything is written or trained
     with _worker(folder, "minimize" if config.metric == "loss" else "maximize") as (worker, study):
         _begin(study, folder, config)
         _take_over(study, folder)
@@ -73,6 +78,26 @@ def sweep(config: SweepConfig, stop: StopRequest | None = None) -> None:
         name = config.metric or study.user_attrs["metric"]
         print(f"the best of {len(finished)} trials: {name} {best.value:.4f} with {_shown(best.params)}, in "
               f"{folder / best.user_attrs['directory']}")  # fmt: skip
+
+
+def _check(config: SweepConfig, folder: Path) -> None:
+    """Check the options of both trainings, and the corpus.
+
+    Raises:
+        UserError: one is wrong.
+    """
+    classifier = _stages(config, folder, {})
+    job = config.job(str(folder), config.clf)
+    with naming(job, LM):
+        check(stage_configs(job)[0])
+    with naming(job, CLF):
+        check(classifier)
+        recipe_for(classifier, pretrained=config.encoder != NO_ENCODER)
+        with open_runtime(classifier) as (runtime, _):
+            corpus = opened_corpus(classifier, access_of(classifier, None, runtime))
+        check_options(classifier, corpus)
+        if "valid" not in corpus.splits:
+            raise UserError(_NO_VALIDATION)
 
 
 @contextmanager
@@ -104,6 +129,10 @@ def _begin(study: Any, folder: Path, config: SweepConfig) -> None:
     """
     with filelock.FileLock(folder / "begin.lock"):
         ours, theirs = config.identity(), study.user_attrs.get("options")
+        started = study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
+        if theirs is not None and theirs != ours and not started:  # what was begun by a mistake binds nobody
+            study.set_user_attr("options", ours)
+            return
         if theirs is None:
             study.set_user_attr("options", ours)
             _, classifier = stage_configs(config.job("", {}))
@@ -247,11 +276,12 @@ def train(
     """
     classifier = _stages(config, directory, params)
     classifier.encoder, classifier.output_dir, classifier.max_time = encoder, str(directory), minutes
-    result = train_classifier(classifier, stop)
+    with naming(config.job(str(directory), config.clf), CLF):
+        result = train_classifier(classifier, stop)
     if result.state != "done":
         return None
     if "valid" not in result.metrics:
-        raise UserError("a sweep goes by validation rows and there are none; name some with --valid")
+        raise UserError(_NO_VALIDATION)
     return result.metrics["valid"]
 
 
