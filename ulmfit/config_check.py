@@ -8,6 +8,9 @@ from ulmfit.limits import check_numbers
 from ulmfit.option_types import check_types
 from ulmfit.reports import trackers_of
 
+#: The largest dropout probability of a task for --drop-mult 1 (`AWDLSTMConfig.with_dropouts` has all).
+LARGEST_DROPOUT = {"lm": 0.25, "clf": 0.5}
+
 
 def check(config: TrainConfig) -> None:
     """Raise UserError for an option out of range or for options that contradict each other."""
@@ -33,9 +36,7 @@ def check(config: TrainConfig) -> None:
         "--compress-gradients rounds to bf16 what --precision fp64 computes exactly; leave out one of them",
     )
     if config.drop_mult is not None:
-        from ulmfit.model.awd_lstm import largest_dropout  # torch is not needed for most mistakes
-
-        largest = largest_dropout(config.task)
+        largest = LARGEST_DROPOUT[config.task]
         need(
             config.drop_mult * largest < 1,
             f"--drop-mult {config.drop_mult:g} makes a dropout probability of {config.drop_mult * largest:g}; give less than "

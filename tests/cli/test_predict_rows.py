@@ -131,14 +131,14 @@ def test_documents_have_the_names_of_their_files(predict):
     ]
 
 
-def test_marks_alone_are_labels_and_no_formula(runs):
+def test_marks_alone_are_labels_and_no_formula(predict, runs):
     """A file that predict writes goes back as --data."""
-    shutil.copytree(runs.clf / "model", "marks")
-    config = json.loads(Path("marks/config.json").read_text())
-    Path("marks/config.json").write_text(json.dumps(config | {"label_names": ["-", "+"]}))
+    shutil.copytree(runs.clf / "model", "of-marks")
+    config = json.loads(Path("of-marks/config.json").read_text())
+    Path("of-marks/config.json").write_text(json.dumps(config | {"label_names": ["-", "+"]}))
     write("a.csv", "text\na film\n")
-    assert cli.main(["predict", "--model", "marks", "--data", "a.csv", "--output", "p.csv"]) == 0
-    (row,) = table("p.csv")
+    assert cli.main(["predict", "--model", "of-marks", "--data", "a.csv", "--output", "marks.csv"]) == 0
+    (row,) = table("marks.csv")
     assert row["label"] in ("-", "+") and {"-", "+"} <= row.keys()
 
 

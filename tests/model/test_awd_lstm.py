@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ulmfit.config_check import LARGEST_DROPOUT
 from ulmfit.device import cpu_multiplies_bf16
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTM, PRESETS, AWDLSTMConfig, fp32_in_bf16, recurrence_dtype
@@ -244,6 +245,12 @@ def test_dropouts_are_fastais(golden):
             peer["pad_token"],
         )
     assert AWDLSTMConfig(30).with_dropouts("lm", 0.3).weight_p == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize("task", ["lm", "clf"])
+def test_the_largest_dropout_that_the_options_are_checked_by(task):
+    config = AWDLSTMConfig(30).with_dropouts(task, 1.0)
+    assert LARGEST_DROPOUT[task] == max(getattr(config, name) for name in vars(config) if name.endswith("_p"))
 
 
 def test_settings_out_of_range_are_refused():

@@ -38,11 +38,6 @@ _DROPOUTS = {
 }
 
 
-def largest_dropout(task: Literal["lm", "clf"]) -> float:
-    """The largest dropout probability of a task for drop_mult = 1."""
-    return max(_DROPOUTS[task].values())
-
-
 class DropoutMasks(Protocol):
     """A source of scaled Bernoulli masks: values 0 or 1 / (1 - p), on the model's device; None if p is 0.
 
