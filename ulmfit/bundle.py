@@ -142,18 +142,20 @@ def load_bundle(
     found = each_model(paths)
     if not found:
         raise UserError("no model was given; name at least one")
-    index = _index(paths[0]) if len(paths) == 1 else None  # the temperature is of this mean alone
     return Bundle([TextClassifier.from_pretrained(path, device=device, int8=int8, backend=backend) for path in found],
-                  [str(path) for path in found], temperature=index.temperature if index else None,
+                  [str(path) for path in found], temperature=_temperature_of(paths),
                   shares=_shares_of(paths))  # fmt: skip
 
 
 def mean_as_told(paths: Sequence[str | Path]) -> str:
     """What bundle.json and the choice of models tell of their mean; "" of one model."""
-    if len(each_model(paths)) == 1:
-        return ""
+    return "" if len(each_model(paths)) == 1 else repr([_shares_of(paths), _temperature_of(paths)])
+
+
+def _temperature_of(paths: Sequence[str | Path]) -> float | None:
+    """The temperature of the mean of one bundle. Together with other models its members have another mean."""
     index = _index(paths[0]) if len(paths) == 1 else None
-    return repr([_shares_of(paths), index.temperature if index else None])
+    return index.temperature if index else None
 
 
 def _shares_of(paths: Sequence[str | Path]) -> list[float]:

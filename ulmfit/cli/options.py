@@ -43,13 +43,13 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
             )
     except SystemExit:
         raise UserError("the options do not fit together; --help lists what each takes") from None
-    if default is not None and "config" in fields_of(kind):
-        _drop_alternatives(parsed, {option.partition("=")[0] for option in options})
+    flags = {option.partition("=")[0] for option in options}
+    if "--config" in flags:
+        _drop_alternatives(parsed, flags)
     check_numbers(vars(parsed))
     for prefix, values in nested.items():
         setattr(parsed, prefix, getattr(parsed, prefix) | values)
     if hasattr(kind, "on_command_line"):
-        flags = {option.partition("=")[0] for option in options}
         parsed.on_command_line = frozenset(  # type: ignore[attr-defined]  # a ClassVar that one instance has for itself
             field.name
             for field in dataclasses.fields(kind)
@@ -62,11 +62,10 @@ def parse(kind: type[Options], words: Sequence[str]) -> Options:
 def _drop_alternatives(parsed: Any, flags: set[str]) -> None:
     """Of alternatives, put back what came from the file of --config where the command line gives another one."""
     for names in ALTERNATIVES:
-        names = {name for name in names if hasattr(parsed, name)}
-        if "--config" in flags and any(flag_of(name) in flags for name in names):
-            for name in names:
-                if flag_of(name) not in flags:
-                    setattr(parsed, name, getattr(type(parsed)(), name))
+        kept = {name for name in names if flag_of(name) in flags}
+        for name in names - kept if kept else ():
+            if hasattr(parsed, name):
+                setattr(parsed, name, getattr(type(parsed)(), name))
 
 
 def parse_together(kind: type[Options], words: Sequence[str]) -> Options:

@@ -81,11 +81,12 @@ def split_of_run(
             if getattr(options, option) is None:
                 setattr(options, option, getattr(filled, option, None))
         return None
-    for option in ("separator", "encoding", "header", "unlabelled", "skip_unseen"):
-        if getattr(options, option) not in (None, False) or option == "header" and options.header is not None:
-            raise UserError(
-                f"--{flag(option)} is for --data, and here a split of the run is scored as it was read there; leave it out"
-            )
+    of_data = [name for name in ("separator", "encoding", "header", "unlabelled") if getattr(options, name) is not None]
+    if of_data or options.skip_unseen:
+        raise UserError(
+            f"--{flag([*of_data, 'skip_unseen'][0])} is for --data, and here a split of the run is scored as it was read there; "
+            "leave it out"
+        )
     corpus = corpus_of_run(filled, begun, runtime, label_names)
     name = options.split or ("test" if "test" in corpus.splits else "valid")
     name = SPLIT_NAMES.get(name, name)
