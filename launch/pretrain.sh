@@ -28,12 +28,13 @@ shift 2
 # The length is one epoch unless the options say otherwise.
 length=(--epochs 1)
 for option in "$@"; do
-    case "$option" in --max-steps* | --epochs*) length=() ;; esac
+    case "$option" in --max[-_]steps* | --epochs*) length=() ;; esac
 done
 export OMP_WAIT_POLICY=PASSIVE
 python "$root/train_lm.py" --data "$data" --output-dir "$output" --init none --preset small --recipe none --lr 8e-3 \
     --drop-mult 0.1 --clip 0.4 --batch-size 32 --vocab-size 30000 --sampled-softmax 4096 --valid 0.005 \
     --eval-every 5000 "${length[@]}" "$@"
+[ -e "$output/status.json" ] || exit 0  # stopped before the first step, or by --lr-find
 state="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["state"])' "$output/status.json")"
 if [ "$state" != done ]; then
     echo "$output is $state; the same command goes on" >&2

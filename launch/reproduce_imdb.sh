@@ -36,7 +36,7 @@ fit() {
     local folder="$1" length=(--lm.epochs 1.5) option
     shift
     for option in "$@"; do
-        case "$option" in --lm.max-steps* | --lm.epochs*) length=() ;; esac
+        case "$option" in --lm.max[-_]steps* | --lm.epochs*) length=() ;; esac
     done
     python -m ulmfit fit --data "$imdb" --output-dir "$folder" --group-column movie --valid 0.05 \
         --clf.max-len 400 --clf.save-every 100 "${length[@]}" "$@"

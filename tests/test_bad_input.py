@@ -137,6 +137,10 @@ CASES = {
     "epochs and steps": ("lm --epochs 2 --max-steps 9", r"--epochs and --max-steps.*one of them"),
     "stream without end": ("lm --data reviews.csv --streaming", r"--streaming .*--max-steps"),
     "stream with jitter": ("lm --streaming --max-steps 9 --bptt-jitter", r"--bptt-jitter needs the token cache"),
+    "a tokenizer that is trained and to be trained": (
+        "lm --data reviews.csv --tokenizer {lm}/tokenizer.json --min-freq 1", r"--min-freq is for training .*one of them"),
+    "the folder that the command runs in": ("lm --data reviews.csv --output-dir . --resume never", r"runs in, .*go to the folder above"),
+    "the folder above it, for a job": ("fit --data reviews.csv --output-dir .. --resume never", r"runs in, .*go to the folder above"),
     "init and tokenizer": ("lm --init {lm} --tokenizer {lm}/tokenizer.json", r"--init .*--tokenizer.*one of them"),
     "too few sampled words": ("lm --sampled-softmax 10", r"--sampled-softmax is 10.*at least 64"),
     "more sampled words than there are": ("lm --sampled-softmax 50000",

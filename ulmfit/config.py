@@ -177,7 +177,8 @@ class LMConfig(TrainConfig):
     init: OrElse[PathOption] = None
     """Model to start from: a run directory or its model/, OWNER/MODEL or OWNER/MODEL@REVISION on the hub, fastai weights
     (.pth) beside their vocabulary, english (comes with the package), or none (default: english for English texts with
-    the recipe quick, else none)."""
+    the recipe quick and without --preset, --tokenizer, --subword, --rules fastai2, --streaming, --backwards and a
+    --vocab-size below 30,000, else none)."""
     tokenizer: OrElse[PathOption] = None
     """Use this tokenizer.json (default: train one on the corpus)."""
     vocab_size: OrElse[int] = None
@@ -212,8 +213,8 @@ class ClassifierConfig(TrainConfig):
     """Run directory: config, checkpoints, model, metrics."""
     encoder: OrElse[PathOption] = None
     """Language model whose encoder to use: a run directory or its model/, OWNER/MODEL or OWNER/MODEL@REVISION on the
-    hub, english (comes with the package), or none (default: english for English texts with the recipe quick, else
-    none)."""
+    hub, english (comes with the package), or none (default: english for English texts with the recipe quick and without
+    --preset, --subword, --rules fastai2, --streaming, --backwards and a --vocab-size below 30,000, else none)."""
     vocab_size: OrElse[int] = None
     """Largest vocabulary, where there is no encoder (default: 60,000)."""
     min_freq: int = 2

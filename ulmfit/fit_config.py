@@ -84,7 +84,7 @@ class FitConfig(JobData):
     init: OrElse[PathOption] = None
     """Language model to start from: a run directory or its model/, OWNER/MODEL or OWNER/MODEL@REVISION on the hub,
     fastai weights (.pth) beside their vocabulary, english (comes with the package), or none (default: english for
-    English texts with the recipe quick, else none)."""
+    English texts with the recipe quick and without --preset, --backwards and such options of train-lm, else none)."""
     preset: OrElse[Literal["tiny", "small", "base", "blog", "wide"]] = None
     """Model size, see train-lm (default: that of --init; tiny on the embedded sample; else small on a CPU, base on a
     GPU)."""

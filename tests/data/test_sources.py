@@ -231,6 +231,7 @@ CASES = [
     ("unlabelled.csv", {}, "labels none of the training rows"),
     ("unseen.csv", {}, "label '3' in the valid rows of unseen.csv was not seen in training, which has 0, 1"),
     ("maybe.csv", {}, "column is_valid .* holds 'perhaps'; write true or false"),
+    ("all.csv", {}, "the train split; the column is_valid is false in no row: write it in those to train with"),
     ("a.csv", {"valid": "1.5"}, "--valid 1.5 is no fraction between 0 and 1"),
     ("a.csv", {"valid": "held"}, "--valid held is no fraction, no path, none of the columns label, text and none of"),
     ("a.csv", {"valid": "train"}, "--valid train is the training split itself"),
@@ -248,6 +249,7 @@ def write_mistakes() -> None:
         "one_class.csv": "label,text\n1,a\n1,b\n", "unlabelled.csv": "label,text\n,a\n,b\n",
         "svm.csv": "label,text\n" + "".join(f"{n % 2 * 2 - 1},film {n}\n" for n in range(60)),
         "unseen.csv": "label,text,is_valid\n0,a,0\n1,b,0\n3,c,1\n", "text": "a path of this name",
+        "all.csv": "label,text,is_valid\n0,a,true\n1,b,true\n",
         "maybe.csv": "label,text,is_valid\n0,a,perhaps\n1,b,no\n",
     }  # fmt: skip
     for name, content in files.items():

@@ -28,8 +28,8 @@ from ulmfit.model.pretrained import load_model
 from ulmfit.model.vocabulary_file import read_vocabulary
 from ulmfit.run import checkpoint
 from ulmfit.run.directory import read_stored
+from ulmfit.run.metrics_file import cut_metrics
 from ulmfit.run.status import read_status
-from ulmfit.run.tracking import cut_metrics
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.result import read_metrics
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -87,13 +88,26 @@ def test_another_hosts_lock_holds_while_its_heart_beats(tmp_path):
 def test_a_requeued_job_goes_on_at_once_on_another_node(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    for job, restart in (("18", 0), ("17", 2)):
-        leave_lock(tmp_path, host="far", pid=1, job=job, restart=restart)
-        with pytest.raises(UserError, match="on far"):
-            DirectoryLock(tmp_path)
     leave_lock(tmp_path, host="far", pid=1, job="17", restart=1)
     with DirectoryLock(tmp_path) as held:
         assert json.loads(held.path.read_text())["restart"] == 2
+
+
+@pytest.mark.parametrize("then", ["beats", "ends", "is silent"])
+def test_a_job_waits_for_a_sign_of_life_of_another_nodes_process(then, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(lock, "SILENCE", 100.0)
+    # Another job, which may have been another start of this run, on a node that was lost.
+    leave_lock(tmp_path, host="far", pid=1, job="16", restart=0, age=0 if then == "beats" else 97)
+    path = tmp_path / lock.LOCK_FILE
+    acts = {"beats": lambda: os.utime(path), "ends": path.unlink, "is silent": lambda: None}
+    threading.Timer(0.7, acts[then]).start()
+    if then == "beats":
+        with pytest.raises(UserError, match="is being written by process 1 on far"):
+            DirectoryLock(tmp_path)
+    else:
+        with DirectoryLock(tmp_path) as held:
+            assert json.loads(held.path.read_text())["job"] == "17"
 
 
 def test_a_damaged_lock_is_a_run_that_is_just_starting(tmp_path):
@@ -206,6 +220,16 @@ def test_a_run_is_renamed_to_the_first_free_number(tmp_path):
         (run / "mark").write_text(str(number))
         assert rename_aside(run) == tmp_path / f"run.{number}"
     assert not run.exists() and (tmp_path / "run.2" / "mark").read_text() == "2"
+
+
+def test_of_a_link_the_run_that_it_leads_to_is_renamed(tmp_path):
+    real, link = tmp_path / "scratch" / "run", tmp_path / "run"
+    real.mkdir(parents=True)
+    (real / "mark").touch()
+    link.symlink_to(real)
+    assert rename_aside(link) == tmp_path / "scratch" / "run.1"
+    assert (tmp_path / "scratch" / "run.1" / "mark").exists()
+    assert link.is_symlink() and link.is_dir() and not any(link.iterdir())
 
 
 def test_a_lock_that_moved_with_its_directory_is_closed_quietly(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ulmfit.run import time_left, tracking
+from ulmfit.run.metrics_file import cut_metrics
 from ulmfit.run.tracking import Tracker, memory_mib
 from ulmfit.run_scores import CALIBRATION
 
@@ -224,15 +225,15 @@ def test_a_temperature_is_logged_once_though_another_number_of_processes_finds_o
 def test_a_torn_last_line_is_dropped_even_if_it_is_json(tmp_path):
     path = tmp_path / tracking.METRICS
     path.write_text('{"event": "a", "step": 1}\n[]\n\xff\n{"event": "b", "step": 2}', encoding="latin-1")
-    assert tracking.cut_metrics(path, 5) == set()
+    assert cut_metrics(path, 5) == set()
     assert path.read_text() == '{"event": "a", "step": 1}\n'
 
 
 def test_a_run_that_begins_anew_begins_with_an_empty_record(tmp_path):
     path = tmp_path / tracking.METRICS
     path.write_text('{"event": "stage", "step": 0}\n{"event": "b", "step": 2}\n')
-    assert tracking.cut_metrics(path, 0) == set() and path.read_text() == ""
-    assert tracking.cut_metrics(tmp_path / "none", 0) == set()
+    assert cut_metrics(path, 0) == set() and path.read_text() == ""
+    assert cut_metrics(tmp_path / "none", 0) == set()
 
 
 def test_torn_tensorboard_files_do_not_hide_the_rest(tmp_path):
@@ -265,7 +266,7 @@ def test_other_ranks_do_nothing(tmp_path, capfd):
     log.log_eval(1, "valid", loss=1.0)
     log.log_text(1, "t", "x")
     log.log_event("stage", step=1)
-    log.log_hparams({"a": 1}, {"b": 2.0})
+    log.log_hparams({"a": 1}, {"b": 2.0, "c": "r\udcff.csv"})
     log.log_table("t", ["a"], [["b"]])
     log.log_result(1, {"valid": {"loss": 1.0}})
     log.print("x")

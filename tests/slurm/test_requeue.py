@@ -27,9 +27,11 @@ TRAINER, JOB = ["train_lm.py"], ["-m", "ulmfit", "fit", "--lm.lr", "1"]
 
 
 def write(run: Path, state: str, step: int, *checkpoints: int, **more) -> None:
-    """A run with a checkpoint; or with two of them, a job with a run a training."""
-    for folder, checkpoint in zip(("",) if len(checkpoints) == 1 else ("lm", "clf"), checkpoints, strict=True):
-        (run / folder / "checkpoints" / f"step-{checkpoint:08d}").mkdir(parents=True)
+    """A run with a checkpoint; or with several, a job with a run a training."""
+    for folder, checkpoint in zip(("lm", "clf", "clf-2") if len(checkpoints) > 1 else ("",), checkpoints, strict=False):
+        path = run / folder / "checkpoints" / f"step-{checkpoint:08d}"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "manifest.json").touch()
     (run / "status.json").write_text(json.dumps({"state": state, "step": step} | more))
 
 
@@ -92,6 +94,8 @@ def slurm(tmp_path):
         (("preempted", 40, 40, 0), ("preempted", 50, 40, 10), 0, [], True, JOB),
         (("preempted", 50, 40, 10), ("failed", 55, 40, 10), 137, [], False, JOB),
         (("preempted", 50, 40, 10), ("done", 80, 40, 40), 0, [], False, JOB),
+        # The second classifier goes on.
+        (("preempted", 90, 40, 40, 10), ("preempted", 95, 40, 40, 15), 0, [], True, JOB),
     ],
 )
 def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, options, requeued, trainer, slurm):
@@ -102,6 +106,66 @@ def test_a_job_is_requeued_if_it_has_a_newer_checkpoint(before, after, code, opt
     done = slurm.job(*trainer, "--output-dir", str(slurm.run), *options, CODE=str(code))
     assert done.returncode == (0 if requeued or after[0] == "done" else 1), done.stderr
     assert (slurm.folder / "logs" / "requeued").exists() == requeued
+
+
+def test_a_job_that_has_trained_nothing_is_no_success(slurm):
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run))
+    assert done.returncode == 1 and f"{slurm.run} is not done but none" in done.stderr
+    # One that a backup has left is no checkpoint, and no reason to fail.
+    write(slurm.folder / "after", "running", 40, 40)
+    (slurm.folder / "after" / "checkpoints" / "step-00000080.bak").mkdir()
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run))
+    assert done.returncode == 1 and "is not done but running" in done.stderr and "at step 40" in done.stdout
+    assert slurm.job(*TRAINER, "--lr-find", "--output-dir", str(slurm.run)).returncode == 0
+
+
+@pytest.mark.parametrize(("reason", "requeued"), [("--max-time", False), ("stop file", False), ("SIGUSR1", True)])
+def test_a_run_that_was_to_stop_is_not_requeued(reason, requeued, slurm):
+    write(slurm.folder / "after", "preempted", 40, 40, reason=reason)
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run))
+    assert done.returncode == 1 - requeued and (f"stopped ({reason}): not requeued" in done.stdout) != requeued
+    assert (slurm.folder / "logs" / "requeued").exists() == requeued
+
+
+def test_a_requeued_job_does_not_go_on_with_the_run_that_it_was_to_replace(slurm):
+    write(slurm.run, "done", 500, 500)
+    (slurm.run / "config.json").touch()
+    words = [*TRAINER, "--resume", "never", "--output-dir", str(slurm.run)]
+    slurm.put("srun", 'echo "$*" >>"$LOGS/srun"; exit 137')  # before it had moved the old run aside
+    slurm.job(*words)
+    slurm.job(*words, SLURM_RESTART_COUNT="1")
+    slurm.put("srun", 'echo "$*" >>"$LOGS/srun"; rm -r "$RUN"; cp -r "$AFTER" "$RUN"; exit 137')
+    write(slurm.folder / "after", "running", 40, 40)
+    slurm.job(*words, SLURM_RESTART_COUNT="2")
+    slurm.job(*words, SLURM_RESTART_COUNT="3")
+    assert [line.endswith("--resume auto") for line in slurm.asked("srun")] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("answers", [1, 9])
+def test_a_controller_that_does_not_answer_is_asked_again(answers, slurm):
+    slurm.put("sleep", "exit 0")
+    slurm.put(
+        "squeue",
+        f"""echo x >>"$LOGS/squeue"; [ $(wc -l <"$LOGS/squeue") -gt {answers} ] && echo RUNNING ||
+        {{ echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }}""",
+    )
+    write(slurm.folder / "after", "preempted", 40, 40)
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run))
+    assert done.returncode == 0 and slurm.asked("requeued") == ["7"], done.stderr
+    done = slurm.job(
+        *TRAINER, "--output-dir", str(slurm.folder / "other"), RUN=str(slurm.folder / "other"), FORBIDDEN="1"
+    )
+    assert done.returncode == 1 and ("does not answer: not requeued" in done.stderr) == (answers == 9), done.stderr
+
+
+def test_mistakes_in_variables(slurm):
+    words = [*TRAINER, "--output-dir", str(slurm.run)]
+    for number in ("abc", "0", "2(x2)"):
+        done = slurm.job(*words, ULMFIT_PROCESSES_PER_NODE=number)
+        assert done.returncode == 2 and f"ULMFIT_PROCESSES_PER_NODE is {number}; give" in done.stderr
+    done = slurm.job(*words, SLURM_JOB_ID="")
+    assert done.returncode == 2 and "this is a job for SLURM; submit it" in done.stderr
+    assert not slurm.asked("srun")
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
@@ -137,11 +201,14 @@ def test_where_requeueing_is_forbidden_a_job_submits_itself_again(slurm):
 
 
 def test_an_array_of_equal_tasks_is_a_chain(slurm):
+    chain = {"FORBIDDEN": "1", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "2"}
     write(slurm.folder / "after", "preempted", 40, 40)
-    done = slurm.job(
-        *TRAINER, "--output-dir", str(slurm.run), FORBIDDEN="1", SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="7"
-    )
+    done = slurm.job(*TRAINER, "--output-dir", str(slurm.run), **chain, SLURM_ARRAY_TASK_ID="1")
     assert done.returncode == 0 and "the next task of the array goes on from step 40" in done.stdout, done.stderr
+    write(slurm.folder / "after", "preempted", 60, 60)
+    last = slurm.job(*TRAINER, "--resume", "never", "--output-dir", str(slurm.run), **chain, SLURM_ARRAY_TASK_ID="2")
+    assert last.returncode == 1 and "submit the job again to go on" in last.stderr
+    assert slurm.asked("srun")[-1].endswith("--resume auto")
 
 
 def test_a_task_of_an_array_trains_a_run_of_its_own(slurm):
@@ -231,6 +298,15 @@ def test_python_may_be_one_in_a_container(slurm):
     )
     recipe = (ROOT / "launch" / "apptainer.def").read_text().partition("%files")[2].partition("%post")[0]
     assert all((ROOT / line.split()[0]).exists() for line in recipe.strip().splitlines())
+
+
+def test_a_trainer_may_be_one_of_another_project(slurm):
+    trainer = slurm.folder / "mine.py"
+    trainer.touch()
+    write(slurm.folder / "after", "done", 40, 40)
+    done = slurm.job(str(trainer), "--output-dir", str(slurm.run), ULMFIT_PROCESSES_PER_NODE="2")
+    assert done.returncode == 0, done.stderr
+    assert f"--config_file {ROOT}/launch/several_nodes.yaml" in slurm.asked("srun")[0]
 
 
 def test_unfit_nodes_start_no_training(slurm):

@@ -88,6 +88,16 @@ def test_bad_file_is_a_users_mistake(tmp_path, content):
         Tokenizer.from_file(path)
 
 
+def test_padding_and_truncation_of_another_program_change_no_ids(tokenizer):
+    texts = ["Hello THE film, again!", "film"]
+    backend = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    backend.enable_padding(length=9)
+    backend.enable_truncation(2)
+    again = Tokenizer.from_str(backend.to_str())
+    assert [row.tolist() for row in again.encode(texts)] == [row.tolist() for row in tokenizer.encode(texts)]
+    assert again.encode_words(texts[1])[1].tolist() == tokenizer.encode(texts[1])[0].tolist()
+
+
 def test_foreign_tokenizer_is_refused():
     foreign = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(UserError, match="not made by ulmfit"):

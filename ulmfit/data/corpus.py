@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ulmfit.data import label_sets
+from ulmfit.data.choice import Choice
 from ulmfit.data.faults import Tally
 from ulmfit.data.fingerprint import SCHEME, Access, Revision
 from ulmfit.data.holdout import STRATIFIED, HeldOut, hold_out
@@ -25,7 +26,7 @@ from ulmfit.data.probabilities import SoftSplit, flattened
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, by_file, find
-from ulmfit.data.splits import Choice, Split
+from ulmfit.data.splits import Split
 from ulmfit.data.valid_option import validation_of
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt, listed, listed_values

@@ -83,7 +83,7 @@ def spelled_alike(names: Sequence[str], column: str) -> str | None:
 
 
 def _check_texts(split: Split) -> None:
-    """Raise UserError if rows without readable texts are the reason why a split has no labels."""
+    """Raise UserError if there are no labels because there are no readable texts, or no rows at all in the split."""
     faults: Counter[str] = Counter()
     rows = 0
     for batch in split.every_row():
@@ -92,6 +92,8 @@ def _check_texts(split: Split) -> None:
     tally = Tally([split.name])
     tally.report(split.name, split.parts[0].what, rows, faults)
     tally.check()
+    if not any(texts for texts, _, _ in split.readable_rows(None, strict=False)):
+        split.check()
 
 
 def _no_label(found: set[str], column: str, where: Source) -> str | None:

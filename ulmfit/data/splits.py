@@ -8,14 +8,13 @@ skipped without a count. `Split.every_row` is for prediction: it yields a row fo
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ulmfit.data.choice import Choice
 from ulmfit.data.encoding import TORN, UNDECODABLE
 from ulmfit.data.faults import UNLABELLED, UNSEEN, Tally, faults_among, reasons
 from ulmfit.data.fingerprint import hash_of
@@ -25,11 +24,9 @@ from ulmfit.data.locations import size_of
 from ulmfit.data.shards import Columns
 from ulmfit.data.source import Source
 from ulmfit.errors import UserError
-from ulmfit.excerpts import excerpt
 from ulmfit.texts import is_utf_8
 
 MARKS = {TORN: "torn", UNDECODABLE: "undecodable"}  # mark of a reader in a value -> reason why the row has no text
-_TRUE, _FALSE = {"true", "1", "yes", "1.0"}, {"false", "0", "no", "0.0", ""}
 
 
 class TextBatch(NamedTuple):
@@ -62,24 +59,6 @@ class RowBatch(NamedTuple):
     reasons: list[str]  # why there is none; "" for the others
     columns: Columns  # all columns of the source
     place: dict[str, Any]  # the position of the first row, for `Split.every_row`
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Selects the rows of a source for a split: by a fraction of hashes, or by a boolean column."""
-
-    validation: bool
-    fraction: float = 0.0
-    seed: int = 0
-    column: str | None = None
-    group_column = None
-
-    def takes(self, columns: Columns, texts: list[str]) -> list[bool]:
-        if self.column is None:
-            return [_in_fraction(text, self.fraction, self.seed) == self.validation for text in texts]
-        if self.column not in columns:  # unsup data without the column are training texts
-            return [not self.validation] * len(texts)
-        return [_truth(value, self.column) == self.validation for value in columns[self.column]]
 
 
 class Split:
@@ -269,12 +248,14 @@ class Split:
         where = self._where()
         if not self.num_rows:
             cure = "give one that is not empty"
-            if self.choice:
+            if self.choice and self.choice.column:
+                written, use = ("true", "validate") if self.choice.validation else ("false", "train")
                 cure = (
-                    f"change the column {self.choice.column} or --valid"
-                    if self.choice.column
-                    else (f"give --valid another part of it than {self.choice.fraction:g}")
+                    f"the column {self.choice.column} is {written} in no row: write it in those to {use} with, or give "
+                    "--valid a fraction such as 0.1"
                 )
+            elif self.choice:
+                cure = f"give --valid another part of it than {self.choice.fraction:g}"
             raise UserError(f"{where} leaves no rows for the {self.name} split; {cure}")
         self.report(self.num_rows, self.skipped)
         if sum(self.skipped.values()) < self.num_rows:
@@ -371,17 +352,3 @@ def _join(values: tuple[Any, ...]) -> tuple[str, str]:
     if not any(value.strip() for value in present):
         return "", "empty"
     return text, ""
-
-
-def _in_fraction(text: str, fraction: float, seed: int) -> bool:
-    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=(seed % 2**64).to_bytes(8, "little")).digest()
-    return int.from_bytes(digest, "little") < fraction * 2**64
-
-
-def _truth(value: Any, column: str) -> bool:
-    text = str("" if value is None else value).strip().lower()
-    if UNDECODABLE in text:  # a row at fault, which is counted with training
-        return False
-    if text not in _TRUE | _FALSE:
-        raise UserError(f"column {column} splits train and validation and holds {excerpt(value)}; write true or false")
-    return text in _TRUE

@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import os
 
+from ulmfit.data.choice import Choice
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.locations import is_url
 from ulmfit.data.source import Source
 from ulmfit.data.sources import SPLIT_NAMES, find
-from ulmfit.data.splits import Choice
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed
 

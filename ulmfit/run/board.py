@@ -62,6 +62,11 @@ def rate_tags(rates: Mapping[str, float]) -> dict[str, float]:
     return {f"rates by layer/{number} {name}": rate for number, (name, rate) in enumerate(rates.items(), 1)}
 
 
+def _encodable(text: str) -> str:
+    """A text that can be written as UTF-8: the name of a file may not be so."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Board:
     """The event files of one run.
 
@@ -89,8 +94,7 @@ class Board:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Add a text. TensorBoard shows it as markdown."""
-        # The name of a file may not be UTF-8.
-        self._writer.add_text(tag, markdown.encode("utf-8", "backslashreplace").decode(), step)
+        self._writer.add_text(tag, _encodable(markdown), step)
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Add the figures of an evaluation: confusion matrix and calibration curve, where the metrics have them."""
@@ -114,7 +118,8 @@ class Board:
 
         names = ("accuracy", "f1", "loss", "perplexity")
         scores = {f"{FINAL}/{name}/{split}": 0.0 for name in names for split in ("valid", "test")}
-        experiment, session, _ = hparams(dict(options), scores)
+        told = {name: _encodable(value) if isinstance(value, str) else value for name, value in options.items()}
+        experiment, session, _ = hparams(told, scores)
         for summary in (experiment, session):
             assert self._writer.file_writer is not None
             self._writer.file_writer.add_summary(summary, 0)

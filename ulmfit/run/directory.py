@@ -54,6 +54,20 @@ def check_output(path: str | os.PathLike[str], *, resume: str) -> None:
         raise UserError(f"--output-dir {path} cannot be written; name a directory you may write to")
 
 
+def check_movable(path: str | os.PathLike[str]) -> None:
+    """Check early that an earlier run in this directory can be moved aside, as --resume never does.
+
+    Raises:
+        UserError: it is the working directory or holds it, in which "." would then be the earlier run.
+    """
+    path = Path(path)
+    if path.is_dir() and Path.cwd().resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"--output-dir {path} is the folder that this command runs in, and --resume never would move it aside; go to the "
+            "folder above"
+        )
+
+
 class RunDirectory:
     """An opened and locked run directory.
 

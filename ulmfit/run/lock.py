@@ -4,7 +4,8 @@ The lock is a file, `run.lock`, with host, process number and start time of its 
 removed on close. Its modification time is a heartbeat. A killed process leaves the file, so another process may take
 it over when the owner is dead. On this host that can be checked at once. An owner on another host is taken for dead
 after five minutes without heartbeat, or if it was an earlier start of the same SLURM job (a requeued job starts after
-all processes of the old one have ended).
+all processes of the old one have ended). A job of SLURM waits for these minutes: it may be another start of the run whose
+node was lost, with nobody there to start it again.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class DirectoryLock:
                 return False
             if not created and size:
                 self._judge(descriptor)
+                if not os.fstat(descriptor).st_nlink:  # its owner has ended while this process waited
+                    return False
             # A kill in between must leave something that can be read.
             os.pwrite(descriptor, self._content.ljust(size), 0)
             os.ftruncate(descriptor, len(self._content))
@@ -126,12 +129,23 @@ class DirectoryLock:
                     f"{self.path.parent} is being written by process {pid} on {host}; stop that "
                     "process, or name another --output-dir"
                 )
-        elif age < SILENCE:
+        elif age < SILENCE and not (mine and self._falls_silent(descriptor, host)):
             raise UserError(
                 f"{self.path.parent} is being written by process {pid} on {host}, which gave a "
                 f"sign of life {max(0, age):.0f} s ago; stop that run or name another "
                 f"--output-dir (if it is dead, delete {self.path} or wait five minutes)"
             )
+
+    def _falls_silent(self, descriptor: int, host: str) -> bool:
+        """Wait until the owner gives a sign of life (False), or has ended or given none for `SILENCE` seconds (True)."""
+        last = os.fstat(descriptor).st_mtime
+        until = time.monotonic() + SILENCE - max(0.0, time.time() - last)
+        print(f"{self.path.parent} is locked by a process on {host}; waiting for a sign of life of it", flush=True)
+        while time.monotonic() < until and os.fstat(descriptor).st_nlink:
+            time.sleep(0.5)
+            if os.fstat(descriptor).st_mtime != last:
+                return False
+        return True
 
     def _owned(self) -> bool:
         try:
@@ -159,12 +173,19 @@ class DirectoryLock:
 
 
 def rename_aside(output_dir: Path) -> Path:
-    """Rename NAME to NAME.1, or with the first free number. Returns the new path."""
-    output_dir = Path(os.path.abspath(output_dir))  # because the name of "runs/." is "."
+    """Rename NAME to NAME.1, or with the first free number. Returns the new path.
+
+    Of a link what it leads to is renamed, and is there again, empty: so the next run is on the same disk.
+    """
+    is_link = output_dir.is_symlink()
+    # Not as given, because the name of "runs/." is ".".
+    output_dir = Path(os.path.realpath(output_dir) if is_link else os.path.abspath(output_dir))
     number = 1
     while os.path.lexists(aside := output_dir.with_name(f"{output_dir.name}.{number}")):
         number += 1
     output_dir.rename(aside)
+    if is_link:
+        output_dir.mkdir()
     return aside
 
 

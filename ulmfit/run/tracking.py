@@ -1,8 +1,7 @@
 """Logs of a run: metrics.jsonl, TensorBoard, console. Only rank 0 writes.
 
-metrics.jsonl has one JSON object per line, each with "event" and "step". nan and infinite numbers are written as null,
-because JSON does not have them. A resumed run continues the file as if it had never stopped: lines of steps after the
-checkpoint are removed, and lines of the checkpoint's own step are not written twice.
+For metrics.jsonl see `run.metrics_file`. nan and infinite numbers are written there as null, because JSON does not have
+them.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from tqdm import tqdm
 
 from ulmfit.console import duration
 from ulmfit.errors import without_keys
-from ulmfit.files import parse_json, replacing
 from ulmfit.run.board import Board, final_tags, rate_tags, score_tag, table, train_tags
+from ulmfit.run.metrics_file import begun_curves, cut_metrics, key_of
 from ulmfit.run.status import plain
 from ulmfit.run.time_left import TimeLeft
-from ulmfit.run_scores import CALIBRATION, METRICS
+from ulmfit.run_scores import METRICS
 
 TENSORBOARD = "tensorboard"
 
@@ -80,7 +79,7 @@ class Tracker:
         self._kept = cut_metrics(output_dir / METRICS, start_step)
         # A run that begins with the checkpoint of another one (stages by hand) has no log yet.
         self._is_new = start_step == 0 or not (output_dir / METRICS).exists()
-        self._curves = _begun_curves(output_dir / METRICS)
+        self._curves = begun_curves(output_dir / METRICS)
         self._metrics = open(output_dir / METRICS, "ab", buffering=0)
         self._board, self._mirror = Board(output_dir / TENSORBOARD, task=task, start_step=start_step), mirror
         if self._is_new:
@@ -279,7 +278,7 @@ class Tracker:
 
     def _is_logged(self, line: dict[str, Any]) -> bool:
         """Whether the line was logged at the checkpoint's step, before the interruption."""
-        return line["step"] == self.start_step and _key(plain(line)) in self._kept
+        return line["step"] == self.start_step and key_of(plain(line)) in self._kept
 
     def _write(self, line: dict[str, Any]) -> bool:
         if self._is_logged(line):
@@ -303,57 +302,12 @@ class Tracker:
         self._board.points(step, points)
 
 
-def cut_metrics(path: Path, step: int) -> set[str]:
-    """Remove lines of steps after `step` (all lines if it is 0), and lines that are not JSON (an incomplete last line).
-
-    The file is replaced atomically. Returns the keys of the remaining lines of `step` itself.
-    """
-    kept: set[str] = set()
-    if not path.exists():
-        return kept
-    with replacing(path) as aside:
-        with open(path, encoding="utf-8", errors="replace") as old, open(aside, "w", encoding="utf-8") as new:
-            for text in old:
-                try:
-                    line = parse_json(text)
-                    stays = 0 < step >= line["step"] and text.endswith("\n")
-                except (ValueError, TypeError, KeyError):
-                    continue
-                if stays:
-                    new.write(text)
-                    if line["step"] == step:
-                        kept.add(_key(line))
-    return kept
-
-
-def _begun_curves(path: Path) -> set[str]:
-    """The curves that have a point by the lines of metrics.jsonl: "train", and splits."""
-    found: set[str] = set()
-    with suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
-        for text in file:
-            line = parse_json(text)
-            if line["event"] in ("train", "eval"):
-                found.add(line.get("split", "train"))
-    return found
-
-
 def memory_mib() -> float:
     """Peak memory so far in MiB: on a GPU that of torch's allocator, else the process's resident set size."""
     if torch.cuda.is_initialized():  # not where there is a GPU and the launcher was told to use the CPU
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB on Linux
-
-
-def _key(line: dict[str, Any]) -> str:
-    """A key that distinguishes a line from others of the same step.
-
-    For training steps and evaluations it is the kind, because their timings vary, and on another number of processes the
-    last bits of their scores. For others it is the whole line.
-    """
-    if line["event"] in ("train", "eval", CALIBRATION):
-        return json.dumps([line["event"], line.get("split")])
-    return json.dumps(line, sort_keys=True)
 
 
 def _is_number(value: Any) -> bool:

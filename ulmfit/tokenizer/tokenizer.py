@@ -47,7 +47,10 @@ class Tokenizer(HubModel):
     def __init__(self, backend: tokenizers.Tokenizer):
         self._json = backend.to_str(pretty=False)
         mended = text_rules.without_slow_passes(self._json)
-        self._backend = backend = backend if mended == self._json else tokenizers.Tokenizer.from_str(mended)
+        as_it_is = mended == self._json and backend.padding is None and backend.truncation is None
+        self._backend = backend = backend if as_it_is else tokenizers.Tokenizer.from_str(mended)
+        backend.no_padding()  # another program may have set them in the file; both would change the ids
+        backend.no_truncation()
         ids = backend.get_vocab(with_added_tokens=True)
         specials = text_rules.SPECIALS["fastai1"]
         if sorted(ids.values()) != list(range(len(ids))) or not set(specials) <= ids.keys():

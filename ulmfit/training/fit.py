@@ -30,7 +30,7 @@ from ulmfit.limits import check_numbers
 from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
 from ulmfit.run import lock
-from ulmfit.run.directory import MODEL, check_output
+from ulmfit.run.directory import MODEL, check_movable, check_output
 from ulmfit.run.status import STATUS, read_status, write_status
 from ulmfit.run_scores import temperature_of
 from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
@@ -172,6 +172,8 @@ class _Job:
             afresh = self._given.resume == "never"
             # A job whose config.json is gone is still one.
             check_output(self._path, resume="never" if holds_training(self._path) else self._given.resume)
+            if afresh:
+                check_movable(self._path)
             begun = None if afresh or group.rank else begun_options(self._path, lambda line: print(line, flush=True))
             begun = group.broadcast(begun)  # disks may be local to a machine
             if begun is not None:

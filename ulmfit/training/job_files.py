@@ -6,6 +6,7 @@ Nothing in them is worth a finished training: what is damaged is told or made ag
 from __future__ import annotations
 
 import filecmp
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -212,9 +213,10 @@ def put_back(path: Path, before: Mapping[str, bytes | None], held: lock.Director
                 new.write_bytes(content)
     held.close()
     with suppress(OSError):  # it was there before
-        path.rmdir()
+        place = Path(os.path.realpath(path))  # see `lock.rename_aside`
+        place.rmdir()
         if aside is not None:
-            aside.rename(path)
+            aside.rename(place)
             print(f"moved the earlier job back to {path}", flush=True)
 
 

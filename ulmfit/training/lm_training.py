@@ -17,7 +17,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.errors import UserError
 from ulmfit.model.initial_weights import init_language_model
 from ulmfit.model.language_model import LanguageModelNet
-from ulmfit.option_types import path_text
+from ulmfit.option_types import flag, path_text
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.begun import masks_of
@@ -74,6 +74,10 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
 
     base = None
     if config.tokenizer:
+        if session.begun is None and (unused := sorted({"min_freq", "rules", "vocab_size"} & given(config))):
+            raise UserError(
+                f"--{flag(unused[0])} is for training a tokenizer and --tokenizer names a trained one; give one of them"
+            )
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
         if pretrained is not None:

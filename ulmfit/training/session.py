@@ -23,7 +23,7 @@ from ulmfit.distributed.stop import StopRequest
 from ulmfit.excerpts import values_shown
 from ulmfit.option_types import normalized
 from ulmfit.reports import check_installed
-from ulmfit.run.directory import check_output
+from ulmfit.run.directory import check_movable, check_output
 from ulmfit.training.begun import Begun, read_begun
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         given, taken = with_launcher_options(normalized(config))
         given.data = in_memory(given.data)
         check_output(given.output_dir, resume=given.resume)
+        if given.resume == "never":
+            check_movable(given.output_dir)
         begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
         if begun is None:
             check(given)
