@@ -137,11 +137,15 @@ lm.generate("I liked this movie because", max_new_tokens=40, temperature=0.75)
             banned=self.tokenizer.banned_ids,
             generator=generator,
         )
-        texts = [written + self._continuation(*parts) for written, *parts in zip(prompts, ids, new, strict=True)]
+        texts = [_followed(*pair) for pair in zip(prompts, map(self._continuation, ids, new), strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def _continuation(self, ids: list[int], new: list[int]) -> str:
-        """The new text after the prompt. It is decoded together with the prompt, because spaces and capitals depend on
-        it."""
+        """The new text after the prompt. It is decoded together with the prompt, because spaces and capitals depend on it."""
         head, whole = self.tokenizer.decode(ids), self.tokenizer.decode(ids + new)
         return whole[len(head) :] if whole.startswith(head) else " " + self.tokenizer.decode(new)
+
+
+def _followed(prompt: str, text: str) -> str:
+    """A prompt and the text behind it, with one space between them."""
+    return prompt + (text.lstrip(" ") if prompt[-1:].isspace() else text)

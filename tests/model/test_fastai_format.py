@@ -207,6 +207,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
         ("v.json", json.dumps({word: i for i, word in reversed(list(enumerate(WORDS)))}).encode()),
         ("v.txt", "\n".join(WORDS).encode()),
         ("vocab", ("\n".join(WORDS) + "\n").encode()),
+        ("windows.txt", ("\ufeff" + "\r\n".join(WORDS) + "\r\n").encode()),
     ],
 )
 def test_vocabulary_formats(tmp_path, name, content):

@@ -23,6 +23,7 @@ from ulmfit.tokenizer.distinct_chunks import ChunkPool, Chunks, usable
 from ulmfit.tokenizer.tokenizer import Tokenizer, _encodable
 
 ENGLISH = Path(tokenizer.__file__).parents[1] / "encoders" / "english"
+EARLIER = Path(__file__).parents[1] / "fixtures" / "words_of_0.2.json"
 LONG = os.environ.get("ULMFIT_LONG") == "1"
 WORDS = """ha b Ha HA ha, ,ha ha- -ha "ha ha" (ha ha) ha-ha ha!!!! !!!!ha a!!!!b !!!! ???? .... ... .. . , - -- ---- — – _ __ ____ 5 55 555
 5555 10/10 1,000 3km 10% 5'11" cannot can't don't DON'T dont won't've n't 'em 'cause I'm U.S. e.g. Mr. A$ :) :-( 8-) <3 >.< ._. (^_^)
@@ -69,10 +70,12 @@ def fuzzed(generator: random.Random) -> str:
     return text.rstrip() if generator.random() < 0.3 else text + generator.choice(("", " end", "\n", " end."))
 
 
-@pytest.fixture(scope="module", params=["trained here", "english"])
+@pytest.fixture(scope="module", params=["trained here", "english", "0.2.0"])
 def backend(request):
-    if request.param == "english":  # whose rules are those of 0.2.0
+    if request.param == "english":
         return Tokenizer.from_file(ENGLISH)._backend
+    if request.param == "0.2.0":
+        return Tokenizer.from_file(EARLIER)._backend
     texts = [row["text"] for row in sample.generate("train")] + WORDS * 2
     return Tokenizer.train(texts)._backend
 
@@ -171,7 +174,7 @@ def test_only_many_texts_on_few_cores_and_these_rules_are_cut(monkeypatch):
     other = Tokenizer.train(texts)._backend
     other.normalizer = tokenizers.normalizers.Sequence([other.normalizer, tokenizers.normalizers.Strip()])
     assert not usable(other)
-    assert usable(Tokenizer.from_file(ENGLISH)._backend)
+    assert usable(Tokenizer.from_file(ENGLISH)._backend) and usable(Tokenizer.from_file(EARLIER)._backend)
 
 
 def test_threads_share_two_and_the_others_do_without(backend, monkeypatch):

@@ -48,6 +48,13 @@ def test_repeated_words_are_one_and_line_breaks_are_none(tokenizer):
     assert rest == ["xxbos", "xxunk"]
 
 
+def test_a_repeated_character_of_a_script_without_spaces_is_one_word(tokenizer):
+    words, _ = by_word(tokenizer, "\u592a \u54c8\u54c8\u54c8\u54c8\u54c8 \u7b11\u7b11")
+    assert [word for word, _ in words] == ["\u592a", "\u54c8" * 5, "\u7b11\u7b11"] and all(
+        tokens for _, tokens in words
+    )
+
+
 def test_the_marks_between_columns_are_no_words(tokenizer):
     words, _ = by_word(tokenizer, "xxfld 1 good film xxfld 2 bad plot")
     assert [word for word, _ in words] == ["good", "film", "bad", "plot"]

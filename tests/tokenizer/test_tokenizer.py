@@ -42,6 +42,12 @@ def test_vocabulary_is_cut_at_the_limit_and_not_padded_there():
     assert tokenizer.vocab[9:] == ["a", "b", "c"]
 
 
+def test_the_vocabulary_is_not_larger_than_its_limit():
+    tokenizer = Tokenizer.train([" ".join(f"w{i}" for i in range(9))] * 2, vocab_size=20)
+    assert len(tokenizer) == 20 and tokenizer.vocab[-2:] == ["xxfake1", "xxfake2"]
+    assert len(tokenizer.extended(["w0"], vocab_size=20)) == 20
+
+
 def test_training_is_deterministic():
     assert Tokenizer.train(TEXTS).to_str() == Tokenizer.train(iter(TEXTS)).to_str()
 
@@ -270,8 +276,43 @@ def test_repeats_are_found_wherever_the_search_for_them_rests(tokenizer, monkeyp
     ],
 )
 def test_decode_restores_readable_text(text):
-    tokenizer = Tokenizer.train([text] * 2)
+    tokenizer = Tokenizer.train([text, "the"] * 2)
     assert tokenizer.decode(tokenizer.encode(text)[0]) == text
+
+
+def test_only_in_english_the_word_i_gets_a_capital():
+    for text, word in (("Kot i pies", "i"), ("the dog and i", "I")):
+        tokenizer = Tokenizer.train([text] * 2)
+        assert tokenizer.decode(tokenizer.encode(text)[0]) == text.replace(" i", f" {word}")
+
+
+@pytest.mark.parametrize("kind", [None, "bpe"])
+def test_decode_of_nuls_does_not_fail(kind):
+    text = "a \0 b \0\0 \0c x\0 y"
+    tokenizer = Tokenizer.train([text] * 4, min_freq=1, subword=kind, vocab_size=40)
+    assert tokenizer.decode(tokenizer.encode(text)[0]) == text.replace("\0", "\ufffd")
+
+
+@pytest.mark.parametrize("rules", list(SPECIALS))
+@pytest.mark.parametrize("space", ["\x0b", "\x0c", "\u2009", "\u2028", "\u202f", "\u3000"])
+def test_white_space_of_rare_kinds_separates_words_and_pieces(rules, space):
+    text = f"one.{space}Two{space}{space} ten"
+    words = Tokenizer.train([text], rules=rules)
+    assert words.tokenize(text) == words.tokenize("one. Two ten")
+    pieces = Tokenizer.train([text] * 3, rules=rules, subword="bpe", vocab_size=60)
+    assert pieces.decode(pieces.encode(text)[0]) == "one. Two ten"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u091a\u093e\u0902\u0917\u0932\u093e \u0906\u0939\u0947. a",
+        "Un cafe\u0301. A",
+        "\u0b87\u0bb0\u0bc1\u0ba8\u0bcd\u0ba4\u0ba4\u0bc1. a",
+    ],
+)
+def test_a_full_stop_behind_a_combining_mark_is_a_token(tokenizer, text):
+    assert "." in tokenizer.tokenize(text)[0]
 
 
 def test_decode_of_repeated_words_and_marks():

@@ -57,6 +57,10 @@ def import_fastai(
             f"{vocabulary} holds pieces of words, which only the tokenizer that made them can cut; train a tokenizer by "
             "ulmfit tokenizer and a language model with it"
         )
+    if not {"xxunk", "xxbos"} <= set(model.vocab):
+        raise UserError(
+            f"{vocabulary} has no xxunk and xxbos, as every vocabulary of fastai has; give the file that was saved with the weights"
+        )
     tokenizer = Tokenizer.from_vocab(model.vocab, rules=rules or _rules_of(model))
     config: dict[str, Any] = {
         "backwards": backwards,

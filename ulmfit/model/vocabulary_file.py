@@ -75,9 +75,11 @@ def _is_texts(words: Any) -> bool:
 def _words(content: bytes, suffix: str) -> Any:
     if suffix in (".pkl", ".pickle"):
         return unpickle_words(content)
-    text = content.decode("utf-8")
+    text = content.decode("utf-8-sig")
     if suffix != ".json":
-        return text.removesuffix("\n").split("\n")
+        # As Windows ends lines; a word may end in \r where the lines do not.
+        lines = text.removesuffix("\n").split("\n")
+        return [line[:-1] for line in lines] if all(line.endswith("\r") for line in lines) else lines
     words = parse_json(text)
     if isinstance(words, dict) and sorted(words.values()) == list(range(len(words))):
         words = sorted(words, key=words.__getitem__)

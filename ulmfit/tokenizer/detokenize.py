@@ -24,7 +24,7 @@ _COMPOUNDS = frozenset({("can", "not"), ("gon", "na"), ("got", "ta"), ("c'm", "o
 _LONGEST = 10_000  # maximum number of characters or words restored from one repeat mark
 
 
-def detokenize(tokens: list[str], *, subword: bool = False, exact: bool = False) -> str:
+def detokenize(tokens: list[str], *, subword: bool = False, exact: bool = False, english: bool = False) -> str:
     """Readable text of tokens.
 
     xxbos becomes an empty line, except at the start. A field mark `xxfld 2` becomes a new line. Padding is removed.
@@ -33,10 +33,12 @@ def detokenize(tokens: list[str], *, subword: bool = False, exact: bool = False)
 
     Args:
         exact: the spaces around repeat marks are known too (see `subword.keeps_spaces`).
+        english: the word i is a pronoun, and gets its capital.
     """
+    tokens = [token.replace("\0", "\ufffd") if "\0" in token else token for token in tokens]  # has a meaning below
     if subword:
         tokens = _words_of_pieces(tokens)
-    words = _undo_marks(tokens, english=not subword, exact=exact)
+    words = _undo_marks(tokens, english=english, exact=exact)
     text = _join(words, spaced=subword)
     return re.sub(r" *\n *", "\n", text).strip(" ")
 

@@ -51,11 +51,15 @@ ENTITIES = {
     "\u201d": "rdquo|#148|#8221",
     "\u2026": "hellip|#133|#8230",
     "\u00e9": "eacute|#233",
+    "'": "apos|#0+39|#[xX]0*27",
 }
 
 
 def _clean_up(rules: str) -> list[normalizers.Normalizer]:
-    """fastai's fix_html, of both versions. The order is fastai's where a replacement can create a match of another."""
+    """fastai's fix_html, of both versions, with the entities that texts have most: each other one would be a pass more.
+
+    The order is fastai's where a replacement can create a match of another.
+    """
     v1 = rules == "fastai1"
     passes = [
         ("#(?:39|146);|quot;", "'"),
@@ -183,14 +187,19 @@ _CAPITALS = {
 # ---------------------------------------------------------------------------------------------- pipeline
 
 
+# White space of rare kinds, as of PDF files and French typography. It separates words and is no token of its own.
+_BLANKS = "\v\f\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
+
 def clean(rules: str, marks: str = MARKS) -> list[normalizers.Normalizer]:
     """Clean-up. A space is prepended, because `tokenizers` panics if a pass inserts at offset 0.
 
-    `marks` are the characters that passes use internally. In a text they become U+FFFD.
+    `marks` are the characters that passes use internally. In a text they become U+FFFD. White space of rare kinds
+    becomes a space.
     """
     # Alternatives, because a class of these characters would cost four times as much.
-    foreign = replace("|".join(marks), "\ufffd")
-    return [normalizers.Prepend(" "), foreign, *_clean_up(rules)]
+    foreign, blanks = replace("|".join(marks), "\ufffd"), replace("|".join(_BLANKS), " ")
+    return [normalizers.Prepend(" "), foreign, blanks, *_clean_up(rules)]
 
 
 def case(rules: str, *, behind: str = " ", space: str = " ") -> list[normalizers.Normalizer]:
@@ -225,8 +234,8 @@ def surface(token: str, rules: str) -> str:
 
 
 def padding(length: int, vocab_size: int) -> list[str]:
-    """Names of the entries that pad a vocabulary to a multiple of 8. As in fastai 1, there are none at the limit."""
-    return [f"xxfake{i}" for i in range(1, -length % 8 + 1)] if length < vocab_size else []
+    """Names of the entries that pad a vocabulary to a multiple of 8, or to the limit. As in fastai 1, none at the limit."""
+    return [f"xxfake{i}" for i in range(1, min(-length % 8, vocab_size - length) + 1)]
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:

@@ -25,8 +25,8 @@ _ICON = (
 )
 _BOTH = _PUNCT + _QUOTES + r"\u2014\u2013" + _ICON
 _PREFIX = _BOTH + r"\u00a7%=\p{Sc}"
-_ALPHA = r"\p{L}"
-_LOWER = r"\p{Ll}\p{Lo}"
+_ALPHA = r"\p{L}\p{M}"  # words of many scripts end in a combining mark, as do those of decomposed Unicode
+_LOWER = r"\p{Ll}\p{Lo}\p{M}"
 _UPPER = r"\p{Lu}\p{Lo}"
 _HYPHEN = r"(?:-(?:--?)?|\u2013|\u2014(?:\u2014)?|~)"
 _UNITS = (

@@ -83,11 +83,17 @@ def _cut_at_tokens(text: str, words: list[Span], starts: set[int]) -> list[Span]
     for start, end in words:
         begun = start
         for place in range(start + 1, end):
-            if place in starts and (without_spaces(text[place]) or without_spaces(text[place - 1])):
+            if place in starts and not _repeats(text, place) and any(map(without_spaces, text[place - 1 : place + 1])):
                 found.append((begun, place))
                 begun = place
         found.append((begun, end))
     return found
+
+
+def _repeats(text: str, place: int) -> bool:
+    """Whether a place is between two of three equal characters or more, whose repeat mark has a token of its own."""
+    char = text[place]
+    return text[place - 1] == char and char in (text[place + 1 : place + 2], text[max(place - 2, 0) : place - 1])
 
 
 def _joined(words: list[Span], low: np.ndarray, high: np.ndarray) -> tuple[list[Span], np.ndarray]:

@@ -41,7 +41,7 @@ def normalizer(rules: str, *, keep_marks: bool = True) -> normalizers.Normalizer
     return normalizers.Sequence(
         [
             *text_rules.clean(rules, text_rules.MARKS + _SEP),
-            replace("[ \\t\u00a0\u3000\u2581]+", " "),
+            replace("[ \\t\\r\u0085\u00a0\u2581]+", " "),
             replace(r" ?\n ?", "\n"),
             replace(text_rules.ANY_SPACE_AT_END, ""),
             *text_rules.repeats(rules),

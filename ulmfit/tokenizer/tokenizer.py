@@ -71,6 +71,11 @@ class Tokenizer(HubModel):
         few = len(os.sched_getaffinity(0)) <= MOST_CORES if hasattr(os, "sched_getaffinity") else False
         return ChunkPool(self._backend) if few and usable(self._backend) else None
 
+    @cached_property
+    def _is_english(self) -> bool:
+        """Whether "the" is among the most frequent words."""
+        return self.subword is None and "the" in self.vocab[:100]
+
     def __getstate__(self) -> dict[str, object]:
         """For copies and other processes: without the pool, which is of this process."""
         return {name: value for name, value in self.__dict__.items() if name != "_pool"}
@@ -303,7 +308,9 @@ tokenizer.tokenize("An incredibly nice breath of fresh air")
             tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
         except IndexError:
             raise UserError(f"an id is not in this tokenizer's vocabulary of {len(self)}; use its own") from None
-        return detokenize(tokens, subword=self.subword is not None, exact=self._keeps_spaces)
+        return detokenize(
+            tokens, subword=self.subword is not None, exact=self._keeps_spaces, english=self._is_english
+        )
 
 
 def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
