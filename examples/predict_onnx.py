@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
-folder, texts = Path(sys.argv[1]), sys.argv[2:]
+folder = Path(sys.argv[1])
+texts = [text.encode(errors="replace").decode() for text in sys.argv[2:]] or sys.exit(__doc__)  # it may be no UTF-8
 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 labels, thresholds = config["label_names"], config.get("thresholds")  # thresholds: a text may have several labels
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -20,8 +21,8 @@ options.intra_op_num_threads = 1  # a text is no work for several
 session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
 
 rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-lengths = np.array([len(row) for row in rows])
-tokens = np.zeros((len(rows), lengths.max(initial=1)), np.int64)
+lengths = np.array([len(row) for row in rows], np.int64)
+tokens = np.zeros((len(rows), lengths.max()), np.int64)
 for i, row in enumerate(rows):
     tokens[i, : len(row)] = row  # what stands after a text's length is not read
 for probabilities in session.run(["probabilities"], {"tokens": tokens, "lengths": lengths})[0]:

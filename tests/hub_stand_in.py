@@ -156,9 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
             )
         revision, _, file = rest.partition("/")
         oid = repository.oid(revision)
+        if action == "tree" and not repository.commits:  # a new repository has a branch without files
+            return self._answer(200, [])
         if oid is None:
             return self._refused(404, "RevisionNotFound")
         content = repository.commits[oid]
+        if action == "tree":
+            return self._answer(200, [{"type": "file", "path": path, "size": len(data), "oid": oid}
+                                      for path, data in content.items()])  # fmt: skip
         if action == "revision":
             siblings = [{"rfilename": path} for path in content]
             return self._answer(200, {"id": name, "modelId": name, "sha": oid, "siblings": siblings, "tags": [],

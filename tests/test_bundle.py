@@ -107,7 +107,7 @@ def test_what_does_not_fit_together_is_refused(models, runs, tmp_path, capsys):
         ulmfit.TextClassifier.from_pretrained([])
 
 
-@pytest.mark.parametrize("members", [[".."], ["1/.."], ["1"], [], "1", [1], {"1": 1}, [["1"]]])
+@pytest.mark.parametrize("members", [[".."], ["1/.."], ["1"], [], "1", [1], {"1": 1}, [["1"]], ["2", "2"]])
 def test_an_index_that_leads_out_of_the_bundle_or_into_itself_is_refused(members, tmp_path):
     """A bundle of the hub is a stranger's: "1" is here a bundle again, whose member is the whole."""
     (tmp_path / "1").mkdir()
@@ -115,6 +115,10 @@ def test_an_index_that_leads_out_of_the_bundle_or_into_itself_is_refused(members
         (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "members": names}))
     with pytest.raises(UserError, match="does not tell the members of a bundle"):
         ulmfit.TextClassifier.from_pretrained(tmp_path)
+    for told in ({"temperature": 10**400}, {"temperature": 1e-320}, {"shares": [10**400]}):
+        (tmp_path / "bundle.json").write_text(json.dumps({"format_version": 3, "members": ["2"]} | told))
+        with pytest.raises(UserError, match="does not tell the members of a bundle"):
+            ulmfit.TextClassifier.from_pretrained(tmp_path)
     (tmp_path / "bundle.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="does not tell the members of a bundle"):
         ulmfit.TextClassifier.from_pretrained(tmp_path)

@@ -14,7 +14,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelHubMixin, constants
 
 import ulmfit
-from tests.hub_stand_in import hub_stand_in
+from tests.hub_stand_in import TOKEN, hub_stand_in
+from ulmfit import hub as hub_module
 from ulmfit.cli import DONE, USER_ERROR, main
 from ulmfit.hub import local_folder
 from ulmfit.model.pretrained import load_model
@@ -226,6 +227,72 @@ def test_bundles_and_exported_models_are_saved_too(runs, hub, tmp_path):
         rounded.save_pretrained(tmp_path / "rounded")
 
 
+def test_what_is_pushed_comes_back_though_another_form_was_there(runs, hub, tmp_path):
+    single = ulmfit.TextClassifier.from_pretrained(runs.clf, backend="torch")
+    bundle = ulmfit.TextClassifier.from_pretrained([runs.clf, runs.clf], backend="torch")
+    for model, form in ((bundle, "bundle.json"), (single, "model.safetensors"), (bundle, "bundle.json")):
+        model.push_to_hub("someone/films")
+        files = set(hub.repositories["someone/films"].files())
+        assert files & {"bundle.json", "model.safetensors", "model.onnx"} == {form}
+        assert ("1/config.json" in files) == (form == "bundle.json")
+    pytest.importorskip("onnxruntime")
+    assert main(["export", "--model", str(runs.clf), "--output", str(tmp_path / "onnx"), "--to", "onnx"]) == DONE
+    single.push_to_hub("someone/films")
+    ulmfit.TextClassifier.from_pretrained(tmp_path / "onnx").push_to_hub("someone/films")
+    assert "model.safetensors" not in hub.repositories["someone/films"].files()
+
+
+def test_a_push_replaces_nothing_of_another_kind_and_is_not_public_by_mistake(runs, hub):
+    classifier = ulmfit.TextClassifier.from_pretrained(runs.clf)
+    language_model, tokenizer = (kind.from_pretrained(runs.lm) for kind in (ulmfit.LanguageModel, ulmfit.Tokenizer))
+    ulmfit.TextClassifier.from_pretrained([runs.clf, runs.clf]).push_to_hub("someone/both", private=False)
+    classifier.push_to_hub("someone/films", private=False)
+    before = {name: repository.files() for name, repository in hub.repositories.items()}
+    for name in before:
+        with pytest.raises(ulmfit.UserError, match=f"{name} on the hub holds a classifier, which would be replaced"):
+            language_model.push_to_hub(name)
+        with pytest.raises(
+            ulmfit.UserError, match=f"{name} on the hub holds a model, whose tokenizer would be replaced"
+        ):
+            tokenizer.push_to_hub(name)
+    with pytest.raises(ulmfit.UserError, match="someone/films is public on the hub, and private=True does not change"):
+        classifier.push_to_hub("someone/films", private=True)
+    assert before == {name: repository.files() for name, repository in hub.repositories.items()}
+    classifier.push_to_hub("someone/hidden", private=True)
+    classifier.push_to_hub("someone/hidden", private=True, token=f"{TOKEN}\n")
+
+
+def test_a_token_is_not_shown(runs, hub):
+    tokenizer = ulmfit.Tokenizer.from_pretrained(runs.lm)
+    for token in ("hf_se\ncret", "hf_secr\u00e9t", " "):
+        for call in (tokenizer.push_to_hub, ulmfit.Tokenizer.from_pretrained):
+            with pytest.raises(ulmfit.UserError, match="^the token is empty or has signs") as caught:
+                call("someone/words", token=token)
+            assert "secr" not in str(caught.value)
+    assert hub_module._reason(ValueError("Illegal header value b'Bearer hf_secret'")).endswith("Bearer ***")
+
+
+def test_a_bundle_is_saved_over_its_own_members(runs, tmp_path):
+    pytest.importorskip("onnxruntime")
+    words = ["export", "--model", str(runs.clf), "--output", str(tmp_path / "onnx"), "--to", "onnx"]
+    assert main(words) == DONE
+    shutil.copytree(tmp_path / "onnx", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["label_names"] = config["label_names"][::-1]
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    ulmfit.TextClassifier.from_pretrained([tmp_path / "onnx", tmp_path / "other"]).save_pretrained(tmp_path / "both")
+    turned = ulmfit.TextClassifier.from_pretrained([tmp_path / "both" / "2", tmp_path / "both" / "1"])
+    expected = turned.probabilities(TEXTS)
+    turned.save_pretrained(tmp_path / "both")
+    assert np.array_equal(ulmfit.TextClassifier.from_pretrained(tmp_path / "both").probabilities(TEXTS), expected)
+    # Trained members over exported ones: the graphs must not stay beside the weights, nor the weights beside graphs.
+    bundle = ulmfit.TextClassifier.from_pretrained([runs.clf, runs.clf], backend="torch")
+    for model in (bundle, turned):
+        model.save_pretrained(tmp_path / "both")
+        forms = {file.name for file in (tmp_path / "both").glob("?/model.*")}
+        assert forms == ({"model.safetensors"} if model is bundle else {"model.onnx"})
+
+
 def test_names_that_lead_nowhere(runs, hub, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     load = ulmfit.TextClassifier.from_pretrained
@@ -235,6 +302,7 @@ def test_names_that_lead_nowhere(runs, hub, monkeypatch, tmp_path):
         ("someone/films", {"revision": "v9"}, "has no revision v9"),
         ("films", {"revision": "v9"}, "is no name of a model on the hub"),
         ("hf://a/b/c", {}, "is no name of a model on the hub"),
+        (Path("hf://someone/nothing"), {}, "no model on the hub that you may read"),
     ):
         with pytest.raises(ulmfit.UserError, match=sentence):
             load(name, **options)

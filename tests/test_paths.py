@@ -98,6 +98,7 @@ def test_impossible_names_in_python(load, value, kind):
     ("'https://host/a.csv?X-Signature=secret&b=1' is gone", "'https://host/a.csv?***' is gone"),
     ("a=1:s3://jane@b/x?k=secret", "a=1:s3://***@b/x?***"), ("s3://b/year=1/part-?.csv has none", "s3://b/year=1/part-?.csv has none"),
     ("403, url=URL('https://h/x?token=secret')", "403, url=URL('https://h/x?***')"), ("a@b.org, x?y=z", "a@b.org, x?y=z"),
+    ("s3:/key:se@cret@bucket/m?sig=S does", "s3:/***@bucket/m?*** does"), ("C:/films/a@b.csv", "C:/films/a@b.csv"),
 ])  # fmt: skip
 def test_keys_in_urls_are_in_no_message(given, shown):
     assert str(UserError(given)) == shown

@@ -19,7 +19,7 @@ from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.excerpts import listed_values
 from ulmfit.inference import Backend, TextClassifier
-from ulmfit.model_kinds import is_ngrams
+from ulmfit.model_kinds import is_ngrams, is_temperature
 from ulmfit.paths import as_path
 from ulmfit.texts import texts_of
 
@@ -97,9 +97,12 @@ class Bundle(TextClassifier):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         names = _numbered(len(self.members))
+        for member in self.members:  # all of them, before the first one is written: they may lie in this folder
+            member.keep_graph()
         for name, member in zip(names, self.members, strict=True):
             folder = save_directory / name
             folder.mkdir(parents=True, exist_ok=True)
+            member.remove_other_forms(folder)
             member._save_pretrained(folder)
         write_index(save_directory, self.label_names, names, self.temperature, self.shares)
 
@@ -222,11 +225,12 @@ def _index(path: str | Path) -> _Index | None:
         content = files.parse_json(file.read_text(encoding="utf-8"))
         names, temperature, shares = content["members"], content.get("temperature"), content.get("shares")
         good = content["format_version"] <= FORMAT_VERSION and isinstance(names, list) and all(map(_is_folder, names))
+        good = good and len(set(names)) == len(names)
         # A bundle in a bundle is none of ours, and might hold itself.
         good = good and not any((folder / name / BUNDLE).is_file() for name in names)
-        good = good and (temperature is None or 0 < float(temperature) < math.inf)
+        good = good and (temperature is None or is_temperature(temperature))
         good = good and (shares is None or _are_shares(shares, len(names)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         good = False
     if not good or not names:
         cure = "write it again by ulmfit export"

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from ulmfit.errors import one_line
 from ulmfit.excerpts import cut
 from ulmfit.explanation import Explanation, Word
 
@@ -55,7 +56,7 @@ def lines(found: Explanation, *, colour: bool, named: Callable[[Word], str] | No
         for word in found.strongest(_TABLE)
     ]
     width = max([*(len(name) for name, _ in rows), len("word")])
-    shown.append(f"{'word':{width}}  contribution  {visible(found.label)} without it")
+    shown.append(f"{'word':{width}}  contribution  {one_line(found.label)} without it")
     for name, word in rows:
         tried = "" if word.without is None else f"  {found.probability:.3f} -> {word.without:.3f}"
         value = f"{word.contribution:+12.3f}"
@@ -66,8 +67,8 @@ def lines(found: Explanation, *, colour: bool, named: Callable[[Word], str] | No
 
 def summary(found: Explanation, what: str = "") -> str:
     """The class that is explained, `what` the number is, its probability, and the prediction where it is another."""
-    other = f" (predicted: {visible(found.predicted) or 'no label'})" if found.predicted != found.label else ""
-    return f"{visible(found.label)}{what} {found.probability:.3f}{other}"
+    other = f" (predicted: {one_line(found.predicted) or 'no label'})" if found.predicted != found.label else ""
+    return f"{one_line(found.label)}{what} {found.probability:.3f}{other}"
 
 
 def _painted(text: str, size: int) -> str:

@@ -20,13 +20,13 @@ def one_line(text: str) -> str:
 
 
 _KEYS = re.compile(
-    r"""([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?\#'"]*@)?([^\s?\#'"<>]*)(\?[^\s'"<>)]*=[^\s'"<>)]*)?""", re.ASCII
+    r"""([A-Za-z][A-Za-z0-9+.-]+:/{1,2})([^\s/?\#'"]*@)?([^\s?\#'"<>]*)(\?[^\s'"<>)]*=[^\s'"<>)]*)?""", re.ASCII
 )
 
 
 def without_keys(text: str) -> str:
     """Show URLs without user, password and query: these may be keys, as in a signed URL, and logs are read by others."""
-    if "://" not in text:
+    if ":/" not in text:  # a Path writes s3:/ for s3://
         return text
     return _KEYS.sub(lambda url: f"{url[1]}{'***@' if url[2] else ''}{url[3]}{'?***' if url[4] else ''}", text)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, constants, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelHubMixin, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -40,7 +41,7 @@ def hub_name(path: str | os.PathLike[str], *, revision: str | None = None) -> tu
     Raises:
         UserError: there is a revision of a folder, or two revisions.
     """
-    given = as_path(path)
+    given = re.sub("^hf:/(?!/)", PREFIX, as_path(path))  # as a Path writes it
     name, _, behind = given.removeprefix(PREFIX).partition("@")
     said = behind if _REVISION.fullmatch(behind) else None
     if not given.startswith(PREFIX):
@@ -90,6 +91,7 @@ def local_folder(
     if found is None:
         return as_path(path)
     name, revision = found
+    token = _stripped(token)
     try:
         return snapshot_download(
             name,
@@ -115,7 +117,7 @@ def local_folder(
     except LocalEntryNotFoundError:
         why = "is not in the cache" if local_files_only or constants.HF_HUB_OFFLINE else "cannot be got from the hub"
         raise UserError(f"{cut(name)} is no folder here and {why}; give a path, or see to the connection") from None
-    except (HfHubHTTPError, private_api.http_error(), OSError) as error:
+    except (HfHubHTTPError, private_api.http_error(), OSError, ValueError) as error:  # the last one of a name of a file
         raise UserError(f"{cut(name)} cannot be got from the hub ({_reason(error)}); try again") from None
 
 
@@ -125,6 +127,8 @@ _FORMS = {
     "model.onnx": "an exported classifier",
     "model.safetensors": "a model",
 }
+#: All files that a model may have on the hub; those of an earlier one there must not be left beside those of a new one.
+_OWN_FILES = [f"{folder}{name}" for folder in ("", "*/") for name in (*_FORMS, "config.json", "tokenizer.json")]
 _OF_A_RUN = ("status.json", "metrics.jsonl", "checkpoints")
 
 
@@ -197,20 +201,31 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
         if task is not None and other is not None and other != task:
             raise UserError(f"{folder} holds a {other.replace('_', ' ')}, which would be replaced; name another folder")
 
+    def remove_other_forms(self, folder: Path) -> None:
+        """Remove what a folder holds of a model of another form, which would be found in place of this one."""
+        for name in _FORMS.keys() - {self.form}:
+            (folder / name).unlink(missing_ok=True)
+
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
         """Upload to the hub in one commit; the repository is made if it is not there. Returns the commit's URL.
 
         Args:
             repo_id: OWNER/MODEL.
             model_card_kwargs: as of `save_pretrained`.
-            options: private, token, branch, commit_message, create_pr and the others of huggingface_hub's mixin.
+            options: private, token, branch, commit_message, create_pr and the others of huggingface_hub's mixin. What is
+                left there of an earlier model is deleted, but with `delete_patterns` of your own.
 
         Raises:
-            UserError: the hub refuses or cannot be reached.
+            UserError: the hub refuses or cannot be reached, the repository holds something of another kind, or is public
+                in spite of `private`.
         """
+        options |= {"token": _stripped(options.get("token"))}
         try:
+            self._check_there(repo_id, options)
             return super().push_to_hub(
-                repo_id, model_card_kwargs={"repo_id": repo_id, **(model_card_kwargs or {})}, **options
+                repo_id,
+                model_card_kwargs={"repo_id": repo_id, **(model_card_kwargs or {})},
+                **{"delete_patterns": _OWN_FILES} | options,
             )
         except HFValidationError as error:
             raise UserError(f"{cut(repo_id)} is no name for the hub ({_reason(error)}); give OWNER/MODEL") from None
@@ -223,6 +238,34 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
             raise UserError(
                 f"the hub cannot be reached ({_reason(error)}), so {cut(repo_id)} is not uploaded; see to the connection"
             ) from None
+
+    def _check_there(self, repo_id: str, options: Mapping[str, Any]) -> None:
+        """Refuse a repository in which the model would not be found, would replace one of another kind, or be public."""
+        api, branch = HfApi(token=options["token"]), options.get("branch") or "main"
+        if "/" not in repo_id:
+            try:
+                repo_id = f"{api.whoami()['name']}/{repo_id}"
+            except (HfHubHTTPError, OSError):  # without a token nothing will be uploaded
+                return
+        try:
+            info = api.repo_info(repo_id, revision=branch)
+        except (RepositoryNotFoundError, RevisionNotFoundError):  # which will be made
+            return
+        if options.get("private") and info.private is False:
+            raise UserError(
+                f"{cut(repo_id)} is public on the hub, and private=True does not change that; make it private in its settings, "
+                "or name another"
+            )
+        names = {file.rfilename for file in info.siblings or ()}
+        task = getattr(self, "config", {}).get("task")
+        if task is None and names & _FORMS.keys():
+            raise UserError(f"{cut(repo_id)} on the hub holds a model, whose tokenizer would be replaced; name another")
+        for config in sorted(names & {"config.json", "1/config.json"}):
+            other = _task_in(os.path.dirname(api.hf_hub_download(repo_id, config, revision=branch)))
+            if task is not None and other is not None and other != task:
+                raise UserError(
+                    f"{cut(repo_id)} on the hub holds a {other.replace('_', ' ')}, which would be replaced; name another"
+                )
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card: metadata and text. The keyword arguments are those of `save_pretrained`'s `model_card_kwargs`."""
@@ -241,6 +284,20 @@ def _task_in(folder: str) -> str | None:
     return None
 
 
+def _stripped(token: str | bool | None) -> str | bool | None:
+    """A token of the hub without white space around it, as a file has it.
+
+    Raises:
+        UserError: it can be none. The message does not show it.
+    """
+    if not isinstance(token, str):
+        return token
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise UserError("the token is empty or has signs that no token of the hub has; give one of the hub's settings page")
+    return token
+
+
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = re.sub(r"Bearer \S+", "Bearer ***", str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0][:120].rstrip(" .")

@@ -128,6 +128,11 @@ class TextClassifier(HubModel, pipeline_tag="text-classification", tags=["text-c
         self.loaded_from, self.form = self._exported.parent, exported_folder.MODEL
         return self
 
+    def keep_graph(self) -> None:
+        """Keep the graph of an exported model in memory, as its file may be replaced."""
+        if isinstance(self._exported, Path):
+            self._exported = self._exported.read_bytes()
+
     def _save_pretrained(self, save_directory: Path) -> None:
         if self._exported is None:
             model_folder.save(save_directory, self)

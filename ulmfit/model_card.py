@@ -127,12 +127,12 @@ def _what(config: Mapping[str, Any], size: int | None) -> str:
     imported = f" Its weights were imported from {where} ({kind})." if origin else ""
     if config["task"] == "language_model":
         return f"A language model (ULMFiT: {shape}{direction}), to be fine-tuned on texts of a task.{imported}"
-    members, ngrams = config.get("members", 1), ""
+    members, ngrams = int(number(config.get("members")) or 1), ""
     who = f"The mean of {members} text classifiers (each ULMFiT" if members > 1 else "A text classifier (ULMFiT"
-    if config.get("ngrams"):
+    if share := number(config.get("ngrams")):
         who, ngrams = (
             who.replace("A text", "The mean of a text"),
-            f" and, with a share of {config['ngrams']:g}, a linear classifier of words and pairs of words",
+            f" and, with a share of {share:g}, a linear classifier of words and pairs of words",
         )
     return (
         f"{who}: {shape}{direction}){ngrams} that gives a text {several} {len(config['label_names'])} "
@@ -148,8 +148,8 @@ def _classes(config: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Labels", "")
     more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     yield ", ".join(f"`{_code(name)}`" for name in names[:_SHOWN]) + more
-    if config.get("temperature"):
-        yield f"\nProbabilities are calibrated: logits are divided by {config['temperature']:.3f} (temperature scaling)."
+    if temperature := number(config.get("temperature")):
+        yield f"\nProbabilities are calibrated: logits are divided by {temperature:.3f} (temperature scaling)."
 
 
 def _training(origin: Origin) -> Iterator[str]:

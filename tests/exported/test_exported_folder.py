@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def test_neither_the_command_nor_the_example_imports_torch(exports, tmp_path):
     assert shown.returncode == 0, shown.stderr
     lines = ran.stdout.splitlines()
     assert lines[0] == shown.stdout.splitlines()[0] == lines[1].partition("\t")[2]
+    assert len(subprocess.check_output([*example[:3], b"caf\xe9"]).splitlines()) == 1
+    without = subprocess.run(example[:3], capture_output=True, text=True)
+    assert without.returncode == 1 and "python examples/predict_onnx.py EXPORTED" in without.stderr
 
 
 def test_the_example_is_as_short_as_promised_and_stands_alone():
@@ -152,6 +156,17 @@ def test_what_does_not_fit_is_refused(runs, exports, tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
+def with_outputs(graph: bytes, change: Callable[[list], object]) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    outputs = list(model.graph.output)
+    change(outputs)
+    model.graph.ClearField("output")
+    model.graph.output.extend(outputs)
+    return model.SerializeToString()
+
+
 def test_a_damaged_export_is_refused_in_one_sentence(exports, tmp_path):
     def damaged(name, content):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -171,6 +186,9 @@ def test_a_damaged_export_is_refused_in_one_sentence(exports, tmp_path):
         ("config.json", b"[]", "label_names in .* is not a list"),
         ("config.json", json.dumps(config | {"label_names": ["a"]}).encode(), "2 classes and config.json names 1"),
         ("config.json", json.dumps(config | {"vocabulary": "0"}).encode(), "has other words"),
+        ("config.json", json.dumps(config | {"temperature": 10**400}).encode(), "none of a classifier"),
+        ("config.json", json.dumps(config | {"text_columns": [5]}).encode(), "text_columns in .* is not a list"),
+        ("model.onnx", with_outputs(whole, lambda outputs: outputs.reverse()), "is not an exported classifier"),
         ("tokenizer.json", None, "cannot read the tokenizer"),
     ):
         with pytest.raises(UserError, match=words) as refused:

@@ -309,9 +309,25 @@ def test_a_compressed_file_of_weights_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "plain.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as new:
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
-        new.writestr("archive/data/99", bytes(10**7))
+        new.writestr("plain/data/99", bytes(10**7))
     with pytest.raises(UserError, match="is not a file of plain weights .it is compressed"):
         load_fastai(tmp_path / "w.pth", tmp_path / "v.pkl")
+
+
+def test_the_size_is_asked_of_the_reader_that_loads_the_file(tmp_path):
+    torch.save(language_model_file(2), tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+        new.writestr("plain/data/99", bytes(10**7))
+    with open(tmp_path / "w.pth", "ab") as file:
+        file.write(b"PK\x05\x06")  # at which Python's zipfile gives up, and torch does not
+    with pytest.raises(UserError, match="is not a file of plain weights .it is compressed"):
+        load_fastai(tmp_path / "w.pth", tmp_path / "v.pkl")
+    for zipped in (True, False):
+        torch.save({"a": bytearray(9)}, tmp_path / "b.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match="it holds a bytearray"):
+            load_fastai(tmp_path / "b.pth", tmp_path / "v.pkl")
 
 
 def test_missing_files_are_named(tmp_path):

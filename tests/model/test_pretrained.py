@@ -195,6 +195,17 @@ def truncate(name):
         (break_config(task="classifier"), "label_names in .* is None"),
         (break_config(task="classifier", label_names=["a", 1]), "not a list of names"),
         (break_config(task="classifier", label_names=["a"], max_len=9, head_hidden=5), "head_p in .* is None"),
+        (break_config(task="classifier", label_names=["a"], max_len=2**63), "max_len in .* is 9223372036854775808"),
+        (break_config(task="classifier", label_names=["a"], text_columns=5), "text_columns in .* is not a list"),
+        (
+            break_config(task="classifier", label_names=["a"], temperature=10**400),
+            "temperature in .*, none of a classifier",
+        ),
+        (
+            break_config(task="classifier", label_names=["a"], temperature=1e-320, kind="ngrams"),
+            "of type|none of a classifier",
+        ),
+        (break_architecture(embed_p=10**400), "embed_p in"),
         (break_weights(decoder_bias=None), "lacks decoder_bias"),
         (break_weights(extra=torch.zeros(2)), "unknown tensor extra"),
         (change_weights(torch.Tensor.double), "decoder_bias in .* is float64 and not float32"),

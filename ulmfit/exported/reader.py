@@ -103,7 +103,11 @@ def _session(model: bytes | Path) -> Any:
         name = "the model" if isinstance(model, bytes) else str(model)
         first = str(error).splitlines()[0]
         raise UserError(f"{name} cannot be read by ONNX Runtime ({first}); export it again") from None
-    if [value.name for value in session.get_inputs()] != ["tokens", "lengths"] or len(session.get_outputs()) != 2:
+    outputs = session.get_outputs()
+    good = [value.name for value in session.get_inputs()] == ["tokens", "lengths"]
+    good = good and [value.name for value in outputs] == ["logits", "probabilities"]
+    good = good and all(value.type == "tensor(float)" and len(value.shape) == 2 for value in outputs)
+    if not good or not isinstance(outputs[1].shape[1], int):
         raise UserError(
             f"{model if isinstance(model, Path) else 'the model'} is not an exported classifier; export one"
         )

@@ -8,9 +8,9 @@ the optimizer have the form `{'model': ..., 'opt': ...}`.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ulmfit import private_api
 from ulmfit.errors import UserError
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.vocabulary_file import read_vocabulary as read_vocabulary  # 0.2.0 had it here
@@ -182,11 +183,22 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _check_zip(path: Path) -> None:
-    """torch stores parts uncompressed. A compressed one could grow a thousandfold when it is read."""
-    with zipfile.ZipFile(path) as file:
-        if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
+def _check_size(path: Path) -> None:
+    """Refuse what could grow a thousandfold when it is read.
+
+    torch stores parts uncompressed, so one that is compressed is none of fastai's. It is torch's own reader that is
+    asked, since another one may find other parts in the file. And of all that `weights_only` allows, a bytearray is made
+    from a mere number.
+
+    Raises:
+        ValueError: it is so.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04" and private_api.unpacked_size(path) > path.stat().st_size:
             raise ValueError("it is compressed")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"bytearray") >= 0:
+                raise ValueError("it holds a bytearray")
 
 
 class _HyperParameters:
@@ -201,8 +213,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the .pth file that fastai saved")
     try:
-        if zipfile.is_zipfile(path):
-            _check_zip(path)
+        _check_size(path)
         with torch.serialization.safe_globals([(_HyperParameters, "fastcore.foundation.L")]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise almost any

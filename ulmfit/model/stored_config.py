@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.ngrams import NGramConfig
-from ulmfit.model_kinds import is_ngrams
+from ulmfit.model_kinds import is_ngrams, is_temperature
 
 CONFIG = "config.json"
 
@@ -50,6 +49,11 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         names = _field(config, "label_names", list, path)
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(f"label_names in {path} is not a list of names; {CURE}")
+        columns = config.get("text_columns")
+        if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
+            raise UserError(f"text_columns in {path} is not a list of names; {CURE}")
+        if config.get("temperature") is not None and not is_temperature(config["temperature"]):
+            raise UserError(f"temperature in {path} is {excerpt(config['temperature'])}, none of a classifier; {CURE}")
     elif is_ngrams(config):
         raise UserError(f"{path} has n-grams as a language model; {CURE}")
     if task == "classifier" and not is_ngrams(config):
@@ -62,8 +66,6 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             _thresholds(config, path)
         if config.get("gradient_window") is not None:
             _field(config, "gradient_window", int, path)
-        if "temperature" in config and not 0 < _field(config, "temperature", float, path) < math.inf:  # nan too
-            raise UserError(f"temperature in {path} is {config['temperature']}, not a number above 0; {CURE}")
     return config
 
 
@@ -77,7 +79,8 @@ def _thresholds(config: dict[str, Any], path: Path) -> None:
 def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     value = config.get(name)
     good = isinstance(value, (int, float) if kind is float else kind)
-    if not good or (isinstance(value, bool) and kind is not bool):
+    # Larger numbers fit no type of torch and ONNX.
+    if not good or (isinstance(value, bool) and kind is not bool) or (isinstance(value, int) and abs(value) >= 2**63):
         raise UserError(f"{name} in {path} is {excerpt(value)}, not of type {kind.__name__}; {CURE}")
     return value
 

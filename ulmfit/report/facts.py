@@ -175,7 +175,7 @@ def read_facts(given: str) -> Facts:
     path = Path(as_path(given))
     job = read_json(path / CONFIG)
     task = job.get("task") if isinstance(job, dict) else None
-    if task not in KINDS:
+    if not isinstance(task, str) or task not in KINDS:
         raise UserError(f"{given} holds no run; give the output directory of a training")
     if not isinstance(job.get("options"), dict):
         raise UserError(f"{path / CONFIG} is damaged (has no object options); put it right")
