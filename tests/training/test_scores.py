@@ -7,9 +7,12 @@ import torch
 from tests.batches.conftest import FakeSplit, FakeTokenizer
 from tests.training.runs import one_rank
 from ulmfit.batches.cache import build_or_open
+from ulmfit.config import LMConfig
+from ulmfit.distributed.runtime import open_runtime
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.classifier import ClassifierNet
-from ulmfit.training.scores import macro_f1, score_classifier
+from ulmfit.model.language_model import LanguageModelNet
+from ulmfit.training.scores import all_logits, macro_f1, score_classifier, score_language_model
 
 
 def test_macro_f1_is_scikit_learns():
@@ -30,6 +33,23 @@ def test_macro_f1_is_scikit_learns():
 
 def test_a_class_that_does_not_occur_costs_nothing():
     assert macro_f1(torch.tensor([[3.0, 0, 0], [0, 4, 0], [0, 0, 0]])) == 1.0
+
+
+def test_scoring_keeps_nothing_for_gradients(tmp_path):
+    """A language model's state goes from window to window, and would keep all that was computed before."""
+    sizes = AWDLSTMConfig(60, 4, 4, 1)
+    split = FakeSplit([[2, *range(10, 50)]] * 6, labels=[0, 1] * 3, batch_size=10)
+    store = build_or_open(split, FakeTokenizer(60), tmp_path, with_labels=True)
+    language_model, classifier = LanguageModelNet(sizes), ClassifierNet(sizes, 2)
+    seen = []
+    for net in (language_model, classifier):
+        net.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
+    with open_runtime(LMConfig(threads=1)) as (runtime, _):
+        assert score_language_model(language_model, store, runtime, num_rows=2, bptt=9)["loss"] > 0
+        windows = len(seen)
+        score_classifier(classifier, store, runtime, label_names=["a", "b"], pad_id=1)
+        all_logits(classifier, store, runtime, pad_id=1)
+    assert windows > 5 and len(seen) > windows + 1 and all(seen)
 
 
 @pytest.mark.slow

@@ -34,12 +34,12 @@ from ulmfit.training.worst_errors import WorstErrors
 Part = TypeVar("Part")
 
 
-@torch.inference_mode()
 def rows_of(store: TokenStore, wanted: int, bptt: int) -> int:
     """The rows in which a store is scored: those that are wanted, or fewer if it is short."""
     return max(1, min(wanted, store.num_tokens // (4 * bptt)))
 
 
+@torch.inference_mode()
 def score_language_model(
     net: LanguageModelNet, store: TokenStore, runtime: Runtime, *, num_rows: int, bptt: int, backwards: bool = False
 ) -> dict[str, Any]:
