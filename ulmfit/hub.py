@@ -248,7 +248,7 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
             except (HfHubHTTPError, OSError):  # without a token nothing will be uploaded
                 return
         try:
-            info = api.repo_info(repo_id, revision=branch)
+            info = api.model_info(repo_id, revision=branch)
         except (RepositoryNotFoundError, RevisionNotFoundError):  # which will be made
             return
         if options.get("private") and info.private is False:
@@ -294,7 +294,9 @@ def _stripped(token: str | bool | None) -> str | bool | None:
         return token
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable():
-        raise UserError("the token is empty or has signs that no token of the hub has; give one of the hub's settings page")
+        raise UserError(
+            "the token is empty or has signs that no token of the hub has; give one of the hub's settings page"
+        )
     return token
 
 

@@ -50,7 +50,9 @@ class _Kind(NamedTuple):
 
 def _kind(scripts: dict[str, str], word: float, longest: float) -> _Kind:
     ranges = "".join(scripts.values())
-    return _Kind(re.compile(f"[{ranges}]"), re.compile(rf"[{ranges}][ \t\u00a0\u3000]+(?=[{ranges}]|[^\w\s])"), word, longest)
+    return _Kind(
+        re.compile(f"[{ranges}]"), re.compile(rf"[{ranges}][ \t\u00a0\u3000]+(?=[{ranges}]|[^\w\s])"), word, longest
+    )
 
 
 _KINDS = (_kind(_IDEOGRAPHIC, 2, 4), _kind(_PHONETIC, 5, 10))

@@ -308,9 +308,7 @@ tokenizer.tokenize("An incredibly nice breath of fresh air")
             tokens = [self.vocab[i] if i >= 0 else self.vocab[len(self)] for i in map(int, ids)]
         except IndexError:
             raise UserError(f"an id is not in this tokenizer's vocabulary of {len(self)}; use its own") from None
-        return detokenize(
-            tokens, subword=self.subword is not None, exact=self._keeps_spaces, english=self._is_english
-        )
+        return detokenize(tokens, subword=self.subword is not None, exact=self._keeps_spaces, english=self._is_english)
 
 
 def to_arrays(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
