@@ -23,14 +23,15 @@ import torch
 
 import ulmfit
 from tests.tiers import LONG
-from ulmfit import train_classifier, train_language_model
+from ulmfit import fit, train_classifier, train_language_model
 from ulmfit.cli.options import parse
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig
 from ulmfit.run.lock import DirectoryLock
 
 ROOT = Path(ulmfit.__file__).parents[1]
-SCRIPTS = {"lm": (LMConfig, train_language_model), "clf": (ClassifierConfig, train_classifier)}
+SCRIPTS = {"lm": (LMConfig, train_language_model), "clf": (ClassifierConfig, train_classifier), "fit": (FitConfig, fit)}
 ENGLISH = "One film after another, and number {} was the best of them"
 TINY = "--preset tiny --max-steps 2 --batch-size 4 --bptt 10"
 
