@@ -304,22 +304,23 @@ def test_bad_weights_of_fastai_are_refused(tmp_path):
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
-def test_a_compressed_file_of_weights_is_refused(tmp_path):
-    torch.save(language_model_file(2), tmp_path / "plain.pth")
-    with zipfile.ZipFile(tmp_path / "plain.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as new:
+def write_compressed(folder):
+    """w.pth: what torch saves, with one part more, and all of it compressed."""
+    torch.save(language_model_file(2), folder / "plain.pth")
+    with zipfile.ZipFile(folder / "plain.pth") as old, zipfile.ZipFile(folder / "w.pth", "w", 8) as new:
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
         new.writestr("plain/data/99", bytes(10**7))
+
+
+def test_a_compressed_file_of_weights_is_refused(tmp_path):
+    write_compressed(tmp_path)
     with pytest.raises(UserError, match="is not a file of plain weights .it is compressed"):
         load_fastai(tmp_path / "w.pth", tmp_path / "v.pkl")
 
 
 def test_the_size_is_asked_of_the_reader_that_loads_the_file(tmp_path):
-    torch.save(language_model_file(2), tmp_path / "plain.pth")
-    with zipfile.ZipFile(tmp_path / "plain.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as new:
-        for part in old.infolist():
-            new.writestr(part.filename, old.read(part))
-        new.writestr("plain/data/99", bytes(10**7))
+    write_compressed(tmp_path)
     with open(tmp_path / "w.pth", "ab") as file:
         file.write(b"PK\x05\x06")  # at which Python's zipfile gives up, and torch does not
     with pytest.raises(UserError, match="is not a file of plain weights .it is compressed"):
