@@ -12,7 +12,7 @@ from ulmfit import files
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.exported.reader import OnnxReader
-from ulmfit.model_kinds import is_temperature
+from ulmfit.model_kinds import check_optional
 from ulmfit.paths import as_path
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
@@ -68,10 +68,7 @@ def read_export(path: str | os.PathLike) -> tuple[OnnxReader, Tokenizer, dict[st
     for name, kind in _KINDS.items():
         if config.get(name) is not None and not isinstance(config[name], kind):
             raise UserError(f"{name} in {folder / CONFIG} is {excerpt(config[name])}, of another type; {_CURE}")
-    if (temperature := config.get("temperature")) is not None and not is_temperature(temperature):
-        raise UserError(f"temperature in {folder / CONFIG} is {excerpt(temperature)}, none of a classifier; {_CURE}")
-    if not all(isinstance(name, str) for name in config.get("text_columns") or ()):
-        raise UserError(f"text_columns in {folder / CONFIG} is not a list of names; {_CURE}")
+    check_optional(config, folder / CONFIG, _CURE)
     if (thresholds := config.get("thresholds")) is not None and (
         len(thresholds) != len(names) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in thresholds)
     ):

@@ -12,7 +12,7 @@ from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
 from ulmfit.model.awd_lstm import AWDLSTMConfig
 from ulmfit.model.ngrams import NGramConfig
-from ulmfit.model_kinds import is_ngrams, is_temperature
+from ulmfit.model_kinds import check_optional, is_ngrams
 
 CONFIG = "config.json"
 
@@ -49,11 +49,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         names = _field(config, "label_names", list, path)
         if not names or not all(isinstance(name, str) for name in names):
             raise UserError(f"label_names in {path} is not a list of names; {CURE}")
-        columns = config.get("text_columns")
-        if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
-            raise UserError(f"text_columns in {path} is not a list of names; {CURE}")
-        if config.get("temperature") is not None and not is_temperature(config["temperature"]):
-            raise UserError(f"temperature in {path} is {excerpt(config['temperature'])}, none of a classifier; {CURE}")
+        check_optional(config, path, CURE)
     elif is_ngrams(config):
         raise UserError(f"{path} has n-grams as a language model; {CURE}")
     if task == "classifier" and not is_ngrams(config):
