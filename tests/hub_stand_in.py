@@ -19,7 +19,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import yaml
+
 TOKEN = "hf_of_the_stand_in"
+
+
+def metadata(card: str) -> dict:
+    """What stands before the text of a README.md: what the hub reads."""
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
 
 
 @dataclass

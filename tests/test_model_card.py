@@ -1,4 +1,4 @@
-"""Model cards: what a stranger, a user's edits or names of the data put into them, and folders that are not a model's."""
+"""Model cards: what they tell of a run, what strangers, edits and names of the data put into them, folders of no model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import ulmfit
+from tests.hub_stand_in import metadata
 from ulmfit.cli import USER_ERROR, main
 from ulmfit.model_card import model_card
 from ulmfit.model_origin import Origin, Run
@@ -165,3 +166,94 @@ def test_a_damaged_configuration_of_an_exported_model_is_a_users_mistake(runs, t
     Path(path).write_text(text)
     with pytest.raises(ulmfit.UserError, match=r"config\.json"):
         ulmfit.TextClassifier.from_pretrained(tmp_path / "onnx")
+
+
+def test_the_card_of_a_classifier_tells_its_run(runs, tmp_path):
+    ulmfit.TextClassifier.from_pretrained(runs.clf).save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    data = metadata(card)
+    assert data["library_name"] == "ulmfit" and data["pipeline_tag"] == "text-classification"
+    assert data["license"] and {"ulmfit", "awd-lstm", "text-classification", "model_hub_mixin"} <= set(data["tags"])
+    result = data["model-index"][0]["results"][0]
+    scores = [json.loads(line) for line in (runs.clf / "metrics.jsonl").read_text().splitlines()]
+    (valid,) = (line for line in scores if line["event"] == "eval")
+    assert {each["type"]: each["value"] for each in result["metrics"]}["accuracy"] == round(valid["accuracy"], 4)
+    assert ModelCard(card).data.library_name == "ulmfit"  # huggingface_hub reads it
+    for told in (
+        "reviews.csv; columns text, label", "10% of the rows, held out", "starts from | lm", "`neg`, `pos`", "seed, precision",
+        "ulmfit train-clf --data reviews.csv", "--encoder lm", "ulmfit train-lm --data reviews.csv", "## Intended use",
+        "| class | precision | recall | F1 | texts |", f"| accuracy | {valid['accuracy']:.3f} |", "## Licence",
+    ):  # fmt: skip
+        assert told in card, told
+    assert "More Information Needed" not in card and str(runs.clf.parent) not in card
+
+
+def test_a_card_tells_of_the_run_that_it_started_from_and_of_no_other(runs, tmp_path):
+    for run in (runs.lm, runs.clf):
+        shutil.copytree(run, tmp_path / run.name)
+    stored = json.loads((tmp_path / "clf" / "config.json").read_text())
+    stored["options"]["encoder"] = str(tmp_path / "lm" / "model")
+    (tmp_path / "clf" / "config.json").write_text(json.dumps(stored))
+    model = ulmfit.TextClassifier.from_pretrained(tmp_path / "clf")
+    assert "Language model:" in str(model.generate_model_card())
+    with open(tmp_path / "lm" / "model" / "model.safetensors", "ab") as file:  # trained again since
+        file.write(b" ")
+    assert "Language model:" not in str(model.generate_model_card())
+
+
+def test_cards_tell_no_texts_and_no_folders(runs, tmp_path):
+    """A run with --no-samples whose names are texts (a table without a header, a wrong column)."""
+    text = "the patient complained of a headache and of her neighbours"
+    run = tmp_path / "private ward" / "clf"
+    shutil.copytree(runs.clf, run)
+    for file in (run / "config.json", run / "model" / "config.json"):
+        content = json.loads(file.read_text())
+        if "options" in content:
+            content["options"] |= {"samples": False, "text_column": text, "encoder": str(runs.lm)}
+            content["resolved"] |= {"text_column": text}
+        else:
+            content["label_names"] = [text, "pos"]
+        file.write_text(json.dumps(content))
+    log = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(log.replace('"label": "neg"', f'"label": "{text}"'))
+    model = ulmfit.TextClassifier.from_pretrained(run)
+    card = str(model.generate_model_card())
+    assert (
+        "headache" not in card and "private ward" not in card and "hidden by --no-samples" in card and "`pos`" in card
+    )
+
+
+def card_with(run: Path, options: dict, resolved: dict) -> str:
+    """The card of a language model's run with these values in its config.json."""
+    stored = json.loads((run / "config.json").read_text())
+    stored["options"] |= options
+    stored["resolved"] |= resolved
+    (run / "config.json").write_text(json.dumps(stored))
+    return str(ulmfit.LanguageModel.from_pretrained(run, device="cpu").generate_model_card())
+
+
+def test_a_card_names_every_source_of_a_mixture_and_hub_data_by_their_whole_name(runs, tmp_path):
+    run = shutil.copytree(runs.lm, tmp_path / "run")
+    mixed = "wiki=0.7:owner/wiki,notes=0.3:/somewhere/else/notes.csv"
+    card = card_with(run, {"data": mixed}, {"revision": {"wiki": "0123456789abcdef"}})
+    shown = "wiki=0.7:owner/wiki,notes=0.3:notes.csv"
+    assert f"| data | {shown}, revisions on the hub: wiki 0123456789ab" in card and f"--data {shown} " in card
+    assert "/home" not in card and "datasets" not in metadata(card)
+    card = card_with(run, {"data": "owner/films"}, {"revision": "0123456789abcdef"})
+    assert "| data | owner/films of the hub, revision 0123456789ab" in card and "--data owner/films " in card
+    assert metadata(card)["datasets"] == ["owner/films"]
+    assert "--data" not in card_with(run, {"data": "in memory: a table, 3 rows"}, {"revision": None})
+
+
+def test_cards_of_models_without_a_run_and_of_the_packages_own(tmp_path, runs):
+    shutil.copytree(runs.clf / "model", tmp_path / "alone")
+    card = str(ulmfit.TextClassifier.from_pretrained(tmp_path / "alone").generate_model_card(language="en"))
+    assert "is not beside it" in card and metadata(card)["language"] == "en" and "More Information" not in card
+    ulmfit.LanguageModel.from_pretrained("english", device="cpu").save_pretrained(tmp_path / "english")
+    card = (tmp_path / "english" / "README.md").read_text()
+    assert metadata(card)["license"] == "cc-by-sa-3.0" and "18,021 articles" in card
+    fields = {"license": "mit", "intended_use": "Sorting reviews.", "model_name": "films", "tags": ["films"]}
+    card = str(ulmfit.TextClassifier.from_pretrained(runs.clf).generate_model_card(**fields))
+    assert "# films\n" in card and "Sorting reviews." in card and metadata(card)["license"] == "mit"
+    with pytest.raises(TypeError):
+        ulmfit.TextClassifier.from_pretrained(runs.clf).generate_model_card(licence="mit")

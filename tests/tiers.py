@@ -27,7 +27,7 @@ LONGEST_FIRST = (
     "tests/test_commands.py",
     "tests/training/test_fit_telling.py",
     "tests/test_limits.py",
-    "tests/tokenizer/test_tokenizer.py",
+    "tests/tokenizer/test_robustness.py",
     "tests/test_estimator.py",
     "tests/distributed/test_launch.py",
     "tests/distributed/test_watchdog.py",

@@ -129,6 +129,7 @@ _FORMS = {
 }
 #: All files that a model may have on the hub; those of an earlier one there must not be left beside those of a new one.
 _OWN_FILES = [f"{folder}{name}" for folder in ("", "*/") for name in (*_FORMS, "config.json", "tokenizer.json")]
+_CARD_OPTIONS = {"license", "language", "tags", "model_name", "intended_use", "repo_id"}
 _OF_A_RUN = ("status.json", "metrics.jsonl", "checkpoints")
 
 
@@ -169,10 +170,11 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
             push_to_hub: upload too, to `repo_id` (by default the folder's name) with the options of `push_to_hub`.
 
         Raises:
-            UserError: the folder cannot be written, or the hub refuses.
+            UserError: the folder cannot be written, the card has no such option, or the hub refuses.
         """
         folder = as_path(save_directory)
         self._check(folder)
+        _check_card(model_card_kwargs)
         try:
             # Not by the mixin's own, which first deletes a config.json: that of a model to which a tokenizer is added.
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -219,6 +221,7 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
             UserError: the hub refuses or cannot be reached, the repository holds something of another kind, or is public
                 in spite of `private`.
         """
+        _check_card(model_card_kwargs)
         options |= {"token": _stripped(options.get("token"))}
         try:
             self._check_there(repo_id, options)
@@ -273,6 +276,12 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
 
     def _card(self, **kwargs: Any) -> str:
         raise NotImplementedError
+
+
+def _check_card(given: dict[str, Any] | None) -> None:
+    if unknown := sorted((given or {}).keys() - _CARD_OPTIONS):
+        there = ", ".join(sorted(_CARD_OPTIONS - {"repo_id"}))
+        raise UserError(f"the model card has no option {cut(unknown[0])}; give some of {there}")
 
 
 def _task_in(folder: str) -> str | None:

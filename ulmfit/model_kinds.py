@@ -23,7 +23,7 @@ def is_temperature(value: Any) -> bool:
 
 
 def check_optional(config: Mapping[str, Any], path: Path, cure: str) -> None:
-    """Check what a classifier's config.json may tell or not: text_columns and temperature.
+    """Check what a classifier's config.json may tell or not: text_columns, temperature, and thresholds of its label_names.
 
     Raises:
         UserError: one is of a wrong kind.
@@ -33,3 +33,12 @@ def check_optional(config: Mapping[str, Any], path: Path, cure: str) -> None:
         raise UserError(f"text_columns in {path} is not a list of names; {cure}")
     if temperature is not None and not is_temperature(temperature):
         raise UserError(f"temperature in {path} is {excerpt(temperature)}, none of a classifier; {cure}")
+    thresholds, names = config.get("thresholds"), config["label_names"]
+    if thresholds is not None and not (
+        isinstance(thresholds, list) and len(thresholds) == len(names) and all(_is_share(value) for value in thresholds)
+    ):
+        raise UserError(f"thresholds in {path} are not a number from 0 to 1 for each of label_names; {cure}")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -15,7 +15,9 @@ from ulmfit.training.result import TrainingResult
 from ulmfit.training.summary import as_markdown, summarize
 
 
-def summary_of(classifiers: int, data: str = "reviews.csv", run: str = "runs/my reviews") -> dict[str, Any]:
+def summary_of(
+    classifiers: int, data: str = "reviews.csv", run: str = "runs/my reviews", *, init: bool = True
+) -> dict[str, Any]:
     """Of a job that is worse than its baseline. The members have an accuracy of 0.70, 0.71, ..., and together 0.8."""
     scores = {"accuracy": 0.9, "f1": 0.9}
     rivals = {"rows": {"train": 5000, "test": 100}, "classes": ["a", "b"], "reason": None,
@@ -37,7 +39,7 @@ def summary_of(classifiers: int, data: str = "reviews.csv", run: str = "runs/my 
         scores={"test": {"accuracy": 0.8, "f1": 0.8}},
         minutes={"lm": 1.0} | dict.fromkeys(names, 2.0) | {"mean": 0.5},
         model=f"{run}/model",
-        used={"init": True, "unlabelled": True, "length": {"lm": ("epochs", 2), "clf": ("epochs", 3)}},
+        used={"init": init, "unlabelled": True, "length": {"lm": ("epochs", 2), "clf": ("epochs", 3)}},
     )
 
 
@@ -51,6 +53,11 @@ def test_one_classifier_is_advised_to_go_on_to_three():
     # Data from Python are not in the directory.
     assert "the same call with ensemble=3" in "".join(summary_of(1, "in memory: a table, 3 rows")["advice"])
     assert not any("three classifiers" in line for line in summary_of(3)["advice"])
+
+
+def test_the_other_direction_is_advised_only_where_the_same_command_can_train_it():
+    told = [any("--backwards" in line for line in summary_of(1, init=init)["advice"]) for init in (False, True)]
+    assert told == [True, False]  # --init names weights that read in one direction
 
 
 def test_several_classifiers_are_shown_with_each_of_them_beside():

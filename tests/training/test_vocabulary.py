@@ -131,3 +131,30 @@ def test_a_begun_run_is_not_judged_again(tmp_path, capsys, monkeypatch):
     train_language_model(config)
     with pytest.raises(UserError, match="judged"):
         train_language_model(replace(config, output_dir=str(tmp_path / "new")))
+
+
+@pytest.mark.parametrize("first", ["streamed", "cached"])
+def test_a_stream_and_the_whole_corpus_have_vocabularies_of_their_own_in_the_cache(first, tmp_path, monkeypatch):
+    """A stream learns its words from the first documents of a corpus, a cached run from all of them."""
+    monkeypatch.setattr("ulmfit.training.setup.STREAM_TOKENIZER_DOCUMENTS", 20)
+    for name, count in (("train.txt", 60), ("valid.txt", 20)):
+        (tmp_path / name).write_text("".join(f"one {'early' if n < 30 else 'late'} film\n" for n in range(count)))
+    given = {"data": str(tmp_path / "train.txt"), "valid": str(tmp_path / "valid.txt"), "init": "none",
+             "cache_dir": str(tmp_path / "cache")}  # fmt: skip
+    for name in (first, "cached" if first == "streamed" else "streamed"):
+        run = tmp_path / name
+        train_language_model(LMConfig(output_dir=str(run), streaming=name == "streamed", **SHORT, **given))
+        words = Tokenizer.from_file(run / "tokenizer.json").vocab
+        assert "early" in words and ("late" in words) == (name == "cached")
+
+
+def test_options_of_a_vocabulary_are_refused_with_a_start_in_pieces(tmp_path):
+    pieces = LMConfig(
+        data=rows("Japanese"), output_dir=str(tmp_path / "pieces"), subword="bpe", vocab_size=200, **SHORT
+    )
+    train_language_model(pieces)
+    for options in ({"vocab_size": 400}, {"min_freq": 5}):
+        config = LMConfig(data=rows("Japanese"), output_dir=str(tmp_path / "out"), init=pieces.output_dir, **SHORT)
+        with pytest.raises(UserError, match=f"leave out --{next(iter(options)).replace('_', '-')}"):
+            train_language_model(replace(config, preset=None, **options))
+    assert not (tmp_path / "out").exists()

@@ -17,10 +17,8 @@ from ulmfit.paths import as_path
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 CONFIG, MODEL, TOKENIZER = "config.json", "model.onnx", "tokenizer.json"
-# Entries of config.json that this package reads, besides label_names; each may be missing.
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "architecture": dict, "exported": dict, "max_len": int, "text_columns": list, "temperature": (int, float), "thresholds": list,
-}  # fmt: skip
+# Entries of config.json that this package reads, besides label_names and those of `check_optional`; each may be missing.
+_KINDS = {"architecture": dict, "exported": dict, "max_len": int}
 _TRAINED = "model.safetensors"
 _CURE = "export the model again"
 
@@ -69,12 +67,6 @@ def read_export(path: str | os.PathLike) -> tuple[OnnxReader, Tokenizer, dict[st
         if config.get(name) is not None and not isinstance(config[name], kind):
             raise UserError(f"{name} in {folder / CONFIG} is {excerpt(config[name])}, of another type; {_CURE}")
     check_optional(config, folder / CONFIG, _CURE)
-    if (thresholds := config.get("thresholds")) is not None and (
-        len(thresholds) != len(names) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in thresholds)
-    ):
-        raise UserError(
-            f"thresholds in {folder / CONFIG} are not a number from 0 to 1 for each of label_names; {_CURE}"
-        )
     tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     if config.get("vocabulary", tokenizer.vocabulary_fingerprint) != tokenizer.vocabulary_fingerprint:
         raise UserError(

@@ -58,18 +58,9 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         _field(config, "head_p", float, path)
         if config.get("multi_label") is not None:
             _field(config, "multi_label", bool, path)
-        if config.get("thresholds") is not None:
-            _thresholds(config, path)
         if config.get("gradient_window") is not None:
             _field(config, "gradient_window", int, path)
     return config
-
-
-def _thresholds(config: dict[str, Any], path: Path) -> None:
-    values = _field(config, "thresholds", list, path)
-    good = all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
-    if not good or len(values) != len(config["label_names"]):
-        raise UserError(f"thresholds in {path} are not a number from 0 to 1 for each of label_names; {CURE}")
 
 
 def _field(config: dict[str, Any], name: str, kind: type, path: Path) -> Any:

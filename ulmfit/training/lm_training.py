@@ -86,6 +86,14 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
                 raise UserError(
                     f"the model to start from brings the text rules {base.rules} and --rules names {config.rules}; leave out --rules"
                 )
+            if (
+                base.subword
+                and session.begun is None
+                and (unused := sorted({"min_freq", "vocab_size"} & given(config)))
+            ):
+                raise UserError(
+                    f"--init brings pieces of words, to which none are added; leave out --{flag(unused[0])}"
+                )
         tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
 
     check_vocabulary(session, corpus.judged, tokenizer)
@@ -219,7 +227,7 @@ def _sampled_words(config: LMConfig, vocab_size: int, pretrained: bool, runtime:
         return QUICK_SAMPLE if is_quick and on_cpu and vocab_size >= 4 * QUICK_SAMPLE else None
     if asked >= vocab_size:
         raise UserError(
-            f"--sampled-softmax {asked} has nothing to leave out of a vocabulary of {vocab_size} words; leave the "
-            "option out"
+            f"--sampled-softmax {asked} has nothing to leave out of a vocabulary of {vocab_size} words; give "
+            "--sampled-softmax 0, which is the full softmax"
         )
     return asked or None

@@ -198,12 +198,13 @@ def tokenizer_of(session: Session, split: Split, base: Tokenizer | None = None) 
         # The rules are part of the key: a tokenizer cached by an earlier version may have other rules.
         normalizer = (text_subword if config.subword else text_rules).normalizer(config.rules)
         rules = base.fingerprint if base else normalizer.__getstate__()
-        key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword)
+        # So are the documents that it is trained on: a stream of the same files reads its first ones only.
+        most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
+        key = (split.fingerprint, rules, vocab_size, config.min_freq, config.subword, most)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         file = cache_folder(config.cache_dir) / "tokenizers" / f"{name}.sealed.json"
         if kept := _cached_tokenizer(file):
             return kept
-        most = STREAM_TOKENIZER_DOCUMENTS if config.streaming else None
         with session.stop.interruptible():
             tokenizer = learn(metered_texts(split, "training the vocabulary", most=most))
         with writing(cache_folder(config.cache_dir)):

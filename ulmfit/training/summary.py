@@ -170,11 +170,12 @@ def _advice(name: str, rivals: dict[str, Any], used: dict[str, Any]) -> list[str
         if used["data"].startswith(DESCRIBED):
             same = "the same call with ensemble=3"
         lines.append(f"average three classifiers: {same} trains two more on this language model")
-    lines.append("average with the backward half: the same command with --backwards and another --output-dir, then "
-                 "ulmfit predict --model FORWARD --model BACKWARD")  # fmt: skip
     if rivals["rows"]["train"] < FEW_LABELS:
         lines.append(f"label more texts: {rivals['rows']['train']:,} are few, and a hundred more may do more than any "
                      "option")  # fmt: skip
+    if not used["init"]:  # pretrained weights read in one direction only
+        lines.append("average with the other direction: the same command with --backwards (or without, where this one has it) and "
+                     "another --output-dir, then ulmfit predict --model FORWARD --model BACKWARD")  # fmt: skip
     if name == RIVAL:
         lines.append(f"or use {name}: it is a fair choice where words alone tell the class")
     return lines
