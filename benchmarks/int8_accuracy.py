@@ -35,7 +35,7 @@ def main() -> None:
     print(sides.machine())
     found = {}
     for name in ("fp32", "int8"):
-        model = TextClassifier.from_pretrained(options.model, device="cpu", int8=name == "int8")
+        model = TextClassifier.from_pretrained(options.model, device="cpu", int8=name == "int8", backend="torch")
         assert model.label_names == ["0", "1"], model.label_names
         alone = np.concatenate([model.probabilities([text]) for text in texts[:ALONE]])
         begun = time.process_time()

@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import tokenizers
 from fastapi import FastAPI, HTTPException, Request
+from starlette.requests import ClientDisconnect
 
 MOST_BYTES, MOST_TEXTS, MOST_TOKENS = 2**20, 64, 5000  # of a request, of a request, of a text
 BATCH, MOST_WAITING = 32, 1024  # texts; a longer queue is refused
@@ -71,10 +72,13 @@ def health() -> dict:
 @app.post("/predict")
 async def predict(request: Request) -> list[dict]:
     body = bytearray()
-    async for part in request.stream():  # no more than the limit is read, whatever the header says
-        body += part
-        if len(body) > MOST_BYTES:
-            raise HTTPException(413, f"a request may have {MOST_BYTES} bytes")
+    try:
+        async for part in request.stream():  # no more than the limit is read, whatever the header says
+            body += part
+            if len(body) > MOST_BYTES:
+                raise HTTPException(413, f"a request may have {MOST_BYTES} bytes")
+    except ClientDisconnect:  # in the middle of its request
+        raise HTTPException(400, "the request has no end") from None
     try:
         texts = json.loads(body)["texts"]
         texts = [str.encode(text, "utf-8", "replace").decode() for text in texts] if isinstance(texts, list) else []

@@ -11,6 +11,7 @@
 #     bash launch/pretrain.sh wikimedia/wikipedia:20231101.cy runs/welsh
 #     bash launch/pretrain.sh "wiki=0.6:wikimedia/wikipedia:20231101.de,notes=0.4:s3://bucket/notes/*.jsonl.zst" runs/german
 #
+# A vocabulary of at most 4,096 words (a small corpus, or pieces) needs --sampled-softmax 0.
 # A corpus too large for a token cache is streamed: add --streaming --max-steps N --valid PATH.
 # On GPUs or under SLURM start train_lm.py with the same options by a launcher and export its run afterwards:
 #

@@ -67,6 +67,36 @@ def test_an_option_of_another_type_or_choice_is_refused(options, sentence):
     assert str(caught.value).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: ulmfit.fit("a.csv", data="b.csv"), "fit has data twice"),
+        (lambda: ulmfit.fit(ulmfit.LMConfig()), "fit takes a FitConfig and was given a LMConfig; write fit(data="),
+        (lambda: ulmfit.fit("a.csv", output="b"), "fit has no option output; the nearest is output_dir"),
+        (
+            lambda: ulmfit.fit("a.csv", batch_size=4),
+            'no option batch_size; lm={"batch_size": ...} or clf={"batch_size": ...} is that',
+        ),
+        (lambda: ulmfit.fit("a.csv", colour="red"), "fit has no option colour; "),
+        (
+            lambda: ulmfit.train_classifier((["a"], ["b"])),
+            "was given a tuple; write train_classifier(ulmfit.ClassifierConfig(data=",
+        ),
+        (lambda: ulmfit.train_classifier(ulmfit.LMConfig()), "takes a ClassifierConfig and was given a LMConfig"),
+        (lambda: ulmfit.train_language_model(ulmfit.FitConfig()), "takes a LMConfig and was given a FitConfig"),
+    ],
+)
+def test_what_is_no_configuration_is_told_in_a_sentence(call, sentence):
+    with pytest.raises(ulmfit.UserError) as error:
+        call()
+    assert sentence in str(error.value)
+
+
+def test_fit_takes_the_data_first(tmp_path):
+    with pytest.raises(ulmfit.UserError, match=r"no file or folder .*nowhere\.csv"):
+        ulmfit.fit(str(tmp_path / "nowhere.csv"), output_dir=str(tmp_path / "job"))
+
+
 def test_every_default_is_of_its_type():
     for kind in (ulmfit.LMConfig, ulmfit.ClassifierConfig):
         check(kind())

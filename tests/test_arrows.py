@@ -40,6 +40,7 @@ GROUND = {
     "shipped",
     "sweep_config",
     "texts",
+    "turns",
 }
 # Files at the top that are one room: what uses a trained model.
 INFERENCE = {

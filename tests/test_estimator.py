@@ -18,6 +18,7 @@ import copy
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import SimpleNamespace
 
@@ -40,8 +41,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E40
 from ulmfit import UlmfitClassifier  # noqa: E402
 from ulmfit.bundle import make_up  # noqa: E402
 from ulmfit.data import sample  # noqa: E402
-from ulmfit.errors import UserError  # noqa: E402
+from ulmfit.errors import TrainingInterrupted, UserError  # noqa: E402
 from ulmfit.inference import TextClassifier  # noqa: E402
+from ulmfit.training.privacy import hides_texts  # noqa: E402
 
 SHORT = {"max_steps": 1, "batch_size": 8, "bptt": 20}
 ROWS = list(islice(sample.generate("train"), 40))
@@ -206,6 +208,59 @@ def test_whole_job_reads_unlabeled_texts_and_validates_on_given_ones(tmp_path, c
     assert TextClassifier.from_pretrained(tmp_path / "model").label_names == ["0", "1"]
     with pytest.raises(UserError, match="exists; name a new folder"):
         clf.save_model(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_a_fit_without_a_seed_goes_on_in_its_folder_and_another_folder_gets_another_seed(tmp_path):
+    first, again, other = (
+        quick(random_state=None, output_dir=tmp_path / name).fit(X, Y) for name in ("one", "one", "two")
+    )
+    assert first.model_.files == again.model_.files
+    assert other.model_.files["model.safetensors"] != first.model_.files["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_what_a_program_draws_does_not_begin_anew_at_every_fit():
+    np.random.seed(0)
+    expected = np.random.permutation(10), np.random.permutation(10)
+    np.random.seed(0)
+    found = []
+    for _ in expected:
+        found.append(np.random.permutation(10))
+        quick().fit(X, Y)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_ctrl_c_without_a_folder_promises_no_checkpoint(tmp_path, monkeypatch):
+    def interrupted(config):
+        raise TrainingInterrupted(tmp_path / "clf", 3)
+
+    monkeypatch.setattr("ulmfit.estimator.train_classifier", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="nothing is kept; with output_dir") as found:
+        quick().fit(X, Y)
+    assert not isinstance(found.value, TrainingInterrupted)
+    with pytest.raises(TrainingInterrupted, match="goes on from there"):
+        quick(output_dir=tmp_path / "kept").fit(X, Y)
+
+
+@pytest.mark.slow
+def test_texts_are_hidden_only_where_samples_says_so(tmp_path):
+    for samples in (True, False):
+        quick(samples=samples).fit(X, Y).save_model(tmp_path / str(samples))
+        assert hides_texts([tmp_path / str(samples)]) != samples
+
+
+@pytest.mark.slow
+def test_fits_in_threads_take_turns(fitted, capsys):
+    """Else the second one would meet the first one's settings of accelerate, and leave standard output closed."""
+    many = [*X, *X, *X], np.concatenate([Y, Y, Y])
+    with ThreadPoolExecutor(2) as pool:
+        longer = pool.submit(quick(clf=SHORT | {"max_steps": 20}).fit, *many)
+        shorter = [pool.submit(quick().fit, X, Y) for _ in range(2)]
+        assert all(one.result().model_.files == fitted.model_.files for one in shorter)
+        longer.result()
+    print("still open")
+    assert capsys.readouterr().out == "still open\n"
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -142,6 +145,44 @@ def test_numbers_that_are_no_whole_ones_are_refused(language_model, options):
     with pytest.raises(UserError, match="give whole numbers"):
         language_model.generate("a", **options)
     assert language_model.generate("a", seed=np.int64(3)) == language_model.generate("a", seed=3)
+
+
+@pytest.mark.parametrize("options", [{"temperature": None}, {"temperature": "warm"}, {"top_k": 5.5}, {"min_p": "a"}])
+def test_settings_of_another_type_are_refused(language_model, options):
+    with pytest.raises(UserError, match="give numbers, top_k a whole one"):
+        language_model.generate("a", **options)
+
+
+FORKED = """
+import multiprocessing, sys
+import ulmfit
+
+texts = ["a film that I liked"] * 12
+model = ulmfit.TextClassifier.from_pretrained(sys.argv[1], backend="torch")
+lm = ulmfit.LanguageModel.from_pretrained(sys.argv[2], device="cpu")
+if sys.argv[3] == "used":
+    model.predict(texts), lm.generate("a")
+
+def work():
+    assert len(model.predict(texts)) == len(model.predict(texts * 20)) / 20 == 12
+    model.explain(texts[0]), lm.generate("a")
+
+children = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+[child.start() for child in children]
+[child.join(60) for child in children]
+codes = [child.exitcode for child in children]
+[child.kill() for child in children]
+sys.exit(codes != [0, 0] and f"exit codes {codes}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("before", ["loaded", "used"])
+def test_processes_that_are_forked_from_one_with_a_model_answer(runs, before):
+    """As the workers of a server that loads the model first: OpenMP's threads are not in a forked process."""
+    command = [sys.executable, "-c", FORKED, str(runs.clf), str(runs.lm), before]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, timeout=300)
 
 
 def test_what_is_no_text_or_device_is_told_in_a_sentence(classifier, runs):

@@ -46,7 +46,7 @@ def test_two_trials_a_restart_and_other_options(sweep, tmp_path, runs):
     assert trial.state == sweep.state.COMPLETE and set(trial.params) == {"lr", "drop_mult", "epochs"}
     assert (trial.params["lr"], trial.params["drop_mult"]) == (5e-3, 0.4)  # the recipe's own
     stored = json.loads((tmp_path / "sweep" / "trial-00000" / "config.json").read_text())["options"]
-    assert stored["lr"] == 5e-3 and stored["keep_best"] and stored["encoder"] == str(runs.lm)
+    assert stored["lr"] == 5e-3 and stored["keep_best"] is None and stored["encoder"] == str(runs.lm)
     found = sweep("--trials", 2)
     assert [one.state for one in found.trials] == [sweep.state.COMPLETE] * 2
     assert found.trials[0].params == trial.params != found.trials[1].params

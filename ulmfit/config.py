@@ -295,6 +295,19 @@ def given(config: Any) -> set[str]:
     return differ - {"on_command_line"} | config.on_command_line
 
 
+def check_kind(config: object, kind: type[TrainConfig], call: str) -> None:
+    """Refuse what is not the configuration that a function of Python takes, as data in its place.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    if not isinstance(config, kind):
+        raise UserError(
+            f"{call} takes a {kind.__name__} and was given a {type(config).__name__}; write "
+            f"{call}(ulmfit.{kind.__name__}(data=...))"
+        )
+
+
 # Of each set one option is given; where a command line gives one, another of the set that it takes from a file goes.
 ALTERNATIVES = ({"epochs", "max_steps"}, {"init", "tokenizer", "subword"}, {"encoder", "subword"})
 # What a run was asked at one start, and is not asked again by its options: a job that is requeued would never go on.

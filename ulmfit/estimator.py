@@ -11,14 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ulmfit.errors import UserError
+from ulmfit.errors import TrainingInterrupted, UserError
 from ulmfit.estimator_inputs import Form, InputError, label_sets, more_targets, texts_of_rows, training_targets
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.inference import TextClassifier
 from ulmfit.option_types import PathOption
 from ulmfit.training.clf_training import train_classifier
 from ulmfit.training.fit import fit as fit_whole_job
+from ulmfit.training.job_files import seed_of
 from ulmfit.training.result import FitResult, TrainingResult
+from ulmfit.turns import own_turn
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -108,7 +110,9 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             another is refused (default: a temporary one).
         cache_dir: where tokenised texts are kept (default: where ulmfit keeps them; without output_dir they are not kept).
         random_state: seed of validation rows, data order, dropout and initial weights: a whole number, a RandomState,
-            or None for another one each time.
+            or None for another one each time, but that of the fit which goes on in output_dir.
+        samples: False where the texts are private: messages, logs and explanations of the model show no text and no value
+            of the data, as with `--no-samples`.
         threads: CPU threads (default: the physical cores that the process may use).
         verbose: print what the trainings print.
 
@@ -143,6 +147,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         output_dir: PathOption | None = None,
         cache_dir: PathOption | None = None,
         random_state: int | np.random.RandomState | None = None,
+        samples: bool = True,
         threads: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -162,6 +167,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         self.output_dir = output_dir
         self.cache_dir = cache_dir
         self.random_state = random_state
+        self.samples = samples
         self.threads = threads
         self.verbose = verbose
 
@@ -182,7 +188,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: X or y is wrong; most are an InputError, which is a UserError too.
             UserError: an option is wrong, or the texts cannot be learnt from.
-            TrainingInterrupted: Ctrl-C. With `output_dir` the same call goes on.
+            TrainingInterrupted: Ctrl-C, with `output_dir`: the same call goes on. Without it, a KeyboardInterrupt.
         """
         texts, labels = texts_of_rows(X, "X"), training_targets(y, "y")
         check_consistent_length(texts, labels.codes)
@@ -204,7 +210,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             data["valid"] = {"text": held_out, "label": truth.cells()}
         if unlabeled is not None:
             data["unsup"] = {"text": texts_of_rows(unlabeled, "unlabeled")}
-        with self._folders() as folders, contextlib.nullcontext() if self.verbose else _quiet():
+        with own_turn(quiet=not self.verbose), self._folders() as folders, self._output():
             result = self._train(data, *folders)
             paths = [path for path in sorted(result.model_dir.rglob("*")) if path.is_file()]
             files = {path.relative_to(result.model_dir).as_posix(): path.read_bytes() for path in paths}
@@ -219,6 +225,9 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         self.validation_scores_ = {name: value for name, value in scores.items() if isinstance(value, float)}
         return self
 
+    def _output(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.verbose else _quiet()
+
     @contextlib.contextmanager
     def _folders(self) -> Iterator[tuple[str, str | None]]:
         """The directory of the runs and that of the tokenised texts."""
@@ -230,9 +239,6 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             yield os.path.join(folder, "runs"), cache or os.path.join(folder, "cache")
 
     def _train(self, data: dict[str, Any], output_dir: str, cache_dir: str | None) -> TrainingResult | FitResult:
-        seed = self.random_state
-        if not isinstance(seed, int | np.integer):
-            seed = check_random_state(seed).randint(_MOST_SEEDS)
         own = {"epochs": self.epochs, "lr": self.lr, "drop_mult": self.drop_mult}
         config = FitConfig(
             data=data,
@@ -241,28 +247,45 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             preset=self.preset,
             recipe=self.recipe,
             calibrate=self.calibrate,
-            seed=int(seed),
+            seed=self._seed(output_dir),
             threads=self.threads,
             lm=dict(self.lm or {}),
             clf=dict(self.clf or {}) | {name: value for name, value in own.items() if value is not None},
             ensemble=self.ensemble,
             ngrams=self.ngrams,
             baseline=False,
-            samples=False,
+            samples=self.samples,
             output_dir=output_dir,
             cache_dir=cache_dir,
         )
         result: TrainingResult | FitResult
-        if self.encoder is None:
-            result = fit_whole_job(config)
-        else:
-            _, classifier = stage_configs(config)
-            classifier.encoder, classifier.preset = self.encoder, self.preset
-            classifier.output_dir = output_dir
-            result = train_classifier(classifier)
+        try:
+            if self.encoder is None:
+                result = fit_whole_job(config)
+            else:
+                _, classifier = stage_configs(config)
+                classifier.encoder, classifier.preset = self.encoder, self.preset
+                classifier.output_dir = output_dir
+                result = train_classifier(classifier)
+        except TrainingInterrupted:
+            if self.output_dir is not None:
+                raise
+            raise KeyboardInterrupt(
+                "interrupted, and nothing is kept; with output_dir the same call would go on"
+            ) from None
         if result.state != "done":
             raise UserError("the training was stopped before its end; call fit again")
         return result
+
+    def _seed(self, output_dir: str) -> int:
+        """The seed: with random_state=None that of the job that `output_dir` holds, if any, so that it goes on."""
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        if self.random_state is None:
+            begun = seed_of(Path(output_dir))
+            if begun is not None:
+                return begun
+        return int(check_random_state(self.random_state).randint(_MOST_SEEDS))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities, float64 [n, C], in the order of `classes_`. A row without a text has `class_prior_`.

@@ -223,6 +223,35 @@ def naming(config: FitConfig, training: str) -> Iterator[None]:
         raise UserError(told, rank=error.rank) from None
 
 
+def config_of(data: Any, options: dict[str, Any]) -> FitConfig:
+    """The configuration of `fit(data, **options)`.
+
+    Raises:
+        UserError: there is no such option, or data are given twice or are the options of something else.
+    """
+    if isinstance(data, TrainConfig):
+        raise UserError(
+            f"fit takes a FitConfig and was given a {type(data).__name__}; write fit(data=..., output_dir=...)"
+        )
+    if data is not None:
+        if "data" in options:
+            raise UserError("fit has data twice, as its first argument and by name; give one of them")
+        options = {"data": data} | options
+    known = {part.name for part in dataclasses.fields(FitConfig) if part.init}
+    for name in options.keys() - known:
+        of = [
+            training
+            for training, kind in FitConfig.nested.items()
+            if name in {f.name for f in dataclasses.fields(kind)}
+        ]
+        near = nearest_of(name, known)
+        cure = f"the nearest is {near}" if near else "help(ulmfit.FitConfig) lists them"
+        if of and name not in _SET:
+            cure = " or ".join(f'{training}={{"{name}": ...}}' for training in of) + " is that of a training"
+        raise UserError(f"fit has no option {name}; {cure}")
+    return FitConfig(**options)
+
+
 def _options(config: FitConfig, training: str) -> dict[str, Any]:
     """The options that one training gets from the common ones and from its own."""
     own: Mapping[str, Any] = getattr(config, training)

@@ -121,6 +121,13 @@ lm.generate("I liked this movie because", max_new_tokens=40, temperature=0.75)
             raise UserError(
                 f"max_new_tokens is {excerpt(max_new_tokens)} and seed {excerpt(seed)}; give whole numbers, the seed of at most 64 bits"
             ) from None
+        try:
+            temperature, min_p = float(temperature), None if min_p is None else float(min_p)
+            top_k = None if top_k is None else operator.index(top_k)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"temperature is {excerpt(temperature)}, min_p {excerpt(min_p)} and top_k {excerpt(top_k)}; give numbers, top_k a whole one"
+            ) from None
         prompts = texts_of(prompt)
         ids = [row.tolist() for row in self.tokenizer.encode(prompts)]
         generator = torch.Generator(self.net.decoder_bias.device)

@@ -7,8 +7,8 @@
     learn.save("fine_tuned")
 
 Every fit is a training like any other: a run directory in output_dir, exact and resumable. Its name follows from what it
-goes on from and what it does. So the same cells run again, in this process or after a restart, find what is done and go on
-with what is not. The weights are, bit for bit, those of one training with all these stages.
+goes on from and what it does. So the same cells run again, from the one that makes the learner, find what is done and go on
+with what is not. A fit called twice on one learner is two stages. The weights are, bit for bit, those of one training with all these stages.
 """
 
 from __future__ import annotations

@@ -74,6 +74,11 @@ def test_every_container_holds_the_same_corpus(name):
     assert InMemory(data).sources["train"].fingerprint == InMemory(COLUMNS).sources["train"].fingerprint
 
 
+def test_labels_that_are_tensors_are_their_numbers():
+    numbers = [number % 3 for number in range(60)]
+    assert rows((TEXTS, [torch.tensor(number) for number in numbers])) == rows((TEXTS, numbers))
+
+
 @pytest.mark.parametrize("make", [list, tuple, np.array, pd.Series, lambda texts: polars({"text": texts})["text"],
                                   lambda texts: datasets.Dataset.from_dict({"text": texts})["text"]])  # fmt: skip
 def test_texts_alone(make):

@@ -28,6 +28,7 @@ from ulmfit.distributed.sharding import processes_only, wanted_engine
 from ulmfit.distributed.torch_settings import TorchSettings, allowed_tf32, seed_everything
 from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
 from ulmfit.private_api import forget_prepared
+from ulmfit.turns import own_turn
 
 Result = TypeVar("Result")
 # Bytes that the ranks send to rank 0 at a time: its device holds no more of their values at once (see `Runtime.collect`).
@@ -304,6 +305,13 @@ def open_runtime(
         prepare: returns the configuration to use, or raises UserError. It is called after the group is joined, so that
             the error reaches all ranks.
     """
+    with own_turn():
+        yield from _opened(config, prepare)
+
+
+def _opened(
+    config: TrainConfig, prepare: Callable[[Group], TrainConfig] | None
+) -> Iterator[tuple[Runtime, TrainConfig]]:
     group = Group()
     runtime: Runtime | None = None
 

@@ -1,4 +1,4 @@
-"""Global settings of torch that a run chooses: TF32, seeds, and what is put back at its end."""
+"""Global settings that a run chooses: torch's TF32 and threads, seeds, and what is put back at its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def allowed_tf32(precision: str, *, deterministic: bool, in_cudnn: bool) -> tupl
 
 
 class TorchSettings:
-    """Global settings of torch that a run may change.
+    """Global settings of torch that a run may change, and the states of the random generators that it seeds.
 
     Attributes:
         tf32_in_cudnn: whether cuDNN may use TF32.
@@ -45,6 +45,9 @@ class TorchSettings:
         self._allow: tuple[bool, bool] | None = None
         with suppress(RuntimeError):  # torch refuses to read these where the program has set the others
             self._allow = cudnn.allow_tf32, matmul.allow_tf32
+        # A program's own draws go on after a training: else every fold of a cross-validation would be drawn alike.
+        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._random_on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def allow_tf32(self, in_cudnn: bool, in_products: bool) -> None:
         """Let cuDNN, and matrix products, round the operands of float32 products to TF32, or not."""
@@ -67,6 +70,12 @@ class TorchSettings:
             self.allow_tf32(*self._allow)
         else:
             self._set(self._precisions)
+        python, numpys, torchs = self._random
+        random.setstate(python)
+        np.random.set_state(numpys)
+        torch.set_rng_state(torchs)
+        if self._random_on_gpus is not None:
+            torch.cuda.set_rng_state_all(self._random_on_gpus)
 
 
 def seed_everything(seed: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ulmfit.batches.order import permutation
-from ulmfit.config import ClassifierConfig
+from ulmfit.config import ClassifierConfig, check_kind
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.probabilities import SoftSplit
 from ulmfit.distributed.stop import StopRequest
@@ -45,6 +45,7 @@ def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) 
             processes of a launch, even if only one of them found it.
         TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
+    check_kind(config, ClassifierConfig, "train_classifier")
     return run_session(train_with, config, stop)
 
 

@@ -25,7 +25,18 @@ from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, UserError
 from ulmfit.excerpts import failure, values_shown
-from ulmfit.fit_config import CLF, LM, MEAN, NGRAMS, FitConfig, classifier_configs, filled, naming, stage_configs
+from ulmfit.fit_config import (
+    CLF,
+    LM,
+    MEAN,
+    NGRAMS,
+    FitConfig,
+    classifier_configs,
+    config_of,
+    filled,
+    naming,
+    stage_configs,
+)
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import normalized, path_text
 from ulmfit.reports import check_installed
@@ -60,14 +71,15 @@ from ulmfit.training.session import tell_stopped_early
 from ulmfit.training.setup import access_of, opened_corpus
 from ulmfit.training.stages import recipe_for
 from ulmfit.training.summary import as_markdown, summarize, tell_rivals, write_summary
+from ulmfit.turns import own_turn
 
 _SHORTEST = 1e-3  # minutes left to a training whose time is up: it saves a checkpoint and stops
 
 
-def fit(config: FitConfig | None = None, /, *, stop: StopRequest | None = None, **options: Any) -> FitResult:
+def fit(config: FitConfig | Any = None, /, *, stop: StopRequest | None = None, **options: Any) -> FitResult:
     """Fine-tune a language model on the texts, train a classifier on its encoder, and compare it with a baseline.
 
-        result = ulmfit.fit(data="reviews.csv", output_dir="runs/reviews", lm={"epochs": 3})
+        result = ulmfit.fit("reviews.csv", output_dir="runs/reviews", lm={"epochs": 3})
         result.summary["verdict"], result.model().predict("What a film!")
 
     The result is written to output_dir. The language model reads the labelled and unlabelled training texts, and never
@@ -75,7 +87,7 @@ def fit(config: FitConfig | None = None, /, *, stop: StopRequest | None = None, 
     Under `accelerate launch`, torchrun or `notebook_launcher` every process must call it.
 
     Args:
-        config: the options; not modified. Or give them as keyword arguments, those of `FitConfig`.
+        config: the options; not modified. Or the data, and the options as keyword arguments, those of `FitConfig`.
         stop: the stop request of a script that handles signals itself. Without it, Ctrl-C (in the main thread) stops
             after the current step, with a checkpoint, and a second Ctrl-C stops at once.
 
@@ -83,11 +95,13 @@ def fit(config: FitConfig | None = None, /, *, stop: StopRequest | None = None, 
         UserError: an option, file, column or model is wrong. It is raised on all processes of a launch.
         TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
-    if config is not None and options:
-        raise UserError(f"fit has both a configuration and the options {', '.join(options)}; give one of them")
-    config = FitConfig(**options) if config is None else config
+    if isinstance(config, FitConfig):
+        if options:
+            raise UserError(f"fit has both a configuration and the options {', '.join(options)}; give one of them")
+    else:
+        config = config_of(config, options)
     handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
-    with values_shown(bool(config.samples)), handling as request:
+    with own_turn(), values_shown(bool(config.samples)), handling as request:
         return _Job(config, request).run()
 
 

@@ -101,6 +101,14 @@ def ensemble_of(stored: Any) -> int:
     return found if type(found) is int and least <= found <= most else 1
 
 
+def seed_of(path: Path) -> int | None:
+    """The seed of the job or the run in a directory; None if it holds none that can be read."""
+    stored = read_json(path / CONFIG)
+    options = stored.get("options") if isinstance(stored, dict) else None
+    found = options.get("seed") if isinstance(options, dict) else None
+    return found if type(found) is int else None
+
+
 def ngrams_option_of(stored: Any) -> bool | None:
     """The option of n-grams in the config.json of a job; those of earlier versions have none."""
     options = stored.get("options") if isinstance(stored, dict) else None

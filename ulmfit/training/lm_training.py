@@ -9,7 +9,7 @@ import torch
 
 from ulmfit.batches.lm import CachedRows, StreamedRows
 from ulmfit.batches.mixed_stream import MixedStreamedRows
-from ulmfit.config import LMConfig, given
+from ulmfit.config import LMConfig, check_kind, given
 from ulmfit.data.mixed_corpus import MixedSplit
 from ulmfit.data.splits import Split
 from ulmfit.distributed.runtime import Runtime
@@ -51,6 +51,7 @@ def train_language_model(config: LMConfig, stop: StopRequest | None = None) -> T
             processes of a launch, even if only one of them found it.
         TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
+    check_kind(config, LMConfig, "train_language_model")
     return run_session(train_with, config, stop)
 
 

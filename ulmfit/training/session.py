@@ -25,6 +25,7 @@ from ulmfit.option_types import normalized
 from ulmfit.reports import check_installed
 from ulmfit.run.directory import check_movable, check_output
 from ulmfit.training.begun import Begun, read_begun
+from ulmfit.turns import own_turn
 
 if TYPE_CHECKING:
     from ulmfit.training.by_hand import ByHand
@@ -89,8 +90,13 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
 
     handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
-    shown = values_shown(bool(config.samples))
-    with shown, handling as request, ExitStack() as after, open_runtime(config, prepare) as (runtime, resolved):
+    with (
+        own_turn(),
+        values_shown(bool(config.samples)),
+        handling as request,
+        ExitStack() as after,
+        open_runtime(config, prepare) as (runtime, resolved),
+    ):
         early = EarlyStop(
             request, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(), tell=tell_stopped_early
         )
