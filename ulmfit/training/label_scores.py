@@ -9,7 +9,7 @@ import numpy as np
 
 from ulmfit.training.class_scores import class_scores
 
-FEW = 10  # documents with a label in validation, below which it has the threshold that all share
+FEW = 30  # documents with a label in validation, below which it has the threshold that all share (RESULTS, "Several labels")
 DEFAULT = 0.5
 
 

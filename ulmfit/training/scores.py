@@ -255,7 +255,7 @@ def score_bundle(
         mean = torch.from_numpy(tempered(mean.numpy(), bundle.temperature)).double()
     sums = _no_sums(classes, torch.device("cpu"))
     sums[: classes * classes] += torch.bincount(truth * classes + mean.argmax(1), minlength=classes * classes)
-    sums[classes * classes] = F.nll_loss(mean.log(), truth, reduction="sum") if len(own) else 0.0
+    sums[classes * classes] = F.nll_loss(mean.clamp_min(SMALLEST).log(), truth, reduction="sum") if len(own) else 0.0
     sums[-3 * BINS :] += bin_sums(mean, truth)
     return _metrics(runtime.sum(sums.to(runtime.device)), bundle.label_names) | more
 
