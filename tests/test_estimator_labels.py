@@ -54,6 +54,18 @@ def test_all_forms_are_the_same_labels():
     assert training_targets([["a"], []], "y").cells() == [["0"], []]
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "boolean", "int8", "object", "category", "string", "int64[pyarrow]"])
+def test_a_label_a_text_keeps_its_type(dtype):
+    pandas = pytest.importorskip("pandas")
+    values = {"boolean": [True, False], "string": ["b", "a"]}.get(dtype, [7, 4])
+    found = training_targets(pandas.Series(values * 3, dtype=dtype), "y")
+    assert found.classes.tolist() == sorted(values) and type(found.classes.tolist()[0]) is type(values[0])
+    assert found.codes.tolist() == [1, 0] * 3
+    if dtype in ("Int64", "boolean"):
+        with pytest.raises(ValueError, match="y has missing labels"):
+            training_targets(pandas.Series([*values, None], dtype=dtype), "y")
+
+
 @pytest.mark.parametrize(
     ("y", "words"),
     [

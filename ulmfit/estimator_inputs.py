@@ -179,6 +179,9 @@ def _parsed(given: Any, name: str) -> tuple[Form, Any, Sequence[Any]]:
             given = matrix
             if matrix.shape[1] > 1:
                 return "matrix", matrix, range(matrix.shape[1])
+        kinds = {type(row) for row in rows}
+        if len(kinds) == 1 and issubclass(*kinds, int | np.integer | np.bool_):
+            given = np.array(rows)  # of pandas' Int64 scikit-learn makes floats, and an array of objects it refuses
     labels = column_or_1d(given, warn=True)
     if any(map(is_missing, labels.tolist())):
         raise InputError(f"{name} has missing labels (NaN or None); give such texts as unlabeled")
