@@ -140,6 +140,8 @@ CASES = {
     "stream with jitter": ("lm --streaming --max-steps 9 --bptt-jitter", r"--bptt-jitter needs the token cache"),
     "a tokenizer that is trained and to be trained": (
         "lm --data reviews.csv --tokenizer {lm}/tokenizer.json --min-freq 1", r"--min-freq is for training .*one of them"),
+    "the same at its default, as it was typed": (
+        "lm --data reviews.csv --tokenizer {lm}/tokenizer.json --min-freq 2", r"--min-freq is for training .*one of them"),
     "the folder that the command runs in": ("lm --data reviews.csv --output-dir . --resume never", r"runs in, .*go to the folder above"),
     "the folder above it, for a job": ("fit --data reviews.csv --output-dir .. --resume never", r"runs in, .*go to the folder above"),
     "init and tokenizer": ("lm --init {lm} --tokenizer {lm}/tokenizer.json", r"--init .*--tokenizer.*one of them"),

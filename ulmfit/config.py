@@ -295,6 +295,14 @@ def given(config: Any) -> set[str]:
     return differ - {"on_command_line"} | config.on_command_line
 
 
+def changed(config: Options, **values: Any) -> Options:
+    """A copy with other values, which still knows what the command line gave: `dataclasses.replace` would forget it."""
+    result = copy.copy(config)
+    for name, value in values.items():
+        setattr(result, name, value)
+    return result
+
+
 def check_kind(config: object, kind: type[TrainConfig], call: str) -> None:
     """Refuse what is not the configuration that a function of Python takes, as data in its place.
 

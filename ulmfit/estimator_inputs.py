@@ -180,7 +180,7 @@ def _parsed(given: Any, name: str) -> tuple[Form, Any, Sequence[Any]]:
             if matrix.shape[1] > 1:
                 return "matrix", matrix, range(matrix.shape[1])
         kinds = {type(row) for row in rows}
-        if len(kinds) == 1 and issubclass(*kinds, int | np.integer | np.bool_):
+        if len(kinds) == 1 and issubclass(kinds.pop(), int | np.integer | np.bool_):
             given = np.array(rows)  # of pandas' Int64 scikit-learn makes floats, and an array of objects it refuses
     labels = column_or_1d(given, warn=True)
     if any(map(is_missing, labels.tolist())):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from ulmfit.config import ClassifierConfig, LMConfig, OrElse, TrainConfig, given
+from ulmfit.config import ClassifierConfig, LMConfig, OrElse, TrainConfig, changed, given
 from ulmfit.errors import UserError
 from ulmfit.limits import LIMITS
 from ulmfit.option_types import DataOption, PathOption, flag, nearest_of, path_text
@@ -294,6 +294,4 @@ def filled(config: FitConfig, stored: Mapping[str, Any]) -> FitConfig:
     }
     for training in (LM, CLF):
         values[training] = dict(stored.get(training) or {}) | getattr(config, training)
-    result = dataclasses.replace(config, **values)
-    result.on_command_line = config.on_command_line  # type: ignore[misc]  # a ClassVar that one instance has for itself
-    return result
+    return changed(config, **values)

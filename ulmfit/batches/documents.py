@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.order import permutation
+from ulmfit.batches.order import Draw, permutation
 from ulmfit.batches.position import check_identity
 from ulmfit.errors import UserError
 
@@ -31,7 +31,6 @@ TIME_STEP_OVERHEAD = {"cpu": 16.0, "cuda": 256.0}
 FORWARD = 1 / 3  # cost of a token read without gradient, relative to one read with gradient
 EVALUATION_ROWS = 256  # enough for matrix products at full speed; more rows would only need more memory
 EVALUATION_TOKENS = 262_144  # padded tokens of one batch of documents: 2 MiB of ids
-_STEPS = 1  # gives the order of an epoch's steps another generator than the order of its documents
 
 
 class DocumentBatches:
@@ -76,7 +75,7 @@ class DocumentBatches:
         pool = np.repeat(np.arange(steps) // POOL_STEPS, np.diff(self._cuts))
         order = order[np.lexsort((self.lengths[order], pool))]
         parts = np.split(order, self._cuts[1:-1])
-        return [parts[step] for step in permutation(steps, self.seed, epoch, _STEPS)]
+        return [parts[step] for step in permutation(steps, self.seed, epoch, Draw.STEPS)]
 
     def batches(self, state: dict[str, Any] | None = None) -> Iterator[tuple[np.ndarray, int, int, dict[str, Any]]]:
         """Endlessly yield (indices, epoch, step_in_epoch, state after this step), from `state` or epoch 0 on.

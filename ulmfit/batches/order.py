@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
 
 import numpy as np
 
 CHUNK = 2**18  # numbers in memory at a time: they fit into a core's cache
 _BUCKETS = 2**16
+
+
+class Draw(IntEnum):
+    """What is drawn by (seed, epoch) beside the order of an epoch's documents, each with a generator of its own."""
+
+    STEPS = 1  # the order of a classifier's steps
+    LABELS = 2  # the documents of --labels
+    BASELINE_ROWS = 3  # the texts of the baseline, where there are too many
+    NGRAM_ROWS = 4  # the texts that n-grams are trained on, where there are too many
+    TAUGHT_ROWS = 5  # the texts without a label that n-grams learn of the networks
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:

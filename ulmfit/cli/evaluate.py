@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import UseAppendAction
 
 from ulmfit.cli.common import tell_notes, tell_skipped
-from ulmfit.cli.scored import ScoringOptions, split_of_run, split_to_score
+from ulmfit.cli.scored import ScoringOptions, run_of, split_of_run, split_to_score
 from ulmfit.errors import UserError
-from ulmfit.files import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,11 +136,7 @@ def _trained_rows(model: str, saved: Mapping[str, Any]) -> int | None:
 
     Models of earlier versions do not tell them, but the run that they lie in does.
     """
-    from ulmfit.model.pretrained import find_model
-
     if "eval_rows" in saved:
         return int(saved["eval_rows"])
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        run = parse_json((find_model(model).parent / "config.json").read_text(encoding="utf-8"))
-        return int(run["resolved"]["batch_size"])
-    return None
+    found = run_of(model).get("resolved", {}).get("batch_size")
+    return found if type(found) is int else None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulmfit.batches.order import permutation
+from ulmfit.batches.order import Draw, permutation
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.sources import find
@@ -31,7 +31,6 @@ MOST_ROWS = 100_000  # labelled texts that are held in memory
 MOST_FEATURES = 300_000
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)  # C of the logistic regression
 NOT_INSTALLED = "scikit-learn is not installed"
-_ROWS = 3  # gives the draw of rows another generator than the order of an epoch and the draw of --labels
 
 
 def is_installed() -> bool:
@@ -205,7 +204,7 @@ def _training_rows(split: Split, labels: int | None, seed: int) -> tuple[list[st
     chosen = np.arange(len(truth)) if labels is None else balanced_draw(truth, labels, seed=seed)
     num_rows = len(chosen)
     if num_rows > MOST_ROWS:
-        chosen = np.sort(chosen[permutation(num_rows, seed, 0, _ROWS)[:MOST_ROWS]])
+        chosen = np.sort(chosen[permutation(num_rows, seed, 0, Draw.BASELINE_ROWS)[:MOST_ROWS]])
     if len(truth) <= MOST_ROWS:
         return [texts[index] for index in chosen], truth[chosen], num_rows
     wanted, texts, first = set(chosen.tolist()), [], 0

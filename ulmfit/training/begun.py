@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit.config import ALTERNATIVES, TrainConfig, given
+from ulmfit.config import ALTERNATIVES, TrainConfig, changed, given
 from ulmfit.config_check import check
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
@@ -69,7 +69,7 @@ class Begun:
             for field in dataclasses.fields(config)
             if field.name in known and field.name not in told and field.name not in OPERATION - taken
         }
-        filled = dataclasses.replace(config, **values)
+        filled = changed(config, **values)
         try:
             check(filled)
         except (UserError, TypeError) as error:

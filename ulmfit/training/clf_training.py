@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ulmfit.batches.order import permutation
+from ulmfit.batches.order import Draw, permutation
 from ulmfit.config import ClassifierConfig, check_kind
 from ulmfit.data.corpus import Corpus
 from ulmfit.data.probabilities import SoftSplit
@@ -24,8 +24,6 @@ from ulmfit.training.run_task import run, run_session
 from ulmfit.training.session import Session
 from ulmfit.training.stages import fit_length, recipe_for
 from ulmfit.training.vocabulary import check_vocabulary, resolve_subword
-
-_LABELS = 2  # gives the draw of --labels another generator than the order of an epoch
 
 
 def train_classifier(config: ClassifierConfig, stop: StopRequest | None = None) -> TrainingResult:
@@ -81,7 +79,10 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
     pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.encoder))
     if pretrained is None and (config.encoder is not None or config.data is None):  # else a line has said so
         session.say("the encoder starts from random weights (train_lm.py makes a better one, see --encoder)")
-    session, kind = resolve_subword(session, corpus.splits["train"])
+    asked_subword = config.subword
+    session = resolve_subword(session, corpus.splits["train"])
+    assert isinstance(session.config, ClassifierConfig)
+    config = session.config
     keep_best = setup.keeps_best(config, corpus)
     check_options(config, corpus)
     metric = metric_of(config, several=corpus.label_sets is not None)
@@ -156,7 +157,7 @@ def train_with(config: ClassifierConfig, session: Session) -> TrainingResult:
             vocab_size=None if pretrained else config.vocab_size or setup.largest_vocabulary(None),
             encoder=config.encoder or chosen_encoder(pretrained),
             start_revision=pretrained.revision if pretrained else None,
-            subword=config.subword and (kind or "none"),
+            subword=asked_subword and (config.subword or "none"),
         ),
         fingerprints={
             "corpus": corpus.fingerprint,
@@ -176,7 +177,7 @@ def balanced_draw(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
     """
     if number > len(labels):
         raise UserError(f"--labels {number} is more than the {len(labels)} labelled documents for training; give fewer")
-    order = permutation(len(labels), seed, 0, _LABELS)
+    order = permutation(len(labels), seed, 0, Draw.LABELS)
     # The rank of each document within its class. Sorting by it takes the first of every class, then the second, ...
     turns = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):

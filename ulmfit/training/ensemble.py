@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from ulmfit.training.job_files import copy_file, start_and_length
 from ulmfit.training.ngram_member import NO_NGRAMS, Chosen, Ngrams, join, obstacle, shares_with
 from ulmfit.training.result import TrainingResult
 from ulmfit.training.scores import member_probabilities, score_bundle
-from ulmfit.training.session import SilentSession, open_session
+from ulmfit.training.session import open_session
 
 _FILES = (CONFIG, WEIGHTS, TOKENIZER)
 _USUAL = 3
@@ -102,9 +103,7 @@ def score_together(
         ]
         bundle = Bundle(models, [str(member.run_dir) for member in members])
         # The trainings have told what there is to tell of the corpus.
-        silent = SilentSession(
-            session.config, runtime, session.stop, session.started, session.begun, session.early_stop
-        )
+        silent = replace(session, silent=True)
         corpus = setup.corpus_of(silent, label_names=bundle.label_names)
         matrix = corpus.label_sets.matrix() if corpus.label_sets else None
         # The members have the tokenizer of their language model, so that one store is that of all.

@@ -9,7 +9,7 @@ import torch
 
 from ulmfit.batches.lm import CachedRows, StreamedRows
 from ulmfit.batches.mixed_stream import MixedStreamedRows
-from ulmfit.config import LMConfig, check_kind, given
+from ulmfit.config import LMConfig, changed, check_kind, given
 from ulmfit.data.mixed_corpus import MixedSplit
 from ulmfit.data.splits import Split
 from ulmfit.distributed.runtime import Runtime
@@ -67,15 +67,17 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
             session.say(f"--init {config.init} holds {what}: the bias of the output layer starts at zero")
     corpus = setup.corpus_of(session, include_test=setup.reads_test(config))
     pretrained = pretrained or default_encoder(session, corpus.judged, path_text(config.init))
-    session, kind = resolve_subword(session, corpus.splits["train"])
-    config = replace(config, subword=kind)
+    session = resolve_subword(session, corpus.splits["train"])
+    assert isinstance(session.config, LMConfig)
+    config = session.config
     recipe = recipe_for(config, pretrained=pretrained is not None)
     micro_batches = 1 if config.micro_batches == "auto" else config.micro_batches
     _check_dealt(recipe.batch_size, runtime, micro_batches)
 
     base = None
+    told = given(config) if session.begun is None else set()  # a begun run has the vocabulary that it began with
     if config.tokenizer:
-        if session.begun is None and (unused := sorted({"min_freq", "rules", "vocab_size"} & given(config))):
+        if unused := sorted({"min_freq", "rules", "vocab_size"} & told):
             raise UserError(
                 f"--{flag(unused[0])} is for training a tokenizer and --tokenizer names a trained one; give one of them"
             )
@@ -83,22 +85,18 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
     else:
         if pretrained is not None:
             base = pretrained.tokenizer or Tokenizer.from_vocab(pretrained.vocab, rules=config.rules)
-            if base.rules != config.rules and "rules" in given(config):
+            if base.rules != config.rules and "rules" in told:
                 raise UserError(
                     f"the model to start from brings the text rules {base.rules} and --rules names {config.rules}; leave out --rules"
                 )
-            if (
-                base.subword
-                and session.begun is None
-                and (unused := sorted({"min_freq", "vocab_size"} & given(config)))
-            ):
+            if base.subword and (unused := sorted({"min_freq", "vocab_size"} & told)):
                 raise UserError(
                     f"--init brings pieces of words, to which none are added; leave out --{flag(unused[0])}"
                 )
         tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
 
     check_vocabulary(session, corpus.judged, tokenizer)
-    config = replace(config, sampled_softmax=_sampled_words(config, len(tokenizer), pretrained is not None, runtime))
+    config = changed(config, sampled_softmax=_sampled_words(config, len(tokenizer), pretrained is not None, runtime))
     session = replace(session, config=config)
     if config.sampled_softmax is not None:
         session.say(
@@ -176,7 +174,7 @@ def train_with(config: LMConfig, session: Session) -> TrainingResult:
             init=config.init or chosen_encoder(pretrained),
             start_revision=pretrained.revision if pretrained else None,
             sampled_softmax=config.sampled_softmax or 0,
-            subword=asked_subword and (kind or "none"),
+            subword=asked_subword and (config.subword or "none"),
             mixture=mixture or None,
         ),
         fingerprints={

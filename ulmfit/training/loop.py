@@ -302,24 +302,23 @@ class Loop:
                 self._stale = Stale(quality, self.position.step)
             elif self.position.stage == len(self.plan) - 1:
                 self._stale.evaluations += 1
-        if not self._keep_best or (self.best is not None and quality <= self.best.quality and not self._ends(quality)):
+        if not self._keep_best:
             return
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.task.net.state_dict().items()}
-        self.best = Best(self.position.step, quality, weights)
-
-    def _ends(self, quality: list[float]) -> bool:
-        """Whether this is the evaluation of the last step, and an earlier one was better by chance alone."""
-        assert self.best is not None
-        stage, position = self.plan[-1], self.position
-        at_end = position.stage == len(self.plan) - 1 and position.step_in_stage == stage.num_steps
-        if not self._best_clearly or not at_end:
-            return False
-        if by_chance := self.best.is_by_chance(quality, self.task.judged):
+        if self.best is not None and quality <= self.best.quality:
+            if not self._ends_by_chance(self.best, quality):
+                return
             self.tracker.print(
                 f"kept the last weights: the evaluation of step {self.best.step} was better on the validation texts, but by no "
                 "more than chance (--keep-best keeps the best of all)"
             )
-        return by_chance
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.task.net.state_dict().items()}
+        self.best = Best(self.position.step, quality, weights)
+
+    def _ends_by_chance(self, best: Best, quality: list[float]) -> bool:
+        """Whether this is the evaluation of the last step, and the best one was better by chance alone."""
+        stage, position = self.plan[-1], self.position
+        at_end = position.stage == len(self.plan) - 1 and position.step_in_stage == stage.num_steps
+        return self._best_clearly and at_end and best.is_by_chance(quality, self.task.judged)
 
     def _stop_agreed(self) -> bool:
         """Whether any rank has a stop request (a collective). Also heeds requests to write a checkpoint.

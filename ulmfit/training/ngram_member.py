@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.batches.cache import TokenStore
+from ulmfit.batches.order import Draw
 from ulmfit.bundle import SMALLEST, Bundle
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.console import say
@@ -44,7 +45,6 @@ _LEAST_KEPT = 0.5  # of the texts that the networks say a class of; else the cla
 _LEAST_SAID = 5  # texts that they say it of; fewer are chance
 _MOST_LOST = 0.01  # of all texts, those that they say a lost class of
 MOST_PRODUCTS = 15_000_000  # tokens of the texts that are counted, times classes: a minute or two of a core
-_ROWS = 4  # gives the draw of these texts another generator than the order of an epoch
 
 Ngrams = Literal["never", "where they pay", "always"]
 
@@ -141,7 +141,7 @@ def join(
 
     def choose() -> Chosen | None:
         with session.stop.interruptible():
-            labelled = np.sort(drawn(train.lengths, most, config.seed_of_draws, _ROWS))
+            labelled = np.sort(drawn(train.lengths, most, config.seed_of_draws, Draw.NGRAM_ROWS))
             labels = one_hot(classes_of(train)[labelled], len(bundle.label_names))
             lesson = Lesson(*train.read(labelled), labels, len(labelled))
             lesson = lesson if texts is None else lesson.followed_by(texts)

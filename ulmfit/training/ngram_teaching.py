@@ -9,13 +9,14 @@ better than either: on held-out texts with 100 labels 1.6 points above the label
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ulmfit.batches.cache import TokenStore
-from ulmfit.batches.order import permutation
+from ulmfit.batches.order import Draw, permutation
 from ulmfit.bundle import Bundle
 from ulmfit.config import LMConfig
 from ulmfit.console import say
@@ -24,12 +25,11 @@ from ulmfit.training import setup
 from ulmfit.training.begun import read_begun
 from ulmfit.training.ngram_training import STRENGTHS, averaged, count, trained
 from ulmfit.training.scores import member_probabilities, whole_rows
-from ulmfit.training.session import Session, SilentSession
+from ulmfit.training.session import Session
 
 MOST_LABELLED = 1_000  # measured with 100, 500 and 1,000
 MOST_TEXTS = 8_000
 MOST_TOKENS = 1_500_000  # of all of them: less than the language model has read in its training
-_ROWS = 5  # gives the draw of these texts another generator than the other draws
 
 
 class Lesson(NamedTuple):
@@ -99,9 +99,9 @@ def opinions(
     config = language_model if begun is None else begun.fill(language_model)
     if config.streaming or setup.reads_test(config):
         return None
-    corpus = setup.corpus_of(SilentSession(config, runtime, session.stop, session.started, begun, session.early_stop))
+    corpus = setup.corpus_of(replace(session, config=config, begun=begun, silent=True))
     store = setup.store_of(session, corpus.splits["train"], bundle.tokenizer, with_labels=False)
-    some = drawn(store.lengths, min(most_tokens, MOST_TOKENS), session.config.seed_of_draws, _ROWS)
+    some = drawn(store.lengths, min(most_tokens, MOST_TOKENS), session.config.seed_of_draws, Draw.TAUGHT_ROWS)
     store = store.subset(some)
     with session.stop.interruptible():
         places: dict[bytes, int] = {}  # of each text where it stands first, in this order

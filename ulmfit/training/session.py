@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from ulmfit.config import TrainConfig
+from ulmfit.config import TrainConfig, changed
 from ulmfit.config_check import check
 from ulmfit.console import say
 from ulmfit.cores import machine_cores
@@ -42,6 +42,7 @@ class Session:
     begun: Begun | None = None  # the earlier run in the output directory
     early_stop: EarlyStop | None = None
     by_hand: ByHand | None = None  # stages instead of the recipe's
+    silent: bool = False  # of a command whose output is its result
 
     def end_set_up(self) -> None:
         """From now on the loop looks for requests to stop, and collectives do not exchange mistakes (a collective)."""
@@ -50,16 +51,9 @@ class Session:
             self.early_stop.close()
 
     def say(self, sentence: str) -> None:
-        """Print a line for the user, on rank 0."""
-        if self.runtime.is_main:
+        """Print a line for the user, on rank 0; nothing where the session is silent."""
+        if self.runtime.is_main and not self.silent:
             say(sentence)
-
-
-class SilentSession(Session):
-    """A session of a command whose output is its result."""
-
-    def say(self, sentence: str) -> None:
-        """Print nothing."""
 
 
 @contextmanager
@@ -120,13 +114,13 @@ def tell_stopped_early() -> None:
 
 
 def with_stored_threads(config: TrainConfig, begun: Begun, *, is_main: bool) -> TrainConfig:
-    """A copy of the configuration with the run's first thread count, unless --threads is given.
+    """The configuration with the run's first thread count, unless --threads is given.
 
     torch splits sums by the number of threads, so another number changes the last bits of the results.
     """
     threads = begun.stored.get("threads")
     if config.threads is not None or not isinstance(threads, int):
-        return replace(config)
+        return config
     if is_main and threads != torch.get_num_threads() and threads <= machine_cores():
         say(f"using {threads} CPU threads, as this run did when it began")
-    return replace(config, threads=threads)
+    return changed(config, threads=threads)

@@ -40,7 +40,7 @@ from ulmfit.tokenizer import rules as text_rules
 from ulmfit.tokenizer import subword as text_subword
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training.begun import Begun, masks_of, scheme_of
-from ulmfit.training.session import Session, SilentSession
+from ulmfit.training.session import Session
 
 VOCAB_SIZE = 60_000  # fastai's
 ROOM_FOR_WORDS = 10_000  # for new words of the task, if the pretrained vocabulary is as large as fastai's
@@ -141,7 +141,7 @@ def corpus_of_run(config: TrainConfig, begun: Begun, runtime: Runtime, label_nam
     Raises:
         UserError: as `corpus_of`.
     """
-    session = SilentSession(config, runtime, StopRequest(), time.monotonic(), begun)
+    session = Session(config, runtime, StopRequest(), time.monotonic(), begun, silent=True)
     return corpus_of(session, include_test=reads_test(config), label_names=label_names)
 
 

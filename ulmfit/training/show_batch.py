@@ -27,7 +27,7 @@ from ulmfit.option_types import normalized
 from ulmfit.tokenizer.tokenizer import Tokenizer
 from ulmfit.training import setup
 from ulmfit.training.default_encoder import default_encoder
-from ulmfit.training.session import Session, SilentSession
+from ulmfit.training.session import Session
 from ulmfit.training.vocabulary import resolve_subword
 
 LM_ROWS, CLF_DOCUMENTS = 64, 32  # of a batch
@@ -174,7 +174,7 @@ def show_batch(
     check(config)
     given = Tokenizer.from_file(tokenizer) if tokenizer is not None else None
     with open_runtime(config) as (runtime, _):
-        session = SilentSession(config, runtime, StopRequest(), time.monotonic())
+        session = Session(config, runtime, StopRequest(), time.monotonic(), silent=True)
         corpus = setup.corpus_of(session)
         notes = list(corpus.notes)
         words = given or _tokenizer_of_fit(config, corpus, runtime, notes)
@@ -197,9 +197,9 @@ def _tokenizer_of_fit(
 ) -> Tokenizer:
     """The tokenizer that the language model of `ulmfit fit` would have on this corpus."""
     shared = {part.name: getattr(config, part.name) for part in fields(LMConfig) if hasattr(config, part.name)}
-    session: Session = SilentSession(LMConfig(**shared), runtime, StopRequest(), time.monotonic())
+    session = Session(LMConfig(**shared), runtime, StopRequest(), time.monotonic(), silent=True)
     pretrained = default_encoder(session, corpus.judged, None)
-    session, _ = resolve_subword(session, corpus.splits["train"])
+    session = resolve_subword(session, corpus.splits["train"])
     base = pretrained.tokenizer if pretrained else None
     tokenizer = setup.tokenizer_of(session, corpus.splits["train"], base)
     origin = "the English model's and the corpus's words" if base else "the corpus's words"

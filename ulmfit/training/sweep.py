@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 
@@ -102,7 +102,7 @@ def _check(config: SweepConfig, folder: Path) -> None:
 
 
 @contextmanager
-def _worker(folder: Path, direction: str) -> Iterator[tuple[str, Any]]:
+def _worker(folder: Path, direction: Literal["minimize", "maximize"]) -> Iterator[tuple[str, Any]]:
     """Context with this process's name and the study."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     worker = uuid.uuid4().hex

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.config import ClassifierConfig, LMConfig, changed
 from ulmfit.data.splits import Split
 from ulmfit.errors import UserError
 from ulmfit.tokenizer.scripts import unspaced_script
@@ -69,8 +69,8 @@ def chosen_subword(asked: str | None, texts: Callable[[], list[str]]) -> tuple[P
     )
 
 
-def resolve_subword(session: Session, train: Split) -> tuple[Session, Pieces | None]:
-    """Resolve --subword (a collective). Returns the session with its value, and the value: None for whole words.
+def resolve_subword(session: Session, train: Split) -> Session:
+    """The session with the kind of pieces that --subword stands for, None for whole words (a collective).
 
     A resumed run keeps its choice.
     """
@@ -84,7 +84,7 @@ def resolve_subword(session: Session, train: Split) -> tuple[Session, Pieces | N
         kind, sentence = session.runtime.on_main(lambda: chosen_subword(config.subword, texts))
         if sentence:
             session.say(sentence)
-    return replace(session, config=replace(config, subword=kind)), kind
+    return replace(session, config=changed(config, subword=kind))
 
 
 def check_vocabulary(session: Session, valid: Split, tokenizer: Tokenizer) -> None:
