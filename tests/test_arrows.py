@@ -22,6 +22,7 @@ GROUND = {
     "excerpts",
     "files",
     "fit_config",
+    "forks",
     "hub",
     "identity",
     "limits",

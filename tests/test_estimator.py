@@ -289,6 +289,19 @@ def test_the_same_seed_gives_the_same_model(fitted):
     assert other.model_.files["model.safetensors"] != fitted.model_.files["model.safetensors"]
 
 
+def test_labels_in_an_array_of_objects_are_scored(fitted):
+    assert fitted.score(X, np.where(Y == "yes", 10, 9).astype(object)) == fitted.score(X, np.where(Y == "yes", 10, 9))
+
+
+def test_a_pickle_of_an_earlier_version_has_the_defaults_of_new_parameters(fitted):
+    state = {**fitted.__getstate__()}
+    state.pop("samples")
+    old = UlmfitClassifier.__new__(UlmfitClassifier)
+    old.__setstate__(state)
+    assert clone(old).get_params()["samples"] is True and "samples" not in repr(old)
+    np.testing.assert_array_equal(old.predict_proba(X[:3]), fitted.predict_proba(X[:3]))
+
+
 def test_pickle_and_joblib_take_the_model_along(fitted, tmp_path):
     expected = fitted.predict_proba(X[:3])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X[:3]), expected)

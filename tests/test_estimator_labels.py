@@ -61,6 +61,10 @@ def test_a_label_a_text_keeps_its_type(dtype):
     found = training_targets(pandas.Series(values * 3, dtype=dtype), "y")
     assert found.classes.tolist() == sorted(values) and type(found.classes.tolist()[0]) is type(values[0])
     assert found.codes.tolist() == [1, 0] * 3
+    if dtype == "int8":
+        assert found.classes.dtype == np.int8
+    as_frame = training_targets(pandas.DataFrame({"label": pandas.Series(values * 3, dtype=dtype)}), "y")
+    assert as_frame.classes.tolist() == found.classes.tolist() and as_frame.codes.tolist() == found.codes.tolist()
     if dtype in ("Int64", "boolean"):
         with pytest.raises(ValueError, match="y has missing labels"):
             training_targets(pandas.Series([*values, None], dtype=dtype), "y")

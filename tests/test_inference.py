@@ -154,7 +154,7 @@ def test_settings_of_another_type_are_refused(language_model, options):
 
 
 FORKED = """
-import multiprocessing, sys
+import multiprocessing, sys, tempfile
 import ulmfit
 
 texts = ["a film that I liked"] * 12
@@ -166,6 +166,10 @@ if sys.argv[3] == "used":
 def work():
     assert len(model.predict(texts)) == len(model.predict(texts * 20)) / 20 == 12
     model.explain(texts[0]), lm.generate("a")
+    options = {"preset": "tiny", "init": "none", "recipe": "none", "lr": 1e-3, "max_steps": 2, "batch_size": 4, "bptt": 8}
+    with tempfile.TemporaryDirectory() as folder:
+        config = ulmfit.LMConfig(data=texts * 9, output_dir=folder + "/run", cache_dir=folder, threads=2, min_freq=1, **options)
+        assert ulmfit.train_language_model(config).state == "done"
 
 children = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
 [child.start() for child in children]

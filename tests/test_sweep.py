@@ -56,6 +56,29 @@ def test_two_trials_a_restart_and_other_options(sweep, tmp_path, runs):
     assert "is a sweep with other options (clf, metric)" in sweep.err
 
 
+def test_the_best_evaluation_is_kept_where_a_training_alone_would_not_keep_it(sweep, tmp_path):
+    sweep("--trials", 1, "--labels", 40, "--metric", "f1")
+    stored = json.loads((tmp_path / "sweep" / "trial-00000" / "config.json").read_text())
+    assert stored["options"]["keep_best"] is True and stored["resolved"]["keep_best"] is True
+
+
+def test_a_sweep_of_an_earlier_version_goes_on_with_the_best_of_all_evaluations(sweep, tmp_path):
+    sweep("--trials", 1)
+    journal = tmp_path / "sweep" / "journal.log"
+    kept = [line for line in journal.read_text().splitlines(keepends=True) if '"best_clearly"' not in line]
+    journal.write_text("".join(kept))
+    sweep("--trials", 2)
+    stored = json.loads((tmp_path / "sweep" / "trial-00001" / "config.json").read_text())
+    assert stored["options"]["keep_best"] is True
+
+
+def test_a_folder_with_a_file_of_another_program_takes_a_sweep(sweep, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "config.json").write_text('{"a": 1}')
+    sweep("--trials", 1)
+    assert (tmp_path / "sweep" / "config.json").read_text() == '{"a": 1}'
+
+
 def test_a_trial_that_was_cut_off_goes_on(sweep, tmp_path, monkeypatch):
     """By the time budget, by Ctrl-C, and by a kill, which leaves a trial running under a lock that nobody holds."""
     from ulmfit.training import sweep as module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from ulmfit.errors import TrainingInterrupted, UserError
-from ulmfit.estimator_inputs import Form, InputError, label_sets, more_targets, texts_of_rows, training_targets
+from ulmfit.estimator_inputs import (
+    Form,
+    InputError,
+    label_sets,
+    more_targets,
+    plain_labels,
+    texts_of_rows,
+    training_targets,
+)
 from ulmfit.fit_config import FitConfig, stage_configs
 from ulmfit.inference import TextClassifier
 from ulmfit.option_types import PathOption
@@ -326,7 +335,9 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of texts whose label, or all of whose labels, are right."""
         check_is_fitted(self)
-        if self._form != "lists":
+        if self._form == "labels":
+            return super().score(X, plain_labels(y, "y"), sample_weight)
+        if self._form == "matrix":
             return super().score(X, y, sample_weight)
         truth = label_sets(y, "y")
         check_consistent_length(texts_of_rows(X, "X"), truth, sample_weight)
@@ -343,6 +354,12 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self.model_.save(folder)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of one that an earlier version has pickled, with the defaults of the parameters that it did not have."""
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        super().__setstate__(defaults | state)
 
     def __sklearn_tags__(self) -> Any:
         """X are texts and no numbers."""

@@ -152,6 +152,12 @@ def label_sets(given: Any, name: str) -> list[frozenset[Any]]:
     return [frozenset(labels) for labels in values]
 
 
+def plain_labels(given: Any, name: str) -> Any:
+    """A label for each text as scikit-learn's scores take them; what has another form as it is."""
+    form, values, _ = _parsed(given, name)
+    return values if form == "labels" else given
+
+
 def _parsed(given: Any, name: str) -> tuple[Form, Any, Sequence[Any]]:
     """(form, labels [n], or lists of labels, or numbers [n, C]; names of the columns of a matrix)."""
     if given is None:
@@ -160,6 +166,8 @@ def _parsed(given: Any, name: str) -> tuple[Form, Any, Sequence[Any]]:
     if hasattr(given, "toarray"):
         given = given.toarray()
     columns = getattr(given, "columns", ())
+    if len(columns) == 1 and hasattr(given, "iloc"):
+        given, columns = given.iloc[:, 0], ()
     if len(columns) > 1:
         return "matrix", _numbers(np.asarray(given), name), list(columns)
     if isinstance(given, np.ndarray) and given.ndim > 1:
@@ -179,8 +187,9 @@ def _parsed(given: Any, name: str) -> tuple[Form, Any, Sequence[Any]]:
             given = matrix
             if matrix.shape[1] > 1:
                 return "matrix", matrix, range(matrix.shape[1])
-        kinds = {type(row) for row in rows}
-        if len(kinds) == 1 and issubclass(kinds.pop(), int | np.integer | np.bool_):
+        dtype, kinds = getattr(given, "dtype", None), {type(row) for row in rows}
+        plain = isinstance(dtype, np.dtype) and dtype.kind != "O"
+        if not plain and len(kinds) == 1 and issubclass(kinds.pop(), int | np.integer | np.bool_):
             given = np.array(rows)  # of pandas' Int64 scikit-learn makes floats, and an array of objects it refuses
     labels = column_or_1d(given, warn=True)
     if any(map(is_missing, labels.tolist())):

@@ -246,7 +246,9 @@ def config_of(data: Any, options: dict[str, Any]) -> FitConfig:
         ]
         near = nearest_of(name, known)
         cure = f"the nearest is {near}" if near else "help(ulmfit.FitConfig) lists them"
-        if of and name not in _SET:
+        if name in _SET:
+            cure = _SET[name]
+        elif of:
             cure = " or ".join(f'{training}={{"{name}": ...}}' for training in of) + " is that of a training"
         raise UserError(f"fit has no option {name}; {cure}")
     return FitConfig(**options)

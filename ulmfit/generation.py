@@ -124,7 +124,7 @@ lm.generate("I liked this movie because", max_new_tokens=40, temperature=0.75)
         try:
             temperature, min_p = float(temperature), None if min_p is None else float(min_p)
             top_k = None if top_k is None else operator.index(top_k)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"temperature is {excerpt(temperature)}, min_p {excerpt(min_p)} and top_k {excerpt(top_k)}; give numbers, top_k a whole one"
             ) from None

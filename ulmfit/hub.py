@@ -279,7 +279,9 @@ class HubModel(ModelHubMixin, library_name="ulmfit", tags=["ulmfit"], paper_url=
 
 
 def _check_card(given: dict[str, Any] | None) -> None:
-    if unknown := sorted((given or {}).keys() - _CARD_OPTIONS):
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"model_card_kwargs is of type {type(given).__name__}; give a dict")
+    if unknown := sorted(map(str, (given or {}).keys() - _CARD_OPTIONS)):
         there = ", ".join(sorted(_CARD_OPTIONS - {"repo_id"}))
         raise UserError(f"the model card has no option {cut(unknown[0])}; give some of {there}")
 

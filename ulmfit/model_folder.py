@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ulmfit.errors import UserError
 from ulmfit.excerpts import excerpt
+from ulmfit.forks import one_thread_in_forks
 from ulmfit.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,22 +46,12 @@ def load(
         raise UserError(
             f"the device {excerpt(device)} cannot be used ({str(error).splitlines()[0]}); give cpu or cuda"
         ) from None
-    _one_thread_in_forks()
+    one_thread_in_forks()
     net, tokenizer, config = load_model(path, device=device, language_model=wanted == "LanguageModel")
     if isinstance(net, LanguageModelNet) != (wanted == "LanguageModel"):
         kind = "a classifier" if wanted == "LanguageModel" else "a language model"
         raise UserError(f"the model in {path} is {kind} and is not one for {wanted}; {_OTHER[wanted]}")
     return net.eval(), tokenizer, config
-
-
-@functools.cache
-def _one_thread_in_forks() -> None:
-    """Let processes that are forked from this one compute in one thread, such as the workers of a server that loads the
-    model before it forks. They have none of OpenMP's threads that torch would wait for."""
-    import torch
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def found(path: str | Path, *, language_model: bool = False) -> Path:

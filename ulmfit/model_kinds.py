@@ -41,4 +41,4 @@ def check_optional(config: Mapping[str, Any], path: Path, cure: str) -> None:
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, int | float) and 0 <= value <= 1

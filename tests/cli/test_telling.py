@@ -57,7 +57,8 @@ def test_the_data_are_described_in_two_lines(run):
     out = run("train-lm", "--data", "train.csv", "--valid", "valid.csv", "--output-dir", "lm", *TINY)
     assert "data: train 100 rows, valid 2 rows; column text\n" in out and "left out: train empty 2\n" in out
     assert out.endswith("next: ulmfit train-clf --encoder lm --data labelled.csv\n")
-    out = run("train-lm", "--data", "train.csv", "--backwards", "--output-dir", "back", *TINY)
+    run("train-lm", "--data", "train.csv", "--backwards", "--output-dir", "back", *TINY)
+    out = run("train-lm", "--output-dir", "back")
     assert out.endswith("next: ulmfit train-clf --encoder back --data labelled.csv --backwards\n")
 
 

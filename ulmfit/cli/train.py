@@ -35,7 +35,7 @@ def train_lm(config: LMConfig, stop: StopRequest) -> None:
     """Train a language model."""
     from ulmfit.training.lm_training import train_language_model
 
-    _tell(train_language_model(config, stop), backwards=config.backwards)
+    _tell(train_language_model(config, stop))
 
 
 def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
@@ -45,13 +45,16 @@ def train_clf(config: ClassifierConfig, stop: StopRequest) -> None:
     _tell(train_classifier(config, stop))
 
 
-def _tell(result: TrainingResult, *, backwards: bool = False) -> None:
+def _tell(result: TrainingResult) -> None:
     if int(os.environ.get("RANK", 0)) != 0:
         return
     if result.state == "done":
+        from ulmfit.model.stored_config import read_config
+
+        direction = " --backwards" * read_config(result.model_dir)["backwards"]
         run = shlex.quote(str(result.run_dir))
         following = {
-            "lm": f"ulmfit train-clf --encoder {run} --data labelled.csv" + " --backwards" * backwards,
+            "lm": f"ulmfit train-clf --encoder {run} --data labelled.csv" + direction,
             "clf": f"ulmfit predict --model {run} --data new.csv --output labels.csv",
         }
         print(f"the model is in {result.model_dir}; next: {following[result.task]}")

@@ -220,7 +220,7 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, set | frozenset):  # likewise, in an order that does not change from process to process
         return sorted(value, key=str)
-    if type(value).__module__ in ("numpy", "torch") and hasattr(value, "item"):
+    if type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "item"):
         value = value.item()
     missing = type(value).__name__ in ("NAType", "NaTType") or isinstance(value, float) and value != value
     return None if missing else value

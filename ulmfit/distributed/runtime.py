@@ -27,6 +27,7 @@ from ulmfit.distributed.progress import Progress
 from ulmfit.distributed.sharding import processes_only, wanted_engine
 from ulmfit.distributed.torch_settings import TorchSettings, allowed_tf32, seed_everything
 from ulmfit.errors import EvaluationStopped, StoppedEarly, UserError
+from ulmfit.forks import is_forked, one_thread_in_forks
 from ulmfit.private_api import forget_prepared
 from ulmfit.turns import own_turn
 
@@ -73,7 +74,8 @@ class Runtime:
         self.stop_scoring: Callable[[], bool] = lambda: False
         self._left_scoring = LeftScoring(self.store())
         self._settings = TorchSettings()
-        if config.threads is not None:
+        one_thread_in_forks()
+        if config.threads is not None and not is_forked():
             torch.set_num_threads(min(config.threads, machine_cores()))
         self.threads = config.threads or torch.get_num_threads()
         if not on_gpu:

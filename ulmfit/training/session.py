@@ -21,6 +21,7 @@ from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
 from ulmfit.excerpts import values_shown
+from ulmfit.forks import is_forked
 from ulmfit.option_types import normalized
 from ulmfit.reports import check_installed
 from ulmfit.run.directory import check_movable, check_output
@@ -64,48 +65,57 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
         config: not modified. The session holds a copy whose values have the types that the command line gives.
         stop: the stop request of a script; without one, Ctrl-C requests a stop (`StopRequest.on_interrupt`).
     """
-    started = time.monotonic()
-    begun, given = None, config
-    taken: list[str] = []
+    with own_turn():
+        started = time.monotonic()  # --max-time does not count the wait
+        begun, given = None, config
+        taken: list[str] = []
 
-    def prepare(group: Group) -> TrainConfig:
-        nonlocal begun, given, taken
-        given, taken = with_launcher_options(normalized(config))
-        given.data = in_memory(given.data)
-        check_output(given.output_dir, resume=given.resume)
-        if given.resume == "never":
-            check_movable(given.output_dir)
-        begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
-        if begun is None:
-            check(given)
-            if group.rank == 0:  # the others report nothing
-                check_installed(given.report_to)
-            return given
-        return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
+        def prepare(group: Group) -> TrainConfig:
+            nonlocal begun, given, taken
+            given, taken = with_launcher_options(normalized(config))
+            given.data = in_memory(given.data)
+            check_output(given.output_dir, resume=given.resume)
+            if given.resume == "never":
+                check_movable(given.output_dir)
+            begun = group.broadcast(read_begun(given) if group.rank == 0 else None)  # disks may be local to a machine
+            if begun is None:
+                check(given)
+                if group.rank == 0:  # the others report nothing
+                    check_installed(given.report_to)
+                return given
+            return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
 
-    handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
-    with (
-        own_turn(),
-        values_shown(bool(config.samples)),
-        handling as request,
-        ExitStack() as after,
-        open_runtime(config, prepare) as (runtime, resolved),
-    ):
-        early = EarlyStop(
-            request, rank=runtime.rank, world_size=runtime.world_size, store=runtime.store(), tell=tell_stopped_early
-        )
-        after.callback(early.close)  # when the ranks have exchanged why they stop
-        session = Session(resolved, runtime, request, started, begun, early)
-        for sentence in taken:
-            session.say(sentence)
-        if begun is not None and (sentence := begun.taken(given, resolved)):
-            session.say(sentence)
-        if runtime.threads > machine_cores():
-            session.say(
-                f"--threads {runtime.threads}: this machine has {machine_cores()} cores, so {machine_cores()} threads "
-                "are used; the last bits may be others"
+        handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
+        with (
+            values_shown(bool(config.samples)),
+            handling as request,
+            ExitStack() as after,
+            open_runtime(config, prepare) as (runtime, resolved),
+        ):
+            early = EarlyStop(
+                request,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+                store=runtime.store(),
+                tell=tell_stopped_early,
             )
-        yield session
+            after.callback(early.close)  # when the ranks have exchanged why they stop
+            session = Session(resolved, runtime, request, started, begun, early)
+            for sentence in taken:
+                session.say(sentence)
+            if begun is not None and (sentence := begun.taken(given, resolved)):
+                session.say(sentence)
+            if is_forked() and runtime.threads > 1:
+                session.say(
+                    f"--threads {runtime.threads}: this process was forked from one that has used torch, so one thread is used; the "
+                    "last bits may be others"
+                )
+            elif runtime.threads > machine_cores():
+                session.say(
+                    f"--threads {runtime.threads}: this machine has {machine_cores()} cores, so {machine_cores()} threads "
+                    "are used; the last bits may be others"
+                )
+            yield session
 
 
 def tell_stopped_early() -> None:

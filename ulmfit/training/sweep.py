@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import filelock
 
-from ulmfit.config import ClassifierConfig
+from ulmfit.config import ClassifierConfig, changed
 from ulmfit.config_check import check
 from ulmfit.distributed.runtime import open_runtime
 from ulmfit.distributed.stop import StopRequest
@@ -25,7 +25,6 @@ from ulmfit.excerpts import listed
 from ulmfit.fit_config import CLF, LM, naming, stage_configs
 from ulmfit.limits import check_numbers
 from ulmfit.option_types import flag, normalized, path_text
-from ulmfit.run.stored import read_stored
 from ulmfit.sweep_config import SweepConfig
 from ulmfit.training.clf_training import check_options, train_classifier
 from ulmfit.training.default_encoder import NO_ENCODER
@@ -40,6 +39,9 @@ try:
 except ImportError:
     raise UserError("optuna is not installed; pip install 'ulmfit[sweep]'") from None
 
+_BEST_CLEARLY = (
+    "best_clearly"  # attribute of a study whose trials keep their best evaluation where it is clearly better
+)
 _NO_VALIDATION = "a sweep goes by validation rows and there are none; name some with --valid"
 MOST_FAILURES = 3  # trials of a process that fail one after another
 _RANGES = {"lr": (1e-3, 3e-2), "drop_mult": (0.1, 1.0)}
@@ -67,6 +69,8 @@ def sweep(config: SweepConfig, stop: StopRequest | None = None) -> None:
     _check(config, folder)  # a mistake is told before anything is written or trained
     with _worker(folder, "minimize" if config.metric == "loss" else "maximize") as (worker, study):
         _begin(study, folder, config)
+        if not study.user_attrs.get(_BEST_CLEARLY):  # begun by version 0.2.0, which kept the best of all evaluations
+            config = changed(config, clf={"keep_best": True} | config.clf)
         _take_over(study, folder)
         encoder = _encoder(config, folder, deadline, stop)
         if encoder is not None:
@@ -136,6 +140,7 @@ def _begin(study: Any, folder: Path, config: SweepConfig) -> None:
             return
         if theirs is None:
             study.set_user_attr("options", ours)
+            study.set_user_attr(_BEST_CLEARLY, True)
             _, classifier = stage_configs(config.job("", {}))
             recipe = recipe_for(classifier, pretrained=config.encoder != "none") if config.recipe != "none" else None
             usual = {} if recipe is None else {"lr": recipe.stages[-1].lr, "drop_mult": recipe.drop_mult}
@@ -211,7 +216,7 @@ def _stages(config: SweepConfig, folder: Path, params: dict[str, Any]) -> Classi
     if "metric" in config.clf:
         raise UserError("--clf.metric is an option of the sweep; give --metric")
     usual: dict[str, Any] = {"keep": 1} | ({} if config.metric is None else {"metric": config.metric})
-    if not _keeps_best_by_itself(config) or _began_with_the_best(folder):
+    if not _keeps_best_by_itself(config):
         usual["keep_best"] = True
     _, classifier = stage_configs(config.job(str(folder), usual | config.clf | params))
     return classifier
@@ -220,13 +225,8 @@ def _stages(config: SweepConfig, folder: Path, params: dict[str, Any]) -> Classi
 def _keeps_best_by_itself(config: SweepConfig) -> bool:
     """Whether a classifier keeps its best evaluation by default. It then does so only where that is clearly better: the
     best of a dozen evaluations on a few hundred rows is mostly the luckiest, and a sweep would take the luckiest of these."""
-    return config.recipe == "quick" and config.valid != "test" and {"recipe", "labels", "valid"}.isdisjoint(config.clf)
-
-
-def _began_with_the_best(folder: Path) -> bool:
-    """Whether a trial was begun by a version that kept the best of all evaluations."""
-    stored = read_stored(folder) if folder.is_dir() else None
-    return bool(stored and stored["options"].get("keep_best"))
+    recipe = config.clf.get("recipe", config.recipe)
+    return recipe == "quick" and config.valid != "test" and config.labels is None
 
 
 def _work(
