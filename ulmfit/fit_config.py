@@ -294,6 +294,8 @@ def filled(config: FitConfig, stored: Mapping[str, Any]) -> FitConfig:
         for part in dataclasses.fields(config)
         if part.name in stored and part.name not in told | _OPERATION
     }
+    if stored.get("samples") is False:  # no later start makes private texts public
+        values["samples"] = False
     for training in (LM, CLF):
         values[training] = dict(stored.get(training) or {}) | getattr(config, training)
     return changed(config, **values)

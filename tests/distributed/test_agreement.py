@@ -76,6 +76,21 @@ def test_all_ranks_stop_after_the_same_step_one_later_than_the_rank_that_was_ask
     assert first == second == [(3, (False, True, False)), (6, (True, False, False))]
 
 
+def test_a_checkpoint_that_is_due_is_written_once(tmp_path):
+    def steps(rank: int) -> list[int]:
+        due = [rank == 0]  # until it is written
+        stop = SimpleNamespace(requested=lambda: False, save_requested=lambda: due[0])
+        agreement.SECONDS = 1e-9  # they ask each other after every step
+        meeting, seen = Agreement(a_runtime(), stop, Saver(tmp_path, keep=1, before=lambda: None), None), []
+        for step in range(1, 9):
+            if (agreed := meeting.after_step(step)) and agreed.save:
+                seen.append(step)
+                due[0] = False
+        return seen
+
+    assert on_ranks(2, steps, tmp_path) == [[2], [2]]
+
+
 def test_an_answer_that_is_still_to_be_read_is_read_at_the_end_of_a_stage(tmp_path):
     def rest(rank: int) -> tuple:
         stop = SimpleNamespace(requested=lambda: rank == 1, save_requested=lambda: False)

@@ -22,6 +22,7 @@ from ulmfit import LanguageModel, TextClassifier, train_classifier, train_langua
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.fingerprint import SCHEME
 from ulmfit.errors import UserError
+from ulmfit.fit_config import FitConfig, filled
 from ulmfit.model.awd_lstm import PRESETS
 from ulmfit.training import clf_task, setup, stages
 from ulmfit.training.begun import DEFINITION, read_begun
@@ -343,3 +344,17 @@ def test_a_resume_that_skips_through_a_large_file_is_not_taken_for_a_hang(place,
         before = session.runtime.progress.count
         assert next(split.batches(10, last)).texts[-1].startswith("a text of number 9")
         assert session.runtime.progress.count - before > 1000 * 20 / 64
+
+
+def test_a_later_start_without_no_samples_makes_no_private_text_public(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("texts.csv").write_text("text\n" + "the secretname of a patient\n" * 60)
+    options = {"data": "texts.csv", "output_dir": "run", "preset": "tiny", "init": "none", "max_steps": 4, "batch_size": 4,
+               "bptt": 8, "recipe": "none", "lr": 1e-3}  # fmt: skip
+    for more in ({"samples": False, "max_time": 1e-6}, {"max_time": 1e-6}, {}):
+        result = train_language_model(LMConfig(**options, **more))
+    assert result.state == "done" and "as this run began: no-samples" in capsys.readouterr().out
+    assert json.loads(Path("run/config.json").read_text())["options"]["samples"] is False
+    assert json.loads(Path("run/model/config.json").read_text())["samples"] is False
+    assert not any(b"secretname" in file.read_bytes() for file in Path("run/tensorboard").iterdir())
+    assert filled(FitConfig(), {"samples": False}).samples is False

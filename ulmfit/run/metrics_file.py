@@ -40,12 +40,13 @@ def cut_metrics(path: Path, step: int) -> set[str]:
                 try:
                     line = parse_json(text)
                     stays = 0 < step >= line["step"] and text.endswith("\n")
+                    key = key_of(line)
                 except (ValueError, TypeError, KeyError):
                     continue
                 if stays:
                     new.write(text)
                     if line["step"] == step:
-                        kept.add(key_of(line))
+                        kept.add(key)
     return kept
 
 
@@ -55,6 +56,6 @@ def begun_curves(path: Path) -> set[str]:
     with suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         for text in file:
             line = parse_json(text)
-            if line["event"] in ("train", "eval"):
+            if line.get("event") in ("train", "eval"):
                 found.add(line.get("split", "train"))
     return found

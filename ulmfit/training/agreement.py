@@ -60,7 +60,9 @@ class Agreement:
     def after_step(self, step: int) -> Agreed | None:
         """What was agreed since the last step; None if nothing was asked (a collective)."""
         agreed = self.rest()
-        if (agreed is None or not agreed.stop) and step % self._every == 0:
+        # What was agreed is not done yet: asked now, a checkpoint that is due would be due once more.
+        done = agreed is None or not (agreed.stop or agreed.save)
+        if done and step % self._every == 0:
             self._ask(step)
             if self._runtime.world_size == 1:
                 return self.rest()

@@ -69,6 +69,8 @@ class Begun:
             for field in dataclasses.fields(config)
             if field.name in known and field.name not in told and field.name not in OPERATION - taken
         }
+        if self.options.get("samples") is False:  # no later start makes private texts public
+            values["samples"] = False
         filled = changed(config, **values)
         try:
             check(filled)
@@ -80,7 +82,7 @@ class Begun:
     def taken(self, config: TrainConfig, filled: TrainConfig) -> str:
         """A sentence for the user about the options that `fill` has changed; "" if none."""
         changed = [
-            f"{flag(field.name)} {getattr(filled, field.name)}"
+            "no-samples" if field.name == "samples" else f"{flag(field.name)} {getattr(filled, field.name)}"
             for field in dataclasses.fields(config)
             if self.options.get(field.name) is not None and getattr(filled, field.name) != getattr(config, field.name)
         ]

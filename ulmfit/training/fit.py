@@ -24,7 +24,7 @@ from ulmfit.distributed.group import Group
 from ulmfit.distributed.runtime import Runtime, environment, open_runtime
 from ulmfit.distributed.stop import STOP_FILE, StopRequest
 from ulmfit.errors import StoppedEarly, UserError
-from ulmfit.excerpts import failure, values_shown
+from ulmfit.excerpts import failure, hide_values, values_shown
 from ulmfit.fit_config import (
     CLF,
     LM,
@@ -192,6 +192,8 @@ class _Job:
             begun = group.broadcast(begun)  # disks may be local to a machine
             if begun is not None:
                 self._config = filled(self._given, begun)
+                if not self._config.samples:
+                    hide_values()
             check_numbers(vars(self._config))
             language_model, _ = stage_configs(self._config)
             self._classifiers = classifier_configs(self._config)

@@ -20,7 +20,7 @@ from ulmfit.distributed.group import Group
 from ulmfit.distributed.launcher_options import with_launcher_options
 from ulmfit.distributed.runtime import Runtime, open_runtime
 from ulmfit.distributed.stop import StopRequest
-from ulmfit.excerpts import values_shown
+from ulmfit.excerpts import hide_values, values_shown
 from ulmfit.forks import is_forked
 from ulmfit.option_types import normalized
 from ulmfit.reports import check_installed
@@ -83,7 +83,10 @@ def open_session(config: TrainConfig, stop: StopRequest | None) -> Iterator[Sess
                 if group.rank == 0:  # the others report nothing
                     check_installed(given.report_to)
                 return given
-            return with_stored_threads(begun.fill(given), begun, is_main=group.rank == 0)
+            filled = begun.fill(given)
+            if not filled.samples:
+                hide_values()
+            return with_stored_threads(filled, begun, is_main=group.rank == 0)
 
         handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
         with (
