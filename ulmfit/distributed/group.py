@@ -196,12 +196,14 @@ class Group:
         """
         error.rank = self.rank
         store = self.store()
-        store.set(_LEFT, json.dumps({"rank": self.rank, "sentence": str(error)}))
+        with suppress(RuntimeError):  # the process with the store has ended: the mistake is told all the same
+            store.set(_LEFT, json.dumps({"rank": self.rank, "sentence": str(error)}))
         with suppress(RuntimeError):  # the backend cannot abort; the watchdog of each rank reads the store too
             abort_group(self.device)
         deadline = time.monotonic() + (HEARD_ON_GPU if self.device.type == "cuda" else HEARD)
-        while store.add(_HEARD, 0) < self.world_size - 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(RuntimeError):
+            while store.add(_HEARD, 0) < self.world_size - 1 and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     def _mistake_of_another(self) -> UserError | None:
         return None if self.world_size == 1 else mistake_in(self.store())
