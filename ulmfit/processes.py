@@ -35,6 +35,15 @@ def process_state(pid: int) -> tuple[str | None, str | None]:
         return None, None
 
 
+def process_namespace() -> str | None:
+    """What process numbers belong to: containers of one host may have its name and numbers of their own. None where the
+    system does not tell."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
 def host_mark() -> str:
-    """Eight hex digits for this machine, short enough for the name of a file."""
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    """Eight hex digits for this machine and its process numbers, short enough for the name of a file."""
+    return f"{zlib.crc32(f'{socket.gethostname()} {process_namespace()}'.encode()):08x}"

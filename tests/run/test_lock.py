@@ -85,6 +85,22 @@ def test_another_hosts_lock_holds_while_its_heart_beats(tmp_path):
     DirectoryLock(tmp_path).close()
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_process_of_another_container_with_this_hosts_name_is_watched(alive, tmp_path, monkeypatch):
+    """Whether its number is that of a process here tells nothing."""
+    monkeypatch.setattr(lock, "HEARTBEAT", 1.0)
+    pid = 999_999_999 if alive else os.getpid()
+    leave_lock(tmp_path, pid=pid, namespace="pid:[1]")
+    if alive:
+        beat = threading.Timer(0.7, os.utime, [tmp_path / lock.LOCK_FILE])
+        beat.start()
+        with pytest.raises(UserError, match=f"process {pid} of another container on .*--output-dir"):
+            DirectoryLock(tmp_path)
+        beat.join()
+    else:
+        DirectoryLock(tmp_path).close()
+
+
 def test_a_requeued_job_goes_on_at_once_on_another_node(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")

@@ -5,7 +5,8 @@ removed on close. Its modification time is a heartbeat. A killed process leaves 
 it over when the owner is dead. On this host that can be checked at once. An owner on another host is taken for dead
 after five minutes without heartbeat, or if it was an earlier start of the same SLURM job (a requeued job starts after
 all processes of the old one have ended). A job of SLURM waits for these minutes: it may be another start of the run whose
-node was lost, with nobody there to start it again.
+node was lost, with nobody there to start it again. Containers of one host may share its name and not its process numbers:
+such an owner is watched for two and a half heartbeats.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, TypedDict
 
 from ulmfit.errors import UserError
 from ulmfit.files import parse_json
-from ulmfit.processes import process_alive, process_state
+from ulmfit.processes import process_alive, process_namespace, process_state
 
 LOCK_FILE = "run.lock"
 HEARTBEAT = 30.0  # seconds between updates of the file's modification time
@@ -45,6 +46,7 @@ class DirectoryLock:
         output_dir.mkdir(parents=True, exist_ok=True)
         self.path = output_dir / LOCK_FILE
         me = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_state(os.getpid())[1]} | _job()
+        me |= {"namespace": process_namespace()}
         # A process on another host may have the same number and start time, so a random token is added.
         self._content = json.dumps(me | {"token": os.urandom(8).hex()}).encode()
         self._seen_empty: float | None = None
@@ -123,7 +125,14 @@ class DirectoryLock:
         mine = _job()
         if job is not None and job == mine.get("job") and restart < mine["restart"]:
             return
-        if host == socket.gethostname():
+        here = host == socket.gethostname()
+        if here and owner.get("namespace") not in (None, process_namespace()):  # it is not known whether it has ended
+            if not self._falls_silent(descriptor, f"{host}, in another container", 2.5 * HEARTBEAT):
+                raise UserError(
+                    f"{self.path.parent} is being written by process {pid} of another container on {host}; stop that "
+                    "process, or name another --output-dir"
+                )
+        elif here:
             if process_alive(pid, owner.get("start")):
                 raise UserError(
                     f"{self.path.parent} is being written by process {pid} on {host}; stop that "
@@ -136,10 +145,11 @@ class DirectoryLock:
                 f"--output-dir (if it is dead, delete {self.path} or wait five minutes)"
             )
 
-    def _falls_silent(self, descriptor: int, host: str) -> bool:
-        """Wait until the owner gives a sign of life (False), or has ended or given none for `SILENCE` seconds (True)."""
+    def _falls_silent(self, descriptor: int, host: str, silence: float | None = None) -> bool:
+        """Wait until the owner gives a sign of life (False), or has ended or given none for `silence` seconds (True; by
+        default `SILENCE`)."""
         last = os.fstat(descriptor).st_mtime
-        until = time.monotonic() + SILENCE - max(0.0, time.time() - last)
+        until = time.monotonic() + (silence or SILENCE) - max(0.0, time.time() - last)
         print(f"{self.path.parent} is locked by a process on {host}; waiting for a sign of life of it", flush=True)
         while time.monotonic() < until and os.fstat(descriptor).st_nlink:
             time.sleep(0.5)
