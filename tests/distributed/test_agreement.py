@@ -197,7 +197,7 @@ def test_two_ranks_save_by_the_clock_what_one_process_saves(tmp_path, data, unhu
 
     train(tmp_path / "one", data, **options, save_every=1)
     assert on_ranks(2, run, tmp_path / "launch") == ["done", "done"]
-    assert saved_steps(tmp_path / "two") == [2, 5]  # asked after 1 and 4, not after 2, whose checkpoint is being written
+    assert saved_steps(tmp_path / "two") == [2, 5]  # asked after 1 and 4; after 2 one is being written
     one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "step-00000002") for name in ("one", "two"))
     assert one["position"] == two["position"]
     for ours, theirs in zip(two["carried"]["hidden"], one["carried"]["hidden"], strict=True):
