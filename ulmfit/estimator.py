@@ -219,7 +219,8 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
             data["valid"] = {"text": held_out, "label": truth.cells()}
         if unlabeled is not None:
             data["unsup"] = {"text": texts_of_rows(unlabeled, "unlabeled")}
-        with own_turn(quiet=not self.verbose), self._folders() as folders, self._output():
+        silence = contextlib.nullcontext() if self.verbose else _quiet()
+        with own_turn(quiet=not self.verbose), self._folders() as folders, silence:
             result = self._train(data, *folders)
             paths = [path for path in sorted(result.model_dir.rglob("*")) if path.is_file()]
             files = {path.relative_to(result.model_dir).as_posix(): path.read_bytes() for path in paths}
@@ -233,9 +234,6 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         scores = result.metrics.get("valid", {})
         self.validation_scores_ = {name: value for name, value in scores.items() if isinstance(value, float)}
         return self
-
-    def _output(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.verbose else _quiet()
 
     @contextlib.contextmanager
     def _folders(self) -> Iterator[tuple[str, str | None]]:

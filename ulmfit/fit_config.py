@@ -224,11 +224,15 @@ def naming(config: FitConfig, training: str) -> Iterator[None]:
 
 
 def config_of(data: Any, options: dict[str, Any]) -> FitConfig:
-    """The configuration of `fit(data, **options)`.
+    """The configuration of `fit(data, **options)`; `data` may be one.
 
     Raises:
-        UserError: there is no such option, or data are given twice or are the options of something else.
+        UserError: there is no such option, or data or options are given twice or are the options of something else.
     """
+    if isinstance(data, FitConfig):
+        if options:
+            raise UserError(f"fit has both a configuration and the options {', '.join(options)}; give one of them")
+        return data
     if isinstance(data, TrainConfig):
         raise UserError(
             f"fit takes a FitConfig and was given a {type(data).__name__}; write fit(data=..., output_dir=...)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ulmfit.config import TrainConfig, given
+from ulmfit.config import TrainConfig, changed, given
 from ulmfit.distributed.stop import LAUNCHER_MARKS
 from ulmfit.errors import UserError
 
@@ -47,7 +46,7 @@ def with_launcher_options(
         UserError: an option of the launcher and that of the training differ, or the launcher's cannot be had.
     """
     told = given(config)
-    taken, sentences = copy.copy(config), []  # including attributes set by the command line
+    taken, sentences = changed(config), []
     for option, name, value in (
         ("--mixed_precision", "precision", _precision(environment)),
         ("--gradient_accumulation_steps", "micro_batches", _accumulation(environment, words)),

@@ -21,6 +21,7 @@ from ulmfit.data.corpus import Corpus
 from ulmfit.data.fingerprint import Access
 from ulmfit.data.sources import find
 from ulmfit.data.splits import Split
+from ulmfit.errors import StoppedEarly
 from ulmfit.fit_config import FitConfig
 from ulmfit.training.clf_training import balanced_draw
 from ulmfit.training.label_baseline import fit as fit_labels
@@ -36,10 +37,6 @@ NOT_INSTALLED = "scikit-learn is not installed"
 def is_installed() -> bool:
     """Whether scikit-learn can be imported."""
     return find_spec("sklearn") is not None
-
-
-class Stopped(Exception):
-    """A stop was requested while the baseline was trained."""
 
 
 class _Impossible(Exception):
@@ -87,7 +84,7 @@ def run_baselines(
 
     Raises:
         UserError: a row is at fault, or there are fewer than `labels` documents.
-        Stopped: `stopped` has said so.
+        StoppedEarly: `stopped` has said so.
     """
     assert corpus.label_names is not None
     num_classes = len(corpus.label_names)
@@ -166,7 +163,7 @@ def _several_labels(
 
     def before_each() -> None:
         if stopped():
-            raise Stopped
+            raise StoppedEarly("asked while the baseline was trained")
 
     valid = (scored["valid"][0], sets[scored["valid"][1]])
     try:
@@ -234,7 +231,7 @@ def _fit(texts: list[str], truth: np.ndarray, valid: Split, stopped: Callable[[]
     best, most = None, -1
     for strength in STRENGTHS:
         if stopped():
-            raise Stopped
+            raise StoppedEarly("asked while the baseline was trained")
         classifier = LogisticRegression(C=strength, max_iter=1000)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -44,7 +44,7 @@ from ulmfit.run import lock
 from ulmfit.run.directory import MODEL, check_movable, check_output
 from ulmfit.run.status import STATUS, read_status, write_status
 from ulmfit.run_scores import temperature_of
-from ulmfit.training.baseline import NOT_INSTALLED, Stopped, has_labels, is_installed, run_baselines
+from ulmfit.training.baseline import NOT_INSTALLED, has_labels, is_installed, run_baselines
 from ulmfit.training.begun import read_begun
 from ulmfit.training.clf_training import check_options, train_classifier
 from ulmfit.training.ensemble import Together, score_together, usual_number, write_model
@@ -95,11 +95,7 @@ def fit(config: FitConfig | Any = None, /, *, stop: StopRequest | None = None, *
         UserError: an option, file, column or model is wrong. It is raised on all processes of a launch.
         TrainingInterrupted: stopped by Ctrl-C; a checkpoint was written.
     """
-    if isinstance(config, FitConfig):
-        if options:
-            raise UserError(f"fit has both a configuration and the options {', '.join(options)}; give one of them")
-    else:
-        config = config_of(config, options)
+    config = config_of(config, options)
     handling = StopRequest.on_interrupt() if stop is None else nullcontext(stop)
     with own_turn(), values_shown(bool(config.samples)), handling as request:
         return _Job(config, request).run()
@@ -131,8 +127,6 @@ class _Job:
         try:
             with self._status_of_failure():
                 rivals = self._prepare()
-                if rivals == "stopped":
-                    return self._preempted(None, members)
                 lm_config, _ = stage_configs(self._config)
                 if "score_test" not in self._config.lm:
                     # Beside a classifier nothing depends on it, and the full softmax is slow: 3,750 of IMDb's reviews took
@@ -167,7 +161,7 @@ class _Job:
                 with open_runtime(clf_config) as (runtime, _):
                     summary = runtime.on_main(lambda: self._finish(rivals, language_model, members, together))
             return result_of_job("done", self._path, language_model, members, summary, together.scores)
-        except StoppedEarly:  # while the corpus was read
+        except StoppedEarly:  # while the corpus was read, or the rivals were trained
             return self._preempted(language_model, members)
         finally:
             if self._lock is not None:
@@ -175,11 +169,12 @@ class _Job:
 
     # Beginning
 
-    def _prepare(self) -> dict[str, Any] | Literal["stopped"] | None:
+    def _prepare(self) -> dict[str, Any] | None:
         """Check options and corpus, open the directory, and score the rivals. None for a corpus without labels.
 
         Raises:
             UserError: an option or the corpus is wrong. Nothing was written.
+            StoppedEarly: a stop was requested meanwhile.
         """
 
         def prepare(group: Group) -> ClassifierConfig:
@@ -221,7 +216,7 @@ class _Job:
             self._stop.watch_job(self._path)
         return rivals
 
-    def _begin(self, config: ClassifierConfig, runtime: Runtime) -> dict[str, Any] | Literal["stopped"] | None:
+    def _begin(self, config: ClassifierConfig, runtime: Runtime) -> dict[str, Any] | None:
         """On rank 0: read the corpus, open the directory, score the rivals or take their stored scores."""
         stored = None if self._given.resume == "never" else rivals_of(self._path, config)
         if self._config.baseline and stored and stored["reason"] in (NOT_INSTALLED, "--no-baseline") and is_installed():
@@ -244,17 +239,14 @@ class _Job:
             return None
         if stored is not None or corpus is None:
             return stored
-        try:
-            with self._stop.interruptible():
-                rivals = run_baselines(
-                    corpus,
-                    labels=config.labels,
-                    seed=config.seed_of_draws,
-                    wanted=self._config.baseline,
-                    stopped=self._asked,
-                )
-        except (Stopped, StoppedEarly):
-            return "stopped"
+        with self._stop.interruptible():
+            rivals = run_baselines(
+                corpus,
+                labels=config.labels,
+                seed=config.seed_of_draws,
+                wanted=self._config.baseline,
+                stopped=self._asked,
+            )
         rivals[ROWS] = row_options(config)
         rivals["unlabelled"] = unlabelled or bool(corpus.splits["train"].skipped["unlabelled"])
         files.write_text(self._path / RIVALS, json.dumps(rivals, indent=2) + "\n")

@@ -29,7 +29,7 @@ from ulmfit.sweep_config import SweepConfig
 from ulmfit.training.clf_training import check_options, train_classifier
 from ulmfit.training.default_encoder import NO_ENCODER
 from ulmfit.training.lm_training import train_language_model
-from ulmfit.training.setup import access_of, opened_corpus
+from ulmfit.training.setup import access_of, keeps_best, opened_corpus
 from ulmfit.training.stages import recipe_for
 
 try:
@@ -39,9 +39,7 @@ try:
 except ImportError:
     raise UserError("optuna is not installed; pip install 'ulmfit[sweep]'") from None
 
-_BEST_CLEARLY = (
-    "best_clearly"  # attribute of a study whose trials keep their best evaluation where it is clearly better
-)
+_BEST_CLEARLY = "best_clearly"  # attribute of a study: its trials keep the best evaluation where it is clearly better
 _NO_VALIDATION = "a sweep goes by validation rows and there are none; name some with --valid"
 MOST_FAILURES = 3  # trials of a process that fail one after another
 _RANGES = {"lr": (1e-3, 3e-2), "drop_mult": (0.1, 1.0)}
@@ -66,11 +64,11 @@ def sweep(config: SweepConfig, stop: StopRequest | None = None) -> None:
     if config.encoder is not None and (config.lm or config.init is not None):
         raise UserError("--lm and --init are for a language model and --encoder names a trained one; leave out one")
     folder = Path(path_text(config.output_dir))
-    _check(config, folder)  # a mistake is told before anything is written or trained
+    by_itself = _check(config, folder)  # a mistake is told before anything is written or trained
     with _worker(folder, "minimize" if config.metric == "loss" else "maximize") as (worker, study):
         _begin(study, folder, config)
-        if not study.user_attrs.get(_BEST_CLEARLY):  # begun by version 0.2.0, which kept the best of all evaluations
-            config = changed(config, clf={"keep_best": True} | config.clf)
+        # Version 0.2.0 kept the best of all evaluations in every trial.
+        config = config if by_itself and study.user_attrs.get(_BEST_CLEARLY) else _with_the_best(config)
         _take_over(study, folder)
         encoder = _encoder(config, folder, deadline, stop)
         if encoder is not None:
@@ -85,8 +83,12 @@ def sweep(config: SweepConfig, stop: StopRequest | None = None) -> None:
               f"{folder / best.user_attrs['directory']}")  # fmt: skip
 
 
-def _check(config: SweepConfig, folder: Path) -> None:
+def _check(config: SweepConfig, folder: Path) -> bool:
     """Check the options of both trainings, and the corpus.
+
+    Returns:
+        Whether a classifier keeps its best evaluation by itself. It then does so only where that is clearly better: the best
+        of a dozen evaluations on a few hundred rows is mostly the luckiest, and a sweep would take the luckiest of these.
 
     Raises:
         UserError: one is wrong.
@@ -100,9 +102,16 @@ def _check(config: SweepConfig, folder: Path) -> None:
         recipe_for(classifier, pretrained=config.encoder != NO_ENCODER)
         with open_runtime(classifier) as (runtime, _):
             corpus = opened_corpus(classifier, access_of(classifier, None, runtime))
-        check_options(classifier, corpus)
         if "valid" not in corpus.splits:
             raise UserError(_NO_VALIDATION)
+        by_itself = keeps_best(classifier, corpus)
+        check_options(classifier if by_itself else _stages(_with_the_best(config), folder, {}), corpus)
+    return by_itself
+
+
+def _with_the_best(config: SweepConfig) -> SweepConfig:
+    """A copy whose trials keep the best of all evaluations, unless --clf says otherwise."""
+    return changed(config, clf={"keep_best": True} | config.clf)
 
 
 @contextmanager
@@ -216,17 +225,8 @@ def _stages(config: SweepConfig, folder: Path, params: dict[str, Any]) -> Classi
     if "metric" in config.clf:
         raise UserError("--clf.metric is an option of the sweep; give --metric")
     usual: dict[str, Any] = {"keep": 1} | ({} if config.metric is None else {"metric": config.metric})
-    if not _keeps_best_by_itself(config):
-        usual["keep_best"] = True
     _, classifier = stage_configs(config.job(str(folder), usual | config.clf | params))
     return classifier
-
-
-def _keeps_best_by_itself(config: SweepConfig) -> bool:
-    """Whether a classifier keeps its best evaluation by default. It then does so only where that is clearly better: the
-    best of a dozen evaluations on a few hundred rows is mostly the luckiest, and a sweep would take the luckiest of these."""
-    recipe = config.clf.get("recipe", config.recipe)
-    return recipe == "quick" and config.valid != "test" and config.labels is None
 
 
 def _work(
